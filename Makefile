@@ -1,0 +1,43 @@
+# `make study` and `make test` do everything on a machine with Python >= 3.11; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Ray's workers would compile torch from source, each for itself, without .pyc files.
+export UV_COMPILE_BYTECODE := 1
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: env study test lint bench
+
+env: $(VENV)/.ready
+
+# Made anew when the dependencies change, and only then. Paths are relative, so that a checkout in
+# a folder with spaces works.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "labtune needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
+	@if command -v uv >/dev/null; then \
+	    test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
+	    uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+	    test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	    test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv; \
+	    $(BIN)/python -m uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+# A second `make study` goes on with what is unfinished, or shows the finished study again.
+study: env
+	@$(BIN)/python studies/norms.py $(if $(wildcard results/norms/demo/study.json),--resume) $(ARGS)
+
+test: env
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyrefly check
+
+bench: env
+	@$(BIN)/python benchmarks/norms.py --json results/bench-norms.json
+	@$(BIN)/python benchmarks/training.py --json results/bench-training.json

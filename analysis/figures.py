@@ -1,0 +1,427 @@
+"""Figures in one style: sized as printed, text of 8 points, colours safe for the colour-blind.
+
+Each norm has one colour and marker in every figure of every study. Matplotlib is loaded when the
+first figure is made: importing this module stays quick.
+"""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from analysis.results import write_file
+from analysis.statistics import FINISHED, t_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Inches on an A4 page with 18 mm margins: the whole text width, and half of it less the gutter.
+FULL, HALF = 6.85, 3.3
+
+
+class Style(NamedTuple):
+    """Colour, marker and line width (points) of one category."""
+
+    color: str
+    marker: str
+    width: float = 1.3
+
+
+# Okabe & Ito's palette (jfly.uni-koeln.de/color) without its yellow, too pale for a line on white.
+_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X")
+NORM_STYLES = {
+    # Wide, because bn runs on top of it: it shows as a black rim.
+    "torch_bn": Style("#000000", "X", 3.0),
+    "bn": Style("#0072B2", "o"),
+    "in": Style("#E69F00", "s"),
+    "bin": Style("#D55E00", "D"),
+    "ln": Style("#009E73", "^"),
+    "gn": Style("#CC79A7", "v"),
+    "none": Style("#56B4E9", "P"),
+}
+
+_RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.6,
+    "svg.hashsalt": "labtune",  # the ids in an SVG come from this, not from a random number
+    "svg.fonttype": "path",
+    "mathtext.fontset": "dejavusans",
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Matplotlib's settings for everything drawn inside; restored afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Let a drawing function run in house style, whoever calls it."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with house_style():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+# Without these four an SVG carries no date and no program version: the same bytes every time.
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def styles(values: Iterable[Any]) -> dict[Any, Style]:
+    """A style for each value: fixed for norms, by position for other categories.
+
+    Pass all values of a grid key, so that a figure of some of them keeps their colours. After seven
+    values the colours repeat with the next marker.
+    """
+    found, position = {}, 0
+    for value in values:
+        if value in NORM_STYLES:
+            found[value] = NORM_STYLES[value]
+            continue
+        turn, index = divmod(position, len(_PALETTE))
+        found[value] = Style(_PALETTE[index], _MARKERS[(index + turn) % len(_MARKERS)])
+        position += 1
+    return found
+
+
+@styled
+def panels(
+    columns: int = 1, rows: int = 1, width: float = FULL, height: float = 2.2, **subplots: Any
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of `rows` x `columns` axes in house style; sizes in inches as printed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
+
+
+@styled
+def save(figure: "Figure", folder: Path, name: str) -> Path:
+    """Write `name`.svg and `name`.png (200 dpi) into `folder`, the same bytes every time.
+
+    Returns:
+        The path of the SVG.
+    """
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata=_NO_METADATA)
+    figure.set_layout_engine("none")  # keep the layout just found: working it out takes a second
+    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    write_file(folder / f"{name}.png", png.getvalue())
+    return write_file(folder / f"{name}.svg", svg.getvalue())
+
+
+@styled
+def curve(
+    axes: "Axes",
+    history: pd.DataFrame,
+    y: str,
+    style: Style,
+    *,
+    x: str = "epoch",
+    label: str | None = None,
+    linestyle: str = "-",
+    scale: float = 1.0,
+    states: Sequence[str] = FINISHED,
+) -> None:
+    """Draw one group of trials: mean line over seeds and a band around it.
+
+    The band is the 95 % t interval from three seeds on, the range of two, none for one. The line
+    ends where the first of the seeds ends, so that its mean is always over the same trials. Trials
+    in other states (diverged, failed, unfinished) are thin lines of their own that end in a cross.
+
+    Args:
+        axes: where to draw.
+        history: rows of this group only: trial, state, `x`, `y`.
+        y: metric column.
+        style: colour and marker.
+        x: column of the horizontal axis.
+        label: name in the legend.
+        linestyle: "-" for validation, "--" for training by the house's habit.
+        scale: factor on `y`, 100 for per cent.
+        states: trials that count for the mean.
+    """
+    counted = history["state"].isin(states)
+    wide = history[counted].pivot(index=x, columns="trial", values=y).dropna() * scale
+    middle = wide.mean(axis=1)
+    axes.plot(
+        wide.index,
+        middle,
+        linestyle,
+        color=style.color,
+        linewidth=style.width,
+        marker=style.marker,
+        label=label,
+        markevery=max(1, len(wide) // 8),
+        markeredgewidth=0,
+    )
+    if wide.shape[1] > 1 and len(wide):
+        low, high = _band(wide)
+        axes.fill_between(wide.index, low, high, color=style.color, alpha=0.13, linewidth=0)
+    for _, broken in history[~counted].groupby("trial", sort=False):
+        broken = broken[np.isfinite(broken[y].astype(float))]
+        axes.plot(broken[x], broken[y] * scale, linestyle, color=style.color, linewidth=0.7)
+        axes.plot(broken[x].tail(1), broken[y].tail(1) * scale, "x", color=style.color)
+
+
+@styled
+def curves(
+    history: pd.DataFrame,
+    metrics: Mapping[str, str],
+    by: str,
+    order: Sequence[Any],
+    ylabel: str,
+    *,
+    x: str = "epoch",
+    scale: float = 1.0,
+    height: float = 2.25,
+    log: bool = False,
+    look: Mapping[Any, Style] | None = None,
+    states: Sequence[str] = FINISHED,
+) -> "Figure":
+    """Curves of several groups, one panel per metric side by side, one legend below.
+
+    Args:
+        history: a row per trial and epoch, with `state`.
+        metrics: column to panel title, such as {"train_loss": "train", "val_loss": "validation"};
+            columns that start with train_ are dashed.
+        by: column that tells the groups apart.
+        order: its values, in the order of the legend.
+        ylabel: what is shown, with its unit.
+        x: column of the horizontal axis.
+        scale: factor on the values, 100 for per cent.
+        height: inches.
+        log: logarithmic vertical axis.
+        look: styles by value; by default `styles(order)`.
+        states: trials that count for the mean.
+    """
+    look = look or styles(order)
+    figure, axes = panels(len(metrics), height=height, sharey=True)
+    seen = seeds_text(history, by, states)
+    for panel, (metric, title) in zip(axes, metrics.items(), strict=True):
+        for value in order:
+            group = history[history[by] == value]
+            dashed = "--" if metric.startswith("train_") else "-"
+            curve(
+                panel,
+                group,
+                metric,
+                look[value],
+                x=x,
+                label=str(value),
+                linestyle=dashed,
+                scale=scale,
+                states=states,
+            )
+        panel.set_title(f"{title} ({seen})" if seen else title, loc="left")
+        panel.set_xlabel(x)
+        whole_numbers(panel)
+    axes[0].set_ylabel(ylabel)
+    fit_to_lines(axes[0], history, list(metrics), scale, log)
+    legend_below(figure, axes[-1], columns=min(len(order), 7))
+    return figure
+
+
+def fit_to_lines(
+    axes: "Axes", history: pd.DataFrame, metrics: list[str], scale: float = 1.0, log: bool = False
+) -> None:
+    """Limit the vertical axis to the measured values: a wide band must not flatten all curves."""
+    values = history[metrics].to_numpy(dtype=float) * scale
+    values = values[np.isfinite(values)]
+    if log and (values > 0).all():
+        axes.set_yscale("log")
+        return
+    if len(values):
+        low, high = values.min(), np.quantile(values, 0.995)
+        room = 0.06 * (high - low) or 1.0
+        axes.set_ylim(low - room, high + room)
+
+
+def whole_numbers(axes: "Axes") -> None:
+    """Tick the horizontal axis at integers only (epochs, updates)."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+@styled
+def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
+    """Put the legend of one panel under the whole figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=2.4,
+            columnspacing=1.4,
+        )
+
+
+@styled
+def dots(
+    axes: "Axes",
+    trials: pd.DataFrame,
+    by: str,
+    order: Sequence[Any],
+    metric: str,
+    label: str,
+    *,
+    scale: float = 1.0,
+    look: Mapping[Any, Style] | None = None,
+    states: Sequence[str] = FINISHED,
+) -> None:
+    """A row per group: every seed a dot, the mean a bar; the axis starts at 0.
+
+    Args:
+        axes: where to draw.
+        trials: a row per trial, with `state`.
+        by: column that tells the groups apart.
+        order: its values, top to bottom.
+        metric: column to show.
+        label: name of the horizontal axis, with the unit.
+        scale: factor on the values.
+        look: styles by value; by default `styles(order)`.
+        states: trials that count.
+    """
+    look = look or styles(order)
+    for row, value in enumerate(order):
+        group = trials[(trials[by] == value) & trials["state"].isin(states)]
+        values = group[metric].dropna().to_numpy(dtype=float) * scale
+        if len(values):
+            axes.barh(row, values.mean(), color=look[value].color, alpha=0.3, height=0.6)
+            axes.plot(
+                values,
+                np.full(len(values), row),
+                look[value].marker,
+                color=look[value].color,
+                linestyle="none",
+            )
+    axes.set_yticks(range(len(order)), [str(value) for value in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
+    axes.grid(visible=False, axis="y")
+
+
+@styled
+def heatmap(
+    axes: "Axes",
+    matrix: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    show: Callable[[float], str],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    label: str = "",
+) -> None:
+    """A matrix as coloured cells with their numbers; NaN stays white and says "n/a".
+
+    Args:
+        axes: where to draw.
+        matrix: (len(rows), len(columns)).
+        rows: names, top to bottom.
+        columns: names, left to right.
+        show: from a number to the text in its cell.
+        low: number of the lightest colour.
+        high: number of the darkest colour.
+        label: name of the colour bar, with the unit; none without it.
+    """
+    # cividis runs from dark to light in lightness alone, so it also works without colour.
+    image = axes.imshow(matrix, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.xaxis.tick_top()
+    for (row, column), value in np.ndenumerate(matrix):
+        dark = math.isfinite(value) and image.norm(value) < 0.55
+        words = show(value) if math.isfinite(value) else "n/a"
+        axes.text(column, row, words, ha="center", va="center", color="white" if dark else "black")
+    if label:
+        axes.figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01)
+
+
+def equation(tex: str, size: float = 10.0) -> str:
+    r"""An SVG of a formula in Matplotlib's TeX subset, such as y = \frac{x - \mu}{\sigma}."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_RC, "mathtext.fontset": "stix"}):
+        figure = Figure(figsize=(0.1, 0.1))
+        figure.text(0, 0, f"${tex}$", fontsize=size)
+        buffer = io.BytesIO()
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata=_NO_METADATA,
+            bbox_inches="tight",
+            pad_inches=0.03,
+            transparent=True,
+        )
+    return buffer.getvalue().decode()
+
+
+def seeds_text(table: pd.DataFrame, by: str, states: Sequence[str] = FINISHED) -> str:
+    """How many trials each group holds: "n = 3 seeds", or "n = 2 to 3 seeds" when they differ."""
+    counted = table[table["state"].isin(states)].groupby(by)["trial"].nunique()
+    counted = counted.reindex(table[by].unique(), fill_value=0)
+    if not len(counted):
+        return ""
+    low, high = int(counted.min()), int(counted.max())
+    if low == high:
+        return f"n = {low} seed" + ("s" if low != 1 else "")
+    return f"n = {low} to {high} seeds"
+
+
+def band_text(table: pd.DataFrame, by: str, states: Sequence[str] = FINISHED) -> str:
+    """A sentence for captions: what line and band of `curve` mean for this table."""
+    counted = table[table["state"].isin(states)].groupby(by)["trial"].nunique()
+    most = int(counted.max()) if len(counted) else 0
+    if most <= 1:
+        return "One seed: no band."
+    band = "95 % t interval" if most >= 3 else "the range of the two"
+    return f"Line: mean over seeds; band: {band}."
+
+
+def _band(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    if wide.shape[1] < 3:
+        return wide.min(axis=1).to_numpy(), wide.max(axis=1).to_numpy()
+    intervals = [t_interval(row) for row in wide.to_numpy()]
+    return np.array([i.low for i in intervals]), np.array([i.high for i in intervals])

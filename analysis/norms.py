@@ -1,0 +1,578 @@
+"""The report of the norms study: which normalisation layer trains a small ResNet best?
+
+Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder.
+Where the study holds several recipes, its main tables and curves are those of the recipe "good".
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import figures, norms_answers, provenance, statistics, tables
+from analysis import report as reports
+from analysis.report import Block, Figure, Section, Text
+from analysis.results import Results, load, load_predictions
+
+BASELINE = "bn"
+MAIN_RECIPE = "good"
+SPLITS = {"train": "train", "val": "val"}
+METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
+CURVES = {
+    "error": ("error (%)", 100.0),
+    "loss": ("loss (nats)", 1.0),
+    "accuracy": ("accuracy (%)", 100.0),
+    "micro_f1": ("micro-F1 (%)", 100.0),
+    "macro_f1": ("macro-F1 (%)", 100.0),
+}
+_MOST_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Validation metrics from the stored scores, against those the trials reported.
+
+    Attributes:
+        trials: number of trials checked.
+        images: images per trial.
+        accuracy: largest absolute difference of accuracy.
+        macro_f1: largest absolute difference of macro-F1.
+    """
+
+    trials: int
+    images: int
+    accuracy: float
+    macro_f1: float
+
+
+def report(path: Path) -> pd.DataFrame:
+    """Write tables/, figures/, report.html and report.pdf of the norms study in `path`.
+
+    Args:
+        path: result folder with study.json, trials.csv and history.csv.
+
+    Returns:
+        The numbers of the main table, a row per norm, best validation accuracy first.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged.
+    """
+    results = load(path)
+    main = main_recipe(results)
+    table = norm_table(main)
+    for written in (
+        table,
+        seed_table(results),
+        *([recipe_table(results)] if _several(results) else []),
+    ):
+        tables.write(written, path / "tables")
+    sections = _sections(results, main, table)
+    reports.write(
+        provenance.study_report(results, "Normalisation layers in a small ResNet", sections), path
+    )
+    return table.numbers
+
+
+def headline(path: Path, console: Any = None) -> None:
+    """Print the short table of the norms study in `path`, best first, within 100 columns."""
+    table = norm_table(main_recipe(load(path)))
+    short = table.show("norm", "seeds", "val accuracy (%)", "minus bn (points)", "s/epoch")
+    short = replace(
+        short, caption=f"Norms: {_subject(table.numbers)}.", note=_short_note(table.numbers)
+    )
+    tables.print_table(short, console)
+
+
+def main_recipe(results: Results) -> Results:
+    """The trials of the recipe "good", or of the first recipe where there is none of that name."""
+    recipes = results.levels("recipe")
+    if not recipes:
+        return results
+    return results.where(recipe=MAIN_RECIPE if MAIN_RECIPE in recipes else recipes[0])
+
+
+# ---- tables ----
+
+
+def norm_numbers(results: Results) -> pd.DataFrame:
+    """Every number of the main table in full precision, a row per norm, best first.
+
+    Returns:
+        norm, n, of; mean, low, high of each of the six metrics; the paired difference of
+        validation accuracy to bn with low, high, p, p_holm, pairs (NaN without bn); means of
+        seconds_per_epoch and the largest peak_memory_mib.
+    """
+    table = statistics.compare(results.trials, "norm", "val_accuracy")[["norm", "n", "of"]]
+    for split in SPLITS:
+        for metric in METRICS:
+            name = f"{split}_{metric}"
+            interval = statistics.compare(results.trials, "norm", name)[
+                ["norm", "mean", "low", "high"]
+            ]
+            interval.columns = ["norm", name, f"{name}_low", f"{name}_high"]
+            table = table.merge(interval, on="norm", how="left")
+    against = statistics.paired(results.trials, "norm", "val_accuracy", BASELINE)
+    against = against[["norm", "difference", "low", "high", "p", "p_holm", "n"]]
+    against.columns = [
+        "norm",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "p",
+        "p_holm",
+        "pairs",
+    ]
+    # torch_bn checks bn, it is no rival of it: it must not make the correction of the others harder.
+    against["p_holm"] = statistics.holm(against["p"].where(against["norm"] != "torch_bn"))
+    table = table.merge(against, on="norm", how="left")
+    finished = results.trials[results.trials["state"].isin(statistics.FINISHED)]
+    for column, summary in (("seconds_per_epoch", "mean"), ("peak_memory_mib", "max")):
+        values = finished.groupby("norm")[column].agg(summary) if column in finished else {}
+        table[column] = table["norm"].map(values).astype(float)
+    return table
+
+
+def norm_table(results: Results) -> tables.Table:
+    """The main table: tables/norms."""
+    numbers = norm_numbers(results)
+    columns = [tables.text("norm", "norm"), tables.count_of("n", "of")]
+    for split in ("val", "train"):
+        for metric, words in METRICS.items():
+            name = f"{split}_{metric}"
+            columns.append(
+                tables.interval(name, f"{name}_low", f"{name}_high", f"{split} {words} (%)")
+            )
+    columns += [
+        tables.difference(
+            "difference", "difference_low", "difference_high", f"minus {BASELINE} (points)"
+        ),
+        tables.p_value("p_holm"),
+        tables.number("seconds_per_epoch", "s/epoch", 2),
+        tables.number("peak_memory_mib", "peak MiB", 0),
+    ]
+    note = (
+        "Last epoch; mean [95 % t interval] over seeds. "
+        f"“minus {BASELINE}”: validation accuracy less that of {BASELINE} with the same seed, mean "
+        "over seeds [95 % t interval], paired t test with Holm's correction (torch_bn aside). "
+        "Time is the mean over seeds, memory the largest peak."
+    )
+    return tables.Table("norms", numbers, tuple(columns), _caption(results), note)
+
+
+def seed_table(results: Results) -> tables.Table:
+    """Every trial by itself: tables/norms_by_seed."""
+    keys = [key for key in ("recipe", "norm", "seed") if key in results.trials]
+    values = [f"{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
+    rest = ["state", "epochs", "seconds_per_epoch", "peak_memory_mib"]
+    trials = results.trials.reindex(columns=["trial", *keys, *values, *rest])
+    trials[values] = trials[values].astype(float)
+    columns = [tables.text(key, key) for key in keys] + [tables.text("state", "state")]
+    for split in ("val", "train"):
+        columns += [
+            tables.number(f"{split}_{metric}", f"{split} {words} (%)", 1, 100.0)
+            for metric, words in METRICS.items()
+        ]
+        columns.append(tables.number(f"{split}_loss", f"{split} loss (nats)", 3))
+    columns.append(tables.number("seconds_per_epoch", "s/epoch", 2))
+    return tables.Table("norms_by_seed", trials, tuple(columns), "Every trial at its last epoch.")
+
+
+def recipe_numbers(results: Results) -> pd.DataFrame:
+    """A row per norm and recipe: accuracies, loss, learning rates and how far it could move.
+
+    Returns:
+        norm, recipe, n, of, val_accuracy with low and high, train_accuracy, train_loss (nats), lr
+        of the first epoch, lr_sum (sum of the learning rates over the epochs).
+    """
+    trials, keys = results.trials, ["norm", "recipe"]
+    table = statistics.compare(trials, keys, "val_accuracy")
+    table = table.rename(
+        columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
+    ).drop(columns="std")
+    for metric in ("train_accuracy", "train_loss"):
+        mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
+        table = table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
+    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    if "lr" in history:
+        rates = history.groupby([*keys, "trial"])["lr"].agg(["first", "sum"]).groupby(keys).mean()
+        rates.columns = ["lr", "lr_sum"]
+        table = table.merge(rates.reset_index(), on=keys, how="left")
+    order = {norm: place for place, norm in enumerate(results.levels("norm"))}
+    recipes = {recipe: place for place, recipe in enumerate(results.levels("recipe"))}
+    return table.sort_values(
+        keys, key=lambda column: column.map(order if column.name == "norm" else recipes)
+    ).reset_index(drop=True)
+
+
+def recipe_table(results: Results) -> tables.Table:
+    """The recipes side by side: tables/recipes."""
+    numbers = recipe_numbers(results)
+    columns = [
+        tables.text("norm", "norm"),
+        tables.text("recipe", "recipe"),
+        tables.count_of("n", "of"),
+        tables.interval(
+            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
+        ),
+        tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
+        tables.number("train_loss", "train loss (nats)", 3),
+    ]
+    if "lr" in numbers:
+        columns.append(tables.scientific("lr", "first lr"))
+        columns.append(tables.scientific("lr_sum", "sum of lr"))
+    return tables.Table(
+        "recipes",
+        numbers,
+        tuple(columns),
+        "The same networks under different recipes, at the last epoch.",
+        "Mean [95 % t interval] over seeds. Sum of lr: the learning rates of all epochs added up, "
+        "a measure of how far plain SGD could move the weights.",
+    )
+
+
+def published_table() -> tables.Table:
+    """Figures of other people, for orientation."""
+    columns = (
+        tables.text("source", "source"),
+        tables.text("setting", "setting", wrap=True),
+        tables.text("result", "result", wrap=True),
+    )
+    return tables.Table(
+        "published",
+        pd.DataFrame(norms_answers.published(), columns=["source", "setting", "result"]),
+        columns,
+        "**Other people's results**, not measured here.",
+        norms_answers.PUBLISHED_LINKS,
+    )
+
+
+# ---- checks ----
+
+
+def own_against_torch(results: Results) -> pd.DataFrame:
+    """Curves of bn minus those of torch_bn for every shared seed and epoch.
+
+    Returns:
+        seed, epoch, and the differences of val_accuracy, train_accuracy, val_loss and train_loss;
+        empty when either norm is missing.
+    """
+    metrics = ["val_accuracy", "train_accuracy", "val_loss", "train_loss"]
+    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    own, torch = (
+        history[history["norm"] == norm].set_index(["seed", "epoch"])[metrics]
+        for norm in ("bn", "torch_bn")
+    )
+    return (own - torch).dropna().reset_index()
+
+
+def recompute(results: Results) -> Recomputed | None:
+    """Compute validation accuracy and macro-F1 again from the stored scores; None without any.
+
+    A trial's numbers are those of the epoch its stored configuration names ("epoch"), else of its
+    last epoch.
+    """
+    worst = {"accuracy": 0.0, "macro_f1": 0.0}
+    trials = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
+    checked = [trial for trial in results.with_predictions() if trial in trials]
+    images = 0
+    for trial in checked:
+        stored = load_predictions(results.path, trial)
+        matrix = statistics.confusion(
+            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
+        )
+        images = len(stored.labels)
+        reported = _reported(results, trial, stored.config.get("epoch"))
+        again = {"accuracy": statistics.accuracy(matrix), "macro_f1": statistics.macro_f1(matrix)}
+        for metric, value in again.items():
+            worst[metric] = max(worst[metric], abs(value - float(reported[f"val_{metric}"])))
+    return Recomputed(len(checked), images, **worst) if checked else None
+
+
+def _reported(results: Results, trial: str, epoch: Any) -> pd.Series:
+    history = results.history[results.history["trial"] == trial]
+    if isinstance(epoch, int) and (history["epoch"] == epoch).any():
+        return history[history["epoch"] == epoch].iloc[0]
+    return results.trials[results.trials["trial"] == trial].iloc[0]
+
+
+def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
+    """Recall per class and norm on the validation images, and the best trial's confusion matrix.
+
+    Returns:
+        A frame (class, norm) of recalls in [0, 1], each norm by its trial of best validation
+        accuracy among those with stored scores; the matrix of the best of these. None without any.
+    """
+    trials = statistics.usable(results.trials, "val_accuracy")
+    trials = trials[trials["trial"].isin(results.with_predictions())]
+    if trials.empty:
+        return None
+    trials = trials.sort_values("val_accuracy", ascending=False, kind="stable")
+    recalls, best = {}, None
+    for norm in results.levels("norm"):
+        group = trials[trials["norm"] == norm]
+        if group.empty:
+            continue
+        stored = load_predictions(results.path, group.iloc[0]["trial"])
+        matrix = statistics.confusion(
+            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
+        )
+        recalls[norm] = pd.Series(statistics.recall(matrix), index=list(stored.classes))
+        if group.iloc[0]["trial"] == trials.iloc[0]["trial"]:
+            best = matrix
+    assert best is not None
+    return pd.DataFrame(recalls), best
+
+
+# ---- figures ----
+
+
+def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
+    """Overlay plots of all norms, training beside validation, one figure per metric."""
+    found = []
+    norms = results.levels("norm")
+    history = results.history
+    for metric, (label, scale) in CURVES.items():
+        names = {f"train_{metric}": "training", f"val_{metric}": "validation"}
+        if not set(names) <= set(history):
+            continue
+        drawn = figures.curves(history, names, "norm", norms, label, scale=scale, height=2.1)
+        path = figures.save(drawn, results.path / "figures", f"{metric}{suffix}")
+        words = label.split(" (")[0]
+        line = f"Curves of {words} over epochs, a line per norm; training left, validation right."
+        found.append(
+            Figure(
+                path,
+                f"{words[0].upper()}{words[1:]} of every norm on training and validation images. "
+                f"{figures.band_text(history, 'norm')}{_broken_text(history)}",
+                line,
+            )
+        )
+    return found
+
+
+def sanity_figure(results: Results) -> Figure:
+    """Own and torch's batch norm on top of each other, seed by seed."""
+    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    look = figures.NORM_STYLES
+    figure, axes = figures.panels(2, height=2.1)
+    for panel, (metric, label, scale) in zip(
+        axes,
+        (("val_error", "validation error (%)", 100.0), ("train_loss", "training loss (nats)", 1.0)),
+        strict=True,
+    ):
+        for norm, width, line in (("torch_bn", 3.2, "-"), ("bn", 1.1, "--")):
+            for number, (_, one) in enumerate(history[history["norm"] == norm].groupby("seed")):
+                panel.plot(
+                    one["epoch"],
+                    one[metric] * scale,
+                    line,
+                    linewidth=width,
+                    color="#aaaaaa" if norm == "torch_bn" else look[norm].color,
+                    label=norm if number == 0 else None,
+                )
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        figures.whole_numbers(panel)
+    figures.legend_below(figure, axes[0], 2)
+    path = figures.save(figure, results.path / "figures", "sanity")
+    return Figure(
+        path,
+        "Own bn (blue, dashed) over torch's (grey, wide): a line per seed. Where only blue on grey "
+        "is seen, the two agree.",
+        "Curves of own batch norm drawn over those of torch's batch norm.",
+    )
+
+
+def cost_figure(results: Results) -> Figure:
+    """Seconds per epoch and peak memory, a row per norm, a dot per seed."""
+    shown = {
+        column: label
+        for column, label in (
+            ("seconds_per_epoch", "seconds per epoch"),
+            ("peak_memory_mib", "peak memory (MiB)"),
+        )
+        if column in results.trials and results.trials[column].notna().any()
+    }
+    norms = results.levels("norm")
+    figure, axes = figures.panels(max(1, len(shown)), height=0.55 + 0.2 * len(norms))
+    for panel, (column, label) in zip(axes, shown.items(), strict=False):
+        figures.dots(panel, results.trials, "norm", norms, column, label)
+    path = figures.save(figure, results.path / "figures", "cost")
+    words = " and ".join(shown.values())
+    return Figure(
+        path,
+        f"{words[0].upper()}{words[1:]} of each norm: bar, mean over seeds; marks, "
+        f"single seeds ({figures.seeds_text(results.trials, 'norm')}).",
+        f"Bars per norm of {words}.",
+    )
+
+
+def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
+    """Recall of each class under each norm; of many classes the hardest."""
+    order = recalls.mean(axis=1).sort_values(kind="stable").index[:_MOST_CLASSES]
+    shown = recalls.loc[order]
+    figure, (axes, *_) = figures.panels(height=0.5 + 0.16 * len(shown))
+    figures.heatmap(
+        axes,
+        shown.to_numpy() * 100,
+        [str(name) for name in shown.index],
+        list(shown.columns),
+        lambda value: f"{value:.0f}",
+        low=np.floor(np.nanmin(shown.to_numpy()) * 10) * 10,
+        high=100,
+        label="recall (%)",
+    )
+    path = figures.save(figure, results.path / "figures", "classes")
+    cut = (
+        ""
+        if len(shown) == len(recalls)
+        else f" The {len(shown)} hardest of {len(recalls)} classes."
+    )
+    return Figure(
+        path,
+        "Recall (%) of each class on validation images, hardest class first, for the best trial of "
+        f"each norm (one seed each).{cut}",
+        "Heat map of recall per class and norm.",
+    )
+
+
+def recipe_figure(results: Results) -> Figure:
+    """Validation accuracy of every norm, a panel per recipe."""
+    recipes = results.levels("recipe")
+    norms = results.levels("norm")
+    figure, axes = figures.panels(len(recipes), height=2.1, sharey=True)
+    look = figures.styles(norms)
+    for panel, recipe in zip(axes, recipes, strict=True):
+        part = results.where(recipe=recipe).history
+        for norm in norms:
+            figures.curve(
+                panel,
+                part[part["norm"] == norm],
+                "val_accuracy",
+                look[norm],
+                label=norm,
+                scale=100.0,
+            )
+        panel.set_title(f"recipe {recipe} ({figures.seeds_text(part, 'norm')})", loc="left")
+        panel.set_xlabel("epoch")
+        figures.whole_numbers(panel)
+    axes[0].set_ylabel("validation accuracy (%)")
+    figures.fit_to_lines(axes[0], results.history, ["val_accuracy"], 100.0)
+    figures.legend_below(figure, axes[0], len(norms))
+    path = figures.save(figure, results.path / "figures", "recipes")
+    return Figure(
+        path,
+        f"Validation accuracy under each recipe. {figures.band_text(results.history, 'norm')}",
+        "Curves of validation accuracy over epochs, one panel per recipe.",
+    )
+
+
+# ---- the report ----
+
+
+def _sections(results: Results, main: Results, table: tables.Table) -> list[Section]:
+    differences = own_against_torch(main)
+    checked = recompute(results)
+    found = class_recall(main)
+    sections = [
+        _result(main, table, checked),
+        Section(
+            "The questions, answered",
+            (Text(norms_answers.answers(main, table.numbers, differences)),),
+        ),
+        Section("Curves", tuple(curve_figures(main))),
+    ]
+    if not differences.empty:
+        text = norms_answers.identical(differences)
+        sections.append(
+            Section("Sanity check: own bn against torch's", (Text(text), sanity_figure(main)))
+        )
+    sections.append(
+        Section(
+            "Time and memory", (Text(norms_answers.cost(main, table.numbers)), cost_figure(main))
+        )
+    )
+    if found:
+        recalls, matrix = found
+        text = norms_answers.classes(recalls, matrix)
+        sections.append(Section("Classes", (Text(text), class_figure(main, recalls))))
+    if _several(results):
+        recipes = recipe_table(results)
+        text = norms_answers.recipes(results, recipes.numbers)
+        sections.append(Section("Recipes", (Text(text), recipes, recipe_figure(results))))
+    sections.append(
+        Section(
+            "Beside published figures", (Text(norms_answers.beside(results)), published_table())
+        )
+    )
+    sections.append(Section("Limits", (Text(norms_answers.limits(main, table.numbers)),)))
+    sections.append(Section("Every trial", (_seeds_shown(results),), optional=True))
+    return sections
+
+
+def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> Section:
+    compared = table.show(
+        "norm", "seeds", "val accuracy (%)", "minus bn (points)", "p (Holm)", "s/epoch", "peak MiB"
+    )
+    both = replace(
+        table,
+        columns=(
+            table.columns[0],
+            *(
+                tables.plus_minus(f"{split}_{metric}", f"{split}_{metric}_high", f"{split} {words}")
+                for split in ("val", "train")
+                for metric, words in METRICS.items()
+            ),
+        ),
+        caption="Accuracy, micro-F1 and macro-F1 (%) on validation and training images.",
+        note="Last epoch; mean ± half of the 95 % t interval over seeds. Training values are those of the "
+        "training batches themselves: augmented images, weights still moving.",
+    )
+    blocks: list[Block] = [Text(norms_answers.summary(main, table.numbers)), compared, both]
+    blocks.append(Text(norms_answers.recomputed(checked)))
+    return Section("Result", tuple(blocks))
+
+
+def _seeds_shown(results: Results) -> tables.Table:
+    table = seed_table(results)
+    keys = [key for key in ("recipe", "norm", "seed") if key in table.numbers]
+    return table.show(
+        *keys,
+        "state",
+        "val accuracy (%)",
+        "val macro-F1 (%)",
+        "val loss (nats)",
+        "train accuracy (%)",
+        "train loss (nats)",
+        "s/epoch",
+    )
+
+
+def _caption(results: Results) -> str:
+    recipes = results.levels("recipe")
+    recipe = f", recipe {recipes[0]}" if recipes else ""
+    return f"Norms compared{recipe}, best validation accuracy first."
+
+
+def _subject(numbers: pd.DataFrame) -> str:
+    seeds = int(numbers["of"].max()) if len(numbers) else 0
+    return f"validation accuracy over {seeds} seed{'s' if seeds != 1 else ''}, best first"
+
+
+def _short_note(numbers: pd.DataFrame) -> str:
+    missing = int((numbers["of"] - numbers["n"]).sum())
+    note = "Mean [95 % t interval]."
+    be = "trial is" if missing == 1 else "trials are"
+    return f"{note} {missing} {be} in no mean; the report names them." if missing else note
+
+
+def _broken_text(history: pd.DataFrame) -> str:
+    if history["state"].isin(statistics.FINISHED).all():
+        return ""
+    return " Thin lines that end in a cross: trials that did not finish."
+
+
+def _several(results: Results) -> bool:
+    return len(results.levels("recipe")) > 1

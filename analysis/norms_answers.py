@@ -1,0 +1,514 @@
+"""Sentences of the norms report, made from the study's own numbers, in markup."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics
+from analysis.markup import escape
+from analysis.provenance import duration, image_counts
+from analysis.report import join
+from analysis.results import Results
+from analysis.tables import decimal, show_p, significant
+
+if TYPE_CHECKING:
+    from analysis.norms import Recomputed
+
+NAMES = {
+    "torch_bn": "torch's batch norm",
+    "bn": "batch norm",
+    "in": "instance norm",
+    "bin": "batch-instance norm",
+    "ln": "layer norm",
+    "gn": "group norm",
+    "none": "no normalisation",
+}
+
+# Source, setting, result: as their authors give them.
+PUBLISHED = (
+    (
+        "Wu & He 2018",
+        "ImageNet, ResNet-50, validation error; 32 images per GPU, then 2 per GPU",
+        "BN 23.6 %, GN 24.1 %, LN 25.3 %, IN 28.4 %; at 2: BN 34.7 %, GN 24.1 %",
+    ),
+    (
+        "Wu, GroupNorm-reproduce",
+        "CIFAR-10, the author's own code",
+        "GN 7.3 % error, about 1.3 points worse than BN",
+    ),
+    ("Nam & Kim 2018", "CIFAR-10, ResNet-110, accuracy", "BN 93.72 ± 0.18 %, BIN 94.29 ± 0.09 %"),
+    (
+        "PiyushC1480, course report",
+        "the lab's birds, n = 2, SGD 0.1 with cosine, 50 epochs, augmented; validation accuracy",
+        "none 70.5 %, BN 79.3 %, torch's BN 79.5 %, GN 80.0 %, LN 81.9 %, IN 85.4 %, BIN 85.6 %",
+    ),
+    (
+        "the same report",
+        "the lab's birds, SGD 1e-4 as the lab says, 50 epochs",
+        "24 to 29 % for all six",
+    ),
+    (
+        "CosmoLuminous, course report",
+        "CIFAR-10, 100 epochs, test accuracy",
+        "torch's BN 89.57 %, BN 89.14 %, BIN 87.65 %, IN 87.21 %, LN 87.11 %, GN 86.84 %, "
+        "none 86.77 %",
+    ),
+)
+PUBLISHED_LINKS = (
+    "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
+    "[GroupNorm-reproduce](https://github.com/ppwwyyxx/GroupNorm-reproduce); "
+    "[Nam & Kim, Batch-Instance Normalization](https://arxiv.org/abs/1805.07925); "
+    "[PiyushC1480](https://github.com/PiyushC1480/COL775-Deep-Learning); "
+    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
+)
+
+
+def published() -> list[tuple[str, ...]]:
+    """Other people's results with per cent signs that stay with their numbers."""
+    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
+
+
+def summary(results: Results, numbers: pd.DataFrame) -> str:
+    """The result in one paragraph."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "**No trial has finished, so there is no result yet.**"
+    epochs = int(results.history["epoch"].max())
+    listed = join([f"`{row['norm']}` {percent(row['val_accuracy'])}" for row in _rows(ranked)])
+    names = ", ".join(f"`{norm}` {NAMES[norm]}" for norm in results.levels("norm") if norm in NAMES)
+    seeds = f"{int(ranked['n'].max())} seed" + ("s" if ranked["n"].max() > 1 else "")
+    return (
+        f"Mean validation accuracy after {epochs} epochs over {seeds}, best first: {listed}. "
+        f"{_best_sentence(results, ranked)}\n\nThe names: {names}."
+    )
+
+
+def recomputed(checked: "Recomputed | None") -> str:
+    """What computing the metrics again from the stored scores gave."""
+    if checked is None:
+        return "No scores are stored, so the metrics could not be computed again."
+    subject = (
+        f"Computed again from the stored scores of {_trials(checked.trials)} "
+        f"({checked.images:,} validation images each), accuracy and macro-F1"
+    )
+    worst = max(checked.accuracy, checked.macro_f1)
+    sentence = (
+        f"{subject} are those reported, to the last digit."
+        if worst == 0
+        else f"{subject} differ from those reported by at most {significant(checked.accuracy)} and "
+        f"{significant(checked.macro_f1)} (as fractions)."
+    )
+    if worst > 1e-6:
+        return f"**{sentence} The stored scores do not belong to the reported metrics.**"
+    return sentence
+
+
+def answers(results: Results, numbers: pd.DataFrame, differences: pd.DataFrame) -> str:
+    """The lab's questions, each with an answer from the numbers."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "No trial has finished: nothing can be answered yet."
+    pairs = [
+        ("Which norm trains best?", _best(results, ranked)),
+        ("Is the own batch norm identical to torch's?", identical(differences)),
+        ("What happens without normalisation?", _without(results, ranked)),
+        ("Why does micro-F1 equal accuracy?", _micro(results, ranked)),
+        ("How large is the gap between training and validation?", _gap(ranked)),
+        ("What does each norm cost?", _cost_sentence(ranked)),
+    ]
+    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+
+
+def identical(differences: pd.DataFrame) -> str:
+    """Largest difference of the curves of bn and torch_bn, in one sentence."""
+    if differences.empty:
+        return (
+            "`bn` and `torch_bn` did not both finish with the same seed, so this was not checked."
+        )
+    seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
+    largest = differences.drop(columns=["seed", "epoch"]).abs().max()
+    first = differences[differences["epoch"] <= 3].drop(columns=["seed", "epoch"]).abs().max()
+    worst = max(largest["val_accuracy"], largest["train_accuracy"])
+    verdict = (
+        "to the last digit"
+        if worst == 0 and largest["train_loss"] == 0
+        else "within 0.1 points"
+        if worst < 1e-3
+        else "at first, then rounding errors grow as they do in any training"
+        if max(first["val_accuracy"], first["train_accuracy"]) < 1e-3
+        else "only roughly"
+    )
+    return (
+        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epochs the curves of `bn` "
+        f"and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in accuracy "
+        f"({points(max(first['val_accuracy'], first['train_accuracy']))} in the first 3 epochs) and "
+        f"{significant(largest['train_loss'])} nats in training loss."
+    )
+
+
+def cost(results: Results, numbers: pd.DataFrame) -> str:
+    """Time and memory, and on what they were measured."""
+    seconds = results.trials["seconds"].dropna() if "seconds" in results.trials else pd.Series()
+    total = f" All trials shown here took {duration(seconds.sum())}." if len(seconds) else ""
+    memory = (
+        " Peak memory is what the trial itself recorded, on a GPU that of its CUDA allocator."
+        if numbers["peak_memory_mib"].notna().any()
+        else " Peak memory was not recorded."
+    )
+    return (
+        f"{_cost_sentence(numbers[numbers['n'] > 0])}{memory}{total} Times hold for this machine "
+        "under the load of this study."
+    )
+
+
+def classes(recalls: pd.DataFrame, matrix: np.ndarray) -> str:
+    """Hardest and easiest classes and the most frequent confusions of the best trial."""
+    mean = recalls.mean(axis=1).sort_values(kind="stable")
+    hard = join([f"{escape(name)} ({percent(value)})" for name, value in mean.head(3).items()])
+    easy = join(
+        [f"{escape(name)} ({percent(value)})" for name, value in mean.tail(3)[::-1].items()]
+    )
+    off = matrix - np.diag(np.diag(matrix))
+    worst = [
+        np.unravel_index(flat, off.shape) for flat in np.argsort(-off, axis=None, kind="stable")[:3]
+    ]
+    names = list(recalls.index)
+    mixed = join(
+        [
+            f"{escape(names[true])} taken for {escape(names[seen])} "
+            f"({off[true, seen]} of {matrix[true].sum()})"
+            for true, seen in worst
+            if off[true, seen]
+        ]
+    )
+    confused = f" The best trial's most frequent mistakes: {mixed}." if mixed else ""
+    return f"Recall averaged over the norms is lowest for {hard} and highest for {easy}.{confused}"
+
+
+def recipes(results: Results, numbers: pd.DataFrame) -> str:
+    """Why one recipe stays behind the other, from learning rates, steps and losses."""
+    means = numbers.groupby("recipe")["val_accuracy"].mean().dropna().sort_values()
+    if len(means) < 2:
+        return "Only one recipe has finished trials, so they cannot be compared yet."
+    weak, strong = str(means.index[0]), str(means.index[-1])
+    rows = {
+        name: numbers[(numbers["recipe"] == name) & (numbers["n"] > 0)] for name in (weak, strong)
+    }
+    text = (
+        f"Recipe `{escape(weak)}` reaches {percent(means[weak])} validation accuracy on average over "
+        f"the norms, recipe `{escape(strong)}` {percent(means[strong])}. "
+    )
+    if "lr" in numbers:
+        lr, sums = ({name: rows[name][key].mean() for name in rows} for key in ("lr", "lr_sum"))
+        ratio = sums[strong] / sums[weak] if sums[weak] else float("inf")
+        text += (
+            f"`{escape(weak)}` starts with a learning rate of {significant(lr[weak])}, "
+            f"`{escape(strong)}` with {significant(lr[strong])}; added up over all epochs the "
+            f"learning rates differ by a factor of {significant(ratio)}, momentum not counted. "
+        )
+    text += _steps(results, weak)
+    losses = {name: rows[name]["train_loss"].mean() for name in rows}
+    text += f"Training loss ends at {decimal(losses[weak], 3)} nats against {decimal(losses[strong], 3)}"
+    classes_known = _classes(results)
+    if classes_known:
+        text += f"; guessing among {classes_known} classes costs {decimal(math.log(classes_known), 3)}. "
+    else:
+        text += ". "
+    gap = rows[weak]["train_accuracy"].mean() - rows[weak]["val_accuracy"].mean()
+    return text + (
+        f"On its training images `{escape(weak)}` is at {percent(rows[weak]['train_accuracy'].mean())}, "
+        f"{points(gap, signed=True)} from validation: "
+        + (
+            "it does not overfit, it has hardly moved. More steps or a larger rate are missing, not "
+            "regularisation."
+            if gap < 0.05
+            else "part of its weakness is overfitting."
+        )
+    )
+
+
+def beside(results: Results) -> str:
+    """How far the published figures can be compared with this study."""
+    text = (
+        "The table below holds results of others, on other data and with other budgets; it shows the "
+        "order of magnitude and how much the order of the norms changes from task to task: on "
+        "ImageNet batch norm leads, on the lab's birds the instance-based norms do."
+    )
+    if results.study.get("data", {}).get("kind") == "synthetic":
+        text += (
+            " This study ran on generated images, so its levels cannot be compared with any of them; "
+            "only the method can."
+        )
+    return text
+
+
+def limits(results: Results, numbers: pd.DataFrame) -> str:
+    """What the numbers cannot carry."""
+    ranked = numbers[numbers["n"] > 0]
+    items = []
+    most = int(ranked["n"].max()) if len(ranked) else 0
+    if most <= 1:
+        items.append(
+            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` or "
+            "more."
+        )
+    else:
+        items.append(
+            f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
+            f"deviations wide on each side. {_overlap(ranked)}"
+        )
+    items.append(
+        "Seeds vary initial weights, order and augmentation; the split into training and validation "
+        "images is the same for all."
+    )
+    counts = image_counts(results.study.get("data", {}))
+    if counts.get("val"):
+        sigma = 50 / counts["val"] ** 0.5
+        items.append(
+            f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
+            f"{decimal(sigma, 1)} points (one standard deviation), which the intervals over seeds do "
+            "not contain, though norms share it."
+        )
+    if results.study.get("data", {}).get("kind") == "synthetic":
+        items.append(
+            "Generated images, not photographs: the ranking need not hold for photographs."
+        )
+    if results.study.get("scale") not in (None, "full"):
+        items.append(
+            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer epochs "
+            "than the lab asks for; `--data-dir` runs the full scale."
+        )
+    items.append(
+        "One learning rate for all norms; a rate tuned for each could change the order. Last epoch, "
+        "not best: nothing is chosen on the validation images."
+    )
+    return "\n".join(f"- {item}" for item in items)
+
+
+def percent(fraction: float) -> str:
+    """A fraction as "81.2 %" with a space that does not break."""
+    return f"{decimal(fraction * 100, 1)}\u00a0%"
+
+
+def points(fraction: float, signed: bool = False) -> str:
+    """A difference of fractions in percentage points; small ones keep their digits."""
+    value = fraction * 100
+    shown = decimal(value, 1, signed) if abs(value) >= 0.05 or not value else significant(value)
+    return f"{shown}\u00a0points"
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    return table.to_dict("records")
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial" + ("s" if count != 1 else "")
+
+
+def _span(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "no interval from one seed"
+    return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
+
+
+def _own(ranked: pd.DataFrame) -> pd.DataFrame:
+    """The six norms of the lab: torch_bn is there to check bn, not to win."""
+    own = ranked[ranked["norm"] != "torch_bn"]
+    return own if len(own) else ranked
+
+
+def _best_sentence(results: Results, ranked: pd.DataFrame) -> str:
+    own = _own(ranked)
+    if len(own) < 2:
+        return "Only one norm has finished trials, so there is nothing to compare it with."
+    first, second = own.iloc[0]["norm"], own.iloc[1]["norm"]
+    lead = statistics.paired(
+        results.trials[results.trials["norm"].isin([first, second])], "norm", "val_accuracy", second
+    ).iloc[0]
+    size = f"{points(lead['difference'], signed=True)}, {_span(lead['low'], lead['high'])}"
+    if math.isnan(lead["low"]):
+        verdict = f"leads `{second}`, though they share no seed"
+        if lead["n"]:
+            verdict = (
+                f"leads `{second}` ({points(lead['difference'], signed=True)}), but with one seed "
+                "that may be chance"
+            )
+        return f"`{first}` {verdict}."
+    if lead["low"] > 0:
+        return f"`{first}` leads `{second}` on the same seeds by {size}."
+    return (
+        f"`{first}` is ahead of `{second}` by {size}: an interval with 0 in it, so these seeds do "
+        "not separate the two."
+    )
+
+
+def _best(results: Results, ranked: pd.DataFrame) -> str:
+    own = _own(ranked)
+    best = own.iloc[0]
+    text = (
+        f"`{best['norm']}` ({NAMES.get(best['norm'], best['norm'])}) has the highest mean validation "
+        f"accuracy, {percent(best['val_accuracy'])}. {_best_sentence(results, ranked)} "
+    )
+    if best["norm"] != "bn" and not math.isnan(best["difference"]):
+        p = f", Holm p {show_p(best['p_holm'])}" if not math.isnan(best["p_holm"]) else ""
+        text += (
+            f"Against `bn` it is {points(best['difference'], signed=True)} "
+            f"({_span(best['difference_low'], best['difference_high'])}{p}). "
+        )
+    loss = statistics.compare(results.trials, "norm", "train_loss", mode="min")
+    loss = loss[(loss["n"] > 0) & (loss["norm"] != "torch_bn")]
+    if len(loss):
+        low = loss.iloc[0]
+        same = "also " if low["norm"] == best["norm"] else ""
+        text += f"The lowest training loss is {same}that of `{low['norm']}`, {decimal(low['mean'], 3)} nats."
+    return text + _separated(ranked)
+
+
+def _separated(ranked: pd.DataFrame) -> str:
+    tested = ranked[ranked["p_holm"].notna() & (ranked["norm"] != "torch_bn")]
+    if tested.empty:
+        return ""
+    sure = tested[tested["p_holm"] < 0.05]
+    if sure.empty:
+        return (
+            " After Holm's correction no norm differs from `bn` beyond the spread of the seeds "
+            "(all p ≥ 0.05)."
+        )
+    listed = join([f"`{norm}`" for norm in sure["norm"]])
+    return f" After Holm's correction {listed} differ{'s' if len(sure) == 1 else ''} from `bn` (p < 0.05)."
+
+
+def _without(results: Results, ranked: pd.DataFrame) -> str:
+    trials = results.trials[results.trials["norm"] == "none"]
+    if trials.empty:
+        return "The study has no trial without normalisation."
+    bad = int(trials["state"].isin(["diverged", "failed"]).sum())
+    broke = (
+        f"{bad} of {len(trials)} trials without normalisation did not survive training. "
+        if bad
+        else ""
+    )
+    row = ranked[ranked["norm"] == "none"]
+    if row.empty:
+        return broke + "None of its trials finished."
+    row = row.iloc[0]
+    text = f"{broke}`none` reaches {percent(row['val_accuracy'])} validation accuracy"
+    if not math.isnan(row["difference"]):
+        text += (
+            f", {points(row['difference'], signed=True)} against `bn` "
+            f"({_span(row['difference_low'], row['difference_high'])})"
+        )
+    place = _own(ranked)["norm"].tolist().index("none") + 1
+    text += f", place {place} of {len(_own(ranked))}. "
+    curves = results.history[results.history["state"].isin(statistics.FINISHED)]
+    first = curves[curves["epoch"] == 1].groupby("norm")["train_loss"].mean()
+    if {"none", "bn"} <= set(first.index):
+        text += (
+            f"In the first epoch its training loss averages {decimal(first['none'], 2)} nats, that of "
+            f"`bn` {decimal(first['bn'], 2)}: "
+            + (
+                "without normalisation the same steps achieve less."
+                if first["none"] > first["bn"]
+                else "the slower start that is usual without normalisation does not show here."
+            )
+        )
+    return text
+
+
+def _micro(results: Results, ranked: pd.DataFrame) -> str:
+    history = results.history
+    pairs = [(f"{split}_accuracy", f"{split}_micro_f1") for split in ("train", "val")]
+    found = [
+        (history[left] - history[right]).abs().max()
+        for left, right in pairs
+        if {left, right} <= set(history)
+    ]
+    largest = max(found) if found else float("nan")
+    same = "are equal" if largest == 0 else f"differ by at most {significant(largest)}"
+    macro = (ranked["val_macro_f1"] - ranked["val_accuracy"]).abs().max()
+    return (
+        "Each image has one label and gets one prediction, so every mistake is one false positive "
+        "(of the class predicted) and one false negative (of the true class): summed over classes "
+        "precision, recall and their mean F1 are all the share of correct images. Over all epochs "
+        f"and trials here the two {same}. Macro-F1 averages over "
+        f"classes instead; it is within {points(macro)} of accuracy here."
+    )
+
+
+def _gap(ranked: pd.DataFrame) -> str:
+    gaps = (ranked["train_accuracy"] - ranked["val_accuracy"]).set_axis(ranked["norm"])
+    gaps = gaps.dropna().sort_values(ascending=False)
+    if gaps.empty:
+        return "Not recorded."
+    listed = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
+    lagging = (
+        " A negative gap is no error: training accuracy is collected on augmented images while the "
+        "weights still improve."
+        if (gaps < 0).any()
+        else " Training accuracy is collected while the epoch runs, on augmented images."
+    )
+    return f"Training minus validation accuracy at the last epoch: {listed}.{lagging}"
+
+
+def _cost_sentence(ranked: pd.DataFrame) -> str:
+    seconds = ranked.set_index("norm")["seconds_per_epoch"].dropna().sort_values()
+    if seconds.empty:
+        return "Times were not recorded."
+    fast, slow = seconds.index[0], seconds.index[-1]
+    text = (
+        f"An epoch takes {decimal(seconds.iloc[0], 2)} s with `{fast}` and "
+        f"{decimal(seconds.iloc[-1], 2)} s with `{slow}`"
+    )
+    if {"bn", "torch_bn"} <= set(seconds.index):
+        text += (
+            f"; own `bn` takes {decimal(seconds['bn'] / seconds['torch_bn'], 2)} times as long as "
+            "`torch_bn`"
+        )
+    memory = ranked.set_index("norm")["peak_memory_mib"].dropna().sort_values()
+    if len(memory):
+        text += (
+            f". Peak memory runs from {decimal(memory.iloc[0], 0)} MiB (`{memory.index[0]}`) to "
+            f"{decimal(memory.iloc[-1], 0)} MiB (`{memory.index[-1]}`)"
+        )
+    return text + "."
+
+
+def _steps(results: Results, recipe: str) -> str:
+    """How many optimiser steps a recipe took, where the batch size is known."""
+    trials = results.trials[results.trials["recipe"] == recipe]
+    images = image_counts(results.study.get("data", {})).get("train")
+    batch = trials.get("batch_size")
+    if batch is None or batch.isna().all() or not images:
+        return ""
+    epochs = int(trials["epochs"].max())
+    steps = math.ceil(images / int(batch.iloc[0]))
+    return f"It takes {epochs} epochs of {steps:,} steps, {epochs * steps:,} in all. "
+
+
+def _classes(results: Results) -> int:
+    found = results.study.get("data", {}).get("classes")
+    if isinstance(found, int):
+        return found
+    return len(found) if isinstance(found, Sequence) else 0
+
+
+def _factor(n: int) -> str:
+    interval = statistics.t_interval(np.arange(n))
+    return decimal((interval.high - interval.mean) / interval.std, 1)
+
+
+def _overlap(ranked: pd.DataFrame) -> str:
+    own = _own(ranked).dropna(subset=["val_accuracy_low"])
+    if len(own) < 2:
+        return ""
+    best = own.iloc[0]
+    close = own[own["val_accuracy_high"] >= best["val_accuracy_low"]]["norm"].tolist()[1:]
+    if not close:
+        return f"The interval of `{best['norm']}` overlaps with no other."
+    return (
+        f"The interval of `{best['norm']}` overlaps with "
+        f"{'that' if len(close) == 1 else 'those'} of {join([f'`{norm}`' for norm in close])}."
+    )

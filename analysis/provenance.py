@@ -1,0 +1,239 @@
+"""What every report says about itself: warnings, broken trials, versions, data, cost."""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis import tables
+from analysis.markup import escape
+from analysis.report import Code, Report, Section, Text, join
+from analysis.results import Results
+
+_REASON_LENGTH = 300
+# /a/b, ~/a/b, C:\\a\\b; not the slash in and/or, in https:// or in a relative path.
+_ABSOLUTE = re.compile(r"(?<![\w.:/\\~…-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;:()]+)+[/\\]?")
+
+
+def study_report(results: Results, title: str, sections: Sequence[Section]) -> Report:
+    """A study's own sections between its warnings and the record of how it was made."""
+    broken = broken_trials(results)
+    return Report(
+        title=title,
+        question=escape(results.study["question"]),
+        sections=(*sections, *([broken] if broken else []), how_made(results)),
+        banners=banners(results),
+        footer="Every number here is computed from `study.json`, `trials.csv`, `history.csv` and "
+        "`predictions/` beside this file; tables and figures are in `tables/` and `figures/`.",
+    )
+
+
+def banners(results: Results) -> tuple[str, ...]:
+    """Warnings that a reader must see first, as markup."""
+    found = []
+    if results.study.get("data", {}).get("kind") == "synthetic":
+        found.append(
+            "**Synthetic data: generated images, not photographs.** The numbers compare the "
+            "settings with each other on these images and say nothing about real ones."
+        )
+    unfinished = int((results.trials["state"] == "unfinished").sum())
+    if unfinished:
+        total = len(results.trials)
+        found.append(
+            f"**The study is unfinished: {total - unfinished} of {total} trials have run.** "
+            "Everything below is about those only and may change when the rest is done."
+        )
+    bad = int(results.trials["state"].isin(["failed", "diverged"]).sum())
+    if bad:
+        found.append(
+            f"**{bad} of {len(results.trials)} trials failed or diverged** and are in no mean; "
+            "they are listed with their reasons below."
+        )
+    if results.study.get("scale") == "smoke":
+        found.append("**Smoke run:** it shows that every step works; the numbers mean nothing.")
+    return tuple(found)
+
+
+def broken_trials(results: Results) -> Section | None:
+    """Failed, diverged and unfinished trials with their reasons; None when there are none."""
+    bad = results.trials[results.trials["state"].isin(["failed", "diverged", "unfinished"])]
+    if bad.empty:
+        return None
+    keys = [key for key, values in results.study["grid"].items() if key in bad and len(values) > 1]
+    shown = bad.head(30)
+    rows = pd.DataFrame(
+        {
+            "trial": shown["trial"],
+            "settings": [
+                ", ".join(f"{key}={row[key]}" for key in keys) for row in shown.to_dict("records")
+            ],
+            "state": shown["state"],
+            "reason": [_reason(words) for words in shown["error"]],
+        }
+    )
+    columns = (
+        tables.text("trial", "trial"),
+        tables.text("settings", "settings"),
+        tables.text("state", "state"),
+        tables.text("reason", "reason", wrap=True),
+    )
+    rest = len(bad) - len(shown)
+    note = f"{rest} more are in trials.csv." if rest else ""
+    table = tables.Table("broken_trials", rows, columns, "Trials that are in no mean.", note)
+    return Section("Trials that did not finish", (table,))
+
+
+def how_made(results: Results) -> Section:
+    """Command, commit, versions, hardware, seeds, data and cost."""
+    study = results.study
+    rows = [
+        ("Commit", _commit(study.get("git") or {})),
+        ("Scale", _words(study.get("scale"))),
+        ("Seeds", _seeds(results)),
+        ("Started", _words(study.get("started"))),
+        ("Versions", _words(study.get("versions"))),
+        ("Hardware", _words(study.get("hardware"))),
+        ("Slot", _words(study.get("slot"))),
+        ("Time", _time(results)),
+        *_data_rows(study.get("data") or {}),
+        ("Constants", _words(study.get("constants"))),
+    ]
+    frame = pd.DataFrame([row for row in rows if row[1]], columns=["what", "value"])
+    columns = (tables.text("what", ""), tables.text("value", "", wrap=True))
+    table = tables.Table("provenance", frame, columns, "How this study was made.")
+    command = [relative(str(word)) for word in study.get("command") or []]
+    return Section(
+        "How this was made",
+        (*([Text("The command:"), Code(wrap_command(command))] if command else []), table),
+    )
+
+
+def relative(words: str) -> str:
+    """Cut absolute paths in a text down to their last part: reports are passed on."""
+    return _ABSOLUTE.sub(lambda found: "…/" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], words)
+
+
+def wrap_command(words: Iterable[str], width: int = 88) -> str:
+    """A shell command over several lines, each but the last ending in a backslash."""
+    lines = [""]
+    for word in (word if word.startswith("…") else shlex.quote(word) for word in words):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "48 s", "3 min 20 s" or "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def image_counts(data: Mapping[str, Any]) -> dict[str, int]:
+    """Images per split from study.json's data record: {"train": 5000, "val": 1250}."""
+    return {split: _total(found) for split, found in (data.get("counts") or {}).items()}
+
+
+def _reason(words: str) -> str:
+    words = relative(" ".join(str(words or "").split()))
+    return words if len(words) <= _REASON_LENGTH else words[: _REASON_LENGTH - 1] + "…"
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    if not git.get("commit"):
+        return "not in a git checkout"
+    return f"{git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
+
+
+def _seeds(results: Results) -> str:
+    return ", ".join(str(seed) for seed in results.levels("seed"))
+
+
+def _time(results: Results) -> str:
+    seconds = results.trials.get("seconds", pd.Series(dtype=float)).dropna().astype(float)
+    parts = []
+    if results.study.get("seconds"):
+        parts.append(f"{duration(float(results.study['seconds']))} from start to end")
+    if len(seconds):
+        parts.append(
+            f"{len(seconds)} trials of {duration(seconds.mean())} on average, "
+            f"{duration(seconds.sum())} in all"
+        )
+    return "; ".join(parts)
+
+
+def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Kind, size, counts, fingerprint, skipped files and duplicates."""
+    kind = {"synthetic": "generated images, not photographs", "folder": "image folder"}
+    described = "; ".join(
+        part
+        for part in (kind.get(str(data.get("kind")), ""), _words(data.get("description")))
+        if part
+    )
+    size = data.get("image_size")
+    skipped, duplicates = data.get("skipped"), data.get("duplicates")
+    return [
+        ("Data", described),
+        ("Image size", f"{size} x {size} pixels" if isinstance(size, int) else _words(size)),
+        ("Classes", _classes(data.get("classes"))),
+        ("Images", join([_count(split, n) for split, n in (data.get("counts") or {}).items()])),
+        ("Fingerprint", _words(data.get("fingerprint"))),
+        ("Broken files skipped", _named(skipped) if skipped is not None else ""),
+        ("Exact duplicates between splits", _named(duplicates) if duplicates is not None else ""),
+    ]
+
+
+def _classes(classes: Any) -> str:
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        return (
+            f"{len(classes)}: {', '.join(map(str, classes))}"
+            if len(classes) <= 30
+            else (f"{len(classes)}: {', '.join(map(str, classes[:30]))} …")
+        )
+    return _words(classes)
+
+
+def _count(split: str, found: Any) -> str:
+    """A split's images, and how many a class has."""
+    total = _total(found)
+    per_class = list(found.values()) if isinstance(found, Mapping) else found
+    if not isinstance(per_class, Sequence) or not per_class:
+        return f"{total:,} in {split}"
+    low, high = min(per_class), max(per_class)
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{total:,} in {split} ({each} of each class)"
+
+
+def _total(found: Any) -> int:
+    if isinstance(found, Mapping):
+        return sum(int(count) for count in found.values())
+    return sum(found) if isinstance(found, Sequence) else int(found)
+
+
+def _named(found: Any) -> str:
+    """A count, or a list with its length and its first names."""
+    if isinstance(found, Mapping):
+        return _words(found) if found else "0"
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return _words(found) or "0"
+    names = [relative(_words(entry)) for entry in found[:5]]
+    more = ", …" if len(found) > 5 else ""
+    return f"{len(found)}" + (f": {', '.join(names)}{more}" if names else "")
+
+
+def _words(value: Any) -> str:
+    """Any value of study.json as words, without absolute paths."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        shown = ((key, _words(inner)) for key, inner in value.items())
+        return ", ".join(f"{key} {words}" for key, words in shown if words)
+    if isinstance(value, list | tuple):
+        return ", ".join(_words(inner) for inner in value)
+    return relative(str(value))

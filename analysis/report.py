@@ -1,0 +1,300 @@
+"""A report as data, written as one self-contained HTML page and as a PDF of a few pages.
+
+Both forms are made from the same blocks: `Text`, `Table` (`analysis.tables`), `Figure`, `Equation`,
+`Code`. The PDF comes from typst with its own fonts, so neither form needs a network, a browser or
+anything installed on the machine, and the same results give the same bytes.
+"""
+
+import base64
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from analysis import figures, markup
+from analysis.results import write_file
+from analysis.tables import Table
+
+MAX_PAGES = 10
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs and lists in the markup of `analysis.markup`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its caption.
+
+    Attributes:
+        path: an .svg, .png or .jpg file.
+        caption: markup; says what is shown, n and seeds.
+        alt: what the picture tells, for those who cannot see it.
+        width: "full" text width, or "half": two that follow each other stand side by side.
+    """
+
+    path: Path
+    caption: str
+    alt: str
+    width: Literal["full", "half"] = "full"
+
+
+@dataclass(frozen=True)
+class Equation:
+    """A formula in Matplotlib's TeX subset, with its reading in words as `alt`."""
+
+    tex: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text shown as it is, in a fixed-width font."""
+
+    text: str
+
+
+Block = Text | Table | Figure | Equation | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it.
+
+    Attributes:
+        title: plain text.
+        blocks: top to bottom.
+        optional: may be left out of the PDF, from the last such section on, when it gets too long.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """Title, question, warnings and sections.
+
+    Attributes:
+        title: plain text.
+        question: what the study asks, markup.
+        sections: top to bottom.
+        banners: warnings above everything, markup (synthetic data, unfinished study).
+        footer: one line of markup at the end.
+    """
+
+    title: str
+    question: str
+    sections: tuple[Section, ...]
+    banners: tuple[str, ...] = ()
+    footer: str = ""
+
+
+@dataclass
+class _Files:
+    """Pictures of a report under short names, as bytes."""
+
+    content: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, data: bytes, suffix: str) -> str:
+        name = f"picture-{len(self.content) + 1}{suffix}"
+        self.content[name] = data
+        return name
+
+
+def write(report: Report, path: Path, max_pages: int = MAX_PAGES) -> None:
+    """Write report.html and report.pdf into the folder `path`.
+
+    The PDF is set smaller, then loses optional sections, then pictures and tables from the end,
+    until it has `max_pages`; it says what is in the HTML only.
+
+    Raises:
+        ValueError: the texts alone fill more than `max_pages`.
+    """
+    files = _Files()
+    document = _document(report, files)
+    write_file(path / "report.html", _html(document, files))
+    write_file(path / "report.pdf", _pdf(document, files, max_pages))
+
+
+def page_count(pdf: bytes) -> int:
+    """Number of pages of a PDF made by `write`."""
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+# ---- the document: plain data that both templates read ----
+
+
+def _document(report: Report, files: _Files) -> dict[str, Any]:
+    numbers = {"Figure": 0, "Table": 0}
+    sections = []
+    for index, section in enumerate(report.sections, start=1):
+        blocks: list[dict[str, Any]] = []
+        for block in section.blocks:
+            _append(blocks, _block(block, files, numbers))
+        sections.append(
+            {
+                "title": section.title,
+                "id": f"s{index}",
+                "optional": section.optional,
+                "blocks": blocks,
+            }
+        )
+    return {
+        "title": report.title,
+        "question": markup.spans(report.question),
+        "banners": [markup.spans(banner) for banner in report.banners],
+        "sections": sections,
+        "footer": markup.spans(report.footer),
+    }
+
+
+def _append(blocks: list[dict[str, Any]], block: dict[str, Any]) -> None:
+    """Add a block; half-width pictures that follow each other share a row."""
+    last = blocks[-1] if blocks else {}
+    if (
+        block["kind"] == last.get("kind") == "figures"
+        and block["width"] == last["width"] == "half"
+        and len(last["items"]) < 2
+    ):
+        last["items"] += block["items"]
+    else:
+        blocks.append(block)
+
+
+def _block(block: Block, files: _Files, numbers: dict[str, int]) -> dict[str, Any]:
+    if isinstance(block, Text):
+        return {"kind": "text", "nodes": markup.blocks(block.text)}
+    if isinstance(block, Code):
+        return {"kind": "code", "text": block.text}
+    if isinstance(block, Equation):
+        source = files.add(figures.equation(block.tex).encode(), ".svg")
+        return {"kind": "equation", "file": source, "alt": block.alt}
+    if isinstance(block, Figure):
+        item = {
+            "file": files.add(block.path.read_bytes(), block.path.suffix.lower()),
+            "name": _numbered("Figure", numbers),
+            "caption": markup.spans(block.caption),
+            "alt": block.alt,
+        }
+        return {"kind": "figures", "width": block.width, "items": [item]}
+    return {
+        "kind": "table",
+        "name": _numbered("Table", numbers),
+        "caption": markup.spans(block.caption),
+        "note": markup.spans(block.note),
+        "header": [column.header for column in block.columns],
+        "headed": any(column.header for column in block.columns),
+        "align": [column.align for column in block.columns],
+        "wrap": [column.wrap for column in block.columns],
+        "rows": block.cells(),
+    }
+
+
+def _numbered(kind: str, numbers: dict[str, int]) -> str:
+    numbers[kind] += 1
+    return f"{kind} {numbers[kind]}"
+
+
+# ---- HTML ----
+
+
+def _html(document: dict[str, Any], files: _Files) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+
+    def picture(name: str, alt: str) -> Markup:
+        data = files.content[name]
+        if name.endswith(".svg"):
+            return Markup(_inline_svg(data.decode(), Path(name).stem, alt))
+        kind = "png" if name.endswith(".png") else "jpeg"
+        source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        return Markup('<img src="{}" alt="{}">').format(source, alt)
+
+    return environment.get_template("report.html.j2").render(document=document, picture=picture)
+
+
+def _inline_svg(svg: str, name: str, alt: str) -> str:
+    """An SVG file as an element of the page: own ids, no prolog, no style sheet that leaks out."""
+    from markupsafe import escape
+
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    # Matplotlib breaks paths into a line per point; as one line the page is a third smaller.
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+
+
+# ---- PDF ----
+
+
+def _pdf(document: dict[str, Any], files: _Files, max_pages: int) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="labtune-report-") as folder:
+        root = Path(folder)
+        for name, data in files.content.items():
+            (root / name).write_bytes(data)
+        (root / "report.typ").write_bytes((_TEMPLATES / "report.typ").read_bytes())
+        for attempt in _shorter(document):
+            pdf = _compile(attempt, root)
+            if page_count(pdf) <= max_pages:
+                return pdf
+    raise ValueError(f"report: the texts alone fill more than {max_pages} pages; shorten them")
+
+
+def _compile(document: dict[str, Any], root: Path) -> bytes:
+    import typst
+
+    (root / "report.json").write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
+    return typst.compile(
+        str(root / "report.typ"),
+        root=str(root),
+        format="pdf",
+        ignore_system_fonts=True,
+        pdf_standards=["ua-1"],  # typst then refuses a picture without alt text
+    )
+
+
+def _shorter(document: dict[str, Any]) -> Any:
+    """The document, then ever shorter forms of it, each with a list of what it leaves out."""
+    yield {**document, "size": 10, "omitted": []}
+    yield {**document, "size": 9, "omitted": []}
+    sections = [dict(section) for section in document["sections"]]
+    omitted: list[str] = []
+    for section in [section for section in reversed(sections) if section["optional"]]:
+        sections.remove(section)
+        omitted.insert(0, f"section “{section['title']}”")
+        yield {**document, "sections": sections, "size": 9, "omitted": omitted}
+    for section in reversed(sections):
+        for block in reversed([b for b in section["blocks"] if b["kind"] in ("figures", "table")]):
+            section["blocks"] = [kept for kept in section["blocks"] if kept is not block]
+            names = [item["name"] for item in block.get("items", [block])]
+            omitted[:0] = names
+            yield {**document, "sections": sections, "size": 9, "omitted": omitted}
+
+
+def join(words: Sequence[object]) -> str:
+    """Words as a list in a sentence: "a", "a and b", "a, b and c"."""
+    shown = [str(word) for word in words]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -1,0 +1,295 @@
+"""Read a finished (or interrupted) result folder: study.json, trials.csv, history.csv, predictions.
+
+Nothing else of the folder is opened, so a copy without the engine's own files reads the same.
+"""
+
+import csv
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from core.errors import UserError
+
+# Columns that stay text whatever they hold: a trial called "00012" is not the number 12.
+_TEXT = {"trial", "part", "state", "error"}
+_STUDY_KEYS = ("study", "question", "grid", "metric", "trials")
+_STATES = ("finished", "failed", "diverged", "stopped", "unfinished")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One result folder.
+
+    Attributes:
+        path: the folder.
+        study: the content of study.json.
+        trials: a row per trial, in the order of the study, with `state` one of finished, failed,
+            diverged, stopped, unfinished; trials that never started are there as unfinished.
+        history: a row per trial and epoch (counted from 1), sorted; with every config column.
+    """
+
+    path: Path
+    study: dict[str, Any]
+    trials: pd.DataFrame
+    history: pd.DataFrame
+
+    def levels(self, key: str) -> list[Any]:
+        """Values of a grid key that occur among the trials, in the order the study lists them."""
+        if key not in self.trials:
+            return []
+        present = set(self.trials[key].dropna())
+        listed = [value for value in self.study["grid"].get(key, []) if value in present]
+        return listed + sorted(present - set(listed), key=str)
+
+    def where(self, **config: Any) -> "Results":
+        """The same study cut down to the trials with these config values."""
+        trials, history = self.trials, self.history
+        for key, value in config.items():
+            trials = trials[trials[key] == value]
+        history = history[history["trial"].isin(trials["trial"])]
+        return Results(
+            self.path, self.study, trials.reset_index(drop=True), history.reset_index(drop=True)
+        )
+
+    def with_predictions(self) -> list[str]:
+        """Names of the trials whose scores are stored."""
+        stored = {file.stem for file in (self.path / "predictions").glob("*.npz")}
+        return [trial for trial in self.trials["trial"] if trial in stored]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of one trial on the validation images.
+
+    Attributes:
+        scores: float32 logits (N, C).
+        labels: int64 (N,) for one class per image, (N, C) for several.
+        files: N names relative to the data root.
+        classes: C names.
+        config: the trial's configuration.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+
+
+def load(path: str | Path) -> Results:
+    """Read the result folder `path`.
+
+    Args:
+        path: a folder with study.json, trials.csv and history.csv.
+
+    Raises:
+        UserError: a file is missing or damaged; the message names it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a result folder; give one such as results/<study>/<name>.")
+    study = _read_study(path / "study.json")
+    trials = _read_table(path / "trials.csv", required=("trial", "state"))
+    trials = _complete(trials.drop_duplicates("trial", keep="last"), study)
+    history = _read_table(path / "history.csv", required=("trial", "epoch"))
+    return Results(path, study, trials, _sorted_history(history, trials, study))
+
+
+def save_predictions(
+    path: Path,
+    trial: str,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    files: Sequence[str],
+    classes: Sequence[str],
+    config: dict[str, Any],
+) -> Path:
+    """Store the scores of one trial as `path`/predictions/`trial`.npz; see `Predictions`.
+
+    Raises:
+        ValueError: lengths do not agree, or a file name is absolute.
+    """
+    absolute = [name for name in files if name.startswith(("/", "\\")) or name[1:2] == ":"]
+    if absolute:
+        raise ValueError(f"predictions: file names are relative to the data root: {absolute[0]!r}")
+    if not len(scores) == len(labels) == len(files) or scores.shape[1:] != (len(classes),):
+        raise ValueError(
+            f"predictions: scores {scores.shape}, labels {labels.shape}, {len(files)} files and "
+            f"{len(classes)} classes do not belong together"
+        )
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        scores=np.asarray(scores, np.float32),
+        labels=np.asarray(labels, np.int64),
+        files=np.asarray(files, dtype=np.str_),
+        classes=np.asarray(classes, dtype=np.str_),
+        config=np.asarray(json.dumps(config, sort_keys=True)),
+    )
+    return write_file(path / "predictions" / f"{trial}.npz", buffer.getvalue())
+
+
+def load_predictions(path: Path, trial: str) -> Predictions:
+    """Read `path`/predictions/`trial`.npz; pickled content is refused.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds scores that are not finite.
+    """
+    name = f"predictions/{trial}.npz"
+    try:
+        with np.load(path / name, allow_pickle=False) as stored:
+            found = Predictions(
+                scores=stored["scores"],
+                labels=stored["labels"],
+                files=tuple(stored["files"].tolist()),
+                classes=tuple(stored["classes"].tolist()),
+                config=json.loads(str(stored["config"])),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
+            "without it."
+        ) from error
+    if len(found.scores) != len(found.labels) or not np.isfinite(found.scores).all():
+        raise UserError(
+            f"{name} holds scores that are not finite or not one row per label: restore it, or "
+            "delete it to report without it."
+        )
+    return found
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write a whole file or nothing: a reader never meets half of it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free space or give a folder you own."
+        ) from error
+    return path
+
+
+def _read_study(file: Path) -> dict[str, Any]:
+    try:
+        study = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: this is not a whole result folder.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): restore it from a copy.") from error
+    missing = [key for key in _STUDY_KEYS if not isinstance(study, dict) or key not in study]
+    if missing:
+        raise UserError(f"{file} lacks {', '.join(missing)}: it is not from a finished study.")
+    return study
+
+
+def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV with empty cells as the only missing values ("none" is a norm, not a hole)."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.reader(opened)
+            header = next(reader, [])
+            rows = list(reader)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: this is not a whole result folder.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read ({error}): restore it from a copy.") from error
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise UserError(f"{file} lacks the column {', '.join(missing)}: restore it from a copy.")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise UserError(
+                f"{file} is damaged: row {line} has {len(row)} cells, the header {len(header)}; "
+                "restore it from a copy."
+            )
+    columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    return pd.DataFrame(
+        {name: _typed(name, cells) for name, cells in zip(header, columns, strict=True)},
+        columns=header,
+    )
+
+
+def _typed(name: str, cells: Sequence[str]) -> pd.Series:
+    """Integers, floats or booleans when every filled cell is one, else text."""
+    if name in _TEXT:
+        return pd.Series(list(cells), dtype=object)
+    filled = [cell for cell in cells if cell]
+    if any("_" in cell for cell in filled):  # int() and float() take "1_000" for a number
+        return pd.Series([cell or None for cell in cells], dtype=object)
+    if filled and all(cell in ("True", "False") for cell in filled) and len(filled) == len(cells):
+        return pd.Series([cell == "True" for cell in cells], dtype=bool)
+    try:
+        if len(filled) == len(cells) and filled:
+            return pd.Series([int(cell) for cell in cells])
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return pd.Series([float(cell) if cell else float("nan") for cell in cells], dtype=float)
+    except ValueError:
+        return pd.Series([cell or None for cell in cells], dtype=object)
+
+
+def _complete(trials: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
+    """Add the declared trials that have no row yet, and put all in the order of the study."""
+    planned = {entry["trial"]: entry for entry in study["trials"]}
+    known = set(trials["trial"])
+    absent = [
+        {
+            **entry.get("config", {}),
+            "trial": name,
+            "part": entry.get("part", ""),
+            "state": "unfinished",
+            "error": "",
+        }
+        for name, entry in planned.items()
+        if name not in known
+    ]
+    if absent:
+        rows = trials.to_dict("records") + absent
+        trials = pd.DataFrame(rows, columns=list(dict.fromkeys([*trials, *pd.DataFrame(absent)])))
+    unknown = set(trials["state"]) - set(_STATES)
+    if unknown:
+        raise UserError(
+            f"trials.csv holds the state {sorted(unknown)[0]!r}, not one of {', '.join(_STATES)}."
+        )
+    place = {name: number for number, name in enumerate(planned)}
+    order = sorted(trials["trial"], key=lambda name: (place.get(name, len(place)), name))
+    return trials.set_index("trial", drop=False).loc[order].reset_index(drop=True)
+
+
+def _sorted_history(
+    history: pd.DataFrame, trials: pd.DataFrame, study: dict[str, Any]
+) -> pd.DataFrame:
+    """Drop epochs told twice (a resumed trial repeats its last one), add the config columns."""
+    history = history.drop_duplicates(["trial", "epoch"], keep="last")
+    history = history[history["trial"].isin(trials["trial"])]
+    keys = [key for key in ("part", "state", *study["grid"]) if key in trials]
+    history = history.drop(columns=[key for key in keys if key in history])
+    history = history.merge(trials[["trial", *keys]], on="trial", how="left")
+    place = {name: number for number, name in enumerate(trials["trial"])}
+    return history.sort_values(
+        ["trial", "epoch"],
+        key=lambda column: column.map(place) if column.name == "trial" else column,
+    ).reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""Layers, models, data, training and the study engine: what every study shares."""

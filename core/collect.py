@@ -1,0 +1,113 @@
+"""The tables of a study, `trials.csv` and `history.csv`, from what its trials recorded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core import trial
+from core.storage import read_json, write_bytes, write_json, write_text
+
+KEPT_APART = ("epoch", "seconds")
+
+
+def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
+    """Write `trials.csv`, `history.csv` and `checkpoints/` of a result folder.
+
+    A trial without a recorded end is kept as "unfinished", with the epochs it has.
+
+    Returns:
+        The rows of `trials.csv`.
+    """
+    study = read_json(folder / "study.json")
+    keys = [key for key in study["grid"] if key in study["trials"][0]["config"]]
+    trials, history = [], []
+    for planned in study["trials"]:
+        at = folder / "trials" / planned["trial"]
+        rows = sorted(trial.read_rows(at), key=lambda row: row.get("epoch", 0))
+        result = trial.read_result(at) or {"state": "unfinished", "error": "never ended"}
+        trials.append(_trial_row(planned, rows, result, metric, mode))
+        shown = {key: planned["config"][key] for key in keys}
+        for row in rows:
+            history.append({"trial": planned["trial"], "part": planned["part"], **shown, **row})
+    _write_csv(folder / "trials.csv", trials)
+    _write_csv(folder / "history.csv", history)
+    _keep_best(folder, trials, metric, mode)
+    return trials
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of an existing `trials.csv`."""
+    frame = pd.read_csv(folder / "trials.csv", keep_default_na=False)
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def best_row(rows: Sequence[Mapping[str, Any]], metric: str, mode: str) -> Mapping[str, Any] | None:
+    """Return the first row with the best value of `metric`; None when no row has one."""
+    having = [row for row in rows if row.get(metric) is not None]
+    if not having:
+        return None
+    return (max if mode == "max" else min)(having, key=lambda row: row[metric])
+
+
+def _trial_row(
+    planned: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    metric: str,
+    mode: str,
+) -> dict[str, Any]:
+    seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
+    best = best_row(rows, metric, mode)
+    return {
+        "trial": planned["trial"],
+        "part": planned["part"],
+        "state": result["state"],
+        "error": result["error"],
+        "epochs_run": rows[-1].get("epoch", len(rows)) if rows else 0,
+        "seconds": result.get("seconds"),
+        "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+        "peak_memory_mib": result.get("peak_memory_mib"),
+        **planned["config"],
+        **{k: v for k, v in (rows[-1] if rows else {}).items() if k not in KEPT_APART},
+        "best_epoch": best.get("epoch") if best else None,
+        f"best_{metric}": best[metric] if best else None,
+    }
+
+
+def _keep_best(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str, mode: str) -> None:
+    """Copy the weights of the best trial's best epoch to `checkpoints/`, with its config."""
+    ended = [t for t in trials if t["state"] in ("finished", "stopped")]
+    having = [t for t in ended if (folder / "trials" / t["trial"] / "best.pt").is_file()]
+    best = best_row(having, f"best_{metric}", mode)
+    if best is None:
+        return
+    target = folder / "checkpoints"
+    target.mkdir(exist_ok=True)
+    write_bytes(target / "best.pt", (folder / "trials" / best["trial"] / "best.pt").read_bytes())
+    config = next(
+        p["config"]
+        for p in read_json(folder / "study.json")["trials"]
+        if p["trial"] == best["trial"]
+    )
+    write_json(
+        target / "best.json",
+        {
+            "trial": best["trial"],
+            "epoch": best["best_epoch"],
+            metric: best[f"best_{metric}"],
+            "config": config,
+        },
+    )
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    frame = pd.DataFrame([dict(row) for row in rows], columns=columns)
+    text = io.StringIO()
+    frame.to_csv(text, index=False, lineterminator="\n")
+    write_text(path, text.getvalue())

@@ -1,0 +1,290 @@
+"""From a study's declaration and a command line to a finished result folder.
+
+The result folder is the truth: each trial records its rows, checkpoints and end there, whole or
+not at all. Ray Tune schedules what has no recorded end; nothing is read back from Tune's own
+files, which are written in place, restore an old search space without a word and cannot tell an
+interrupted study from a finished one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from core import collect, events, options, provenance, slots, trial
+from core.errors import UserError
+from core.options import Options
+from core.progress import Progress
+from core.storage import finite, read_json, write_json
+from core.study import Plan, Planned, Study, plan
+
+FINISHED, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials")
+FINAL = ("finished", "stopped", "diverged")  # never run again; "failed" is tried again on resume
+
+
+def command_line(study: Study, argv: Sequence[str]) -> int:
+    """Run `study` as `argv` says; return the exit code (see docs/studies.md)."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return run(study, options.parse(study, argv), argv)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        again = shlex.join([f"studies/{study.name}.py", *argv])
+        again += "" if "--resume" in argv else " --resume"
+        print(f"\nstopped: nothing finished is lost; go on with: python {again}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
+    """Run, resume or report `study`; return 0 if every trial finished, 1 if some failed.
+
+    Raises:
+        UserError: options, data, folder or cluster cannot be used; nothing was started.
+        KeyboardInterrupt: the user stopped the study; every finished epoch is on disk.
+    """
+    folder = opts.folder(study)
+    if opts.report_only:
+        return report_only(study, folder)
+    settings = options.parse_settings(study, opts.set)
+    planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
+    check_folder(folder, resume=opts.resume)
+    if opts.address is not None:
+        check_address(opts.address)
+    private = _private(study, opts)
+    data = study.prepare({**planned.trials[0].config, **private})
+    declared = declaration(study, opts, planned, data, argv)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "study.lock", timeout=0):
+            return _run_locked(study, opts, planned, private, declared, folder)
+    except Timeout as e:
+        raise UserError(f"{folder} is in use by another run of this study: wait for it") from e
+
+
+def _run_locked(
+    study: Study,
+    opts: Options,
+    planned: Plan,
+    private: Mapping[str, Any],
+    declared: dict[str, Any],
+    folder: Path,
+) -> int:
+    if opts.resume:
+        declared = resumed(declared, read_json(folder / "study.json"))
+    write_json(folder / "study.json", declared)
+    slot = slots.from_record(declared["slot"])
+    specs = {
+        p.trial: trial.Spec(
+            p.trial, p.config, private, folder, study.metric, study.mode, slot.threads
+        )
+        for p in planned.trials
+    }
+    pending = [spec for spec in specs.values() if not is_final(spec)]
+    for note in planned.notes:
+        print(note)
+    start = time.monotonic()
+    if pending:
+        for spec in pending:
+            (spec.folder / "result.json").unlink(missing_ok=True)
+        live = events.Live(folder)
+        with Progress(len(specs), len(specs) - len(pending), study.metric, study.mode) as progress:
+            progress.announce(f"{study.name}: {_counts(specs, pending)}; {slot.sentence()}")
+            runner = _runner(opts)
+            runner(study, pending, slot, [progress, live], opts)
+    declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
+    write_json(folder / "study.json", declared)
+    trials = collect.collect(folder, study.metric, study.mode)
+    return finish(study, folder, trials)
+
+
+def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
+    """Write the report of a result folder, say where it is, and return the exit code."""
+    study.report(folder)
+    failed = [t for t in trials if t["state"] not in ("finished", "stopped")]
+    shown = os.path.relpath(folder / "report.html")
+    print(
+        f"report: {shown}" + (f" ({len(failed)} of {len(trials)} trials failed)" if failed else "")
+    )
+    return SOME_FAILED if failed else FINISHED
+
+
+def report_only(study: Study, folder: Path) -> int:
+    """Rebuild the report from the files in `folder`; trials that never ended count as failed."""
+    if not (folder / "study.json").is_file():
+        raise UserError(f"no study at {folder}: check --results-dir and --name")
+    if (folder / "trials").is_dir():
+        trials = collect.collect(folder, study.metric, study.mode)
+    else:
+        trials = collect.read(folder)
+    return finish(study, folder, trials)
+
+
+def declaration(
+    study: Study, opts: Options, planned: Plan, data: dict[str, Any], argv: Sequence[str]
+) -> dict[str, Any]:
+    """Return what `study.json` says about a study that is about to start."""
+    return finite(
+        {
+            "study": study.name,
+            "question": study.question,
+            "scale": opts.chosen_scale(),
+            "parts": list(dict.fromkeys(p.part for p in planned.trials)),
+            "notes": list(planned.notes),
+            "grid": dict(planned.grid),
+            "constants": _constants(planned.trials),
+            "metric": study.metric,
+            "mode": study.mode,
+            "trials": [p.record() for p in planned.trials],
+            "data": data,
+            "slot": slots.plan(opts).record(),
+            "command": ["python", f"studies/{study.name}.py", *argv],
+            "git": provenance.git(),
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the recorded declaration, once it is clear that it is the one now asked for.
+
+    Raises:
+        UserError: the study has changed; the differences are listed.
+    """
+    changed = [key for key in IDENTITY if declared[key] != recorded.get(key)]
+    fingerprints = [d.get("data", {}).get("fingerprint") for d in (declared, recorded)]
+    if not changed and fingerprints[0] == fingerprints[1]:
+        again = {key: declared[key] for key in ("git", "versions")}
+        kept = {**recorded, "resumed": [*recorded.get("resumed", []), again]}
+        if declared["slot"].get("gpu") != recorded["slot"].get("gpu"):
+            kept["slot"] = declared["slot"]  # another machine: the cards decide
+        return kept
+    lines = difference(recorded, declared)
+    if fingerprints[0] != fingerprints[1]:
+        lines.append(f"data: {fingerprints[1]} -> {fingerprints[0]}")
+    raise UserError(
+        "--resume: the study has changed since it was started ("
+        + "; ".join(lines[:8])
+        + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+        + "): give the same options again, or a new --name"
+    )
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one short text per setting in which two declarations differ."""
+    lines = [
+        f"{key}: {old.get(key)} -> {new[key]}"
+        for key in ("study", "scale", "metric", "mode")
+        if old.get(key) != new[key]
+    ]
+    for kind in ("grid", "constants"):
+        before, after = old.get(kind, {}), new[kind]
+        for key in dict.fromkeys([*before, *after]):
+            if before.get(key) != after.get(key):
+                lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return lines or ["its trials differ"]
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that cannot be written, an existing study, or nothing to resume.
+
+    Raises:
+        UserError: see above.
+    """
+    exists = (folder / "study.json").is_file()
+    if exists and not resume:
+        raise UserError(
+            f"{folder} already holds a study: add --resume to go on with it, --report-only to"
+            " rebuild its report, or choose another --name"
+        )
+    if resume and not exists:
+        raise UserError(f"--resume: no study at {folder}; check --results-dir and --name")
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as e:
+        raise UserError(
+            f"cannot write to {folder} ({e.strerror}): choose another --results-dir"
+        ) from e
+
+
+def check_address(address: str) -> None:
+    """Refuse an address at which nothing listens (Ray itself would wait for minutes).
+
+    Raises:
+        UserError: malformed, or no answer within 5 seconds.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--address {address}: give auto or HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as e:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there; start one with"
+            " `ray up cluster.yaml`, or leave --address out"
+        ) from e
+
+
+def is_final(spec: trial.Spec) -> bool:
+    """Return whether the trial has ended in a way that is not tried again."""
+    result = trial.read_result(spec.folder)
+    return result is not None and result["state"] in FINAL
+
+
+def _runner(opts: Options):
+    if opts.local:
+        from core.local_runner import run_local
+
+        return run_local
+    from core.ray_runner import run_on_ray  # only here, so that --local needs no Ray
+
+    return run_on_ray
+
+
+def _private(study: Study, opts: Options) -> dict[str, Any]:
+    """Return the settings that say where things are on this machine, as far as the study has them."""
+    given = {
+        "data_dir": None if opts.data_dir is None else str(opts.data_dir.expanduser().resolve()),
+        "skip_broken": opts.skip_broken,
+    }
+    known = {field.name for field in dataclasses.fields(study.config)}
+    return {key: value for key, value in given.items() if key in known}
+
+
+def _constants(trials: Sequence[Planned]) -> dict[str, Any]:
+    first = trials[0].config
+    return {k: v for k, v in first.items() if all(p.config[k] == v for p in trials)}
+
+
+def _counts(specs: Mapping[str, Any], pending: Sequence[Any]) -> str:
+    done = len(specs) - len(pending)
+    started = sum((spec.folder / "history.json").is_file() for spec in pending)
+    if not done and not started:
+        return f"{len(specs)} trials"
+    return f"resuming: {done} done, {started} continue, {len(pending) - started} to do"
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

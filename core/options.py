@@ -1,0 +1,147 @@
+"""The command line that every study shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import docstring_parser
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from core.errors import UserError
+from core.study import Study
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every study."""
+
+    data_dir: Path | None = None
+    """Root of your own data. Switches the defaults to the lab's full scale."""
+    address: str | None = None
+    """Ray cluster to join: auto, or HOST:PORT. Without it Ray is started here and stopped again."""
+    local: bool = False
+    """No Ray: trials run one after another in this process."""
+    smoke: bool = False
+    """Every step at toy size in under a minute."""
+    scale: Literal["demo", "full"] | None = None
+    """demo: minutes on 2 CPU cores (default); full: the lab's own scale (default with --data-dir)."""
+    seeds: int | None = None
+    """How many seeds each setting is run with, counted from 0."""
+    set: tuple[str, ...] = ()
+    """key=value ...: override any setting listed below, or the values of a grid (norm=bn,gn)."""
+    part: str | None = None
+    """Run only this part of the study."""
+    results_dir: Path = Path("results")
+    """Results go to RESULTS_DIR/<study>/<name>/."""
+    name: str | None = None
+    """Name of this run of the study (default: its scale)."""
+    resume: bool = False
+    """Go on with what is unfinished; finished trials are never run again."""
+    report_only: bool = False
+    """Rebuild tables, figures and report from what is on disk, without Ray and data."""
+    slot_memory: str = "2GiB"
+    """GPU memory that one trial may take; "none" gives each trial a whole GPU."""
+    max_concurrent: int | None = None
+    """At most so many trials at once (default: as many as there are slots)."""
+    skip_broken: bool = False
+    """Leave unreadable images out and count them in the report, rather than stop."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that no study can use."""
+        for option, value in (("--seeds", self.seeds), ("--max-concurrent", self.max_concurrent)):
+            if value is not None and value < 1:
+                raise UserError(f"{option} {value}: give a whole number of at least 1")
+        if self.name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.name):
+            raise UserError(
+                f"--name {self.name}: use letters, digits, '.', '_', '+' and '-', as it names a folder"
+            )
+
+    def chosen_scale(self) -> str:
+        """Return "smoke", "demo" or "full"."""
+        if self.smoke:
+            return "smoke"
+        return self.scale or ("full" if self.data_dir is not None else "demo")
+
+    def folder(self, study: Study) -> Path:
+        """Return the result folder."""
+        return (
+            self.results_dir.expanduser().resolve()
+            / study.name
+            / (self.name or self.chosen_scale())
+        )
+
+
+def parse(study: Study, argv: Sequence[str]) -> Options:
+    """Return the options in `argv`; `--help` and malformed options end the program (0 and 2)."""
+    opts = tyro.cli(
+        Options,
+        args=list(argv),
+        prog=f"python studies/{study.name}.py",
+        description=f"{study.question}\n\n{settings_help(study)}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    opts.check()
+    return opts
+
+
+def settings_help(study: Study) -> str:
+    """Return the settings that `--set` takes, a line each, with default and meaning."""
+    documented = docstring_parser.parse(study.config.__doc__ or "")
+    meaning = {p.arg_name: " ".join((p.description or "").split()) for p in documented.params}
+    lines = ["Settings for --set (defaults of the full scale):"]
+    for field in dataclasses.fields(study.config):
+        default = "" if field.default is dataclasses.MISSING else f" = {field.default}"
+        lines.append(f"  {field.name}{default}: {meaning.get(field.name, '')}")
+    for name, part in study.parts.items():
+        grid = "; ".join(f"{k}={','.join(map(str, v))}" for k, v in part.grid.items())
+        lines.append(f"Part {name}: {grid}")
+    return "\n".join(lines)
+
+
+def parse_settings(study: Study, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the `--set` assignments with their types; the values of a grid as lists.
+
+    Raises:
+        UserError: not of the form key=value, an unknown key, or a value of the wrong type.
+    """
+    types = typing.get_type_hints(study.config)
+    grid = {key for part in study.parts.values() for key in part.grid} | {"seed"}
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: write it as key=value")
+        if key not in types:
+            raise UserError(
+                f"--set {assignment}: {study.name} has no setting {key!r}; it has"
+                f" {', '.join(types)}"
+            )
+        if key in {field.name for field in dataclasses.fields(Options)}:
+            raise UserError(f"--set {assignment}: use --{key.replace('_', '-')} instead")
+        if key in grid:
+            values = [_typed(key, item, types[key], assignment) for item in text.split(",")]
+            settings[key] = list(dict.fromkeys(values))
+        else:
+            settings[key] = _typed(key, text, types[key], assignment)
+    return settings
+
+
+def _typed(key: str, text: str, hint: Any, assignment: str) -> Any:
+    try:
+        return TypeAdapter(hint).validate_strings(text)
+    except ValidationError as e:
+        allowed = [a for a in typing.get_args(hint) if isinstance(a, str)]
+        wanted = f"one of {', '.join(allowed)}" if allowed else f"of type {_type_name(hint)}"
+        raise UserError(f"--set {assignment}: {key} must be {wanted}, got {text!r}") from e
+
+
+def _type_name(hint: Any) -> str:
+    names = [getattr(h, "__name__", str(h)) for h in typing.get_args(hint) or (hint,)]
+    return " or ".join(name for name in names if name != "NoneType")

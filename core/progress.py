@@ -1,0 +1,115 @@
+"""How far a study is: one live line on a terminal, a line every half minute in a log file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+LOG_EVERY = 30.0  # seconds between lines when the output is not a terminal
+
+
+class Listener(Protocol):
+    """What wants to know of the trials while they run."""
+
+    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
+        """Hear of one epoch of the trial `name`."""
+        ...
+
+    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+        """Hear of the end of the trial `name`."""
+        ...
+
+    def tick(self) -> None:
+        """Be called often, also when nothing happened."""
+        ...
+
+
+class Progress:
+    """Counts ended, running and failed trials and the best metric so far.
+
+    Args:
+        total: trials of the study.
+        done: trials that had ended before.
+        metric: what is best, and `mode` "max" or "min" says which way.
+        console: where lines go; standard output by default.
+    """
+
+    def __init__(
+        self, total: int, done: int, metric: str, mode: str, console: Console | None = None
+    ):
+        self.total, self.done, self.before, self.failed = total, done, done, 0
+        self.metric, self.sign = metric, 1 if mode == "max" else -1
+        self.best: tuple[float, str] | None = None
+        self.running: dict[str, Any] = {}
+        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.started = self.printed = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._text)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self.console.print(self.line())
+
+    def announce(self, text: str) -> None:
+        """Print a line above the live one."""
+        self.console.print(text)
+
+    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
+        """Note an epoch."""
+        self.running[name] = row.get("epoch")
+        value = row.get(self.metric)
+        if value is not None and value == value:
+            if self.best is None or self.sign * value > self.sign * self.best[0]:
+                self.best = (value, name)
+        self.tick()
+
+    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+        """Note the end of a trial; a failure gets a line of its own."""
+        self.running.pop(name, None)
+        self.done += 1
+        if state not in ("finished", "stopped"):
+            self.failed += 1
+            self.announce(f"{name} {state}: {error}")
+        self.tick()
+
+    def tick(self) -> None:
+        """Print the line of a log file when it is time."""
+        if self._live is None and time.monotonic() - self.printed >= LOG_EVERY:
+            self.printed = time.monotonic()
+            self.console.print(self.line())
+
+    def line(self) -> str:
+        """Return the state of the study in one line."""
+        elapsed = time.monotonic() - self.started
+        parts = [f"{self.done} of {self.total} trials"]
+        if self.running:
+            parts.append(f"{len(self.running)} running")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        parts.append(_clock(elapsed))
+        ended = self.done - self.before
+        if ended and self.done < self.total:
+            parts.append(f"about {_clock(elapsed / ended * (self.total - self.done))} left")
+        if self.best is not None:
+            parts.append(f"best {self.metric} {self.best[0]:.4g} ({self.best[1]})")
+        return ", ".join(parts)
+
+    def _text(self) -> Text:
+        return Text(self.line(), no_wrap=True, overflow="ellipsis")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

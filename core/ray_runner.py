@@ -1,0 +1,202 @@
+"""Trials scheduled by Ray Tune, here or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Ray and Tune read these when they are imported or initialised.
+SETTINGS = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this environment, not one built by uv
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they import torch here and flush on every report
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must end the study, not look like its end
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # we say it in a line of our own
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+for _key, _value in SETTINGS.items():
+    os.environ.setdefault(_key, _value)
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.logger import JsonLoggerCallback  # noqa: E402
+from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
+from ray.tune.result import AUTO_RESULT_KEYS  # noqa: E402
+
+from core.errors import UserError  # noqa: E402
+from core.options import Options  # noqa: E402
+from core.progress import Listener  # noqa: E402
+from core.slots import Slot  # noqa: E402
+from core.study import Study  # noqa: E402
+from core.trial import Spec, read_result, read_rows, run, write_result  # noqa: E402
+
+RETRIES = 2  # of a trial whose worker process or node died; what a trial raises is not retried
+TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
+
+
+def run_on_ray(
+    study: Study,
+    pending: Sequence[Spec],
+    slot: Slot,
+    listeners: Sequence[Listener],
+    opts: Options,
+) -> None:
+    """Run every pending trial on Ray and return when each has a recorded end.
+
+    Raises:
+        UserError: no such cluster.
+        KeyboardInterrupt: the user stopped the study; Ray is shut down first.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
+    specs = {spec.name: spec for spec in pending}
+    objective = tune.with_resources(
+        _objective(study.trainable, specs), {"cpu": slot.cpu, "gpu": slot.gpu}
+    )
+    with ray_session(opts.address, slot):
+        storage = pending[0].study / "ray"
+        # `_metric` etc. are not given: nothing here asks Tune which trial is best.
+        tune.Tuner(
+            objective,
+            param_space={"trial": tune.grid_search(list(specs))},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,  # a worker with torch takes seconds to start
+                max_concurrent_trials=opts.max_concurrent,
+            ),
+            run_config=tune.RunConfig(
+                name=_run_name(storage),
+                storage_path=str(storage),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[Bridge(specs, listeners), Silent(), JsonLoggerCallback()],
+            ),
+        ).fit()
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, slot: Slot) -> Iterator[None]:
+    """Join the cluster at `address`, or start Ray on this machine and stop it afterwards."""
+    arguments: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    temporary = None
+    if address is None:
+        # A folder of our own: Ray's default is shared, never cleaned, and may name someone
+        # else's cluster. Short, because sockets in it have a path limit of 107 characters.
+        temporary = tempfile.mkdtemp(prefix="lt-", dir="/tmp" if Path("/tmp").is_dir() else None)
+        arguments |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": 100 * 2**20,
+            "_temp_dir": temporary,
+        }
+    else:
+        arguments["address"] = address
+    try:
+        ray.init(**arguments)
+    except ConnectionError as e:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers; start one with `ray up cluster.yaml`,"
+            " or leave --address out"
+        ) from e
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Callable[[dict], None]:
+    """Return the function that Tune calls in a worker with `{"trial": name}`."""
+
+    def objective(config: dict[str, Any]) -> None:
+        run(trainable, specs[config["trial"]], tune.report)
+
+    return objective
+
+
+class Bridge(tune.Callback):
+    """Tells the listeners what Tune hears of the trials."""
+
+    def __init__(self, specs: Mapping[str, Spec], listeners: Sequence[Listener]):
+        self.specs, self.listeners = specs, listeners
+
+    def __reduce__(self) -> tuple:
+        """Leave the listeners out: Tune pickles its callbacks, for a restore that is not used."""
+        return Bridge, ({}, ())
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Give listeners a chance to print."""
+        self._tell("tick")
+
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+    ) -> None:
+        """Hand on one epoch."""
+        row = {k: v for k, v in result.items() if k not in TUNES_OWN and k != "config"}
+        self._tell("row", *self._identity(trial), row)
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Say that a trial's process died and that it starts again."""
+        name, _ = self._identity(trial)
+        rows = len(read_rows(self.specs[name].folder))
+        for listener in self.listeners:
+            if hasattr(listener, "announce"):
+                listener.announce(
+                    f"{name}: its worker died, retry {trial.num_failures}/{RETRIES}"
+                    f" from epoch {rows}"
+                )
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Hand on how a trial ended."""
+        self._end(trial, "stopped", "")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Record the end of a trial whose process died too often."""
+        self._end(trial, "failed", f"its worker process died {RETRIES + 1} times")
+
+    def _end(self, tune_trial: Any, state: str, error: str) -> None:
+        """Record an end that the trial itself could not, and tell the listeners."""
+        name, config = self._identity(tune_trial)
+        spec = self.specs[name]
+        if read_result(spec.folder) is None:
+            write_result(spec, state, error)
+        result = read_result(spec.folder)
+        assert result is not None
+        self._tell("ended", name, config, result["state"], result["error"])
+
+    def _identity(self, tune_trial: Any) -> tuple[str, dict[str, Any]]:
+        name = tune_trial.config["trial"]
+        return name, dict(self.specs[name].config)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, what)(*arguments)
+
+
+class Silent(TrialProgressCallback):
+    """Takes the place of Tune's own printing, which is loud even at verbose=0."""
+
+    def on_trial_result(self, *arguments: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_error(self, *arguments: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_complete(self, *arguments: Any, **info: Any) -> None:
+        """Print nothing."""
+
+
+def _run_name(storage: Path) -> str:
+    """Return a name no earlier run used: Tune would overwrite a run of the same name."""
+    used = len(list(storage.glob("run-*"))) if storage.is_dir() else 0
+    return f"run-{used + 1:03}"

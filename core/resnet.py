@@ -1,0 +1,181 @@
+"""The 6n+2 residual network for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from core.errors import UserError
+from core.norms import NORMS, frozen_statistics
+
+WIDTHS = (16, 32, 64)  # filters of the three stages
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each followed by its norm, and a parameter-free shortcut.
+
+    Where the width doubles, the shortcut takes every second pixel and pads the new channels with
+    zeros (option A of the paper). The zeros are put half before and half after, as in the public
+    CIFAR weights that `load_weights` reads.
+
+    Args:
+        c_in: channels that come in.
+        c_out: channels that go out; the stride is 2 where it differs from `c_in`.
+        norm: key of `core.norms.NORMS`.
+    """
+
+    def __init__(self, c_in: int, c_out: int, norm: str):
+        super().__init__()
+        self.stride = 1 if c_in == c_out else 2
+        self.padding = (c_out - c_in) // 2
+        bias = norm == "none"  # a norm's own bias makes the convolution's redundant
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, self.stride, padding=1, bias=bias)
+        self.norm1 = NORMS[norm](c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=bias)
+        self.norm2 = NORMS[norm](c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, c_in, H, W) to (B, c_out, ceil(H / stride), ceil(W / stride))."""
+        shortcut = x
+        if self.stride != 1:
+            p = self.padding
+            shortcut = F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, p, p))
+        # ReLUs out of place: Grad-CAM reads the norms' outputs after the forward pass.
+        x = self.norm1(self.conv1(x)).relu()
+        return (self.norm2(self.conv2(x)) + shortcut).relu()
+
+
+class ResNet(nn.Module):
+    """A convolution, three stages of n blocks with 16, 32 and 64 filters, mean pool, linear head.
+
+    Args:
+        n: blocks per stage, at least 1; there are 6n + 2 weighted layers.
+        num_classes: width of the head, r in the lab's text.
+        norm: key of `core.norms.NORMS`; the norm follows each convolution directly.
+
+    Attributes:
+        recompute: store only the input of each block in training and compute the block again in
+            the backward pass (less memory, about a third more time). Running statistics count
+            each batch once all the same.
+    """
+
+    def __init__(self, n: int, num_classes: int, norm: str = "bn"):
+        super().__init__()
+        if n < 1 or num_classes < 1:
+            raise ValueError(
+                f"resnet: n and num_classes must be at least 1, got {n}, {num_classes}"
+            )
+        if norm not in NORMS:
+            raise ValueError(f"resnet: norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        self.recompute = False
+        self.conv = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=norm == "none")
+        self.norm = NORMS[norm](WIDTHS[0])
+        self.stage1 = _stage(n, WIDTHS[0], WIDTHS[0], norm)
+        self.stage2 = _stage(n, WIDTHS[0], WIDTHS[1], norm)
+        self.stage3 = _stage(n, WIDTHS[1], WIDTHS[2], norm)
+        self.head = nn.Linear(WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) of any size to logits (B, num_classes)."""
+        x = self.norm(self.conv(x)).relu()
+        for stage in (self.stage1, self.stage2, self.stage3):
+            for block in stage:
+                x = _recomputed(block, x) if self.recompute and self.training else block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def resnet(n: int, num_classes: int, norm: str = "bn") -> ResNet:
+    """Build the 6n+2 ResNet; see `ResNet` for the arguments.
+
+    n = 2 with 25 classes and batch norm has 173,481 parameters. The lab's text speaks of n layers
+    per stage; 6n + 2 layers and the paper need 2n, which is what is built.
+
+    Raises:
+        ValueError: n or num_classes below 1, or an unknown norm.
+    """
+    return ResNet(n, num_classes, norm)
+
+
+def _stage(n: int, c_in: int, c_out: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(*(Block(c_in if i == 0 else c_out, c_out, norm) for i in range(n)))
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """Run `block` and keep only its input for the backward pass."""
+    return checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), frozen_statistics(block)),
+    )
+
+
+def load_weights(model: ResNet, path: str | Path) -> ResNet:
+    """Load a state dict into `model`, also that of the public CIFAR ResNets, and return `model`.
+
+    Reads our own state dicts and the files of akamaster/pytorch_resnet_cifar10 (names prefixed
+    `module.`, `bn` for norms, `layer` for stages, `linear` for the head, no
+    `num_batches_tracked`). Only tensors are read: a file that holds code is refused.
+
+    Raises:
+        UserError: no such file, not a file of tensors, or names or shapes that do not fit (both
+            sides of every mismatch are listed).
+    """
+    state = _read_state(Path(path))
+    state = {_our_name(name): value for name, value in state.items()}
+    own = model.state_dict()
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - state.keys() - optional)
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise UserError(
+            f"{path} does not fit the model: missing from the file: {', '.join(missing) or 'none'};"
+            f" not in the model: {', '.join(unexpected) or 'none'};"
+            f" other shapes: {'; '.join(shapes) or 'none'}"
+        )
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in `path`, whether bare or under the key `state_dict` or `model`."""
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: give the path of a state dict saved by torch.save")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many types here: unpickling, zip, end of file
+        raise UserError(
+            f"{path} is not a file of tensors (a truncated file, or one that holds code, which is"
+            " never run): save model.state_dict() with torch.save"
+        ) from e
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path} holds no state dict: save model.state_dict() with torch.save")
+    return content
+
+
+def _our_name(name: str) -> str:
+    """Translate a parameter name of the public CIFAR ResNets into ours."""
+    name = name.removeprefix("module.").removeprefix("_orig_mod.")
+    first, _, rest = name.partition(".")
+    renamed = {"conv1": "conv", "bn1": "norm", "linear": "head"}.get(first)
+    if renamed is not None:
+        return f"{renamed}.{rest}"
+    return name.replace("layer", "stage", 1).replace(".bn", ".norm")

@@ -1,0 +1,253 @@
+"""What a trainable may ask of the engine: restore, save, report, keep predictions.
+
+Called outside the engine (a test, a notebook), restoring finds nothing, saving keeps nothing and
+`report` goes to Ray Tune, so that a trainable is a plain function of its config.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from core import checkpoint, process
+from core.errors import TrialError, UserError
+from core.storage import read_json, write_bytes, write_json, write_text
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+
+
+class Stateful(Protocol):
+    """A part of a trial with a state: model, optimiser, schedule, scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors, numbers, strings and containers of them."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take over such a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a worker needs to know to run one trial of a study.
+
+    Attributes:
+        name: the trial's folder under `trials/`.
+        config: settings of the trainable that make this trial what it is.
+        private: settings that say where things are on this machine; used, never recorded.
+        study: the study's result folder.
+        metric: the reported metric that picks the best epoch.
+        mode: "max" or "min".
+        threads: of torch on the CPU.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    private: Mapping[str, Any]
+    study: Path
+    metric: str
+    mode: str
+    threads: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """Return the trial's own folder."""
+        return self.study / "trials" / self.name
+
+
+@dataclass
+class Trial:
+    """A running trial: its rows so far, and where they are kept."""
+
+    spec: Spec
+    forward: Report
+    rows: list[Row] = field(default_factory=list)
+    elapsed: float = 0.0  # seconds in earlier processes, of the epochs that are kept
+    started: float = field(default_factory=time.monotonic)
+
+    def report(self, row: Row) -> None:
+        """Keep `row` and hand it on; a row of an epoch that is there already replaces it."""
+        self.rows = [r for r in self.rows if r.get("epoch") != row.get("epoch", object())] + [row]
+        write_json(self.spec.folder / "history.json", self.history())
+        self.forward(row)
+
+    def history(self) -> dict[str, Any]:
+        """Return what `history.json` holds."""
+        return {"rows": self.rows, "seconds": self.seconds()}
+
+    def seconds(self) -> float:
+        """Return the seconds spent on this trial, in this process and those before."""
+        return self.elapsed + time.monotonic() - self.started
+
+    def is_best(self, row: Row) -> bool:
+        """Return whether `row` has the best metric so far (nan never is)."""
+        value = row.get(self.spec.metric)
+        if value is None or value != value:
+            return False
+        sign = 1 if self.spec.mode == "max" else -1
+        earlier = [r[self.spec.metric] for r in self.rows if r.get("epoch") != row.get("epoch")]
+        return all(sign * value > sign * other for other in earlier if other == other)
+
+
+_current: ContextVar[Trial | None] = ContextVar("trial", default=None)
+
+
+def report(row: Row) -> None:
+    """Report one epoch's metrics; `epoch` counts from 1."""
+    trial = _current.get()
+    if trial is not None:
+        trial.report(row)
+    else:
+        from ray import tune
+
+        tune.report(row)
+
+
+def restore(state: Mapping[str, Stateful]) -> int:
+    """Load the newest whole checkpoint into the parts of `state`.
+
+    Returns:
+        The last epoch that is done, 0 for a new trial.
+    """
+    trial = _current.get()
+    if trial is None:
+        return 0
+    content, damaged = checkpoint.load_newest(trial.spec.folder)
+    for path in damaged:
+        print(f"{trial.spec.name}: {path.name} is damaged, going back one epoch", flush=True)
+        path.unlink(missing_ok=True)
+    if content is None:
+        trial.rows, trial.elapsed = [], 0.0
+        return 0
+    for name, part in state.items():
+        part.load_state_dict(content["state"][name])
+    checkpoint.set_rng_state(content["rng"])
+    trial.rows, trial.elapsed = content["rows"], content["seconds"]
+    write_json(trial.spec.folder / "history.json", trial.history())
+    return content["epoch"]
+
+
+def save(state: Mapping[str, Stateful], row: Row) -> None:
+    """Checkpoint the parts of `state` after the epoch that `row` describes, before reporting it.
+
+    Also keeps the weights of `state["model"]` as `best.pt` when `row` is the best so far.
+    """
+    trial = _current.get()
+    if trial is None:
+        return
+    states = {name: part.state_dict() for name, part in state.items()}
+    if trial.is_best(row) and "model" in states:
+        buffer = io.BytesIO()
+        torch.save({k: v.detach().cpu() for k, v in states["model"].items()}, buffer)
+        write_bytes(trial.spec.folder / "best.pt", buffer.getvalue())
+    kept = [r for r in trial.rows if r["epoch"] != row["epoch"]] + [row]
+    content = {
+        "epoch": row["epoch"],
+        "rows": kept,
+        "seconds": trial.seconds(),
+        "rng": checkpoint.rng_state(),
+        "state": states,
+    }
+    checkpoint.save(trial.spec.folder, row["epoch"], content)
+
+
+def save_predictions(
+    scores: np.ndarray, labels: np.ndarray, files: tuple[str, ...], classes: tuple[str, ...]
+) -> None:
+    """Keep the raw scores from which the report's numbers can be computed again.
+
+    Args:
+        scores: (N, C) float32 logits.
+        labels: (N,) int64, or (N, C) for several labels per image.
+        files: N names relative to the data root, in the order of the rows.
+        classes: C names.
+    """
+    trial = _current.get()
+    if trial is None:
+        return
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        scores=np.asarray(scores, dtype=np.float32),
+        labels=np.asarray(labels),
+        files=np.array(files),
+        classes=np.array(classes),
+        config=np.array(json.dumps(dict(trial.spec.config), sort_keys=True)),
+    )
+    write_bytes(trial.spec.study / "predictions" / f"{trial.spec.name}.npz", buffer.getvalue())
+
+
+def run(trainable: Callable[..., None], spec: Spec, forward: Report) -> None:
+    """Run one trial to its end and record how it ended in `result.json`.
+
+    A trial that fails is recorded, not raised: its worker goes on to the next trial. Only the end
+    of the process itself (killed, lost node) leaves no record, and the engine starts it again.
+    """
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    # A worker that lost its driver may still be writing its last epoch: wait until it is gone.
+    with FileLock(spec.folder / "lock", timeout=120):
+        trial = Trial(spec, forward)
+        process.reset(int(spec.config.get("seed", 0)), spec.threads)
+        token = _current.set(trial)
+        state, error = "finished", ""
+        try:
+            trainable({**spec.config, **spec.private}, report=trial.report)
+        except TrialError as e:
+            state, error = e.state, str(e)
+        except Exception as e:
+            state, error = "failed", _sentence(e)
+            write_text(spec.folder / "error.txt", traceback.format_exc())
+            if isinstance(e, UserError) and "disk full" in error:
+                raise  # nothing more can be written
+        finally:
+            _current.reset(token)
+        if state == "finished":
+            checkpoint.remove_all(spec.folder)
+        write_json(spec.folder / "result.json", _result(trial, state, error))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return how the trial in `folder` ended, or None while it has not."""
+    path = folder / "result.json"
+    return read_json(path) if path.is_file() else None
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Return the rows reported so far by the trial in `folder`."""
+    path = folder / "history.json"
+    return read_json(path)["rows"] if path.is_file() else []
+
+
+def write_result(spec: Spec, state: str, error: str) -> None:
+    """Record the end of a trial whose process could not do so itself."""
+    path = spec.folder / "history.json"
+    known = read_json(path) if path.is_file() else {"rows": [], "seconds": 0.0}
+    trial = Trial(spec, lambda row: None, known["rows"], known["seconds"])
+    write_json(spec.folder / "result.json", _result(trial, state, error))
+
+
+def _result(trial: Trial, state: str, error: str) -> dict[str, Any]:
+    return {
+        "state": state,
+        "error": error,
+        "seconds": trial.seconds(),
+        "peak_memory_mib": process.peak_memory_mib(),
+    }
+
+
+def _sentence(error: Exception) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__

@@ -1,0 +1,378 @@
+"""The study engine without Ray: options, records, resume, failures, what the user reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+
+from core import checkpoint, collect, trial
+from core.engine import command_line
+from core.errors import UserError
+from core.options import parse_settings
+from core.slots import parse_memory
+from core.study import Part, plan, trial_name
+from tests.conftest import ROOT
+from tests.toy import study, train_toy
+
+METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
+
+
+def toy(tmp_path: Path, *arguments: str) -> int:
+    return command_line(study, ["--local", "--results-dir", str(tmp_path), *arguments])
+
+
+def history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv")[METRICS]
+
+
+def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
+    assert toy(tmp_path) == 0
+    folder = tmp_path / "toy" / "demo"
+    trials = pd.read_csv(folder / "trials.csv")
+    assert list(trials.state) == ["finished"] * 3
+    assert list(trials.seed) == [0, 1, 2]
+    assert list(trials.epochs_run) == [4] * 3
+    rows = history(folder)
+    assert list(rows.epoch) == [1, 2, 3, 4] * 3
+    best = trials.loc[trials.best_val_accuracy.idxmax()]
+    kept = json.loads((folder / "checkpoints" / "best.json").read_text())
+    assert kept["trial"] == best.trial and kept["epoch"] == best.best_epoch
+    weights = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    assert set(weights) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    declared = json.loads((folder / "study.json").read_text())
+    assert declared["grid"] == {"kind": ["train"], "seed": [0, 1, 2]}
+    assert declared["versions"]["torch"] == torch.__version__
+    assert len(declared["git"]["commit"] or "-" * 40) == 40
+    assert (folder / "report.html").is_file()
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(tmp_path):
+    """Train again to the best epoch alone: its weights must be the ones that were kept."""
+    toy(tmp_path, "--seeds", "1", "--set", "epochs=6")
+    folder = tmp_path / "toy" / "demo"
+    epoch = json.loads((folder / "checkpoints" / "best.json").read_text())["epoch"]
+    toy(tmp_path, "--seeds", "1", "--set", f"epochs={epoch}", "--name", "short")
+    kept = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    again = torch.load(tmp_path / "toy" / "short" / "checkpoints" / "best.pt", weights_only=True)
+    for name, value in kept.items():
+        assert torch.equal(value, again[name])
+
+
+def test_trainables_are_plain_functions():
+    rows = []
+    train_toy({"epochs": 2}, report=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_tensorboard_shows_curves_and_hparams_of_every_trial(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    toy(tmp_path)
+    folder = tmp_path / "toy" / "demo"
+    rows = history(folder)
+    runs = sorted(p for p in (folder / "tensorboard").iterdir())
+    assert [p.name for p in runs] == sorted(rows.trial.unique())
+    for run in runs:
+        events = EventAccumulator(str(run)).Reload()
+        curve = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("val_accuracy")]
+        own = rows[rows.trial == run.name]
+        assert list(zip(own.epoch, own.val_accuracy, strict=True)) == curve
+        plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
+        assert plugin.plugin_name == "hparams" and b"seed" in plugin.content
+
+
+@pytest.mark.parametrize("lose", [(1, 1), (2, 3), (0, 2)])
+def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path, lose, monkeypatch):
+    """Kill the process (not an exception) at a named trial and epoch, then resume."""
+    toy(tmp_path, "--name", "whole")
+    seed, epoch = lose
+    script = (
+        "import os, sys; from tests.toy import *; from core import trial\n"
+        "from core.engine import command_line\n"
+        "save = trial.save\n"
+        "def lost(state, row):\n"
+        "    save(state, row)\n"
+        "    current = trial._current.get().spec.config['seed']\n"
+        f"    if (current, row['epoch']) == ({seed}, {epoch}): os.kill(os.getpid(), 9)\n"
+        "trial.save = lost\n"
+        "command_line(study, sys.argv[1:])\n"
+    )
+    arguments = ["--local", "--results-dir", str(tmp_path), "--name", "lost"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    folder = tmp_path / "toy" / "lost"
+    ended = {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
+    assert len(ended) == seed
+    assert toy(tmp_path, "--name", "lost", "--resume") == 0
+    for name, modified in ended.items():
+        assert (folder / "trials" / name / "result.json").stat().st_mtime_ns == modified
+    pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
+
+
+def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
+    class Lost(BaseException):
+        pass
+
+    seen = []
+    save = trial.save
+
+    def losing(state, row):
+        save(state, row)
+        seen.append(row["epoch"])
+        if seen == [1, 2, 3]:
+            raise Lost
+
+    monkeypatch.setattr(trial, "save", losing)
+    with pytest.raises(Lost):
+        toy(tmp_path, "--seeds", "1")
+    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
+    assert seen == [1, 2, 3, 4]
+    assert toy(tmp_path, "--seeds", "1", "--resume") == 0  # nothing is left to do
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, monkeypatch, capsys):
+    class Lost(BaseException):
+        pass
+
+    toy(tmp_path, "--seeds", "1", "--name", "whole")
+    save = trial.save
+
+    def losing(state, row):
+        save(state, row)
+        if row["epoch"] == 3:
+            raise Lost
+
+    monkeypatch.setattr(trial, "save", losing)
+    with pytest.raises(Lost):
+        toy(tmp_path, "--seeds", "1")
+    monkeypatch.setattr(trial, "save", save)
+    folder = tmp_path / "toy" / "demo"
+    newest = sorted(folder.glob("trials/*/epoch-*.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    capsys.readouterr()
+    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
+    assert "is damaged, going back one epoch" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
+
+
+def test_checkpoints_hold_no_code_and_keep_two(tmp_path):
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path, epoch, {"epoch": epoch, "rng": checkpoint.rng_state()})
+    assert [p.name[:11] for p in sorted(tmp_path.iterdir())] == ["epoch-00002", "epoch-00003"]
+    content, damaged = checkpoint.load_newest(tmp_path)
+    assert content is not None and content["epoch"] == 3 and damaged == []
+
+
+def test_failed_trials_are_told_and_the_others_go_on(tmp_path, capsys):
+    kinds = "kind=train,raise,diverge,refuse"
+    assert toy(tmp_path, "--seeds", "1", "--set", kinds) == 1
+    shown = capsys.readouterr().out
+    assert "3 of 4 trials failed" in shown
+    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
+    assert dict(trials.state) == {
+        "train": "finished", "raise": "failed", "diverge": "diverged", "refuse": "failed"
+    }  # fmt: skip
+    assert trials.error["raise"] == "KeyError: 'a bug'"
+    assert trials.error["refuse"] == "needs more than it may take: lower batch_size"
+    best = json.loads((tmp_path / "toy" / "demo" / "checkpoints" / "best.json").read_text())
+    assert best["trial"] == "kind=train,seed=0"
+
+
+def test_a_diverged_trial_is_never_best_and_never_repeated(tmp_path):
+    assert toy(tmp_path, "--seeds", "1", "--set", "kind=diverge") == 1
+    folder = tmp_path / "toy" / "demo"
+    assert not (folder / "checkpoints").exists()
+    before = (folder / "trials" / "kind=diverge,seed=0" / "result.json").stat().st_mtime_ns
+    assert toy(tmp_path, "--seeds", "1", "--set", "kind=diverge", "--resume") == 1
+    after = (folder / "trials" / "kind=diverge,seed=0" / "result.json").stat().st_mtime_ns
+    assert before == after
+
+
+REFUSED = {
+    "--set kind=foo": "kind must be one of train",
+    "--set nonsense=1": "has no setting 'nonsense'",
+    "--set epochs=x": "epochs must be of type int",
+    "--set epochs=0": "epochs must be at least 1",
+    "--set epochs": "write it as key=value",
+    "--set data_dir=x": "use --data-dir",
+    "--seeds 0": "--seeds 0",
+    "--max-concurrent 0": "--max-concurrent 0",
+    "--name ../x": "--name ../x",
+    "--part nope": "toy has main",
+    "--slot-memory lots": "--slot-memory lots",
+    "--resume": "no study at",
+    "--report-only": "no study at",
+    "--address 127.0.0.1:1": "no Ray cluster answers there",
+    "--address nonsense": "give auto or HOST:PORT",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, arguments):
+    assert toy(tmp_path, *arguments.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert REFUSED[arguments] in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_a_malformed_option_exits_with_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        toy(tmp_path, "--seeds", "x")
+    assert ended.value.code == 2
+    assert "--seeds" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting_with_default_and_meaning(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        toy(tmp_path, "--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Does the engine keep its promises?" in shown
+    assert "seconds to wait in each epoch" in shown and "lr = 0.1" in shown
+    assert "--resume" in shown and "--slot-memory" in shown
+
+
+def test_an_existing_study_is_refused_and_left_alone(tmp_path, capsys):
+    toy(tmp_path, "--seeds", "1")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert toy(tmp_path, "--seeds", "1") == 2
+    assert "already holds a study" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_changed_study_refuses_to_resume_and_shows_the_difference(tmp_path, capsys):
+    toy(tmp_path, "--seeds", "1")
+    assert toy(tmp_path, "--seeds", "2", "--set", "lr=0.2", "--resume") == 2
+    shown = capsys.readouterr().err
+    assert "seed: [0] -> [0, 1]" in shown and "lr: 0.1 -> 0.2" in shown
+
+
+def test_other_data_refuses_to_resume(tmp_path, capsys):
+    arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1"]
+    assert command_line(study, arguments) == 0
+    other = replace(study, prepare=lambda settings: {"fingerprint": "others"})
+    assert command_line(other, [*arguments, "--resume"]) == 2
+    assert "data: toy -> others" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_study_do_not_meet(tmp_path, capsys):
+    toy(tmp_path, "--seeds", "1")
+    with FileLock(tmp_path / "toy" / "demo" / "study.lock"):
+        assert toy(tmp_path, "--seeds", "1", "--resume") == 2
+    assert "in use" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_an_unwritable_results_folder_is_refused(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert toy(tmp_path) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_results_below_a_file_are_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert toy(tmp_path / "file") == 2
+    assert "choose another --results-dir" in capsys.readouterr().err
+
+
+def test_report_only_needs_no_trials(tmp_path):
+    import shutil
+
+    toy(tmp_path)
+    copied = tmp_path / "elsewhere" / "toy" / "demo"
+    shutil.copytree(tmp_path / "toy" / "demo", copied)
+    shutil.rmtree(copied / "trials")
+    (copied / "report.html").unlink()
+    assert toy(tmp_path / "elsewhere", "--report-only") == 0
+    whole = (tmp_path / "toy" / "demo" / "report.html").read_bytes()
+    assert (copied / "report.html").read_bytes() == whole
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_without_a_report(tmp_path, sent):
+    arguments = ["--local", "--results-dir", str(tmp_path), "--set", "pause=0.5", "epochs=6"]
+    process = subprocess.Popen(
+        [sys.executable, "tests/toy.py", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    folder = tmp_path / "toy" / "demo"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("trials/*/history.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "nothing finished is lost" in shown and "--resume" in shown and "Traceback" not in shown
+    assert not (folder / "report.html").exists()
+    assert toy(tmp_path, "--set", "pause=0.5", "epochs=6", "--resume") == 0
+    assert list(history(folder).epoch) == list(range(1, 7)) * 3
+
+
+def test_a_part_that_repeats_a_text_is_left_out_when_changed():
+    parts = {
+        "main": Part(grid={"kind": ["train", "raise"]}),
+        "letter": Part(grid={"kind": ["train"]}, fixed={"lr": 1.0}, scales=["full"], literal=True),
+    }
+    two = replace(study, parts=parts)
+    assert [t.trial for t in plan(two, "full", None, 1, {}).trials] == [
+        "part=main,kind=train,seed=0",
+        "part=main,kind=raise,seed=0",
+        "part=letter,kind=train,seed=0",
+    ]
+    assert plan(two, "full", None, 1, {}).grid["lr"] == [1.0]
+    changed = plan(two, "full", None, 1, {"epochs": 2})
+    assert {t.part for t in changed.trials} == {"main"}
+    assert "--set changes epochs" in changed.notes[0]
+    assert {t.part for t in plan(two, "demo", None, 1, {}).trials} == {"main"}
+    asked = plan(two, "demo", "letter", 1, {"epochs": 2}).trials
+    assert [t.config["lr"] for t in asked] == [1.0]
+
+
+def test_names_of_trials_are_safe_and_differ():
+    assert trial_name({"norm": "bn", "seed": 0}) == "norm=bn,seed=0"
+    odd = {trial_name({"path": "../a/b"}), trial_name({"path": "../a?b"})}
+    assert len(odd) == 2 and not any("/" in name for name in odd)
+    assert len(trial_name({"x": "y" * 500})) < 120
+
+
+def test_grid_values_keep_their_type_and_order():
+    assert parse_settings(study, ["seed=3,1,3", "kind=raise", "lr=1e-3"]) == {
+        "seed": [3, 1], "kind": ["raise"], "lr": 1e-3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 * 2**30), ("1500MiB", 1500 * 2**20), ("0.5 GB", 5 * 10**8), ("none", None)],
+)
+def test_sizes_of_memory(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1GiB", "0GiB", "2 bananas", "GiB"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UserError, match="--slot-memory"):
+        parse_memory(text)
+
+
+def test_a_value_that_is_not_finite_becomes_an_empty_cell(tmp_path):
+    rows = [{"epoch": 1, "val_accuracy": None}, {"epoch": 2, "val_accuracy": 0.5}]
+    best = collect.best_row(rows, "val_accuracy", "max")
+    assert best is not None and best["epoch"] == 2
+    assert collect.best_row(rows[:1], "val_accuracy", "max") is None

@@ -1,0 +1,120 @@
+"""The study engine on a real local Ray cluster: packing, dead workers, a dead driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.ray
+METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "tests/toy.py", "--results-dir", str(folder), *arguments]
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(folder, *arguments),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def history(folder: Path, name: str = "demo") -> pd.DataFrame:
+    return pd.read_csv(folder / "toy" / name / "history.csv")[METRICS]
+
+
+def test_ray_and_local_agree_and_failures_are_told(tmp_path):
+    """Dead workers start again from their last epoch; what raises is told and not retried."""
+    kinds = "kind=train,raise,refuse,die,die-once"
+    marker = str(tmp_path / "died")
+    done = run(tmp_path, "--set", kinds, "--seeds", "1", TOY_MARKER=marker)
+    assert done.returncode == 1, done.stderr
+    assert "3 of 5 trials failed" in done.stdout
+    assert "kind=die-once,seed=0: its worker died, retry 1/2 from epoch 1" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
+    assert trials.state["die-once"] == "finished" and trials.state["train"] == "finished"
+    assert trials.error["die"] == "its worker process died 3 times"
+    assert trials.epochs_run["die"] == 1
+    local = run(tmp_path, "--set", "kind=train", "--seeds", "1", "--name", "local", "--local")
+    assert local.returncode == 0
+    rows = history(tmp_path)
+    trained = rows[rows.kind == "train"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(trained, history(tmp_path, "local"))
+    died = rows[rows.kind == "die-once"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        died[["epoch", "val_accuracy"]], trained[["epoch", "val_accuracy"]]
+    )
+
+
+def test_a_killed_driver_is_resumed_without_repeating_or_changing_anything(tmp_path):
+    arguments = ["--seeds", "4", "--set", "epochs=5", "pause=0.6"]
+    driver = subprocess.Popen(
+        command(tmp_path, *arguments, "--name", "killed"),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "toy" / "killed"
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        ended = list(folder.glob("trials/*/result.json"))
+        begun = list(folder.glob("trials/*/history.json"))
+        if ended and len(begun) > len(ended):
+            break
+        time.sleep(0.05)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    assert ended and len(ended) < 4
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
+    assert not (folder / "report.html").exists()
+    psutil.wait_procs(children, timeout=60)
+    assert not [p for p in children if p.is_running() and "trial" in " ".join(p.cmdline())]
+    done = run(tmp_path, *arguments, "--name", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert f"resuming: {len(before)} done" in done.stdout
+    for path, modified in before.items():
+        assert path.stat().st_mtime_ns == modified
+    whole = run(tmp_path, *arguments, "--name", "whole", "--local")
+    assert whole.returncode == 0
+    pd.testing.assert_frame_equal(history(tmp_path, "killed"), history(tmp_path, "whole"))
+
+
+def test_an_interrupt_stops_the_workers_and_writes_no_report(tmp_path):
+    driver = subprocess.Popen(
+        command(tmp_path, "--set", "epochs=50", "pause=0.5"),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "toy" / "demo"
+    deadline = time.monotonic() + 180
+    while not list(folder.glob("trials/*/history.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    assert len(children) > 2
+    driver.send_signal(signal.SIGINT)
+    _, shown = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "--resume" in shown and "Traceback" not in shown
+    assert not (folder / "report.html").exists()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []

@@ -1,0 +1,106 @@
+"""A study with the smallest real training there is: it makes faults quick to provoke.
+
+python tests/toy.py --set epochs=3 pause=0.1
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from core import trial
+from core.errors import Diverged, TrialError, UserError
+from core.study import Part, Scale, Study, main
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one trial.
+
+    Attributes:
+        kind: what happens: train, or one of the ways to end early.
+        seed: of weights and data.
+        epochs: passes.
+        pause: seconds to wait in each epoch.
+        lr: learning rate.
+        data_dir: not used.
+    """
+
+    kind: Literal["train", "raise", "diverge", "refuse", "die", "die-once"] = "train"
+    seed: int = 0
+    epochs: int = 4
+    pause: float = 0.0
+    lr: float = 0.1
+    data_dir: str | None = None
+
+    def __post_init__(self):
+        if self.epochs < 1:
+            raise UserError(f"--set epochs={self.epochs}: epochs must be at least 1")
+
+
+def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> None:
+    """Fit a line by SGD with dropout (so that the random state matters); report its loss."""
+    cfg = Config(**config)
+    torch.manual_seed(cfg.seed)
+    x = torch.randn(64, 8)
+    y = x.sum(1, keepdim=True)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), cfg.lr, momentum=0.9)
+    state = {"model": model, "optimizer": optimizer}
+    for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
+        loss = nn.functional.mse_loss(model(x + torch.randn_like(x)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        time.sleep(cfg.pause)
+        if epoch == 2:
+            misbehave(cfg)
+        row = {"epoch": epoch, "val_accuracy": 1 / (1 + loss.item()), "train_loss": loss.item()}
+        trial.save(state, row)
+        report(row)
+
+
+def misbehave(cfg: Config) -> None:
+    """End the trial in the way that `kind` names."""
+    if cfg.kind == "raise":
+        raise KeyError("a bug")
+    if cfg.kind == "diverge":
+        raise Diverged("the loss is nan at epoch 2, step 1 (lr 0.1)")
+    if cfg.kind == "refuse":
+        raise TrialError("needs more than it may take: lower batch_size")
+    if cfg.kind == "die":
+        os.kill(os.getpid(), 9)
+    marker = Path(os.environ.get("TOY_MARKER", "/nonexistent"))
+    if cfg.kind == "die-once" and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), 9)
+
+
+def write_report(folder: Path) -> None:
+    """Write the names of the trials."""
+    (folder / "report.html").write_text((folder / "trials.csv").read_text())
+
+
+study = Study(
+    name="toy",
+    question="Does the engine keep its promises?",
+    trainable=train_toy,
+    config=Config,
+    parts={"main": Part(grid={"kind": ["train"]})},
+    scales={"demo": Scale(seeds=3), "full": Scale(seeds=3), "smoke": Scale(seeds=1)},
+    metric="val_accuracy",
+    mode="max",
+    prepare=lambda settings: {"kind": "synthetic", "fingerprint": "toy"},
+    report=write_report,
+)
+
+if __name__ == "__main__":
+    from tests.toy import study as importable  # so that workers find its functions by name
+
+    main(importable)

@@ -1,0 +1,1 @@
+"""One function for Ray Tune per task: a config goes in, metrics per epoch come out."""

@@ -1,0 +1,167 @@
+"""Species from photographs: a 6n+2 ResNet with a chosen normalisation layer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from core import data, process, synthetic_birds, trial
+from core.errors import UserError
+from core.resnet import resnet
+from core.training import (
+    RECIPES,
+    Batches,
+    Precision,
+    evaluate,
+    grad_scaler,
+    optimizer_and_schedule,
+    override,
+    train_epoch,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one trial; the defaults are the lab's full scale.
+
+    Attributes:
+        norm: normalisation layer after each convolution.
+        seed: of weights, order and augmentation.
+        n: blocks per stage; the network has 6n + 2 weighted layers.
+        image_size: pixels; images are resized to image_size x image_size.
+        batch_size: images per step.
+        epochs: passes over the training set.
+        recipe: lab (SGD 1e-4, as in the lab's text) or good (SGD 0.1, momentum, cosine).
+        lr: highest learning rate, in place of the recipe's.
+        momentum: of SGD, in place of the recipe's.
+        weight_decay: in place of the recipe's.
+        warmup: share of the steps with rising learning rate, in place of the recipe's.
+        max_norm: largest L2 norm of the gradient (0: any), in place of the recipe's.
+        augment: mirror and shift the training images.
+        train_images: use this many training images, balanced over classes.
+        val_images: use this many validation images, balanced over classes.
+        train_eval: score the training set once more after each epoch, with fixed weights.
+        precision: float32, bfloat16 or float16 (mixed precision).
+        channels_last: memory format of images and weights.
+        compile: compile the network with torch.compile.
+        recompute: store block inputs only and compute activations again (less memory, slower).
+        data_dir: root of an image folder; none: the embedded synthetic birds.
+        skip_broken: leave unreadable images out.
+    """
+
+    norm: Literal["torch_bn", "bn", "in", "bin", "ln", "gn", "none"] = "bn"
+    seed: int = 0
+    n: int = 2
+    image_size: int = 256
+    batch_size: int = 32
+    epochs: int = 50
+    recipe: Literal["lab", "good"] = "good"
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    max_norm: float | None = None
+    augment: bool = True
+    train_images: int | None = None
+    val_images: int | None = None
+    train_eval: bool = False
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    recompute: bool = False
+    data_dir: str | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        for name in ("n", "image_size", "batch_size", "epochs", "train_images", "val_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--set {name}={value}: {name} must be at least 1")
+        for name in ("lr", "momentum", "weight_decay", "warmup", "max_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
+        if self.warmup is not None and self.warmup >= 1:
+            raise UserError(f"--set warmup={self.warmup}: warmup is a share, below 1")
+
+
+def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> None:
+    """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch."""
+    cfg = Config(**config)
+    device = process.device()
+    torch.manual_seed(cfg.seed)
+    train_set, val_set = images(cfg)
+    classes = len(train_set.classes)
+    shared = {"device": device, "seed": cfg.seed, "channels_last": cfg.channels_last}
+    shift = -1 if cfg.augment else 0
+    train = Batches(train_set, cfg.batch_size, train=True, flip=cfg.augment, shift=shift, **shared)
+    seen = Batches(train_set, cfg.batch_size, **shared)
+    val = Batches(val_set, cfg.batch_size, **shared)
+
+    model = resnet(cfg.n, classes, cfg.norm).to(device)
+    model.recompute = cfg.recompute
+    if cfg.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    fields = ("lr", "momentum", "weight_decay", "warmup", "max_norm")
+    recipe = override(RECIPES[cfg.recipe], **{name: getattr(cfg, name) for name in fields})
+    optimizer, schedule = optimizer_and_schedule(model, recipe, cfg.epochs * len(train))
+    scaler = grad_scaler(device, cfg.precision)
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    done = trial.restore(state)
+    network = torch.compile(model) if cfg.compile else model
+
+    scores = None
+    for epoch in range(done + 1, cfg.epochs + 1):
+        start = time.monotonic()
+        row: dict[str, Any] = {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
+        row |= train_epoch(
+            network,
+            train.epoch(epoch),
+            optimizer,
+            schedule,
+            epoch=epoch,
+            num_classes=classes,
+            precision=cfg.precision,
+            scaler=scaler,
+            max_norm=recipe.max_norm,
+        )
+        if cfg.train_eval:
+            again = {"num_classes": classes, "prefix": "train_", "precision": cfg.precision}
+            row |= evaluate(network, seen.epoch(epoch), **again)[0]
+        metrics, scores = evaluate(
+            network, val.epoch(epoch), num_classes=classes, precision=cfg.precision
+        )
+        row |= metrics | {"seconds": time.monotonic() - start}
+        trial.save(state, row)
+        report(row)
+    if scores is None:  # resumed after the last epoch, before its scores were kept
+        scores = evaluate(network, val.epoch(0), num_classes=classes, precision=cfg.precision)[1]
+    trial.save_predictions(scores.numpy(), val_set.labels, val_set.files, val_set.classes)
+
+
+def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
+    """Return the decoded training and validation images of a trial."""
+    root = synthetic_birds.default_birds() if cfg.data_dir is None else cfg.data_dir
+    sets = data.load(
+        root,
+        cfg.image_size,
+        limit={"train": cfg.train_images, "val": cfg.val_images},
+        skip_broken=cfg.skip_broken,
+    )
+    return sets["train"], sets["val"]
+
+
+def describe_images(settings: dict[str, Any]) -> dict[str, Any]:
+    """Check and decode the images once, and return what the report says about them.
+
+    Raises:
+        UserError: folders or images that cannot be used, all named.
+    """
+    cfg = Config(**settings)
+    train, val = images(cfg)
+    return data.describe(
+        {"train": train, "val": val}, synthetic=None if cfg.data_dir else synthetic_birds.SYNTHETIC
+    )
