@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis.results import write_file
 from analysis.statistics import FINISHED, t_interval
+from core.storage import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +65,7 @@ _RC = {
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "axes.prop_cycle": f"cycler('color', {list(_PALETTE)})",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
@@ -131,7 +132,7 @@ def panels(
 
 @styled
 def save(figure: "Figure", folder: Path, name: str) -> Path:
-    """Write `name`.svg and `name`.png (200 dpi) into `folder`, the same bytes every time.
+    """Write `name`.svg and `name`.png (160 dpi) into `folder`, the same bytes every time.
 
     Returns:
         The path of the SVG.
@@ -139,9 +140,10 @@ def save(figure: "Figure", folder: Path, name: str) -> Path:
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata=_NO_METADATA)
     figure.set_layout_engine("none")  # keep the layout just found: working it out takes a second
-    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    write_file(folder / f"{name}.png", png.getvalue())
-    return write_file(folder / f"{name}.svg", svg.getvalue())
+    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    write_bytes(folder / f"{name}.png", png.getvalue())
+    write_bytes(folder / f"{name}.svg", svg.getvalue())
+    return folder / f"{name}.svg"
 
 
 @styled
@@ -229,8 +231,8 @@ def curves(
         states: trials that count for the mean.
     """
     look = look or styles(order)
-    figure, axes = panels(len(metrics), height=height, sharey=True)
     seen = seeds_text(history, by, states)
+    figure, axes = panels(len(metrics), height=height, sharey=True)
     for panel, (metric, title) in zip(axes, metrics.items(), strict=True):
         for value in order:
             group = history[history[by] == value]
@@ -364,6 +366,7 @@ def heatmap(
     """
     # cividis runs from dark to light in lightness alone, so it also works without colour.
     image = axes.imshow(matrix, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+    bottom, top = image.get_clim()
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -371,14 +374,14 @@ def heatmap(
     axes.set_xticks(range(len(columns)), columns)
     axes.xaxis.tick_top()
     for (row, column), value in np.ndenumerate(matrix):
-        dark = math.isfinite(value) and image.norm(value) < 0.55
+        dark = math.isfinite(value) and value < bottom + 0.55 * (top - bottom)
         words = show(value) if math.isfinite(value) else "n/a"
         axes.text(column, row, words, ha="center", va="center", color="white" if dark else "black")
     if label:
         axes.figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01)
 
 
-def equation(tex: str, size: float = 10.0) -> str:
+def equation(tex: str, size: float = 12.0) -> str:
     r"""An SVG of a formula in Matplotlib's TeX subset, such as y = \frac{x - \mu}{\sigma}."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -410,14 +413,14 @@ def seeds_text(table: pd.DataFrame, by: str, states: Sequence[str] = FINISHED) -
     return f"n = {low} to {high} seeds"
 
 
-def band_text(table: pd.DataFrame, by: str, states: Sequence[str] = FINISHED) -> str:
+def band_text(table: pd.DataFrame, by: str | list[str], states: Sequence[str] = FINISHED) -> str:
     """A sentence for captions: what line and band of `curve` mean for this table."""
-    counted = table[table["state"].isin(states)].groupby(by)["trial"].nunique()
-    most = int(counted.max()) if len(counted) else 0
-    if most <= 1:
+    counted = set(table[table["state"].isin(states)].groupby(by)["trial"].nunique())
+    if max(counted, default=0) <= 1:
         return "One seed: no band."
-    band = "95 % t interval" if most >= 3 else "the range of the two"
-    return f"Line: mean over seeds; band: {band}."
+    band = "the range of both" if max(counted) == 2 else "95 % t interval"
+    two = " (of two seeds: their range)" if 2 in counted and max(counted) > 2 else ""
+    return f"Line: mean over seeds; band: {band}{two}."
 
 
 def _band(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -47,14 +47,11 @@ class Recomputed:
     macro_f1: float
 
 
-def report(path: Path) -> pd.DataFrame:
-    """Write tables/, figures/, report.html and report.pdf of the norms study in `path`.
+def report(path: Path) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the norms study, print its headline.
 
     Args:
         path: result folder with study.json, trials.csv and history.csv.
-
-    Returns:
-        The numbers of the main table, a row per norm, best validation accuracy first.
 
     Raises:
         UserError: a file of the folder is missing or damaged.
@@ -62,27 +59,25 @@ def report(path: Path) -> pd.DataFrame:
     results = load(path)
     main = main_recipe(results)
     table = norm_table(main)
-    for written in (
-        table,
-        seed_table(results),
-        *([recipe_table(results)] if _several(results) else []),
-    ):
-        tables.write(written, path / "tables")
+    written = [table, seed_table(results), *([recipe_table(results)] if _several(results) else [])]
+    for one in written:
+        tables.write(one, path / "tables")
+    title = "Normalisation layers in a small ResNet"
     sections = _sections(results, main, table)
-    reports.write(
-        provenance.study_report(results, "Normalisation layers in a small ResNet", sections), path
-    )
-    return table.numbers
+    reports.write(provenance.study_report(results, title, sections), path)
+    tables.print_table(_headline(table))
 
 
 def headline(path: Path, console: Any = None) -> None:
     """Print the short table of the norms study in `path`, best first, within 100 columns."""
-    table = norm_table(main_recipe(load(path)))
-    short = table.show("norm", "seeds", "val accuracy (%)", "minus bn (points)", "s/epoch")
-    short = replace(
-        short, caption=f"Norms: {_subject(table.numbers)}.", note=_short_note(table.numbers)
-    )
-    tables.print_table(short, console)
+    tables.print_table(_headline(norm_table(main_recipe(load(path)))), console)
+
+
+def _headline(table: tables.Table) -> tables.Table:
+    against = ["minus bn (points)"] if _has_baseline(table.numbers) else ["val macro-F1 (%)"]
+    short = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch")
+    caption = f"Norms: {_subject(table.numbers)}."
+    return replace(short, caption=caption, note=_short_note(table.numbers))
 
 
 def main_recipe(results: Results) -> Results:
@@ -124,8 +119,10 @@ def norm_numbers(results: Results) -> pd.DataFrame:
         "p_holm",
         "pairs",
     ]
-    # torch_bn checks bn, it is no rival of it: it must not make the correction of the others harder.
-    against["p_holm"] = statistics.holm(against["p"].where(against["norm"] != "torch_bn"))
+    # torch_bn checks bn and is no rival of it: it must not weaken the tests of the others.
+    against["p_holm"] = statistics.holm(
+        against["p"].where(against["norm"] != "torch_bn").to_numpy(dtype=float)
+    )
     table = table.merge(against, on="norm", how="left")
     finished = results.trials[results.trials["state"].isin(statistics.FINISHED)]
     for column, summary in (("seconds_per_epoch", "mean"), ("peak_memory_mib", "max")):
@@ -152,20 +149,32 @@ def norm_table(results: Results) -> tables.Table:
         tables.number("seconds_per_epoch", "s/epoch", 2),
         tables.number("peak_memory_mib", "peak MiB", 0),
     ]
-    note = (
-        "Last epoch; mean [95 % t interval] over seeds. "
+    return tables.Table("norms", numbers, tuple(columns), _caption(results), _note(numbers))
+
+
+def _note(numbers: pd.DataFrame) -> str:
+    """What the cells of the main table mean, given how many seeds there are."""
+    spread = (
+        "mean [95 % t interval] over seeds" if numbers["n"].max() > 1 else "one seed, no interval"
+    )
+    against = (
         f"“minus {BASELINE}”: validation accuracy less that of {BASELINE} with the same seed, mean "
         "over seeds [95 % t interval], paired t test with Holm's correction (torch_bn aside). "
-        "Time is the mean over seeds, memory the largest peak."
     )
-    return tables.Table("norms", numbers, tuple(columns), _caption(results), note)
+    if not _has_baseline(numbers):
+        against = f"No trial of {BASELINE} finished, so there are no differences to it. "
+    return f"Last epoch; {spread}. {against}Time is the mean over seeds, memory the largest peak."
+
+
+def _has_baseline(numbers: pd.DataFrame) -> bool:
+    return bool((numbers.loc[numbers["norm"] == BASELINE, "n"] > 0).any())
 
 
 def seed_table(results: Results) -> tables.Table:
     """Every trial by itself: tables/norms_by_seed."""
     keys = [key for key in ("recipe", "norm", "seed") if key in results.trials]
     values = [f"{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
-    rest = ["state", "epochs", "seconds_per_epoch", "peak_memory_mib"]
+    rest = ["state", "epochs_run", "seconds_per_epoch", "peak_memory_mib"]
     trials = results.trials.reindex(columns=["trial", *keys, *values, *rest])
     trials[values] = trials[values].astype(float)
     columns = [tables.text(key, key) for key in keys] + [tables.text("state", "state")]
@@ -270,8 +279,7 @@ def own_against_torch(results: Results) -> pd.DataFrame:
 def recompute(results: Results) -> Recomputed | None:
     """Compute validation accuracy and macro-F1 again from the stored scores; None without any.
 
-    A trial's numbers are those of the epoch its stored configuration names ("epoch"), else of its
-    last epoch.
+    Scores are stored after the last epoch, so they are compared with its metrics.
     """
     worst = {"accuracy": 0.0, "macro_f1": 0.0}
     trials = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
@@ -283,18 +291,11 @@ def recompute(results: Results) -> Recomputed | None:
             stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
         )
         images = len(stored.labels)
-        reported = _reported(results, trial, stored.config.get("epoch"))
+        reported = results.trials[results.trials["trial"] == trial].iloc[0]
         again = {"accuracy": statistics.accuracy(matrix), "macro_f1": statistics.macro_f1(matrix)}
         for metric, value in again.items():
             worst[metric] = max(worst[metric], abs(value - float(reported[f"val_{metric}"])))
     return Recomputed(len(checked), images, **worst) if checked else None
-
-
-def _reported(results: Results, trial: str, epoch: Any) -> pd.Series:
-    history = results.history[results.history["trial"] == trial]
-    if isinstance(epoch, int) and (history["epoch"] == epoch).any():
-        return history[history["epoch"] == epoch].iloc[0]
-    return results.trials[results.trials["trial"] == trial].iloc[0]
 
 
 def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
@@ -352,6 +353,7 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
     return found
 
 
+@figures.styled
 def sanity_figure(results: Results) -> Figure:
     """Own and torch's batch norm on top of each other, seed by seed."""
     history = results.history[results.history["state"].isin(statistics.FINISHED)]
@@ -385,6 +387,7 @@ def sanity_figure(results: Results) -> Figure:
     )
 
 
+@figures.styled
 def cost_figure(results: Results) -> Figure:
     """Seconds per epoch and peak memory, a row per norm, a dot per seed."""
     shown = {
@@ -409,6 +412,7 @@ def cost_figure(results: Results) -> Figure:
     )
 
 
+@figures.styled
 def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
     """Recall of each class under each norm; of many classes the hardest."""
     order = recalls.mean(axis=1).sort_values(kind="stable").index[:_MOST_CLASSES]
@@ -438,6 +442,7 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
     )
 
 
+@figures.styled
 def recipe_figure(results: Results) -> Figure:
     """Validation accuracy of every norm, a panel per recipe."""
     recipes = results.levels("recipe")
@@ -462,9 +467,10 @@ def recipe_figure(results: Results) -> Figure:
     figures.fit_to_lines(axes[0], results.history, ["val_accuracy"], 100.0)
     figures.legend_below(figure, axes[0], len(norms))
     path = figures.save(figure, results.path / "figures", "recipes")
+    band = figures.band_text(results.history, ["recipe", "norm"])
     return Figure(
         path,
-        f"Validation accuracy under each recipe. {figures.band_text(results.history, 'norm')}",
+        f"Validation accuracy under each recipe. {band}",
         "Curves of validation accuracy over epochs, one panel per recipe.",
     )
 
@@ -513,9 +519,8 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
 
 
 def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> Section:
-    compared = table.show(
-        "norm", "seeds", "val accuracy (%)", "minus bn (points)", "p (Holm)", "s/epoch", "peak MiB"
-    )
+    against = ["minus bn (points)", "p (Holm)"] if _has_baseline(table.numbers) else []
+    compared = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB")
     both = replace(
         table,
         columns=(
@@ -527,8 +532,8 @@ def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> S
             ),
         ),
         caption="Accuracy, micro-F1 and macro-F1 (%) on validation and training images.",
-        note="Last epoch; mean ± half of the 95 % t interval over seeds. Training values are those of the "
-        "training batches themselves: augmented images, weights still moving.",
+        note="Last epoch; mean ± half of the 95 % t interval over seeds. "
+        + norms_answers.training_note(main),
     )
     blocks: list[Block] = [Text(norms_answers.summary(main, table.numbers)), compared, both]
     blocks.append(Text(norms_answers.recomputed(checked)))

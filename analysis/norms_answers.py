@@ -116,7 +116,7 @@ def answers(results: Results, numbers: pd.DataFrame, differences: pd.DataFrame) 
         ("Is the own batch norm identical to torch's?", identical(differences)),
         ("What happens without normalisation?", _without(results, ranked)),
         ("Why does micro-F1 equal accuracy?", _micro(results, ranked)),
-        ("How large is the gap between training and validation?", _gap(ranked)),
+        ("How large is the gap between training and validation?", _gap(results, ranked)),
         ("What does each norm cost?", _cost_sentence(ranked)),
     ]
     return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
@@ -126,26 +126,26 @@ def identical(differences: pd.DataFrame) -> str:
     """Largest difference of the curves of bn and torch_bn, in one sentence."""
     if differences.empty:
         return (
-            "`bn` and `torch_bn` did not both finish with the same seed, so this was not checked."
+            "`bn` and `torch_bn` did not both finish with a shared seed, so this was not checked."
         )
     seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
-    largest = differences.drop(columns=["seed", "epoch"]).abs().max()
-    first = differences[differences["epoch"] <= 3].drop(columns=["seed", "epoch"]).abs().max()
-    worst = max(largest["val_accuracy"], largest["train_accuracy"])
-    verdict = (
-        "to the last digit"
-        if worst == 0 and largest["train_loss"] == 0
-        else "within 0.1 points"
-        if worst < 1e-3
-        else "at first, then rounding errors grow as they do in any training"
-        if max(first["val_accuracy"], first["train_accuracy"]) < 1e-3
-        else "only roughly"
-    )
+    sizes = differences.drop(columns=["seed", "epoch"]).abs()
+    accuracies = sizes[["val_accuracy", "train_accuracy"]].max(axis=1)
+    worst, loss = accuracies.max(), sizes["train_loss"].max()
+    first = accuracies[differences["epoch"] <= 3].max()
+    if worst == loss == 0:
+        verdict = "to the last digit"
+    elif worst < 1e-3:
+        verdict = "within 0.1 points"
+    elif first < 1e-3:
+        verdict = "within 0.1 points at first, then rounding errors grow as in any training"
+    else:
+        verdict = "only roughly"
     return (
-        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epochs the curves of `bn` "
-        f"and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in accuracy "
-        f"({points(max(first['val_accuracy'], first['train_accuracy']))} in the first 3 epochs) and "
-        f"{significant(largest['train_loss'])} nats in training loss."
+        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epochs the curves of "
+        f"`bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
+        f"accuracy ({points(first)} in the first 3 epochs) and {significant(loss)} nats in "
+        "training loss."
     )
 
 
@@ -190,57 +190,57 @@ def classes(recalls: pd.DataFrame, matrix: np.ndarray) -> str:
 
 def recipes(results: Results, numbers: pd.DataFrame) -> str:
     """Why one recipe stays behind the other, from learning rates, steps and losses."""
-    means = numbers.groupby("recipe")["val_accuracy"].mean().dropna().sort_values()
+    finished = numbers[numbers["n"] > 0]
+    means = finished.groupby("recipe")["val_accuracy"].mean().sort_values(kind="stable")
     if len(means) < 2:
         return "Only one recipe has finished trials, so they cannot be compared yet."
     weak, strong = str(means.index[0]), str(means.index[-1])
-    rows = {
-        name: numbers[(numbers["recipe"] == name) & (numbers["n"] > 0)] for name in (weak, strong)
-    }
-    text = (
-        f"Recipe `{escape(weak)}` reaches {percent(means[weak])} validation accuracy on average over "
-        f"the norms, recipe `{escape(strong)}` {percent(means[strong])}. "
+    rows = {name: finished[finished["recipe"] == name] for name in (weak, strong)}
+    average = {name: rows[name].mean(numeric_only=True) for name in rows}
+    low, high = average[weak], average[strong]
+    chance = _classes(results)
+    guess = f" (guessing among {chance} classes: {decimal(math.log(chance), 3)})" if chance else ""
+    gap = low["train_accuracy"] - low["val_accuracy"]
+    verdict = (
+        "it does not overfit, it has hardly moved: larger or more steps are missing, not "
+        "regularisation."
+        if gap < 0.05
+        else "part of its weakness is overfitting."
     )
-    if "lr" in numbers:
-        lr, sums = ({name: rows[name][key].mean() for name in rows} for key in ("lr", "lr_sum"))
-        ratio = sums[strong] / sums[weak] if sums[weak] else float("inf")
-        text += (
-            f"`{escape(weak)}` starts with a learning rate of {significant(lr[weak])}, "
-            f"`{escape(strong)}` with {significant(lr[strong])}; added up over all epochs the "
-            f"learning rates differ by a factor of {significant(ratio)}, momentum not counted. "
-        )
-    text += _steps(results, weak)
-    losses = {name: rows[name]["train_loss"].mean() for name in rows}
-    text += f"Training loss ends at {decimal(losses[weak], 3)} nats against {decimal(losses[strong], 3)}"
-    classes_known = _classes(results)
-    if classes_known:
-        text += f"; guessing among {classes_known} classes costs {decimal(math.log(classes_known), 3)}. "
-    else:
-        text += ". "
-    gap = rows[weak]["train_accuracy"].mean() - rows[weak]["val_accuracy"].mean()
-    return text + (
-        f"On its training images `{escape(weak)}` is at {percent(rows[weak]['train_accuracy'].mean())}, "
-        f"{points(gap, signed=True)} from validation: "
-        + (
-            "it does not overfit, it has hardly moved. More steps or a larger rate are missing, not "
-            "regularisation."
-            if gap < 0.05
-            else "part of its weakness is overfitting."
-        )
+    return (
+        f"Recipe `{escape(weak)}` reaches {percent(low['val_accuracy'])} validation accuracy on "
+        f"average over the norms, recipe `{escape(strong)}` {percent(high['val_accuracy'])}. "
+        f"{_rates(low, high, weak, strong)}{_steps(results, weak)}"
+        f"Its training loss ends at {decimal(low['train_loss'], 3)} nats, that of "
+        f"`{escape(strong)}` at {decimal(high['train_loss'], 3)}{guess}. On its training images it "
+        f"is at {percent(low['train_accuracy'])}, {decimal(gap * 100, 1, True)} points from "
+        f"validation: {verdict}"
+    )
+
+
+def _rates(low: pd.Series, high: pd.Series, weak: str, strong: str) -> str:
+    """Learning rates of two recipes, where they were recorded."""
+    if "lr_sum" not in low or not low["lr_sum"] > 0:
+        return ""
+    ratio = high["lr_sum"] / low["lr_sum"]
+    return (
+        f"`{escape(weak)}` starts with a learning rate of {significant(low['lr'])}, "
+        f"`{escape(strong)}` with {significant(high['lr'])}; added up over all epochs "
+        f"`{escape(strong)}` has {significant(ratio)} times as much, momentum not counted. "
     )
 
 
 def beside(results: Results) -> str:
     """How far the published figures can be compared with this study."""
     text = (
-        "The table below holds results of others, on other data and with other budgets; it shows the "
-        "order of magnitude and how much the order of the norms changes from task to task: on "
+        "The table below holds results of others, on other data and with other budgets. It shows "
+        "orders of magnitude, and how much the order of the norms changes from task to task: on "
         "ImageNet batch norm leads, on the lab's birds the instance-based norms do."
     )
     if results.study.get("data", {}).get("kind") == "synthetic":
         text += (
-            " This study ran on generated images, so its levels cannot be compared with any of them; "
-            "only the method can."
+            " This study ran on generated images, so its levels cannot be compared with any of "
+            "them."
         )
     return text
 
@@ -250,27 +250,28 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
     ranked = numbers[numbers["n"] > 0]
     items = []
     most = int(ranked["n"].max()) if len(ranked) else 0
+    more = "With three it is 2.5: `--seeds 3`. " if most == 2 else ""
     if most <= 1:
         items.append(
-            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` or "
-            "more."
+            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` "
+            "or more."
         )
     else:
         items.append(
             f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
-            f"deviations wide on each side. {_overlap(ranked)}"
+            f"deviations wide on each side. {more}{_overlap(ranked)}"
         )
     items.append(
-        "Seeds vary initial weights, order and augmentation; the split into training and validation "
-        "images is the same for all."
+        "Seeds vary initial weights, order and augmentation; the split into training and "
+        "validation images is the same for all."
     )
     counts = image_counts(results.study.get("data", {}))
     if counts.get("val"):
         sigma = 50 / counts["val"] ** 0.5
         items.append(
             f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
-            f"{decimal(sigma, 1)} points (one standard deviation), which the intervals over seeds do "
-            "not contain, though norms share it."
+            f"{decimal(sigma, 1)} points (one standard deviation). The intervals over seeds do not "
+            "contain it; all norms share the images."
         )
     if results.study.get("data", {}).get("kind") == "synthetic":
         items.append(
@@ -278,12 +279,12 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         )
     if results.study.get("scale") not in (None, "full"):
         items.append(
-            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer epochs "
-            "than the lab asks for; `--data-dir` runs the full scale."
+            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer "
+            "epochs than the lab asks for; `--data-dir` runs the full scale."
         )
     items.append(
-        "One learning rate for all norms; a rate tuned for each could change the order. Last epoch, "
-        "not best: nothing is chosen on the validation images."
+        "One learning rate for all norms; a rate tuned for each could change the order. Results "
+        "are of the last epoch, not the best: nothing is chosen on the validation images."
     )
     return "\n".join(f"- {item}" for item in items)
 
@@ -349,8 +350,8 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
     own = _own(ranked)
     best = own.iloc[0]
     text = (
-        f"`{best['norm']}` ({NAMES.get(best['norm'], best['norm'])}) has the highest mean validation "
-        f"accuracy, {percent(best['val_accuracy'])}. {_best_sentence(results, ranked)} "
+        f"`{best['norm']}` ({NAMES.get(best['norm'], best['norm'])}) has the highest mean "
+        f"validation accuracy, {percent(best['val_accuracy'])}. {_best_sentence(results, ranked)} "
     )
     if best["norm"] != "bn" and not math.isnan(best["difference"]):
         p = f", Holm p {show_p(best['p_holm'])}" if not math.isnan(best["p_holm"]) else ""
@@ -363,7 +364,8 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
     if len(loss):
         low = loss.iloc[0]
         same = "also " if low["norm"] == best["norm"] else ""
-        text += f"The lowest training loss is {same}that of `{low['norm']}`, {decimal(low['mean'], 3)} nats."
+        size = decimal(low["mean"], 3)
+        text += f"The lowest training loss is {same}that of `{low['norm']}`, {size} nats."
     return text + _separated(ranked)
 
 
@@ -378,7 +380,8 @@ def _separated(ranked: pd.DataFrame) -> str:
             "(all p ≥ 0.05)."
         )
     listed = join([f"`{norm}`" for norm in sure["norm"]])
-    return f" After Holm's correction {listed} differ{'s' if len(sure) == 1 else ''} from `bn` (p < 0.05)."
+    verb = "differs" if len(sure) == 1 else "differ"
+    return f" After Holm's correction {listed} {verb} from `bn` (p < 0.05)."
 
 
 def _without(results: Results, ranked: pd.DataFrame) -> str:
@@ -407,8 +410,8 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
     first = curves[curves["epoch"] == 1].groupby("norm")["train_loss"].mean()
     if {"none", "bn"} <= set(first.index):
         text += (
-            f"In the first epoch its training loss averages {decimal(first['none'], 2)} nats, that of "
-            f"`bn` {decimal(first['bn'], 2)}: "
+            f"In the first epoch its training loss averages {decimal(first['none'], 2)} nats, that "
+            f"of `bn` {decimal(first['bn'], 2)}: "
             + (
                 "without normalisation the same steps achieve less."
                 if first["none"] > first["bn"]
@@ -438,19 +441,27 @@ def _micro(results: Results, ranked: pd.DataFrame) -> str:
     )
 
 
-def _gap(ranked: pd.DataFrame) -> str:
+def _gap(results: Results, ranked: pd.DataFrame) -> str:
     gaps = (ranked["train_accuracy"] - ranked["val_accuracy"]).set_axis(ranked["norm"])
     gaps = gaps.dropna().sort_values(ascending=False)
     if gaps.empty:
         return "Not recorded."
     listed = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
-    lagging = (
-        " A negative gap is no error: training accuracy is collected on augmented images while the "
-        "weights still improve."
-        if (gaps < 0).any()
-        else " Training accuracy is collected while the epoch runs, on augmented images."
+    negative = " A negative gap is no error then." if (gaps < 0).any() else ""
+    return (
+        f"Training minus validation accuracy at the last epoch: {listed}. "
+        f"{training_note(results)}{negative}"
     )
-    return f"Training minus validation accuracy at the last epoch: {listed}.{lagging}"
+
+
+def training_note(results: Results) -> str:
+    """On which images and weights the training metrics were measured."""
+    if "train_eval" in results.trials and results.trials["train_eval"].all():
+        return "Training values are measured after each epoch, with its final weights."
+    return (
+        "Training values are those of the training batches themselves: augmented images, weights "
+        "still moving."
+    )
 
 
 def _cost_sentence(ranked: pd.DataFrame) -> str:
@@ -483,7 +494,7 @@ def _steps(results: Results, recipe: str) -> str:
     batch = trials.get("batch_size")
     if batch is None or batch.isna().all() or not images:
         return ""
-    epochs = int(trials["epochs"].max())
+    epochs = int(results.history[results.history["recipe"] == recipe]["epoch"].max())
     steps = math.ceil(images / int(batch.iloc[0]))
     return f"It takes {epochs} epochs of {steps:,} steps, {epochs * steps:,} in all. "
 

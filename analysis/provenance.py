@@ -61,21 +61,11 @@ def broken_trials(results: Results) -> Section | None:
     bad = results.trials[results.trials["state"].isin(["failed", "diverged", "unfinished"])]
     if bad.empty:
         return None
-    keys = [key for key, values in results.study["grid"].items() if key in bad and len(values) > 1]
     shown = bad.head(30)
-    rows = pd.DataFrame(
-        {
-            "trial": shown["trial"],
-            "settings": [
-                ", ".join(f"{key}={row[key]}" for key in keys) for row in shown.to_dict("records")
-            ],
-            "state": shown["state"],
-            "reason": [_reason(words) for words in shown["error"]],
-        }
-    )
+    reasons = [_reason(words) for words in shown["error"]]
+    rows = shown[["trial", "state"]].assign(reason=reasons)
     columns = (
         tables.text("trial", "trial"),
-        tables.text("settings", "settings"),
         tables.text("state", "state"),
         tables.text("reason", "reason", wrap=True),
     )
@@ -98,6 +88,8 @@ def how_made(results: Results) -> Section:
         ("Slot", _words(study.get("slot"))),
         ("Time", _time(results)),
         *_data_rows(study.get("data") or {}),
+        ("Left out", _words(study.get("notes"))),
+        ("Resumed", _resumed(study)),
         ("Constants", _words(study.get("constants"))),
     ]
     frame = pd.DataFrame([row for row in rows if row[1]], columns=["what", "value"])
@@ -151,6 +143,17 @@ def _commit(git: Mapping[str, Any]) -> str:
     return f"{git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
 
 
+def _resumed(study: Mapping[str, Any]) -> str:
+    """How often the study was continued, and with other code or libraries or not."""
+    again = study.get("resumed") or []
+    if not again:
+        return ""
+    changed = [part for part in ("git", "versions") if any(r[part] != study[part] for r in again)]
+    what = {"git": "the code", "versions": "library versions"}
+    note = f"; {join([what[part] for part in changed])} had changed" if changed else ""
+    return f"{len(again)} time{'s' if len(again) > 1 else ''}{note}"
+
+
 def _seeds(results: Results) -> str:
     return ", ".join(str(seed) for seed in results.levels("seed"))
 
@@ -171,13 +174,11 @@ def _time(results: Results) -> str:
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Kind, size, counts, fingerprint, skipped files and duplicates."""
     kind = {"synthetic": "generated images, not photographs", "folder": "image folder"}
-    described = "; ".join(
-        part
-        for part in (kind.get(str(data.get("kind")), ""), _words(data.get("description")))
-        if part
-    )
+    described = _words(data.get("description")) or kind.get(str(data.get("kind")), "")
     size = data.get("image_size")
     skipped, duplicates = data.get("skipped"), data.get("duplicates")
+    examples = [" = ".join(map(str, pair)) for pair in data.get("duplicate_examples") or []]
+    same = f"{_words(duplicates)}" + (f": {', '.join(examples)}" if examples else "")
     return [
         ("Data", described),
         ("Image size", f"{size} x {size} pixels" if isinstance(size, int) else _words(size)),
@@ -185,7 +186,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Images", join([_count(split, n) for split, n in (data.get("counts") or {}).items()])),
         ("Fingerprint", _words(data.get("fingerprint"))),
         ("Broken files skipped", _named(skipped) if skipped is not None else ""),
-        ("Exact duplicates between splits", _named(duplicates) if duplicates is not None else ""),
+        ("Exact duplicates between splits", same),
     ]
 
 

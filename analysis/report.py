@@ -9,14 +9,14 @@ import base64
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from analysis import figures, markup
-from analysis.results import write_file
 from analysis.tables import Table
+from core.storage import write_bytes, write_text
 
 MAX_PAGES = 10
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -121,8 +121,8 @@ def write(report: Report, path: Path, max_pages: int = MAX_PAGES) -> None:
     """
     files = _Files()
     document = _document(report, files)
-    write_file(path / "report.html", _html(document, files))
-    write_file(path / "report.pdf", _pdf(document, files, max_pages))
+    write_text(path / "report.html", _html(document, files))
+    write_bytes(path / "report.pdf", _pdf(document, files, max_pages))
 
 
 def page_count(pdf: bytes) -> int:
@@ -276,22 +276,23 @@ def _compile(document: dict[str, Any], root: Path) -> bytes:
     )
 
 
-def _shorter(document: dict[str, Any]) -> Any:
+def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The document, then ever shorter forms of it, each with a list of what it leaves out."""
     yield {**document, "size": 10, "omitted": []}
     yield {**document, "size": 9, "omitted": []}
-    sections = [dict(section) for section in document["sections"]]
-    omitted: list[str] = []
-    for section in [section for section in reversed(sections) if section["optional"]]:
-        sections.remove(section)
-        omitted.insert(0, f"section “{section['title']}”")
+    sections, omitted = document["sections"], []
+    for gone in [section for section in reversed(sections) if section["optional"]]:
+        sections = [section for section in sections if section is not gone]
+        omitted = [f"section “{gone['title']}”", *omitted]
         yield {**document, "sections": sections, "size": 9, "omitted": omitted}
-    for section in reversed(sections):
-        for block in reversed([b for b in section["blocks"] if b["kind"] in ("figures", "table")]):
-            section["blocks"] = [kept for kept in section["blocks"] if kept is not block]
-            names = [item["name"] for item in block.get("items", [block])]
-            omitted[:0] = names
-            yield {**document, "sections": sections, "size": 9, "omitted": omitted}
+    blocks = [block for section in sections for block in section["blocks"]]
+    for gone in [block for block in reversed(blocks) if block["kind"] in ("figures", "table")]:
+        sections = [
+            {**section, "blocks": [block for block in section["blocks"] if block is not gone]}
+            for section in sections
+        ]
+        omitted = [*(item["name"] for item in gone.get("items", [gone])), *omitted]
+        yield {**document, "sections": sections, "size": 9, "omitted": omitted}
 
 
 def join(words: Sequence[object]) -> str:

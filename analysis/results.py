@@ -6,8 +6,6 @@ Nothing else of the folder is opened, so a copy without the engine's own files r
 import csv
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from core.storage import read_json
 
 # Columns that stay text whatever they hold: a trial called "00012" is not the number 12.
 _TEXT = {"trial", "part", "state", "error"}
@@ -96,46 +95,12 @@ def load(path: str | Path) -> Results:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path} is not a result folder; give one such as results/<study>/<name>.")
+        raise UserError(f"{path} is not a result folder; give one such as results/<study>/<name>")
     study = _read_study(path / "study.json")
     trials = _read_table(path / "trials.csv", required=("trial", "state"))
     trials = _complete(trials.drop_duplicates("trial", keep="last"), study)
     history = _read_table(path / "history.csv", required=("trial", "epoch"))
     return Results(path, study, trials, _sorted_history(history, trials, study))
-
-
-def save_predictions(
-    path: Path,
-    trial: str,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    files: Sequence[str],
-    classes: Sequence[str],
-    config: dict[str, Any],
-) -> Path:
-    """Store the scores of one trial as `path`/predictions/`trial`.npz; see `Predictions`.
-
-    Raises:
-        ValueError: lengths do not agree, or a file name is absolute.
-    """
-    absolute = [name for name in files if name.startswith(("/", "\\")) or name[1:2] == ":"]
-    if absolute:
-        raise ValueError(f"predictions: file names are relative to the data root: {absolute[0]!r}")
-    if not len(scores) == len(labels) == len(files) or scores.shape[1:] != (len(classes),):
-        raise ValueError(
-            f"predictions: scores {scores.shape}, labels {labels.shape}, {len(files)} files and "
-            f"{len(classes)} classes do not belong together"
-        )
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        scores=np.asarray(scores, np.float32),
-        labels=np.asarray(labels, np.int64),
-        files=np.asarray(files, dtype=np.str_),
-        classes=np.asarray(classes, dtype=np.str_),
-        config=np.asarray(json.dumps(config, sort_keys=True)),
-    )
-    return write_file(path / "predictions" / f"{trial}.npz", buffer.getvalue())
 
 
 def load_predictions(path: Path, trial: str) -> Predictions:
@@ -146,7 +111,9 @@ def load_predictions(path: Path, trial: str) -> Predictions:
     """
     name = f"predictions/{trial}.npz"
     try:
-        with np.load(path / name, allow_pickle=False) as stored:
+        # By way of memory: np.load leaves a damaged file open.
+        content = io.BytesIO((path / name).read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
             found = Predictions(
                 scores=stored["scores"],
                 labels=stored["labels"],
@@ -157,50 +124,21 @@ def load_predictions(path: Path, trial: str) -> Predictions:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
-            "without it."
+            "without it"
         ) from error
     if len(found.scores) != len(found.labels) or not np.isfinite(found.scores).all():
         raise UserError(
             f"{name} holds scores that are not finite or not one row per label: restore it, or "
-            "delete it to report without it."
+            "delete it to report without it"
         )
     return found
 
 
-def write_file(path: Path, content: str | bytes) -> Path:
-    """Write a whole file or nothing: a reader never meets half of it.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free space or give a folder you own."
-        ) from error
-    return path
-
-
 def _read_study(file: Path) -> dict[str, Any]:
-    try:
-        study = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: this is not a whole result folder.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): restore it from a copy.") from error
+    study = read_json(file)
     missing = [key for key in _STUDY_KEYS if not isinstance(study, dict) or key not in study]
     if missing:
-        raise UserError(f"{file} lacks {', '.join(missing)}: it is not from a finished study.")
+        raise UserError(f"{file} lacks {', '.join(missing)}: it is not a study's declaration")
     return study
 
 
@@ -211,18 +149,18 @@ def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
             reader = csv.reader(opened)
             header = next(reader, [])
             rows = list(reader)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: this is not a whole result folder.") from None
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing: this is not a whole result folder") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read ({error}): restore it from a copy.") from error
+        raise UserError(f"{file} cannot be read ({error}): restore it from a copy") from error
     missing = [name for name in required if name not in header]
     if missing:
-        raise UserError(f"{file} lacks the column {', '.join(missing)}: restore it from a copy.")
+        raise UserError(f"{file} lacks the column {', '.join(missing)}: restore it from a copy")
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(
                 f"{file} is damaged: row {line} has {len(row)} cells, the header {len(header)}; "
-                "restore it from a copy."
+                "restore it from a copy"
             )
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)
     return pd.DataFrame(
@@ -252,44 +190,48 @@ def _typed(name: str, cells: Sequence[str]) -> pd.Series:
 
 
 def _complete(trials: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
-    """Add the declared trials that have no row yet, and put all in the order of the study."""
+    """Add the declared trials that have no row yet, put all in the study's order, check states.
+
+    Grid columns are taken from the declaration: a setting such as lr shares its name with a metric
+    of the last epoch.
+    """
     planned = {entry["trial"]: entry for entry in study["trials"]}
-    known = set(trials["trial"])
     absent = [
-        {
-            **entry.get("config", {}),
-            "trial": name,
-            "part": entry.get("part", ""),
-            "state": "unfinished",
-            "error": "",
-        }
+        {"trial": name, "part": entry.get("part", ""), "state": "unfinished", "error": ""}
+        | entry.get("config", {})
         for name, entry in planned.items()
-        if name not in known
+        if name not in set(trials["trial"])
     ]
-    if absent:
-        rows = trials.to_dict("records") + absent
-        trials = pd.DataFrame(rows, columns=list(dict.fromkeys([*trials, *pd.DataFrame(absent)])))
-    unknown = set(trials["state"]) - set(_STATES)
+    rows = trials.to_dict("records") + absent
+    for row in rows:
+        config = planned.get(row["trial"], {}).get("config", {})
+        row |= {key: config[key] for key in study["grid"] if key in config}
+    unknown = {row["state"] for row in rows} - set(_STATES)
     if unknown:
         raise UserError(
-            f"trials.csv holds the state {sorted(unknown)[0]!r}, not one of {', '.join(_STATES)}."
+            f"trials.csv holds the state {sorted(unknown)[0]!r}, not one of {', '.join(_STATES)}"
         )
     place = {name: number for number, name in enumerate(planned)}
-    order = sorted(trials["trial"], key=lambda name: (place.get(name, len(place)), name))
-    return trials.set_index("trial", drop=False).loc[order].reset_index(drop=True)
+    rows.sort(key=lambda row: (place.get(row["trial"], len(place)), row["trial"]))
+    columns = dict.fromkeys([*trials, *(key for row in rows for key in row)])
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def _sorted_history(
     history: pd.DataFrame, trials: pd.DataFrame, study: dict[str, Any]
 ) -> pd.DataFrame:
-    """Drop epochs told twice (a resumed trial repeats its last one), add the config columns."""
+    """Drop epochs told twice (a resumed trial repeats its last one), add state and config."""
     history = history.drop_duplicates(["trial", "epoch"], keep="last")
     history = history[history["trial"].isin(trials["trial"])]
-    keys = [key for key in ("part", "state", *study["grid"]) if key in trials]
-    history = history.drop(columns=[key for key in keys if key in history])
+    history = history.drop(columns=[key for key in ("part", "state") if key in history])
+    config = {key for entry in study["trials"] for key in entry.get("config", {})}
+    keys = [key for key in trials if key in {"part", "state", *config} and key not in history]
     history = history.merge(trials[["trial", *keys]], on="trial", how="left")
     place = {name: number for number, name in enumerate(trials["trial"])}
-    return history.sort_values(
-        ["trial", "epoch"],
-        key=lambda column: column.map(place) if column.name == "trial" else column,
-    ).reset_index(drop=True)
+    order = history["trial"].map(place).astype(int)
+    return (
+        history.assign(_place=order)
+        .sort_values(["_place", "epoch"])
+        .drop(columns="_place")
+        .reset_index(drop=True)
+    )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis import markup
-from analysis.results import write_file
+from core.storage import write_text
 
 MISSING = "-"
 Cell = Callable[[Mapping[Any, Any]], str]
@@ -137,10 +137,15 @@ def decimal(value: float, digits: int, signed: bool = False) -> str:
 
 
 def significant(value: float) -> str:
-    """A number in three significant digits, such as 0.0123 or 1.2e-09; "-" for NaN."""
+    """A number in three significant digits, such as 0.0123, 1,000 or 7.4e-5; "-" for NaN."""
     if value is None or math.isnan(value):
         return MISSING
-    return f"{value:.3g}".replace("-", "−") if abs(value) >= 1e-3 or not value else f"{value:.1e}"
+    if value and abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        shown = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    else:
+        shown = f"{float(f'{value:.3g}'):,}".removesuffix(".0")
+    return shown.replace("-", "−") if value < 0 else shown
 
 
 def bracketed(mean: float, low: float, high: float, digits: int = 1, signed: bool = False) -> str:
@@ -160,9 +165,9 @@ def show_p(p: float) -> str:
 
 def write(table: Table, folder: Path) -> None:
     """Write `table` as .csv (full precision), .md and .tex into `folder`."""
-    write_file(folder / f"{table.name}.csv", to_csv(table.numbers))
-    write_file(folder / f"{table.name}.md", to_markdown(table))
-    write_file(folder / f"{table.name}.tex", to_latex(table))
+    write_text(folder / f"{table.name}.csv", to_csv(table.numbers))
+    write_text(folder / f"{table.name}.md", to_markdown(table))
+    write_text(folder / f"{table.name}.tex", to_latex(table))
 
 
 def to_csv(numbers: pd.DataFrame) -> str:

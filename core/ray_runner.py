@@ -91,7 +91,9 @@ def ray_session(address: str | None, slot: Slot) -> Iterator[None]:
     if address is None:
         # A folder of our own: Ray's default is shared, never cleaned, and may name someone
         # else's cluster. Short, because sockets in it have a path limit of 107 characters.
-        temporary = tempfile.mkdtemp(prefix="lt-", dir="/tmp" if Path("/tmp").is_dir() else None)
+        base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+        _remove_stale(base)
+        temporary = tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=base)
         arguments |= {
             "address": "local",
             "include_dashboard": False,
@@ -113,6 +115,20 @@ def ray_session(address: str | None, slot: Slot) -> Iterator[None]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(base: Path) -> None:
+    """Remove the folders of drivers that were killed before they could."""
+    for path in base.glob("labtune-*-*"):
+        pid = path.name.split("-")[1]
+        if not pid.isdigit():
+            continue
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)  # leaves what is not ours
+        except PermissionError:  # runs, as another user
+            pass
 
 
 def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Callable[[dict], None]:

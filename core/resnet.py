@@ -31,16 +31,23 @@ class Block(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, norm: str):
         super().__init__()
+        self.recompute = False
         self.stride = 1 if c_in == c_out else 2
         self.padding = (c_out - c_in) // 2
-        bias = norm == "none"  # a norm's own bias makes the convolution's redundant
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, self.stride, padding=1, bias=bias)
+        self.conv1 = _conv(c_in, c_out, self.stride, norm)
         self.norm1 = NORMS[norm](c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=bias)
+        self.conv2 = _conv(c_out, c_out, 1, norm)
         self.norm2 = NORMS[norm](c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c_in, H, W) to (B, c_out, ceil(H / stride), ceil(W / stride))."""
+        if not (self.recompute and self.training):
+            return self._compute(x)
+        # Only x is kept for the backward pass; the second run must not count the batch again.
+        contexts = (nullcontext(), frozen_statistics(self))
+        return checkpoint(self._compute, x, use_reentrant=False, context_fn=lambda: contexts)
+
+    def _compute(self, x: Tensor) -> Tensor:
         shortcut = x
         if self.stride != 1:
             p = self.padding
@@ -57,11 +64,6 @@ class ResNet(nn.Module):
         n: blocks per stage, at least 1; there are 6n + 2 weighted layers.
         num_classes: width of the head, r in the lab's text.
         norm: key of `core.norms.NORMS`; the norm follows each convolution directly.
-
-    Attributes:
-        recompute: store only the input of each block in training and compute the block again in
-            the backward pass (less memory, about a third more time). Running statistics count
-            each batch once all the same.
     """
 
     def __init__(self, n: int, num_classes: int, norm: str = "bn"):
@@ -72,8 +74,7 @@ class ResNet(nn.Module):
             )
         if norm not in NORMS:
             raise ValueError(f"resnet: norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        self.recompute = False
-        self.conv = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=norm == "none")
+        self.conv = _conv(3, WIDTHS[0], 1, norm)
         self.norm = NORMS[norm](WIDTHS[0])
         self.stage1 = _stage(n, WIDTHS[0], WIDTHS[0], norm)
         self.stage2 = _stage(n, WIDTHS[0], WIDTHS[1], norm)
@@ -82,15 +83,26 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks store only their input in training and compute it again for backward.
+
+        Less memory, about a third more time; running statistics count each batch once all the
+        same.
+        """
+        return any(block.recompute for block in self.modules() if isinstance(block, Block))
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.recompute = value
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, 3, H, W) of any size to logits (B, num_classes)."""
         x = self.norm(self.conv(x)).relu()
-        for stage in (self.stage1, self.stage2, self.stage3):
-            for block in stage:
-                x = _recomputed(block, x) if self.recompute and self.training else block(x)
+        x = self.stage3(self.stage2(self.stage1(x)))
         return self.head(x.mean((2, 3)))
 
 
@@ -110,14 +122,12 @@ def _stage(n: int, c_in: int, c_out: int, norm: str) -> nn.Sequential:
     return nn.Sequential(*(Block(c_in if i == 0 else c_out, c_out, norm) for i in range(n)))
 
 
-def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """Run `block` and keep only its input for the backward pass."""
-    return checkpoint(
-        block,
-        x,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), frozen_statistics(block)),
-    )
+def _conv(c_in: int, c_out: int, stride: int, norm: str) -> nn.Conv2d:
+    """Build a 3x3 convolution; only without a norm, whose bias would make it redundant, a bias."""
+    conv = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+    if norm == "none":  # set here, so that every norm draws the same weights from one seed
+        conv.bias = nn.Parameter(torch.zeros(c_out))
+    return conv
 
 
 def load_weights(model: ResNet, path: str | Path) -> ResNet:

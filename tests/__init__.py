@@ -1,0 +1,1 @@
+"""Tests; `tests/toy.py` is a study made for them."""

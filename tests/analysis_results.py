@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.results import save_predictions
-
 NORMS = ("torch_bn", "bn", "in", "bin", "ln", "gn", "none")
 SPECIES = (
     "Asian Green Bee-Eater",
@@ -73,7 +71,7 @@ def build(
                 config = {"norm": norm, "seed": seed, "batch_size": 32, "epochs": epochs}
                 if recipe:
                     config["recipe"] = recipe
-                name = f"{len(planned):05d}"
+                name = f"norm={norm},seed={seed}" + (f",recipe={recipe}" if recipe else "")
                 planned.append({"trial": name, "part": "norms", "config": config})
                 if (norm, seed) in unfinished:
                     continue
@@ -129,7 +127,15 @@ def _store(path: Path, name: str, config: dict, accuracy: float) -> dict:
     predicted = np.where(wrong, (labels * 3 + 1) % len(SPECIES), labels)
     scores = np.eye(len(SPECIES), dtype=np.float32)[predicted] * 4
     files = [f"val/{SPECIES[label]}/{number:04d}.jpg" for number, label in enumerate(labels)]
-    save_predictions(path, name, scores, labels, files, SPECIES, config)
+    (path / "predictions").mkdir(exist_ok=True)
+    np.savez(
+        path / "predictions" / f"{name}.npz",
+        scores=scores,
+        labels=labels,
+        files=np.array(files),
+        classes=np.array(SPECIES),
+        config=np.array(json.dumps(config)),
+    )
     accuracy = float((predicted == labels).mean())
     return {
         "val_accuracy": accuracy,
@@ -146,12 +152,13 @@ def _trial(name: str, config: dict, rows: list[dict], broken: bool) -> dict:
         "part": "norms",
         "state": "diverged" if broken else "finished",
         "error": DIVERGED if broken else "",
-        **config,
-        "epochs": len(rows),
+        "epochs_run": len(rows),
         "seconds": sum(row["seconds"] for row in rows),
         "seconds_per_epoch": sum(row["seconds"] for row in rows) / len(rows),
         "peak_memory_mib": 100 + 5 * NORMS.index(config["norm"]),
-        **({key: "" for key in metrics} if broken else metrics),
+        **config,
+        **metrics,
+        "lr": rows[-1]["lr"],
     }
 
 
@@ -165,7 +172,8 @@ def _study(planned: list, norms, seeds: int, recipes, data_kind: str) -> dict:
         "scale": "demo",
         "parts": ["norms"],
         "grid": grid,
-        "constants": {"n": 2, "lr": 0.1, "image_size": 32},
+        "constants": {"n": 2, "image_size": 32, "batch_size": 32},
+        "notes": [],
         "metric": "val_accuracy",
         "mode": "max",
         "trials": planned,
@@ -179,7 +187,7 @@ def _study(planned: list, norms, seeds: int, recipes, data_kind: str) -> dict:
         ],
         "versions": {"python": "3.11.7", "torch": "2.15.0", "ray": "2.60.0"},
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
-        "hardware": {"cpu": "a CPU", "cores": 2, "gpus": []},
+        "hardware": {"system": "Linux x86_64", "processor": "a CPU", "cores": 2, "gpus": []},
         "data": {
             "kind": data_kind,
             "description": "25 drawn bird species",
@@ -190,7 +198,8 @@ def _study(planned: list, norms, seeds: int, recipes, data_kind: str) -> dict:
             "classes": list(SPECIES),
             "image_size": 32,
             "fingerprint": "sha256:00ff",
-            "duplicates": [],
+            "duplicates": 1,
+            "duplicate_examples": [["train/Hoopoe/1.jpg", "val/Hoopoe/9.jpg"]],
             "skipped": ["train/Hoopoe/broken.jpg"],
         },
         "slot": {"cpu": 1},

@@ -1,0 +1,163 @@
+"""What the study engine costs: training speed under it, and seconds per trivial trial.
+
+    python benchmarks/training.py --json results/bench-training.json
+
+Both are ratios or differences taken side by side on this machine. The trial trains the norms
+study's network on the embedded birds under Ray, with checkpoints, records and reports; the bare
+loop does the same forward, backward and evaluation on the same images held in memory, and nothing
+else. Runs alternate; medians are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from core import trial
+from core.engine import run
+from core.options import Options
+from core.storage import write_json
+from core.study import Part, Scale, Study
+from core.training import RECIPES, Batches, evaluate, optimizer_and_schedule, train_epoch
+from trainables.birds import Config, describe_images, images, train_birds
+
+SETTINGS = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
+
+
+@dataclass(frozen=True)
+class TrivialConfig:
+    """Settings of a trial that does nothing.
+
+    Attributes:
+        number: tells trials apart.
+        seed: not used.
+    """
+
+    number: int = 0
+    seed: int = 0
+
+
+def train_nothing(config: Mapping[str, Any], report: trial.Report = trial.report) -> None:
+    """Report one row."""
+    report({"epoch": 1, "val_accuracy": 1.0})
+
+
+def no_report(folder: Path) -> None:
+    """Write nothing: the engine alone is timed."""
+
+
+def no_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe no data."""
+    return {"fingerprint": ""}
+
+
+def engine_study(trainable, config: type, grid: dict[str, list], prepare) -> Study:
+    """Declare a study of one part and one seed."""
+    return Study(
+        name="benchmark",
+        question="What does the engine cost?",
+        trainable=trainable,
+        config=config,
+        parts={"main": Part(grid=grid)},
+        scales={"demo": Scale(seeds=1), "full": Scale(seeds=1), "smoke": Scale(seeds=1)},
+        metric="val_accuracy",
+        mode="max",
+        prepare=prepare,
+        report=no_report,
+    )
+
+
+def trivial_trial_seconds(folder: Path, trials: int = 40) -> float:
+    """Return the seconds that one more trivial trial costs on a warm worker, one at a time."""
+    study = engine_study(train_nothing, TrivialConfig, {"number": list(range(trials))}, no_data)
+    run(study, Options(results_dir=folder, max_concurrent=1, name="trivial"))
+    ended = sorted(
+        p.stat().st_mtime for p in (folder / "benchmark" / "trivial").glob("trials/*/result.json")
+    )
+    assert len(ended) == trials
+    return (ended[-1] - ended[0]) / (trials - 1)
+
+
+def engine_images_per_second(folder: Path, name: str) -> float:
+    """Return training images per second of one whole trial under the engine."""
+    grid = {key: [value] for key, value in SETTINGS.items()}
+    study = engine_study(train_birds, Config, grid, describe_images)
+    run(study, Options(results_dir=folder, max_concurrent=1, name=name))
+    (path,) = (folder / "benchmark" / name).glob("trials/*/result.json")
+    return _trained_images() / json.loads(path.read_text())["seconds"]
+
+
+def bare_images_per_second() -> float:
+    """Return training images per second of the same work in a plain loop on arrays in memory."""
+    cfg = Config(**SETTINGS)
+    sets = [_in_memory(s) for s in images(cfg)]
+    device = torch.device("cpu")
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    torch.manual_seed(0)
+    from core.resnet import resnet
+
+    model = resnet(cfg.n, len(sets[0].classes), cfg.norm)
+    train = Batches(sets[0], cfg.batch_size, device, train=True)
+    val = Batches(sets[1], cfg.batch_size, device)
+    optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], cfg.epochs * len(train))
+    classes = len(sets[0].classes)
+    for epoch in range(1, cfg.epochs + 1):
+        train_epoch(
+            model, train.epoch(epoch), optimizer, schedule,
+            epoch=epoch, num_classes=classes, max_norm=RECIPES["good"].max_norm,
+        )  # fmt: skip
+        evaluate(model, val.epoch(epoch), num_classes=classes)
+    return _trained_images() / (time.monotonic() - start)
+
+
+def _in_memory(data):
+    from dataclasses import replace
+
+    return replace(data, images=np.array(data.images))
+
+
+def _trained_images() -> int:
+    cfg = Config(**SETTINGS)
+    return cfg.epochs * len(images(cfg)[0].labels)
+
+
+def main(json_file: Path | None = None, rounds: int = 3) -> None:
+    """Run both measurements and print them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        describe_images(vars(Config(**SETTINGS)))  # decode before anything is timed
+        engine: Sequence[float] = []
+        bare: Sequence[float] = []
+        for i in range(rounds):
+            engine.append(engine_images_per_second(folder, f"round-{i}"))
+            bare.append(bare_images_per_second())
+        seconds = trivial_trial_seconds(folder)
+    result = {
+        "engine_images_per_second": statistics.median(engine),
+        "bare_images_per_second": statistics.median(bare),
+        "ratio": statistics.median(engine) / statistics.median(bare),
+        "seconds_per_trivial_trial": seconds,
+    }
+    table = Table("measure", "value")
+    for key, value in result.items():
+        table.add_row(key, f"{value:.3f}")
+    Console().print(table)
+    if json_file is not None:
+        write_json(json_file, result)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

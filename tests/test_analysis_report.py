@@ -1,0 +1,192 @@
+"""The two written forms of a report: self-contained, escaped, accessible, at most ten pages."""
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis import figures, markup, report, tables
+from analysis.provenance import duration, relative, wrap_command
+from analysis.report import Code, Equation, Figure, Report, Section, Text
+
+
+class Page(HTMLParser):
+    """Collects tags, addresses and ids of a page."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.loaded, self.links, self.ids = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        self.loaded += [found[key] for key in ("src", "srcset", "data", "poster") if key in found]
+        if "href" in found or "xlink:href" in found:
+            address = found.get("href", found.get("xlink:href"))
+            (self.links if tag == "a" else self.loaded).append(address)
+        if "id" in found:
+            self.ids.append(found["id"])
+
+    def named(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def assert_self_contained(html: str) -> Page:
+    """No request leaves the page, ids are unique, pictures and tables are labelled."""
+    page = Page(html)
+    assert all(address.startswith(("#", "data:")) for address in page.loaded)
+    assert all(address.startswith(("#", "https://")) for address in page.links)
+    assert not page.named("script")
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert len(page.ids) == len(set(page.ids))
+    assert len(page.named("h1")) == len(page.named("main")) == len(page.named("title")) == 1
+    assert page.named("html")[0]["lang"] == "en"
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.named("svg"))
+    assert all("scope" in cell for cell in page.named("th"))
+    for address in page.links:
+        assert not address.startswith("#") or address[1:] in page.ids
+    return page
+
+
+@pytest.fixture
+def picture(tmp_path):
+    figure, (axes,) = figures.panels(width=figures.HALF, height=2.0)
+    axes.set_xlabel("updates")
+    return figures.save(figure, tmp_path, "picture")
+
+
+@pytest.fixture
+def everything(picture, tmp_path):
+    Image.new("RGB", (60, 20), "red").save(tmp_path / "photo.jpg")
+    frame = pd.DataFrame({"name": ["<b>&", "x"], "value": [1.5, float("nan")]})
+    columns = (tables.text("name", "<i>"), tables.number("value", "v", 2))
+    blocks = (
+        Text("**Bold** `code_x` <script>alert(1)</script> #hash $x$ *y*\n\n- one\n- two"),
+        tables.Table("t", frame, columns, "Cap <u>", "See [paper](https://arxiv.org/abs/1)."),
+        Equation(r"y = \frac{a}{b}", "y is a over b"),
+        Code("python x.py --a '<b>' #c"),
+        Figure(picture, "left", 'quoted "alt" <x>', "half"),
+        Figure(picture, "right", "other", "half"),
+        Figure(tmp_path / "photo.jpg", "photo", "a red field"),
+    )
+    return Report("Title <t>", "Question?", (Section("One & two", blocks),), ("**Warn**",), "end")
+
+
+def test_html_is_self_contained_and_escaped(everything, tmp_path):
+    report.write(everything, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    page = assert_self_contained(html)
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "<strong>Bold</strong>" in html
+    assert page.links == ["#main", "#s1", "https://arxiv.org/abs/1"]
+    assert [image["alt"] for image in page.named("img")] == ["a red field"]
+    labels = [svg["aria-label"] for svg in page.named("svg")]
+    assert labels == ["y is a over b", 'quoted "alt" <x>', "other"]
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+
+
+def test_both_forms_are_the_same_bytes_each_time(everything, tmp_path):
+    for folder in ("one", "two"):
+        report.write(everything, tmp_path / folder)
+    for name in ("report.html", "report.pdf"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_pdf_is_tagged_and_titled(everything, tmp_path):
+    report.write(everything, tmp_path)
+    pdf = (tmp_path / "report.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert b"/StructTreeRoot" in pdf
+    assert b"Title <t>" in pdf
+    assert report.page_count(pdf) == 1
+
+
+def test_a_long_report_loses_optional_sections_then_pictures_until_it_has_ten_pages(
+    picture, tmp_path
+):
+    words = "word " * 400
+    sections = tuple(
+        Section(
+            f"Part {number}", (Text(words), Figure(picture, "c", "a")), optional=number in (1, 9)
+        )
+        for number in range(1, 16)
+    )
+    long = Report("Long", "q", sections)
+    report.write(long, tmp_path)
+    assert report.page_count((tmp_path / "report.pdf").read_bytes()) <= report.MAX_PAGES
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<svg") == 15
+    document = report._document(long, report._Files())
+    shorter = list(report._shorter(document))
+    assert shorter[2]["omitted"] == ["section “Part 9”"]
+    assert shorter[3]["omitted"] == ["section “Part 1”", "section “Part 9”"]
+    assert "Figure 15" in shorter[4]["omitted"]
+
+
+def test_a_text_too_long_for_the_pages_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="1 pages"):
+        report.write(
+            Report("L", "q", (Section("S", (Text("word " * 9000),)),)), tmp_path, max_pages=1
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("a **b** `c`", ["text", "strong", "text", "code"]),
+        ("[x](https://a.b/c)", ["link"]),
+        ("[x](javascript:alert)", ["text"]),
+        (r"\*\*a\*\* \`b\`", ["text"]),
+        ("torch_bn * 3", ["text"]),
+    ],
+)
+def test_markup_kinds(text, kinds):
+    assert [piece["kind"] for piece in markup.spans(text)] == kinds
+
+
+@pytest.mark.parametrize("text", ["**x** `y` [a](https://b.c)", r"a\b *c* [d]", "plain"])
+def test_escaped_text_stands_for_itself(text):
+    assert markup.spans(markup.escape(text)) == [{"kind": "text", "text": text}]
+
+
+def test_markup_blocks():
+    found = markup.blocks("one\ntwo\n\n- a\n- **b**\n\nlast")
+    assert [block["kind"] for block in found] == ["paragraph", "list", "paragraph"]
+    assert found[0]["spans"] == [{"kind": "text", "text": "one two"}]
+    assert len(found[1]["items"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/data/birds", "…/birds"),
+        ("--data-dir=/home/me/data", "--data-dir=…/data"),
+        ("cannot read '/a/b c.jpg', gone", "cannot read '…/b c.jpg', gone"),
+        (r"C:\Users\me\x.jpg", "…/x.jpg"),
+        ("~/data/x", "…/x"),
+        ("train/Hoopoe/x.jpg and/or 1/2", "train/Hoopoe/x.jpg and/or 1/2"),
+        ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
+        ("images/s", "images/s"),
+    ],
+)
+def test_absolute_paths_are_cut(text, shown):
+    assert relative(text) == shown
+
+
+def test_commands_wrap_and_durations_read_well():
+    wrapped = wrap_command(["python", "x.py", *(f"--set=a{n}" for n in range(30)), "two words"])
+    assert all(line.endswith(" \\") for line in wrapped.splitlines()[:-1])
+    assert len(wrapped.splitlines()) > 2
+    assert "'two words'" in wrapped
+    assert [duration(s) for s in (3.21, 48.4, 200, 7500)] == [
+        "3.2 s",
+        "48 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]

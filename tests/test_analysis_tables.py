@@ -1,0 +1,139 @@
+"""Cells, and the written forms of a table."""
+
+import csv
+import io
+import math
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from analysis import tables
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def table():
+    numbers = pd.DataFrame(
+        {
+            "name": ["a|b_%", "=SUM(A1)", None],
+            "mean": [0.8123456789012345, 0.5, NAN],
+            "low": [0.8, NAN, NAN],
+            "high": [0.8246913578024690, NAN, NAN],
+            "n": [3, 1, 0],
+            "of": [3, 3, 3],
+        }
+    )
+    columns = (
+        tables.text("name", "what"),
+        tables.count_of("n", "of"),
+        tables.interval("mean", "low", "high", "accuracy (%)"),
+    )
+    return tables.Table("demo", numbers, columns, "A **caption** & more", "n as `given`")
+
+
+def test_cells(table):
+    assert table.cells() == [
+        ["a|b_%", "3", "81.2 [80.0, 82.5]"],
+        ["=SUM(A1)", "1 of 3", "50.0"],
+        ["-", "0 of 3", "-"],
+    ]
+    assert table.show("accuracy (%)", "what").cells()[1] == ["50.0", "=SUM(A1)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "signed", "shown"),
+    [
+        (1234.567, 1, False, "1,234.6"),
+        (-0.04, 1, False, "0.0"),
+        (-0.04, 1, True, "0.0"),
+        (0.26, 1, True, "+0.3"),
+        (-2.0, 1, True, "−2.0"),
+        (NAN, 1, True, "-"),
+    ],
+)
+def test_decimal(value, digits, signed, shown):
+    assert tables.decimal(value, digits, signed) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1000.4, "1,000"),
+        (0.1, "0.1"),
+        (0.012345, "0.0123"),
+        (7.41e-5, "7.4e-5"),
+        (1e-4, "1e-4"),
+        (0.0, "0"),
+        (-0.5, "−0.5"),
+        (NAN, "-"),
+    ],
+)
+def test_significant(value, shown):
+    assert tables.significant(value) == shown
+
+
+def test_other_cells():
+    row = {"d": 0.012, "lo": -0.001, "hi": 0.025, "p": 0.0004}
+    assert tables.difference("d", "lo", "hi", "x").cell(row) == "+1.2 [−0.1, +2.5]"
+    assert tables.plus_minus("d", "hi", "x").cell(row) == "1.2 ± 1.3"
+    assert tables.plus_minus("d", "hi", "x").cell({**row, "hi": NAN}) == "1.2"
+    assert tables.p_value("p").cell(row) == "< 0.001"
+    assert tables.p_value("p").cell({"p": 0.05}) == "0.050"
+    assert tables.p_value("p").cell({"p": NAN}) == "-"
+
+
+def test_csv_keeps_every_digit_and_defuses_formulas(table):
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(table.numbers))))
+    assert float(rows[0]["mean"]) == 0.8123456789012345
+    assert rows[1]["name"] == "'=SUM(A1)"
+    assert rows[1]["low"] == ""
+    assert rows[0]["n"] == "3"
+
+
+def test_markdown(table):
+    assert tables.to_markdown(table) == (
+        "**A **caption** & more**\n\n"
+        "| what     |  seeds |      accuracy (%) |\n"
+        "| -------- | -----: | ----------------: |\n"
+        "| a\\|b_%   |      3 | 81.2 [80.0, 82.5] |\n"
+        "| =SUM(A1) | 1 of 3 |              50.0 |\n"
+        "| -        | 0 of 3 |                 - |\n\n"
+        "n as `given`\n"
+    )
+
+
+def test_latex_is_booktabs_and_escaped(table):
+    tex = tables.to_latex(table)
+    assert r"\caption{A caption \& more}" in tex
+    assert r"\begin{tabular}{lrr}" in tex
+    assert r"    a|b\_\% & 3 & 81.2 [80.0, 82.5] \\" in tex
+    assert r"accuracy (\%)" in tex
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert tex.count(rule) == 1
+    assert tables.escape_latex("−1 ± 2 {#$&~^\\}") == (
+        r"$-$1 $\pm$ 2 \{\#\$\&\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
+    )
+
+
+def test_write_makes_three_files_with_the_same_bytes_each_time(table, tmp_path):
+    for folder in ("one", "two"):
+        tables.write(table, tmp_path / folder)
+    names = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert names == ["demo.csv", "demo.md", "demo.tex"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_terminal_shows_cells_literally_within_the_width(table):
+    numbers = pd.DataFrame({"name": ["[bold]x[/bold]"], "mean": [math.pi / 4]})
+    columns = (tables.text("name", "[red]what"), tables.number("mean", "m", 2))
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    tables.print_table(tables.Table("t", numbers, columns, "cap", "note " * 30), console)
+    shown = out.getvalue()
+    assert "[bold]x[/bold]" in shown
+    assert "[red]what" in shown
+    assert "0.79" in shown
+    assert max(map(len, shown.splitlines())) <= 100
