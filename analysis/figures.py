@@ -179,6 +179,7 @@ def curve(
     counted = history["state"].isin(states)
     wide = history[counted].pivot(index=x, columns="trial", values=y).dropna() * scale
     middle = wide.mean(axis=1)
+    # No legend entry without a line, where no trial of the group has finished.
     axes.plot(
         wide.index,
         middle,
@@ -186,7 +187,7 @@ def curve(
         color=style.color,
         linewidth=style.width,
         marker=style.marker,
-        label=label,
+        label=label if len(wide) else None,
         markevery=max(1, len(wide) // 8),
         markeredgewidth=0,
     )
@@ -194,9 +195,7 @@ def curve(
         low, high = _band(wide)
         axes.fill_between(wide.index, low, high, color=style.color, alpha=0.13, linewidth=0)
     for _, broken in history[~counted].groupby("trial", sort=False):
-        broken = broken[np.isfinite(broken[y].astype(float))]
-        axes.plot(broken[x], broken[y] * scale, linestyle, color=style.color, linewidth=0.7)
-        axes.plot(broken[x].tail(1), broken[y].tail(1) * scale, "x", color=style.color)
+        _broken_line(axes, broken[x], broken[y].astype(float) * scale, linestyle, style.color)
 
 
 @styled
@@ -210,7 +209,6 @@ def curves(
     x: str = "epoch",
     scale: float = 1.0,
     height: float = 2.25,
-    log: bool = False,
     look: Mapping[Any, Style] | None = None,
     states: Sequence[str] = FINISHED,
 ) -> "Figure":
@@ -218,16 +216,14 @@ def curves(
 
     Args:
         history: a row per trial and epoch, with `state`.
-        metrics: column to panel title, such as {"train_loss": "train", "val_loss": "validation"};
-            columns that start with train_ are dashed.
+        metrics: column to panel title, as {"val_loss": "validation"}; train_ columns are dashed.
         by: column that tells the groups apart.
         order: its values, in the order of the legend.
         ylabel: what is shown, with its unit.
         x: column of the horizontal axis.
         scale: factor on the values, 100 for per cent.
         height: inches.
-        log: logarithmic vertical axis.
-        look: styles by value; by default `styles(order)`.
+        look: styles by value instead of `styles(order)`.
         states: trials that count for the mean.
     """
     look = look or styles(order)
@@ -235,16 +231,14 @@ def curves(
     figure, axes = panels(len(metrics), height=height, sharey=True)
     for panel, (metric, title) in zip(axes, metrics.items(), strict=True):
         for value in order:
-            group = history[history[by] == value]
-            dashed = "--" if metric.startswith("train_") else "-"
             curve(
                 panel,
-                group,
+                history[history[by] == value],
                 metric,
                 look[value],
                 x=x,
                 label=str(value),
-                linestyle=dashed,
+                linestyle="--" if metric.startswith("train_") else "-",
                 scale=scale,
                 states=states,
             )
@@ -252,20 +246,17 @@ def curves(
         panel.set_xlabel(x)
         whole_numbers(panel)
     axes[0].set_ylabel(ylabel)
-    fit_to_lines(axes[0], history, list(metrics), scale, log)
+    fit_to_lines(axes[0], history, list(metrics), scale)
     legend_below(figure, axes[-1], columns=min(len(order), 7))
     return figure
 
 
 def fit_to_lines(
-    axes: "Axes", history: pd.DataFrame, metrics: list[str], scale: float = 1.0, log: bool = False
+    axes: "Axes", history: pd.DataFrame, metrics: list[str], scale: float = 1.0
 ) -> None:
     """Limit the vertical axis to the measured values: a wide band must not flatten all curves."""
     values = history[metrics].to_numpy(dtype=float) * scale
     values = values[np.isfinite(values)]
-    if log and (values > 0).all():
-        axes.set_yscale("log")
-        return
     if len(values):
         low, high = values.min(), np.quantile(values, 0.995)
         room = 0.06 * (high - low) or 1.0
@@ -421,6 +412,13 @@ def band_text(table: pd.DataFrame, by: str | list[str], states: Sequence[str] = 
     band = "the range of both" if max(counted) == 2 else "95 % t interval"
     two = " (of two seeds: their range)" if 2 in counted and max(counted) > 2 else ""
     return f"Line: mean over seeds; band: {band}{two}."
+
+
+def _broken_line(axes: "Axes", x: pd.Series, y: pd.Series, linestyle: str, color: str) -> None:
+    """A thin line that ends in a cross at its last finite value."""
+    finite = np.isfinite(y)
+    axes.plot(x[finite], y[finite], linestyle, color=color, linewidth=0.7)
+    axes.plot(x[finite].tail(1), y[finite].tail(1), "x", color=color)
 
 
 def _band(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

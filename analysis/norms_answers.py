@@ -261,6 +261,11 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
             f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
             f"deviations wide on each side. {more}{_overlap(ranked)}"
         )
+    if (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any():
+        items.append(
+            "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
+            "says here how little so few seeds tell."
+        )
     items.append(
         "Seeds vary initial weights, order and augmentation; the split into training and "
         "validation images is the same for all."
@@ -297,7 +302,7 @@ def percent(fraction: float) -> str:
 def points(fraction: float, signed: bool = False) -> str:
     """A difference of fractions in percentage points; small ones keep their digits."""
     value = fraction * 100
-    shown = decimal(value, 1, signed) if abs(value) >= 0.05 or not value else significant(value)
+    shown = decimal(value, 1, signed) if abs(value) >= 0.05 else significant(value)
     return f"{shown}\u00a0points"
 
 
@@ -468,18 +473,16 @@ def _cost_sentence(ranked: pd.DataFrame) -> str:
     seconds = ranked.set_index("norm")["seconds_per_epoch"].dropna().sort_values()
     if seconds.empty:
         return "Times were not recorded."
-    fast, slow = seconds.index[0], seconds.index[-1]
-    text = (
-        f"An epoch takes {decimal(seconds.iloc[0], 2)} s with `{fast}` and "
-        f"{decimal(seconds.iloc[-1], 2)} s with `{slow}`"
-    )
+    text = f"An epoch takes {decimal(seconds.iloc[0], 2)} s with `{seconds.index[0]}`"
+    if len(seconds) > 1:
+        text += f" and {decimal(seconds.iloc[-1], 2)} s with `{seconds.index[-1]}`"
     if {"bn", "torch_bn"} <= set(seconds.index):
         text += (
             f"; own `bn` takes {decimal(seconds['bn'] / seconds['torch_bn'], 2)} times as long as "
             "`torch_bn`"
         )
     memory = ranked.set_index("norm")["peak_memory_mib"].dropna().sort_values()
-    if len(memory):
+    if len(memory) > 1:
         text += (
             f". Peak memory runs from {decimal(memory.iloc[0], 0)} MiB (`{memory.index[0]}`) to "
             f"{decimal(memory.iloc[-1], 0)} MiB (`{memory.index[-1]}`)"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import tables
 from analysis.markup import escape
-from analysis.report import Code, Report, Section, Text, join
+from analysis.report import Code, Report, Section, join
 from analysis.results import Results
 
 _REASON_LENGTH = 300
@@ -98,7 +98,7 @@ def how_made(results: Results) -> Section:
     command = [relative(str(word)) for word in study.get("command") or []]
     return Section(
         "How this was made",
-        (*([Text("The command:"), Code(wrap_command(command))] if command else []), table),
+        (*([Code(wrap_command(command))] if command else []), table),
     )
 
 

@@ -14,8 +14,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,16 @@ from rich.console import Console
 from rich.table import Table
 
 from core import trial
+from core.data import ImageSet
 from core.engine import run
 from core.options import Options
+from core.resnet import resnet
 from core.storage import write_json
 from core.study import Part, Scale, Study
 from core.training import RECIPES, Batches, evaluate, optimizer_and_schedule, train_epoch
 from trainables.birds import Config, describe_images, images, train_birds
 
-SETTINGS = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
+SETTINGS: dict[str, Any] = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,6 @@ def bare_images_per_second() -> float:
     torch.set_num_threads(1)
     start = time.monotonic()
     torch.manual_seed(0)
-    from core.resnet import resnet
-
     model = resnet(cfg.n, len(sets[0].classes), cfg.norm)
     train = Batches(sets[0], cfg.batch_size, device, train=True)
     val = Batches(sets[1], cfg.batch_size, device)
@@ -123,9 +123,7 @@ def bare_images_per_second() -> float:
     return _trained_images() / (time.monotonic() - start)
 
 
-def _in_memory(data):
-    from dataclasses import replace
-
+def _in_memory(data: ImageSet) -> ImageSet:
     return replace(data, images=np.array(data.images))
 
 
@@ -139,8 +137,8 @@ def main(json_file: Path | None = None, rounds: int = 3) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         describe_images(vars(Config(**SETTINGS)))  # decode before anything is timed
-        engine: Sequence[float] = []
-        bare: Sequence[float] = []
+        engine: list[float] = []
+        bare: list[float] = []
         for i in range(rounds):
             engine.append(engine_images_per_second(folder, f"round-{i}"))
             bare.append(bare_images_per_second())

@@ -6,7 +6,7 @@ import hashlib
 import io
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,8 +59,8 @@ def remove_all(folder: Path) -> None:
 
 def rng_state() -> dict[str, Any]:
     """Return the state of the python, numpy and torch generators, for `torch.save`."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    state = {
+    kind, keys, position, has_gauss, gauss = cast(tuple, np.random.get_state(legacy=True))
+    state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (str(kind), keys.tolist(), int(position), int(has_gauss), float(gauss)),
         "torch": torch.get_rng_state(),

@@ -264,7 +264,7 @@ def _runner(opts: Options):
 
 
 def _private(study: Study, opts: Options) -> dict[str, Any]:
-    """Return the settings that say where things are on this machine, as far as the study has them."""
+    """Return the study's settings that say where things are on this machine."""
     given = {
         "data_dir": None if opts.data_dir is None else str(opts.data_dir.expanduser().resolve()),
         "skip_broken": opts.skip_broken,

@@ -39,6 +39,7 @@ class Live:
             settings = {k: v if isinstance(v, bool | int | float | str) else str(v)
                         for k, v in config.items()}  # fmt: skip
             for summary in hparams(settings, final):
+                assert writer.file_writer is not None  # made with the writer, until it is closed
                 writer.file_writer.add_summary(summary)
         writer.close()
 

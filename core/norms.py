@@ -151,7 +151,7 @@ class BatchNorm(_Tracking):
             )
             return _standardise(x, weight, bias, mean, (var + self.eps).rsqrt(), "fixed")
         count = _check_count(self, x, x.numel() // self.channels, "per channel")
-        if not torch.compiler.is_compiling() and _keeps_order(x):
+        if _keeps_order(x):
             return self._ordered_forward(x, weight, bias, count)
         mean, var, centred = _moments(x, self.channels, "batch")
         self._track(mean, var * (count / (count - 1)))
@@ -289,10 +289,10 @@ class BatchInstanceNorm(_Tracking):
         mean, var, centred = _moments(x, self.channels, "group")
         mean_b, var_b = self._batch_statistics(mean, var, count)
         rstd, rstd_b = (var + self.eps).rsqrt(), (var_b + self.eps).rsqrt()
-        tensors = x, self.weight, self.bias, self.gate, mean, rstd, mean_b, rstd_b
-        if torch.compiler.is_compiling():
-            return _fused_batch_instance(*tensors)
-        return _BatchInstance.apply(*tensors, centred, not self.training)
+        return _BatchInstance.apply(
+            *(x, self.weight, self.bias, self.gate),
+            *(mean, rstd, mean_b, rstd_b, centred, not self.training),
+        )
 
     def _batch_statistics(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Turn instance statistics (N, C) over `count` pixels into the batch part's (1, C)."""
@@ -521,6 +521,11 @@ def _divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
+def _planes(statistic: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bring (N, C) to (N, C, 1, 1)."""
+    return statistic.to(dtype)[..., None, None]
+
+
 def _like(t: Tensor, x: Tensor) -> Tensor:
     """Bring t into the memory format of the dense x."""
     return t.contiguous(
@@ -603,9 +608,36 @@ def _distance_sums(x: Tensor, centre: Tensor, wide: Tensor | None = None) -> lis
     return parts
 
 
+def _fused_moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor]:
+    """`_moments` as a plain formula, for the compiler to fuse.
+
+    In one reading of x: sums of x - s and its square per channel and image, where s is the mean of
+    the middle row. It is close to the mean, so that their difference loses no digits.
+    """
+    with torch.no_grad():
+        images, _, height, width = x.shape
+        x, pixels = x.to(_compute_dtype(x)), height * width
+        shift = x[:, :, height // 2].mean(2)
+        distance = x - shift[..., None, None]
+        gap = distance.sum((2, 3)).double() / pixels
+        var = distance.square().sum((2, 3)).double() / pixels - gap.square()
+        mean = gap + shift
+        if over == "group":
+            mean, var = (t.view(images, groups, -1) for t in (mean, var))
+        dim = 0 if over == "batch" else 2
+        pooled = mean.mean(dim, keepdim=True)
+        var = (var + (mean - pooled).square()).mean(dim, keepdim=True)
+        if over == "group":
+            pooled, var = pooled[..., 0], var[..., 0]
+        return pooled, var.clamp_min(0)
+
+
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Compute x * scale + shift."""
-    dtype, y = _compute_dtype(x), torch.empty_like(x)
+    dtype = _compute_dtype(x)
+    if torch.compiler.is_compiling():
+        return (x.to(dtype) * _planes(scale, dtype) + _planes(shift, dtype)).to(x.dtype)
+    y = torch.empty_like(x)
     layout = _layout(x) if x.dtype != dtype else _layout(x).whole()
     low = None if x.dtype == dtype else layout.buffer(dtype, x.device)
     factors = layout.spread(scale, dtype), layout.spread(shift, dtype)
@@ -629,7 +661,11 @@ def _gradient_sums(
         centred: subtract the mean before the sums and not from them.
         ordered: add in the order of torch's batch norm, where there is only one.
     """
-    layout, dtype, channels = _layout(x), _compute_dtype(x), x.shape[1]
+    dtype, channels = _compute_dtype(x), x.shape[1]
+    if torch.compiler.is_compiling():
+        dy, distance = dy.to(dtype), x.to(dtype) - _planes(mean, dtype)
+        return dy.sum((2, 3)).double(), (dy * distance).sum((2, 3)).double()
+    layout = _layout(x)
     buffer, direct, product = layout.buffer(dtype, x.device), [], []
     centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
     for grad, chunk, centre in zip(layout.chunks(dy), layout.chunks(x), centres, strict=True):
@@ -684,7 +720,12 @@ def _linear_gradient(
     offset: Tensor,
 ) -> Tensor:
     """Compute dy * scale + (x - mean) * slope + offset; see `_gradient_sums` for `centred`."""
-    layout, dtype, dx = _layout(x), _compute_dtype(x), torch.empty_like(x)
+    dtype = _compute_dtype(x)
+    if torch.compiler.is_compiling():
+        distance = x.to(dtype) - _planes(mean, dtype)
+        dx = dy.to(dtype) * _planes(scale, dtype) + distance * _planes(slope, dtype)
+        return (dx + _planes(offset, dtype)).to(x.dtype)
+    layout, dx = _layout(x), torch.empty_like(x)
     low = None if x.dtype == dtype else layout.buffer(dtype, x.device)
     buffer = layout.buffer(dtype, x.device) if centred else None
     if low is None and buffer is None:
@@ -739,8 +780,6 @@ def _standardise(
         over: what they are taken over.
         centred: see `_moments`.
     """
-    if torch.compiler.is_compiling():
-        return _fused_affine(x, weight, bias, mean, rstd)
     return _Standardise.apply(x, weight, bias, mean, rstd, over, centred)
 
 
@@ -770,7 +809,7 @@ class _Standardise(torch.autograd.Function):
         need_x, *need_affine = ctx.needs_input_grad[:3]
         dx = d_weight = d_bias = None
         if need_x and over == "fixed":
-            dx = (dy * (rstd * weight)[..., None, None]).to(x.dtype)
+            dx = (dy * _planes(rstd * weight, _compute_dtype(x))).to(x.dtype)
         if any(need_affine) or over != "fixed":
             direct, product = _gradient_sums(dy, x, mean, ctx.centred)
             z = product * rstd  # sums of dy * (x - mean) * rstd
@@ -841,8 +880,9 @@ class _BatchInstance(torch.autograd.Function):
 
 def _keeps_order(x: Tensor) -> bool:
     """Whether batch norm of x follows torch's order of operations."""
-    plain = x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()
-    return plain and x.numel() <= ORDERED_LIMIT
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32:
+        return False
+    return x.is_contiguous() and x.numel() <= ORDERED_LIMIT
 
 
 def _per_channel(t: Tensor, x: Tensor) -> Tensor:
@@ -866,49 +906,3 @@ def _pool(t: Tensor, over: Over, groups: int | None = None) -> Tensor:
         return t
     sums = t.view(images, groups, -1).sum(2, keepdim=True)
     return sums.expand(-1, -1, channels // groups).reshape(images, channels)
-
-
-# The same as plain formulas, for the compiler to fuse and differentiate.
-
-
-def _fused_moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of groups of channels, (N, C), or over the batch too, (1, C).
-
-    In one reading of x: sums of x - s and its square, where s is the mean of the middle rows.
-    It is close to the mean, so that their difference loses no digits.
-    """
-    x = x.to(_compute_dtype(x)).unflatten(1, (groups, -1))  # (N, G, C / G, H, W)
-    dims = (0, 2, 3, 4) if over == "batch" else (2, 3, 4)
-    middle = x.shape[3] // 2
-    shift = x[:, :, :, middle : middle + 1].mean(dims, keepdim=True).detach()
-    distance = x - shift
-    gap = distance.mean(dims, keepdim=True)
-    var = (distance.square().mean(dims, keepdim=True) - gap.square()).clamp_min(0)
-    size = (len(gap), groups, x.shape[2])
-    mean, var = (gap + shift).flatten(2), var.flatten(2)
-    return mean.expand(size).flatten(1), var.expand(size).flatten(1)
-
-
-def _fused_affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Compute (x - mean) * rstd * weight + bias; mean and rstd are (N, C) or (1, C)."""
-    planes = (..., None, None)
-    y = (x.to(mean.dtype) - mean[planes]) * (rstd * weight)[planes] + bias[planes]
-    return y.to(x.dtype)
-
-
-def _fused_batch_instance(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    gate: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    mean_b: Tensor,
-    rstd_b: Tensor,
-) -> Tensor:
-    """Mix both parts as `_BatchInstance` does, from statistics (N, C) and (1, C)."""
-    batch, instance = weight * gate * rstd_b, weight * (1 - gate) * rstd
-    scale, shift = batch + instance, bias + batch * (mean - mean_b)
-    planes = (..., None, None)
-    y = (x.to(mean.dtype) - mean[planes]) * scale[planes] + shift[planes]
-    return y.to(x.dtype)

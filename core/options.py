@@ -31,7 +31,7 @@ class Options:
     smoke: bool = False
     """Every step at toy size in under a minute."""
     scale: Literal["demo", "full"] | None = None
-    """demo: minutes on 2 CPU cores (default); full: the lab's own scale (default with --data-dir)."""
+    """demo: minutes on two cores (default); full: the lab's own scale (default with --data-dir)."""
     seeds: int | None = None
     """How many seeds each setting is run with, counted from 0."""
     set: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Options:
                 raise UserError(f"{option} {value}: give a whole number of at least 1")
         if self.name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.name):
             raise UserError(
-                f"--name {self.name}: use letters, digits, '.', '_', '+' and '-', as it names a folder"
+                f"--name {self.name}: it names a folder: use letters, digits, '.', '_', '+', '-'"
             )
 
     def chosen_scale(self) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
+import importlib
 import random
 import resource
 from pathlib import Path
@@ -27,6 +29,8 @@ def reset(seed: int, threads: int) -> None:
         threads: of torch; on a CPU sums depend on it, so it is part of what reproduces a curve.
     """
     global _started_mib
+    # torch.optim imports this at the first step; here it does not count as the first trial's memory.
+    importlib.import_module("torch._dynamo")
     gc.collect()
     gc.freeze()  # what lives on (modules) need not be searched again: 0.2 s at each later trial
     random.seed(seed)
@@ -63,10 +67,8 @@ def device() -> torch.device:
 
 def _release_heap() -> None:
     """Hand freed memory back to the system, so that the next trial's growth is its own."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # with another C library: a lower bound
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # another C library: the figure is then a lower bound
-        pass
 
 
 def _reset_peak() -> float:

@@ -69,9 +69,9 @@ class Progress:
         """Note an epoch."""
         self.running[name] = row.get("epoch")
         value = row.get(self.metric)
-        if value is not None and value == value:
-            if self.best is None or self.sign * value > self.sign * self.best[0]:
-                self.best = (value, name)
+        known = value is not None and value == value
+        if known and (self.best is None or self.sign * value > self.sign * self.best[0]):
+            self.best = (value, name)
         self.tick()
 
     def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:

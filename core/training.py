@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -226,7 +226,7 @@ def grad_scaler(device: torch.device, precision: Precision) -> torch.amp.GradSca
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
-def override(recipe: Recipe, **settings: object) -> Recipe:
+def override(recipe: Recipe, **settings: Any) -> Recipe:
     """Return `recipe` with every setting that is not None put in place of its own."""
     return replace(recipe, **{key: value for key, value in settings.items() if value is not None})
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from core import data, process, synthetic_birds, trial
 from core.errors import UserError
@@ -111,7 +113,7 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     scaler = grad_scaler(device, cfg.precision)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     done = trial.restore(state)
-    network = torch.compile(model) if cfg.compile else model
+    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
 
     scores = None
     for epoch in range(done + 1, cfg.epochs + 1):
@@ -154,7 +156,7 @@ def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
     return sets["train"], sets["val"]
 
 
-def describe_images(settings: dict[str, Any]) -> dict[str, Any]:
+def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and decode the images once, and return what the report says about them.
 
     Raises:
