@@ -162,7 +162,7 @@ class BatchNorm(_Tracking):
         # torch divides in float32, and adds eps and takes the root in float64
         rstd = ((squares / count).double() + self.eps).rsqrt().to(mean.dtype)
         self._track(mean, squares / (count - 1))
-        return _OrderedBatchNorm.apply(x, weight, bias, mean, rstd, "batch", True)
+        return _OrderedBatchNorm.apply(x, weight, bias, mean, rstd, "batch", self.channels, True)
 
     def extra_repr(self) -> str:
         """Options as `nn.BatchNorm2d` prints them."""
@@ -362,20 +362,23 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
         checkpoint(block, x, use_reentrant=False,
                    context_fn=lambda: (nullcontext(), frozen_statistics(block)))
 
-    Works for the layers of this file and torch's batch norms, and may be nested.
+    Works for every layer with a `num_batches_tracked`, torch's included.
     """
-    # With its buffers still there, a layer that does not "track" uses them in evaluation as
-    # before, and in training the batch without an update: torch's own rule, ours follows it.
-    torchs = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    layers = [m for m in model.modules() if isinstance(m, (_Tracking, *torchs))]
-    before = [layer.track_running_stats for layer in layers]
-    for layer in layers:
-        layer.track_running_stats = False
+    # Copies take the update. Switching `track_running_stats` off would do for ours, but torch's
+    # layers then save fewer tensors, which checkpoint takes for another forward pass.
+    buffers = [
+        (layer, name, buffer)
+        for layer in model.modules()
+        if getattr(layer, "num_batches_tracked", None) is not None
+        for name, buffer in layer.named_buffers(recurse=False)
+    ]
+    for layer, name, buffer in buffers:
+        setattr(layer, name, buffer.clone())
     try:
         yield
     finally:
-        for layer, tracked in zip(layers, before, strict=True):
-            layer.track_running_stats = tracked
+        for layer, name, buffer in buffers:
+            setattr(layer, name, buffer)
 
 
 # Layers, not parameters, are remembered: copying, unpickling, `.to()` and `load_state_dict` may
@@ -521,9 +524,24 @@ def _divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
-def _planes(statistic: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bring (N, C) to (N, C, 1, 1)."""
-    return statistic.to(dtype)[..., None, None]
+def _planes(dtype: torch.dtype, *statistics: Tensor) -> tuple[Tensor, ...]:
+    """Bring (N, C) or (1, C) to the same (N, C, 1, 1), for the compiler.
+
+    It puts a stack of different tensors into memory. Else it would derive the factors from the
+    statistics again for every pixel, and could not fuse sums that differ in their groups.
+    """
+    zeros = torch.zeros_like(statistics[0])
+    stack = torch.stack(torch.broadcast_tensors(*statistics, zeros)).to(dtype)
+    return stack[..., None, None].unbind()[:-1]
+
+
+def _plane_sums(x: Tensor) -> Tensor:
+    """Sum (N, C, H, W) to (N, C) in float64, for the compiler.
+
+    By rows of a length up to which it sums without precautions; these are slow.
+    """
+    planes = x.flatten(2)
+    return planes.unflatten(2, (-1, _divisor(planes.shape[2], 4096))).sum(3).double().sum(2)
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
@@ -531,6 +549,11 @@ def _like(t: Tensor, x: Tensor) -> Tensor:
     return t.contiguous(
         memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last
     )
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Compute a * b in the type of `out`: not rounded to half precision in between."""
+    return torch.mul(a, b, out=out) if a.dtype == out.dtype else out.copy_(a).mul_(b)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -593,7 +616,7 @@ def _power_sums(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
             # faster than the product, but only over the innermost dimension
             squares.append(torch.linalg.vector_norm(chunk, dim=2).square_())
         elif x.is_cpu:
-            squares.append(layout.sum(torch.mul(chunk, chunk, out=buffer[: len(chunk)])))
+            squares.append(layout.sum(_product(chunk, chunk, buffer[: len(chunk)])))
     return sums, squares
 
 
@@ -619,8 +642,8 @@ def _fused_moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor]:
         x, pixels = x.to(_compute_dtype(x)), height * width
         shift = x[:, :, height // 2].mean(2)
         distance = x - shift[..., None, None]
-        gap = distance.sum((2, 3)).double() / pixels
-        var = distance.square().sum((2, 3)).double() / pixels - gap.square()
+        gap = _plane_sums(distance) / pixels
+        var = _plane_sums(distance.square()) / pixels - gap.square()
         mean = gap + shift
         if over == "group":
             mean, var = (t.view(images, groups, -1) for t in (mean, var))
@@ -636,7 +659,8 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Compute x * scale + shift."""
     dtype = _compute_dtype(x)
     if torch.compiler.is_compiling():
-        return (x.to(dtype) * _planes(scale, dtype) + _planes(shift, dtype)).to(x.dtype)
+        scale, shift = _planes(dtype, scale, shift)
+        return (x.to(dtype) * scale + shift).to(x.dtype)
     y = torch.empty_like(x)
     layout = _layout(x) if x.dtype != dtype else _layout(x).whole()
     low = None if x.dtype == dtype else layout.buffer(dtype, x.device)
@@ -663,8 +687,9 @@ def _gradient_sums(
     """
     dtype, channels = _compute_dtype(x), x.shape[1]
     if torch.compiler.is_compiling():
-        dy, distance = dy.to(dtype), x.to(dtype) - _planes(mean, dtype)
-        return dy.sum((2, 3)).double(), (dy * distance).sum((2, 3)).double()
+        (mean,) = _planes(dtype, mean)
+        dy, distance = dy.to(dtype), x.to(dtype) - mean
+        return _plane_sums(dy), _plane_sums(dy * distance)
     layout = _layout(x)
     buffer, direct, product = layout.buffer(dtype, x.device), [], []
     centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
@@ -678,7 +703,7 @@ def _gradient_sums(
         if centred:
             torch.sub(chunk, centre, out=t).mul_(grad)
         else:
-            torch.mul(chunk, grad, out=t)
+            _product(chunk, grad, t)
         direct.append(layout.sum(grad, dtype))
         product.append(layout.sum(t))
     total, dot = layout.fold(direct, channels), layout.fold(product, channels)
@@ -722,9 +747,8 @@ def _linear_gradient(
     """Compute dy * scale + (x - mean) * slope + offset; see `_gradient_sums` for `centred`."""
     dtype = _compute_dtype(x)
     if torch.compiler.is_compiling():
-        distance = x.to(dtype) - _planes(mean, dtype)
-        dx = dy.to(dtype) * _planes(scale, dtype) + distance * _planes(slope, dtype)
-        return (dx + _planes(offset, dtype)).to(x.dtype)
+        mean, scale, slope, offset = _planes(dtype, mean, scale, slope, offset)
+        return (dy.to(dtype) * scale + (x.to(dtype) - mean) * slope + offset).to(x.dtype)
     layout, dx = _layout(x), torch.empty_like(x)
     low = None if x.dtype == dtype else layout.buffer(dtype, x.device)
     buffer = layout.buffer(dtype, x.device) if centred else None
@@ -780,7 +804,8 @@ def _standardise(
         over: what they are taken over.
         centred: see `_moments`.
     """
-    return _Standardise.apply(x, weight, bias, mean, rstd, over, centred)
+    groups, mean, rstd = mean.shape[1], _per_channel(mean, x), _per_channel(rstd, x)
+    return _Standardise.apply(x, weight, bias, mean, rstd, over, groups, centred)
 
 
 class _Standardise(torch.autograd.Function):
@@ -792,33 +817,33 @@ class _Standardise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, mean, rstd, over, centred):
+    def forward(ctx, x, weight, bias, mean, rstd, over, groups, centred):
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.over, ctx.centred = over, centred
+        ctx.over, ctx.groups, ctx.centred = over, groups, centred
         # the rounded scale also in the shift, so that a large mean cancels
-        scale = (_per_channel(rstd, x) * weight).to(_compute_dtype(x))
-        return _affine(x, scale, torch.addcmul(bias, _per_channel(mean, x), scale, value=-1))
+        scale = (rstd * weight).to(_compute_dtype(x))
+        return _affine(x, scale, torch.addcmul(bias, mean, scale, value=-1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs):
         x, weight, mean, rstd = ctx.saved_tensors
-        dy, over, groups = _like(grad_outputs[0], x), ctx.over, mean.shape[1]
-        count = -x.numel() // mean.numel()
-        mean, rstd = _per_channel(mean, x), _per_channel(rstd, x)
+        dy, over, groups = _like(grad_outputs[0], x), ctx.over, ctx.groups
         need_x, *need_affine = ctx.needs_input_grad[:3]
         dx = d_weight = d_bias = None
         if need_x and over == "fixed":
-            dx = (dy * _planes(rstd * weight, _compute_dtype(x))).to(x.dtype)
+            scale = (rstd * weight).to(_compute_dtype(x))
+            dx = (dy * scale[..., None, None]).to(x.dtype)
         if any(need_affine) or over != "fixed":
             direct, product = _gradient_sums(dy, x, mean, ctx.centred)
             z = product * rstd  # sums of dy * (x - mean) * rstd
             d_weight, d_bias = z.sum(0).to(weight.dtype), direct.sum(0).to(weight.dtype)
             if need_x and over != "fixed":
+                count = -x.numel() // (groups * (1 if over == "batch" else len(x)))
                 slope = _pool(z * weight, over, groups) * rstd * rstd / count
                 offset = _pool(direct * weight, over, groups) * rstd / count
                 dx = _linear_gradient(dy, x, mean, ctx.centred, rstd * weight, slope, offset)
-        return dx, d_weight, d_bias, *(None,) * 4
+        return dx, d_weight, d_bias, *(None,) * 5
 
 
 class _OrderedBatchNorm(_Standardise):
@@ -835,7 +860,7 @@ class _OrderedBatchNorm(_Standardise):
             slope = -(product.to(x.dtype) * rstd * rstd / count)
             dx = _ordered_gradient(dy, x, mean, rstd, weight[None], direct / count, slope)
         d_weight, d_bias = (product * rstd)[0], direct[0]
-        return dx, d_weight.to(weight.dtype), d_bias.to(weight.dtype), *(None,) * 4
+        return dx, d_weight.to(weight.dtype), d_bias.to(weight.dtype), *(None,) * 5
 
 
 class _BatchInstance(torch.autograd.Function):

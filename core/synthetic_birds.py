@@ -46,9 +46,9 @@ masks/<split>/<class>/*.png the visible pixels of the bird in the picture of tha
 # epochs while a linear model does not: it loses most by place and scale, the network least.
 _LONGER_SIDE = (80, 140)  # pixels
 _ASPECT = 1.2  # longer over shorter side, at most
-_FILL = (0.8, 1.2)  # the bird's longer side over the frame's
-_CUT = 0.35  # largest part of the frame by which the bird may be off the centre when it fills it
-_TURN = 15  # degrees
+_FILL = (0.75, 1.2)  # the bird's longer side over the frame's
+_CUT = 0.4  # largest part of the frame by which the bird may be off the centre when it fills it
+_TURN = 18  # degrees
 _SCENE_SHIFT = 12  # standard deviations of colours, of 255: of a whole background,
 _COAT = 3  # of a whole bird,
 _PART = 3  # and of each of its parts
@@ -599,7 +599,8 @@ def _lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     across, down = rng.uniform(-_SLOPE, _SLOPE, 2)
     light = 1 + across * np.linspace(-1, 1, width) + down * np.linspace(-1, 1, height)[:, None]
     gain = rng.uniform(*_GAIN) * rng.uniform(1 - _CAST, 1 + _CAST, 3)
-    pixels = np.asarray(image) * (light[:, :, None] * gain).astype(np.float32)
+    pixels = np.asarray(image, np.float32) * light[:, :, None].astype(np.float32)
+    pixels *= gain.astype(np.float32)
     pixels += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(2, 9))
     return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 

@@ -375,7 +375,7 @@ def test_shrinking_averages(tmp_path):
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     found = decoded(Image.fromarray(stripes), tmp_path, 8).astype(int)
-    assert np.abs(found - 127).max() <= 3  # without antialiasing 0 or 255
+    assert np.abs(found - 127).max() < 10  # without antialiasing 0 or 255
 
 
 # --- limit ---

@@ -1,0 +1,226 @@
+"""What the norm layers cost against torch's own, side by side on this machine.
+
+    python benchmarks/norms.py --json results/bench-norms.json
+
+Each layer of `core.norms` runs in turn with torch's layer for the same formula, in one process, at
+the three sizes of the 14-layer network (batch-instance norm, which torch has not, with its
+composition from torch's two layers). A ratio below 1 means that ours is faster. The rows named
+"net" add up the times over the network's 13 norm layers. Times are medians; on a CPU with one
+thread they are processor time, so that other programs disturb them less.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from core.norms import NORMS
+
+# (channels, height, width) -> norm layers of that size in the network with n = 2, stem included
+NET = {(16, 256, 256): 5, (32, 128, 128): 4, (64, 64, 64): 4}
+PASSES = ("forward", "forward+backward", "eval")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the norm layers against torch's.
+
+    Attributes:
+        json: file for the rows, as a list of objects.
+        batch: images per batch.
+        threads: threads of torch on a CPU.
+        rounds: repetitions of each measurement.
+        device: where to run.
+        dtype: of the images; parameters stay float32.
+        channels_last: memory format of the images.
+        compiled: measure forward and backward under `torch.compile` too, which takes most of the
+            time here.
+        quick: small images, two rounds and no compilation, to see that everything runs.
+    """
+
+    json: Path | None = None
+    batch: int = 8
+    threads: int = 1
+    rounds: int = 10
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compiled: bool = True
+    quick: bool = False
+
+
+class Composition(nn.Module):
+    """Batch-instance norm from torch's layers: both in full, then mixed by the gate."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.batch = nn.BatchNorm2d(channels, affine=False)
+        self.instance = nn.InstanceNorm2d(channels)
+        self.gate = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        gate, weight, bias = (p[:, None, None] for p in (self.gate, self.weight, self.bias))
+        return weight * (gate * self.batch(x) + (1 - gate) * self.instance(x)) + bias
+
+
+TORCHS: dict[str, Callable[[int], nn.Module]] = {
+    "bn": nn.BatchNorm2d,
+    "in": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "bin": Composition,
+    "ln": lambda channels: nn.GroupNorm(1, channels),
+    "gn": lambda channels: nn.GroupNorm(8, channels),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Times of one layer, ours and torch's, in milliseconds."""
+
+    norm: str
+    shape: str
+    part: str
+    compiled: bool
+    ms: float
+    torch_ms: float
+
+    def to_json(self) -> dict[str, object]:
+        """Name the columns as the tables of this project do."""
+        return {
+            "norm": self.norm,
+            "shape": self.shape,
+            "pass": self.part,
+            "compiled": self.compiled,
+            "ratio": self.ms / self.torch_ms,
+            "ms": self.ms,
+            "torch_ms": self.torch_ms,
+        }
+
+
+def clock(options: Options) -> float:
+    """Read the clock in seconds, after the device has finished."""
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    elif options.threads == 1:
+        return time.thread_time()
+    return time.perf_counter()
+
+
+def run_once(layer: Any, x: Tensor, dy: Tensor, part: str) -> None:
+    """Do one pass of a layer: `forward` in training mode, `eval`, or `forward+backward`."""
+    layer.train(part != "eval")
+    if part == "forward+backward":
+        torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
+        return
+    with torch.no_grad():
+        layer(x)
+
+
+def medians(
+    layers: tuple[Any, Any], x: Tensor, dy: Tensor, part: str, options: Options
+) -> tuple[float, float]:
+    """Median milliseconds of two layers, ours and torch's, which take turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    pairs = list(zip(layers, times, strict=True))
+    for turn in range(options.rounds + 1):
+        # A B B A: memory that one layer gives back makes the next allocation dearer
+        for layer, seconds in pairs if turn % 2 else reversed(pairs):
+            start = clock(options)
+            run_once(layer, x, dy, part)
+            if turn:  # the first one warms up
+                seconds.append(clock(options) - start)
+    ours, torchs = (1e3 * statistics.median(seconds) for seconds in times)
+    return ours, torchs
+
+
+def measure(norm: str, shape: tuple[int, int, int], options: Options) -> Iterator[Row]:
+    """Yield a row per pass for one norm at one size (channels, height, width)."""
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    x, dy = (
+        torch.randn(options.batch, *shape, device=device)
+        .to(dtype=dtype, memory_format=memory_format)
+        .requires_grad_(grad)
+        for grad in (True, False)
+    )
+    ours, torchs = NORMS[norm](shape[0]).to(device), TORCHS[norm](shape[0]).to(device)
+    name = "x".join(map(str, shape))
+    for part in PASSES:
+        yield Row(norm, name, part, False, *medians((ours, torchs), x, dy, part, options))
+    if options.compiled:
+        torch.compiler.reset()
+        compiled = torch.compile(ours, fullgraph=True, dynamic=False)
+        part = "forward+backward"
+        yield Row(norm, name, part, True, *medians((compiled, torchs), x, dy, part, options))
+
+
+def net_rows(rows: list[Row], sizes: dict[tuple[int, int, int], int]) -> list[Row]:
+    """Add up the rows of each norm and pass over the layers of the network."""
+    layers = {"x".join(map(str, shape)): count for shape, count in sizes.items()}
+    sums: dict[tuple[str, str, bool], list[float]] = {}
+    for row in rows:
+        total = sums.setdefault((row.norm, row.part, row.compiled), [0.0, 0.0])
+        total[0] += layers[row.shape] * row.ms
+        total[1] += layers[row.shape] * row.torch_ms
+    return [
+        Row(norm, "net", part, compiled, *total) for (norm, part, compiled), total in sums.items()
+    ]
+
+
+def table(rows: list[Row]) -> Table:
+    """Lay the rows out for reading."""
+    view = Table(title="norm layers against torch's (below 1: ours is faster)")
+    for column in ("norm", "shape", "pass", "compiled"):
+        view.add_column(column)
+    for column in ("ours, ms", "torch, ms", "ratio"):
+        view.add_column(column, justify="right")
+    for row in rows:
+        view.add_row(
+            row.norm,
+            row.shape,
+            row.part,
+            "yes" if row.compiled else "",
+            f"{row.ms:.2f}",
+            f"{row.torch_ms:.2f}",
+            f"{row.ms / row.torch_ms:.2f}",
+            style="bold" if row.shape == "net" else None,
+        )
+    return view
+
+
+def main(options: Options) -> None:
+    """Measure everything, print the table and write the rows."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    sizes, console = NET, Console()
+    if options.quick:
+        options = replace(options, rounds=2, compiled=False)
+        sizes = {(c, h // 8, w // 8): count for (c, h, w), count in NET.items()}
+    rows = []
+    for norm in TORCHS:
+        with console.status(f"measuring {norm}"):
+            rows += [row for shape in sizes for row in measure(norm, shape, options)]
+    rows += net_rows(rows, sizes)
+    console.print(table(rows))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([row.to_json() for row in rows], indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

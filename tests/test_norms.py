@@ -1,0 +1,743 @@
+"""Norm layers: torch's values and gradients, precision, memory, copies, gates, statistics."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from core import norms
+from core.norms import (
+    NORMS,
+    BatchInstanceNorm,
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    frozen_statistics,
+    parameter_groups,
+)
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+OURS = ("bn", "in", "bin", "ln", "gn")
+CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
+
+
+class Composition(nn.Module):
+    """Batch-instance norm from torch's layers."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.batch = nn.BatchNorm2d(channels, affine=False)
+        self.instance = nn.InstanceNorm2d(channels)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.gate = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, gate = (p[:, None, None] for p in (self.weight, self.bias, self.gate))
+        return weight * (gate * self.batch(x) + (1 - gate) * self.instance(x)) + bias
+
+
+TORCHS = {
+    "bn": nn.BatchNorm2d,
+    "in": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "bin": Composition,
+    "ln": lambda channels: nn.GroupNorm(1, channels),
+    "gn": lambda channels: nn.GroupNorm(8, channels),
+}
+
+
+def make_pair(norm: str, channels: int) -> tuple[nn.Module, nn.Module]:
+    """Ours and torch's layer in float64 with the same parameters, none of them special."""
+    ours, torchs = NORMS[norm](channels).double(), TORCHS[norm](channels).double()
+    with torch.no_grad():
+        for name, p in torchs.named_parameters():
+            p.uniform_(0.1, 0.9) if name == "gate" else p.normal_()
+            ours.get_parameter(name).copy_(p)
+    return ours, torchs
+
+
+def make_input(shape: tuple[int, ...], memory_format=CONTIGUOUS, mean: float = 1.0) -> Tensor:
+    """Float64 with another mean and spread in each channel."""
+    spread = torch.rand(shape[1], 1, 1, dtype=torch.float64) + 0.5
+    x = torch.randn(shape, dtype=torch.float64) * spread + mean * spread.flip(0)
+    return x.contiguous(memory_format=memory_format).requires_grad_()
+
+
+def results(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and buffers after one pass."""
+    y = layer(x)
+    parameters = dict(layer.named_parameters())
+    gradients = torch.autograd.grad(y, [x, *parameters.values()], dy)
+    named = dict(zip(["x", *parameters], gradients, strict=True))
+    buffers = {name.removeprefix("batch."): b.clone() for name, b in layer.named_buffers()}
+    return {"y": y.detach()} | {f"d_{k}": v for k, v in named.items()} | buffers
+
+
+def reference(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """`results` of torch's layer on contiguous copies.
+
+    Its gradients of instance norm are wrong for a single channels_last image (torch 2.15).
+    """
+    x = x.detach().contiguous(memory_format=CONTIGUOUS)
+    return results(layer, x.requires_grad_(), dy.contiguous(memory_format=CONTIGUOUS))
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-10):
+    """Equal names, dtypes and values, relative to the largest value."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(
+            ours[name], expected, atol=tolerance * scale, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+SHAPES = [(4, 16, 6, 5), (2, 8, 40, 33), (1, 8, 3, 3), (3, 24, 1, 7), (2, 8, 13, 11)]
+
+
+# Values and gradients.
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("norm", OURS)
+def test_equals_torch(norm, shape, memory_format, training):
+    ours, torchs = make_pair(norm, shape[1])
+    for step in range(2):  # the first pass also moves the running averages off their start
+        ours.train(training or step == 0)
+        torchs.train(training or step == 0)
+        x, dy = make_input(shape, memory_format), make_input(shape, memory_format).detach()
+        got = results(ours, x, dy)
+        assert_same(got, reference(torchs, x, dy))
+        assert got["y"].is_contiguous(memory_format=memory_format)
+        assert got["d_x"].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("mean", [1.0, 50.0], ids=["plain", "centred"])
+@pytest.mark.parametrize("norm", OURS)
+def test_many_chunks(norm, mean, memory_format, monkeypatch):
+    monkeypatch.setattr(norms, "CPU_CHUNK", 192)
+    shape = (5, 16, 6, 10)
+    layout = norms._layout(make_input(shape, memory_format))
+    assert -(-layout.blocks[0] // layout.step) > 3
+    ours, torchs = make_pair(norm, shape[1])
+    x, dy = make_input(shape, memory_format, mean), make_input(shape, memory_format).detach()
+    assert_same(results(ours, x, dy), reference(torchs, x, dy), 1e-9)
+
+
+@pytest.mark.parametrize("norm", OURS)
+def test_views_and_odd_gradients(norm):
+    ours, torchs = make_pair(norm, 8)
+    base = torch.randn(8, 3, 10, 9, dtype=torch.float64)
+    views = [
+        base.repeat(1, 1, 2, 2).transpose(0, 1)[:, :, ::2, 3:],
+        torch.randn(3, 8, 1, 9, dtype=torch.float64).expand(3, 8, 5, 9),
+        torch.randn(6, 8, 4, 4, dtype=torch.float64)[::2],
+    ]
+    for view in views:
+        x = view.requires_grad_()
+        scalar = torch.ones((), dtype=torch.float64)
+        for dy in (scalar.expand(x.shape), torch.randn(x.shape).double().to(
+            memory_format=CHANNELS_LAST
+        )):  # fmt: skip
+            assert_same(results(ours, x, dy), reference(torchs, x, dy))
+
+
+def test_batch_norm_on_single_pixels():
+    ours, torchs = make_pair("bn", 8)
+    for memory_format in (CONTIGUOUS, CHANNELS_LAST):
+        x, dy = make_input((6, 8, 1, 1), memory_format), torch.randn(6, 8, 1, 1).double()
+        assert_same(results(ours, x, dy), reference(torchs, x, dy))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("norm", OURS)
+def test_gradcheck(norm, training):
+    layer, _ = make_pair(norm, 8)
+    layer(make_input((3, 8, 3, 2)))
+    layer.train(training)
+    parameters = list(layer.parameters())
+
+    def run(x: Tensor, *_: Tensor) -> Tensor:
+        return layer(x)
+
+    with frozen_statistics(layer):
+        for memory_format in (CONTIGUOUS, CHANNELS_LAST):
+            x = make_input((3, 8, 3, 2), memory_format, mean=0.2)
+            assert torch.autograd.gradcheck(run, (x, *parameters))
+        # means so large that the sums are centred
+        assert torch.autograd.gradcheck(run, (make_input((3, 8, 3, 2), mean=30), *parameters))
+
+
+def test_group_norm_has_layer_and_instance_norm_as_its_ends():
+    x, dy = make_input((3, 16, 5, 4)), make_input((3, 16, 5, 4)).detach()
+    for groups, other in ((1, LayerNorm(16)), (16, InstanceNorm(16))):
+        group = GroupNorm(16, groups=groups).double()
+        nn.init.normal_(group.weight)
+        other.double().load_state_dict(group.state_dict())
+        assert_same(results(group, x, dy), results(other, x, dy), 0)
+    assert GroupNorm(16).groups == 8
+
+
+@pytest.mark.parametrize("norm", OURS)
+def test_only_what_is_asked_for(norm):
+    ours, torchs = make_pair(norm, 8)
+    data, dy = make_input((2, 8, 4, 4)).detach(), make_input((2, 8, 4, 4)).detach()
+    for layer in (ours, torchs):
+        layer(data).backward(dy)
+    for name, p in torchs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, atol=1e-10, rtol=0)
+    for training in (True, False):
+        gradients = []
+        for layer in (ours, torchs):
+            x = data.clone().requires_grad_()
+            layer.train(training).requires_grad_(False)(x).backward(dy)
+            gradients.append(x.grad)
+        torch.testing.assert_close(*gradients, atol=1e-10, rtol=0)
+    assert not ours(data).requires_grad
+
+
+@pytest.mark.parametrize("norm", OURS)
+def test_output_may_be_changed_in_place(norm):
+    layer, _ = make_pair(norm, 8)
+    x = make_input((2, 8, 4, 4))
+    expected = torch.autograd.grad(layer(x).relu().square().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).relu_().square().sum(), x), expected)
+
+
+# Batch norm bit for bit.
+
+AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def random_batch_norms(channels: int) -> tuple[BatchNorm, nn.BatchNorm2d]:
+    """Ours and torch's in float32 with the same random parameters."""
+    torchs, ours = nn.BatchNorm2d(channels), BatchNorm(channels)
+    nn.init.normal_(torchs.weight)
+    nn.init.normal_(torchs.bias)
+    ours.load_state_dict(torchs.state_dict())
+    return ours, torchs
+
+
+@pytest.mark.parametrize("mean", [0.5, 1000.0])
+@pytest.mark.parametrize(
+    "shape", [(50, 16, 24, 24), (50, 64, 6, 6), (7, 5, 13, 11), (6, 4, 2, 3), (1, 3, 5, 5)], ids=str
+)
+def test_batch_norm_is_torchs_bit_for_bit(shape, mean):
+    ours, torchs = random_batch_norms(shape[1])
+    for training in (True, True, False):
+        ours.train(training)
+        torchs.train(training)
+        x, dy = (make_input(shape, mean=m).detach().float() for m in (mean, 0.0))
+        got, expected = (results(n, x.requires_grad_(), dy) for n in (ours, torchs))
+        if not AVX2:  # another order of summation: nothing but rounding may differ
+            assert_same(got, expected, 1e-3 if mean > 1 else 1e-5)
+            continue
+        if not training:  # not trained in this mode: values only
+            got, expected = ({k: v for k, v in r.items() if "d_" not in k} for r in (got, expected))
+        assert_same(got, expected, 0)
+
+
+@pytest.mark.skipif(not AVX2, reason="the order of torch's sums is known for AVX2 only")
+def test_training_with_either_batch_norm_is_the_same_training():
+    def train(norm: str) -> tuple[list[float], Tensor]:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 16, 3), NORMS[norm](16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2)]
+        layers += [NORMS[norm](32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        model = nn.Sequential(*layers, nn.Linear(32, 5))
+        x, labels = torch.randn(80, 3, 15, 15), torch.arange(80) % 5
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        losses = []
+        for part in range(0, 320, 16):
+            rows = slice(part % 80, part % 80 + 16)
+            loss = F.cross_entropy(model(x[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, model.eval()(x).detach()
+
+    (ours, logits), (theirs, torch_logits) = train("bn"), train("torch_bn")
+    assert ours[-1] < ours[0] * 0.9
+    assert ours == theirs
+    assert torch.equal(logits, torch_logits)
+
+
+def test_large_batch_norm_agrees_to_rounding():
+    ours, torchs = random_batch_norms(4)
+    shape = (5, 4, 256, 256)
+    assert torch.Size(shape).numel() > norms.ORDERED_LIMIT
+    x, dy = (make_input(shape, mean=m).detach().float() for m in (1.0, 0.0))
+    expected = results(torchs.double(), x.double().requires_grad_(), dy.double())
+    got = results(ours, x.requires_grad_(), dy)
+    assert_same({k: v.double() if v.is_floating_point() else v for k, v in got.items()}, expected,
+                2e-6)  # fmt: skip
+
+
+# Precision, memory, kinds of input.
+
+
+def used_variance(x: Tensor, y: Tensor, eps: float = 1e-5) -> Tensor:
+    """Variance by which y = (x - mean) / sqrt(var + eps) was made: rows (..., n) by regression."""
+    x, y = (t.double() - t.double().mean(-1, keepdim=True) for t in (x, y))
+    return (x.square().sum(-1) / (x * y).sum(-1)).square() - eps
+
+
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, CHANNELS_LAST], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("mean", [0.0, 3.9, 4.1, 30.0, 1000.0])
+@pytest.mark.parametrize("norm", OURS)
+def test_large_means_keep_the_variance(norm, mean, memory_format):
+    torch.manual_seed(1)
+    x = (torch.randn(8, 16, 48, 40) + mean).contiguous(memory_format=memory_format)
+    layer, reference = NORMS[norm](16), TORCHS[norm](16).double()
+    if norm == "bin":  # a mixture has no single variance: look at the instance part
+        nn.init.zeros_(layer.gate)
+        nn.init.zeros_(reference.gate)
+    groups = {"bn": (16, True), "ln": (1, False), "gn": (8, False)}.get(norm, (16, False))
+    rows = [t.unflatten(1, (groups[0], -1)).flatten(2) for t in (x, layer(x).detach())]
+    if groups[1]:
+        rows = [t.transpose(0, 1).flatten(1) for t in rows]
+    var = rows[0].double().var(-1, correction=0)
+    assert ((used_variance(*rows) / var) - 1).abs().max() < 1e-5
+
+    dy = torch.randn(x.shape)
+    got = results(layer, x.requires_grad_(), dy)["d_x"]
+    expected = results(reference, x.double().detach().requires_grad_(), dy.double())["d_x"]
+    # an input of 1000 is itself only known to 3e-5
+    assert (got - expected).norm() / expected.norm() < (1e-6 if mean < 100 else 1e-5)
+
+
+def test_running_variance_at_a_large_mean():
+    for norm in ("bn", "bin"):
+        layer, x = NORMS[norm](4), torch.randn(8, 4, 64, 64) + 1000
+        layer.momentum = 1.0
+        layer(x)
+        expected = x.double().transpose(0, 1).flatten(1).var(-1)
+        assert (layer.running_var / expected - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", OURS)
+def test_backward_keeps_the_input_and_little_else(norm, dtype):
+    layer, kept = NORMS[norm](16), {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    x = torch.randn(4, 16, 48, 48).to(dtype).requires_grad_()
+    with saved_tensors_hooks(pack, lambda t: t):
+        y = layer(x)
+    assert x.data_ptr() in kept
+    statistics = 8 * (4 * x.shape[0] * x.shape[1] + 6 * x.shape[1])  # at most, in float64
+    assert sum(kept.values()) <= x.untyped_storage().nbytes() + statistics
+    assert y.data_ptr() not in kept
+
+
+@pytest.mark.parametrize("mean", [0, 30])
+@pytest.mark.parametrize("norm", OURS)
+def test_autocast_keeps_float32_statistics(norm, mean):
+    conv, layer, reference = nn.Conv2d(3, 16, 3), NORMS[norm](16), TORCHS[norm](16).double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = (conv(torch.randn(4, 3, 20, 20)) + mean).detach().requires_grad_()
+        y = layer(x)
+    dy = torch.randn(y.shape).to(y.dtype)
+    dx, *rest = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+    assert x.dtype == y.dtype == dx.dtype == torch.bfloat16
+    assert all(g.dtype == torch.float32 for g in rest)
+    expected = results(reference, x.double().detach().requires_grad_(), dy.double())
+    assert (y - expected["y"]).norm() / expected["y"].norm() < 3e-3  # bfloat16 has 8 bits
+    assert (dx - expected["d_x"]).norm() / expected["d_x"].norm() < 3e-3
+    for got, name in zip(rest, dict(layer.named_parameters()), strict=True):
+        torch.testing.assert_close(got.double(), expected[f"d_{name}"], rtol=1e-4, atol=1e-3)
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(buffer, expected[name].to(buffer.dtype), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", OURS)
+def test_layers_in_half_precision(norm, dtype):
+    layer = NORMS[norm](8).to(dtype)
+    x = torch.randn(4, 8, 9, 9).to(dtype=dtype, memory_format=CHANNELS_LAST).requires_grad_()
+    got = results(layer, x, torch.ones(x.shape, dtype=dtype))
+    assert got["y"].dtype == dtype
+    assert got["y"].is_contiguous(memory_format=CHANNELS_LAST)
+    assert all(v.isfinite().all() for v in got.values())
+    assert got["y"].float().mean().abs() < 0.01
+
+
+def test_nothing_of_torchs_norms_is_called():
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def names(layer: nn.Module) -> set[str]:
+        with Names() as mode:
+            for training in (True, False):
+                x = torch.randn(4, 16, 6, 6, requires_grad=True)
+                layer.train(training)(x).sum().backward()
+        return {name for name in mode.seen if "norm" in name} - {"linalg_vector_norm"}
+
+    assert names(nn.BatchNorm2d(16)) == {"native_batch_norm", "native_batch_norm_backward"}
+    for norm in OURS:
+        assert not names(NORMS[norm](16))
+
+
+# Compilation.
+
+
+def test_compiled_layers_are_whole_graphs():
+    for norm in OURS:
+        layer, _ = make_pair(norm, 16)
+        other = copy.deepcopy(layer)
+        torch.compiler.reset()
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        for training, memory_format in (
+            (True, CONTIGUOUS),
+            (True, CHANNELS_LAST),
+            (False, CONTIGUOUS),
+        ):
+            layer.train(training)
+            other.train(training)
+            shape = (4, 16, 7, 6)
+            x, dy = make_input(shape, memory_format, mean=5), make_input(shape).detach()
+            y = compiled(x)
+            got = torch.autograd.grad(y, [x, *layer.parameters()], dy)
+            expected = results(other, x, dy)
+            torch.testing.assert_close(y.detach(), expected["y"], atol=1e-10, rtol=1e-10)
+            torch.testing.assert_close(got[0], expected["d_x"], atol=1e-10, rtol=1e-10)
+            for (name, _), g in zip(layer.named_parameters(), got[1:], strict=True):
+                torch.testing.assert_close(g, expected[f"d_{name}"], atol=1e-9, rtol=1e-9)
+            for name, buffer in layer.named_buffers():
+                torch.testing.assert_close(buffer, expected[name], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_compiled_to_native_code():
+    torch.compiler.reset()
+    model = nn.Sequential(BatchNorm(8), LayerNorm(8), BatchInstanceNorm(8))
+    other = copy.deepcopy(model).double()
+    x, dy = torch.randn(4, 8, 12, 10) + 1000, torch.randn(4, 8, 12, 10)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    x.requires_grad_()
+    y = compiled(x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    expected = results(other, x.double().detach().requires_grad_(), dy.double())
+    assert (y - expected["y"]).norm() / expected["y"].norm() < 1e-4
+    assert (dx - expected["d_x"]).norm() / expected["d_x"].norm() < 1e-3
+    variance = model[0].running_var.double()
+    assert (variance / expected["0.running_var"] - 1).abs().max() < 1e-5
+
+
+# States, copies, options.
+
+
+def test_states_are_exchanged_with_torch():
+    x = torch.randn(4, 8, 5, 5)
+    for source, target in ((BatchNorm, nn.BatchNorm2d), (nn.BatchNorm2d, BatchNorm)):
+        one, two = source(8), target(8)
+        nn.init.normal_(one.weight)
+        for _ in range(3):
+            one(x + torch.randn(1))
+        two.load_state_dict(one.state_dict())
+        assert list(one.state_dict()) == list(two.state_dict())
+        assert two.num_batches_tracked == 3
+        torch.testing.assert_close(two.eval()(x), one.eval()(x))
+        torch.testing.assert_close(two.train()(x), one.train()(x))
+
+
+def test_states_from_before_batches_were_counted():
+    state = {k: v for k, v in BatchNorm(8).state_dict().items() if k != "num_batches_tracked"}
+    for layer in (BatchNorm(8), nn.BatchNorm2d(8)):
+        layer.load_state_dict(state)
+        assert layer.num_batches_tracked == 0
+    layer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="num_batches_tracked"):
+        BatchNorm(8).load_state_dict(_versioned(state))
+
+
+def _versioned(state: dict) -> dict:
+    from collections import OrderedDict
+
+    state = OrderedDict(state)
+    state._metadata = OrderedDict({"": {"version": 2}})
+    return state
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.37, None, 0.0])
+def test_running_averages(momentum):
+    ours, torchs = BatchNorm(8, momentum=momentum), nn.BatchNorm2d(8, momentum=momentum)
+    mixed, composed = BatchInstanceNorm(8, momentum=momentum), Composition(8)
+    composed.batch.momentum = momentum
+    for _ in range(4):
+        x = torch.randn(4, 8, 5, 5) * 3 + torch.randn(1)
+        for layer in (ours, torchs, mixed, composed):
+            layer(x)
+    for layer, other in ((ours, torchs), (mixed, composed.batch)):
+        for name, buffer in other.named_buffers():
+            torch.testing.assert_close(layer.get_buffer(name), buffer, atol=1e-6, rtol=1e-6)
+    assert ours.num_batches_tracked == 4
+
+
+def test_options_of_batch_norm():
+    x = torch.randn(4, 8, 5, 5)
+    ours = BatchNorm(8, affine=False, track_running_stats=False)
+    torchs = nn.BatchNorm2d(8, affine=False, track_running_stats=False)
+    assert not ours.state_dict()
+    for training in (True, False):
+        torch.testing.assert_close(ours.train(training)(x), torchs.train(training)(x))
+    for ours, torchs in (
+        (GroupNorm(8, 4, affine=False), nn.GroupNorm(4, 8, affine=False)),
+        (InstanceNorm(8, affine=False), nn.InstanceNorm2d(8)),
+        (BatchNorm(8, eps=0.5), nn.BatchNorm2d(8, eps=0.5)),
+    ):
+        torch.testing.assert_close(ours(x), torchs(x))
+
+
+def through_pickle(layer: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(layer))
+
+
+def through_torch_save(layer: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def through_state(layer: nn.Module) -> nn.Module:
+    new = NORMS["bin" if isinstance(layer, BatchInstanceNorm) else "bn"](layer.channels)
+    new.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
+    return new
+
+
+COPIES = [copy.deepcopy, through_pickle, through_torch_save, through_state, lambda m: m.double()]
+
+
+@pytest.mark.parametrize("make_copy", COPIES)
+def test_copies_behave_alike_and_apart(make_copy):
+    for norm in ("bn", "bin"):
+        layer = NORMS[norm](8)
+        layer(torch.randn(4, 8, 5, 5))
+        x = torch.randn(4, 8, 5, 5)
+        expected = copy.deepcopy(layer).eval()(x)
+        twin = make_copy(layer).eval()
+        torch.testing.assert_close(twin(x.to(twin.weight.dtype)), expected.to(twin.weight.dtype))
+        assert torch.equal(layer.num_batches_tracked, torch.tensor(1))
+
+
+# Gates of batch-instance norm.
+
+
+class OwnOptimizer(torch.optim.Optimizer):
+    """Gradient descent that torch does not know."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"])
+        return loss
+
+
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "momentum": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "foreach": functools.partial(torch.optim.Adam, foreach=True),
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "lbfgs": torch.optim.LBFGS,
+    "own": OwnOptimizer,
+}
+
+
+def push_gates(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Push the first half of the gates up and the rest down, in one step."""
+    direction = torch.ones_like(layer.gate)
+    direction[: len(direction) // 2] = -1
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (layer.gate * direction).sum() + sum(p.sum() for p in layer.parameters())
+        (loss - layer.gate.sum()).backward()
+        return loss
+
+    closure()
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize("make_copy", [lambda m: m, *COPIES])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_gates_stay_between_0_and_1(optimizer, make_copy):
+    layer = BatchInstanceNorm(8)
+    assert torch.equal(layer.gate, torch.ones(8))
+    layer = make_copy(layer)
+    push_gates(layer, OPTIMIZERS[optimizer](layer.parameters(), lr=5.0))
+    assert torch.equal(layer.gate.float(), torch.tensor([1.0] * 4 + [0.0] * 4))
+    assert (layer.weight - 1).abs().min() > 1  # the step was long, and nothing else is clipped
+
+
+def test_gates_of_others_are_left_alone():
+    layer, other = BatchInstanceNorm(8), BatchInstanceNorm(8)
+    with torch.no_grad():
+        other.gate.fill_(2.0)
+    push_gates(layer, torch.optim.SGD(layer.parameters(), lr=1.0))
+    assert torch.equal(other.gate, torch.full((8,), 2.0))
+
+
+def test_forgotten_layers_are_not_kept_alive():
+    before = len(norms._GATED)
+    BatchInstanceNorm(8)
+    assert len(norms._GATED) == before
+
+
+def test_parameter_groups():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), BatchInstanceNorm(8), nn.Conv2d(8, 8, 3), BatchNorm(8)
+    )
+    rest, gates = parameter_groups(model, lr=0.1, weight_decay=1e-4)
+    assert gates["params"] == [model[1].gate]
+    assert (gates["lr"], gates["weight_decay"]) == (pytest.approx(1.0), 0.0)
+    assert (rest["lr"], rest["weight_decay"]) == (0.1, 1e-4)
+    assert {id(p) for g in (rest, gates) for p in g["params"]} == {
+        id(p) for p in model.parameters()
+    }
+    assert len(rest["params"]) == len(list(model.parameters())) - 1
+    (only,) = parameter_groups(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNorm(8)), 0.1, 0.0)
+    assert len(only["params"]) == 4
+    optimizer = torch.optim.SGD(parameter_groups(model, 0.1, 1e-4), momentum=0.9)
+    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, pytest.approx(1.0)]
+
+
+# Running statistics and recomputation.
+
+
+@pytest.mark.parametrize("norm", ["torch_bn", "bn", "bin", "gn"])
+def test_recomputation_counts_a_batch_once(norm):
+    def train(recompute: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Conv2d(3, 8, 3), NORMS[norm](8), nn.ReLU(), NORMS[norm](8))
+        x = torch.randn(4, 3, 8, 8, requires_grad=True)
+        for _ in range(2):
+            if recompute:
+                y = checkpoint(
+                    block,
+                    x,
+                    use_reentrant=False,
+                    context_fn=lambda: (nullcontext(), frozen_statistics(block)),
+                )
+            else:
+                y = block(x)
+            y.square().sum().backward()
+        gradients = {k: p.grad for k, p in block.named_parameters()}
+        return {"x": x.grad} | gradients | dict(block.named_buffers())
+
+    plain, recomputed = train(False), train(True)
+    assert_same(recomputed, plain, 0)
+    if norm != "gn":
+        assert recomputed["1.num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize("norm", ["torch_bn", "bn", "bin"])
+def test_frozen_statistics(norm):
+    layer, x = NORMS[norm](8), torch.randn(4, 8, 5, 5)
+    for training in (True, False):
+        layer.train(training)
+        expected = copy.deepcopy(layer)(x)
+        before = copy.deepcopy(layer.state_dict())
+        with pytest.raises(KeyError), frozen_statistics(nn.Sequential(layer)):
+            with frozen_statistics(layer):
+                pass
+            torch.testing.assert_close(layer(x), expected)
+            raise KeyError
+        assert_same(dict(layer.state_dict()), before, 0)
+    layer.train()(x)
+    assert layer.num_batches_tracked == 1
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("norm", OURS)
+def test_wrong_inputs_are_named(norm):
+    layer = NORMS[norm](16)
+    name = type(layer).__name__
+    bad = [torch.ones(2, 16, 4), torch.ones(2, 8, 4, 4), torch.ones(2, 16, 4, 4).long()]
+    for x in (*bad, torch.ones(0, 16, 4, 4), torch.ones(2, 16, 0, 4)):
+        with pytest.raises(ValueError, match=rf"{name}: expected .*\(N, 16, H, W\)"):
+            layer(x)
+
+
+def test_single_values_are_refused():
+    one = torch.ones(1, 16, 1, 1)
+    with pytest.raises(ValueError, match="BatchNorm: one value per channel"):
+        BatchNorm(16)(one)
+    with pytest.raises(ValueError, match="BatchNorm: one value per channel"):
+        BatchNorm(16, track_running_stats=False).eval()(one)
+    assert BatchNorm(16).eval()(one).shape == one.shape
+    for layer in (InstanceNorm(16), BatchInstanceNorm(16)):
+        with pytest.raises(ValueError, match="one value per channel and image"):
+            layer(torch.ones(4, 16, 1, 1))
+    with pytest.raises(ValueError, match="one value per group"):
+        GroupNorm(8)(torch.ones(1, 8, 1, 1))
+    # as torch: values of single pixels may be normalised over channels, or become the bias
+    for groups in (1, 8):
+        x = torch.randn(4, 8, 1, 1)
+        torch.testing.assert_close(GroupNorm(8, groups)(x), nn.GroupNorm(groups, 8)(x))
+
+
+def test_groups_must_divide_channels():
+    for groups in (8, 0, 16):
+        with pytest.raises(ValueError, match=rf"GroupNorm: 12 channels .* {groups} groups"):
+            GroupNorm(12, groups)
+
+
+def test_names():
+    assert list(NORMS) == ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"]
+    assert type(NORMS["torch_bn"](8)) is nn.BatchNorm2d
+    x = torch.randn(2, 8, 3, 3)
+    assert NORMS["none"](8)(x) is x
+    assert not list(NORMS["none"](8).parameters())
+    for norm in OURS:
+        layer = NORMS[norm](8)
+        assert type(layer).__module__ == "core.norms"
+        names = set(layer.state_dict())
+        assert {"weight", "bias"} <= names
+        buffers = {"running_mean", "running_var", "num_batches_tracked"}
+        assert names - {"weight", "bias", "gate"} == (buffers if norm in ("bn", "bin") else set())
+        assert str(layer).startswith(f"{type(layer).__name__}(8, ")
