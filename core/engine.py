@@ -16,8 +16,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -87,30 +88,43 @@ def _run_locked(
 ) -> int:
     if opts.resume:
         declared = resumed(declared, read_json(folder / "study.json"))
-    write_json(folder / "study.json", declared)
-    slot = slots.from_record(declared["slot"])
-    specs = {
-        p.trial: trial.Spec(
-            p.trial, p.config, private, folder, study.metric, study.mode, slot.threads
-        )
-        for p in planned.trials
-    }
-    pending = [spec for spec in specs.values() if not is_final(spec)]
-    for note in planned.notes:
-        print(note)
     start = time.monotonic()
-    if pending:
-        for spec in pending:
-            (spec.folder / "result.json").unlink(missing_ok=True)
-        live = events.Live(folder)
-        with Progress(len(specs), len(specs) - len(pending), study.metric, study.mode) as progress:
-            progress.announce(f"{study.name}: {_counts(specs, pending)}; {slot.sentence()}")
-            runner = _runner(opts)
-            runner(study, pending, slot, [progress, live], opts)
+    if all(is_final(folder / "trials" / p.trial) for p in planned.trials):
+        write_json(folder / "study.json", declared)
+    else:
+        runner = _runner(opts)
+        with runner.session(opts.address):  # a cluster that is not there leaves nothing behind
+            write_json(folder / "study.json", declared)
+            run_trials(study, opts, planned, private, declared, folder, runner.run)
     declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
     write_json(folder / "study.json", declared)
     trials = collect.collect(folder, study.metric, study.mode)
     return finish(study, folder, trials)
+
+
+def run_trials(
+    study: Study,
+    opts: Options,
+    planned: Plan,
+    private: Mapping[str, Any],
+    declared: Mapping[str, Any],
+    folder: Path,
+    run_pending: Callable[..., None],
+) -> None:
+    """Run the trials of a plan that have not ended."""
+    slot = slots.from_record(declared["slot"])
+    specs = [
+        trial.Spec(p.trial, p.config, private, folder, study.metric, study.mode, slot.threads)
+        for p in planned.trials
+    ]
+    pending = [spec for spec in specs if not is_final(spec.folder)]
+    for spec in pending:
+        (spec.folder / "result.json").unlink(missing_ok=True)
+    for note in planned.notes:
+        print(note)
+    with Progress(len(specs), len(specs) - len(pending), study.metric, study.mode) as progress:
+        progress.announce(f"{study.name}: {_counts(specs, pending)}; {slot.sentence()}")
+        run_pending(study, pending, slot, [progress, events.Live(folder)], opts)
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -221,6 +235,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
         probe.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()  # nothing is left behind should the data turn out unusable
     except OSError as e:
         raise UserError(
             f"cannot write to {folder} ({e.strerror}): choose another --results-dir"
@@ -247,20 +263,21 @@ def check_address(address: str) -> None:
         ) from e
 
 
-def is_final(spec: trial.Spec) -> bool:
-    """Return whether the trial has ended in a way that is not tried again."""
-    result = trial.read_result(spec.folder)
+def is_final(folder: Path) -> bool:
+    """Return whether the trial in `folder` has ended in a way that is not tried again."""
+    result = trial.read_result(folder)
     return result is not None and result["state"] in FINAL
 
 
-def _runner(opts: Options):
+def _runner(opts: Options) -> ModuleType:
+    """Return the module that runs trials: its `session(address)` and `run(study, pending, ...)`."""
     if opts.local:
-        from core.local_runner import run_local
+        from core import local_runner
 
-        return run_local
-    from core.ray_runner import run_on_ray  # only here, so that --local needs no Ray
+        return local_runner
+    from core import ray_runner  # only here, so that --local needs no Ray
 
-    return run_on_ray
+    return ray_runner
 
 
 def _private(study: Study, opts: Options) -> dict[str, Any]:
@@ -278,7 +295,7 @@ def _constants(trials: Sequence[Planned]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if all(p.config[k] == v for p in trials)}
 
 
-def _counts(specs: Mapping[str, Any], pending: Sequence[Any]) -> str:
+def _counts(specs: Sequence[Any], pending: Sequence[Any]) -> str:
     done = len(specs) - len(pending)
     started = sum((spec.folder / "history.json").is_file() for spec in pending)
     if not done and not started:

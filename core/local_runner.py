@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from core import trial
 from core.options import Options
@@ -11,7 +12,12 @@ from core.slots import Slot
 from core.study import Study
 
 
-def run_local(
+def session(address: str | None) -> AbstractContextManager[None]:
+    """Need nothing."""
+    return nullcontext()
+
+
+def run(
     study: Study,
     pending: Sequence[trial.Spec],
     slot: Slot,

@@ -9,11 +9,12 @@ of the size of the input, which makes a layer 5 to 12 times slower than torch's 
 memory held for the backward pass. Here a layer
 
 - reads its input in chunks that stay in the cache, so that centring first costs next to nothing.
-  The variance is a sum of squared distances unless the mean is small: E[x^2] - E[x]^2 loses
-  digits otherwise;
+  The variance is a sum of squared distances unless the mean is small, because otherwise
+  E[x^2] - E[x]^2 loses digits;
 - keeps its input and the statistics for the backward pass, nothing else, and applies the closed
   form of the gradient;
-- is a plain formula while `torch.compile` traces it: there the compiler fuses.
+- makes its passes over the images as plain formulas while `torch.compile` traces it, which fuses
+  them.
 
 Large sums are float32 over at most some hundred values and float64 above that.
 
@@ -256,7 +257,7 @@ class InstanceNorm(GroupNorm):
 class BatchInstanceNorm(_Tracking):
     """Mix batch and instance norm by a learned gate per channel (Nam & Kim, arXiv:1805.07925).
 
-    y = weight * (gate * batch + (1 - gate) * instance) + bias, eq. 3 of the paper, where batch and
+    y = weight * (gate * batch + (1 - gate) * instance) + bias, where batch and
     instance are the input standardised as by `BatchNorm` and `InstanceNorm` without their affine
     parts. The gate starts at 1 and is clipped to [0, 1] after every step of any optimiser that
     holds it (a hook on `torch.optim.Optimizer`); `parameter_groups` gives it the paper's ten times
@@ -332,7 +333,7 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
     """Split the parameters of `model` for an optimiser: gates of Batch-Instance Norm, and the rest.
 
     The gates get ten times the learning rate and no weight decay, which would pull them towards
-    instance norm (Nam & Kim 2018, section 4.1). A schedule that scales the learning rates of all
+    instance norm (Nam & Kim 2018). A schedule that scales the learning rates of all
     groups keeps the factor of ten.
 
     Args:
@@ -408,7 +409,7 @@ def _add_affine(layer: nn.Module, channels: int, affine: bool) -> None:
     layer.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if affine else None)
 
 
-def _affine_of(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _affine_of(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     if layer.weight is not None:
         return layer.weight, layer.bias
     return x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
@@ -477,9 +478,9 @@ class _Layout(NamedTuple):
             full = full.expand(-1, -1, length).contiguous()
         return self._cut(full)
 
-    def sum(self, chunk: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def sum(self, chunk: Tensor) -> Tensor:
         """Reduce a chunk (B', P, L) to partial sums for `fold`."""
-        return chunk.sum(1 if self.channels_last else 2, dtype=dtype)
+        return chunk.sum(1 if self.channels_last else 2)
 
     def fold(self, parts: list[Tensor], groups: int) -> Tensor:
         """Add up the partial sums of all chunks per image and group of channels: (N, G)."""
@@ -538,7 +539,7 @@ def _planes(dtype: torch.dtype, *statistics: Tensor) -> tuple[Tensor, ...]:
 def _plane_sums(x: Tensor) -> Tensor:
     """Sum (N, C, H, W) to (N, C) in float64, for the compiler.
 
-    By rows of a length up to which it sums without precautions; these are slow.
+    Up to 4096 values it adds up as they come, above that with precautions that cost time.
     """
     planes = x.flatten(2)
     return planes.unflatten(2, (-1, _divisor(planes.shape[2], 4096))).sum(3).double().sum(2)
@@ -551,9 +552,11 @@ def _like(t: Tensor, x: Tensor) -> Tensor:
     )
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Compute a * b in the type of `out`: not rounded to half precision in between."""
-    return torch.mul(a, b, out=out) if a.dtype == out.dtype else out.copy_(a).mul_(b)
+def _widen(chunk: Tensor, buffer: Tensor | None) -> Tensor:
+    """Return the chunk in the type of the buffer: itself, or a copy there."""
+    if buffer is None or chunk.dtype == buffer.dtype:
+        return chunk
+    return buffer[: len(chunk)].copy_(chunk)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -579,16 +582,16 @@ def _moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor, bool]:
     with torch.no_grad():
         layout, dtype = _layout(x), _compute_dtype(x)
         sums, squares = _power_sums(x)
-        mean = _pool(layout.fold(sums, groups), over)
+        mean = _pool(layout.fold(sums, groups), over, groups)
         count = x.numel() // mean.numel()
         mean /= count
         if squares:
-            var = _pool(layout.fold(squares, groups), over) / count - mean.square()
+            var = _pool(layout.fold(squares, groups), over, groups) / count - mean.square()
             if not bool((mean.square() > MEAN_LIMIT**2 * var).any()):
                 return mean, var, False
         mean = mean.to(dtype)  # the distances are those from the rounded mean
         squares = _distance_sums(x, _per_channel(mean, x))
-        return mean.double(), _pool(layout.fold(squares, groups), over) / count, True
+        return mean.double(), _pool(layout.fold(squares, groups), over, groups) / count, True
 
 
 def _rounded_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -611,12 +614,13 @@ def _power_sums(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     layout, dtype = _layout(x), _compute_dtype(x)
     buffer, sums, squares = layout.buffer(dtype, x.device), [], []
     for chunk in layout.chunks(x):
-        sums.append(layout.sum(chunk, dtype))
-        if x.is_cpu and x.dtype == dtype and not layout.channels_last:
+        values = _widen(chunk, buffer)
+        sums.append(layout.sum(values))
+        if x.is_cpu and not layout.channels_last:
             # faster than the product, but only over the innermost dimension
-            squares.append(torch.linalg.vector_norm(chunk, dim=2).square_())
+            squares.append(torch.linalg.vector_norm(values, dim=2).square_())
         elif x.is_cpu:
-            squares.append(layout.sum(_product(chunk, chunk, buffer[: len(chunk)])))
+            squares.append(layout.sum(torch.mul(values, values, out=buffer[: len(chunk)])))
     return sums, squares
 
 
@@ -625,7 +629,7 @@ def _distance_sums(x: Tensor, centre: Tensor, wide: Tensor | None = None) -> lis
     layout, dtype = _layout(x), _compute_dtype(x)
     buffer, parts = layout.buffer(dtype, x.device), []
     for chunk, c in zip(layout.chunks(x), layout.spread(centre, dtype), strict=True):
-        t = torch.sub(chunk, c, out=buffer[: len(chunk)])
+        t = torch.sub(_widen(chunk, buffer), c, out=buffer[: len(chunk)])
         t.mul_(t)
         parts.append(layout.sum(t if wide is None else wide[: len(t)].copy_(t)))
     return parts
@@ -661,15 +665,15 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         scale, shift = _planes(dtype, scale, shift)
         return (x.to(dtype) * scale + shift).to(x.dtype)
-    y = torch.empty_like(x)
-    layout = _layout(x) if x.dtype != dtype else _layout(x).whole()
-    low = None if x.dtype == dtype else layout.buffer(dtype, x.device)
+    low, y = x.dtype != dtype, torch.empty_like(x)
+    layout = _layout(x) if low else _layout(x).whole()
+    buffer = layout.buffer(dtype, x.device) if low else None
     factors = layout.spread(scale, dtype), layout.spread(shift, dtype)
     for out, chunk, a, b in zip(layout.chunks(y), layout.chunks(x), *factors, strict=True):
-        if low is None:
-            torch.addcmul(b, chunk, a, out=out)
-        else:
-            out.copy_(torch.addcmul(b, chunk, a, out=low[: len(out)]))
+        values = _widen(chunk, buffer)
+        torch.addcmul(b, values, a, out=values if low else out)
+        if low:
+            out.copy_(values)
     return y
 
 
@@ -692,19 +696,20 @@ def _gradient_sums(
         return _plane_sums(dy), _plane_sums(dy * distance)
     layout = _layout(x)
     buffer, direct, product = layout.buffer(dtype, x.device), [], []
+    other = buffer if dy.dtype == dtype else torch.empty_like(buffer)
     centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
     for grad, chunk, centre in zip(layout.chunks(dy), layout.chunks(x), centres, strict=True):
-        t = buffer[: len(chunk)]
+        t, grad, values = buffer[: len(chunk)], _widen(grad, other), _widen(chunk, buffer)
         if ordered:
-            torch.sub(chunk, centre, out=t)
+            torch.sub(values, centre, out=t)
             direct.append(_lane_sums(grad.flatten(1)))
             product.append(_lane_sums(t.flatten(1), grad.flatten(1)))
             continue
         if centred:
-            torch.sub(chunk, centre, out=t).mul_(grad)
+            torch.sub(values, centre, out=t).mul_(grad)
         else:
-            _product(chunk, grad, t)
-        direct.append(layout.sum(grad, dtype))
+            torch.mul(values, grad, out=t)
+        direct.append(layout.sum(grad))
         product.append(layout.sum(t))
     total, dot = layout.fold(direct, channels), layout.fold(product, channels)
     return total, dot if centred else dot.addcmul_(mean, total, value=-1)
@@ -749,20 +754,22 @@ def _linear_gradient(
     if torch.compiler.is_compiling():
         mean, scale, slope, offset = _planes(dtype, mean, scale, slope, offset)
         return (dy.to(dtype) * scale + (x.to(dtype) - mean) * slope + offset).to(x.dtype)
-    layout, dx = _layout(x), torch.empty_like(x)
-    low = None if x.dtype == dtype else layout.buffer(dtype, x.device)
-    buffer = layout.buffer(dtype, x.device) if centred else None
-    if low is None and buffer is None:
+    layout, dx, low = _layout(x), torch.empty_like(x), x.dtype != dtype
+    buffer = layout.buffer(dtype, x.device) if low or centred else None
+    other = layout.buffer(dtype, x.device) if low else None
+    if buffer is None:
         layout = layout.whole()
     if not centred:
         offset = torch.addcmul(offset, mean, slope, value=-1)
     factors = [layout.spread(f, dtype) for f in (mean, scale, slope, offset)]
     chunks = zip(layout.chunks(dx), layout.chunks(dy), layout.chunks(x), *factors, strict=True)
     for out, grad, chunk, c, a, b, o in chunks:
-        t = chunk if buffer is None else torch.sub(chunk, c, out=buffer[: len(chunk)])
-        result = out if low is None else low[: len(chunk)]
-        torch.addcmul(o, t, b, out=result).addcmul_(grad, a)
-        if low is not None:
+        t = _widen(chunk, buffer)
+        if buffer is not None and centred:
+            t = torch.sub(t, c, out=buffer[: len(chunk)])
+        result = t if low else out
+        torch.addcmul(o, t, b, out=result).addcmul_(_widen(grad, other), a)
+        if low:
             out.copy_(result)
     return dx
 
@@ -826,7 +833,8 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):
+    # pyrefly: ignore[bad-override]  (the decorator hides the names of the arguments)
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weight, mean, rstd = ctx.saved_tensors
         dy, over, groups = _like(grad_outputs[0], x), ctx.over, ctx.groups
         need_x, *need_affine = ctx.needs_input_grad[:3]
@@ -851,7 +859,8 @@ class _OrderedBatchNorm(_Standardise):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):
+    # pyrefly: ignore[bad-override]  (the decorator hides the names of the arguments)
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weight, mean, rstd = ctx.saved_tensors
         dy, dx, count = _like(grad_outputs[0], x), None, x.numel() // mean.numel()
         direct, product = _gradient_sums(dy, x, mean, centred=True, ordered=True)
@@ -881,7 +890,8 @@ class _BatchInstance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):
+    # pyrefly: ignore[bad-override]  (the decorator hides the names of the arguments)
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weight, gate, mean, rstd, mean_b, rstd_b = ctx.saved_tensors
         dy, gap = _like(grad_outputs[0], x), mean - mean_b
         direct, product = _gradient_sums(dy, x, mean, ctx.centred)
@@ -918,16 +928,15 @@ def _per_channel(t: Tensor, x: Tensor) -> Tensor:
     return t[..., None].expand(-1, -1, channels // groups).reshape(-1, channels)
 
 
-def _pool(t: Tensor, over: Over, groups: int | None = None) -> Tensor:
-    """Add up sums of what shares a statistic: (N, C) over the batch to (1, C), or over groups.
+def _pool(t: Tensor, over: Over, groups: int) -> Tensor:
+    """Add up what shares a statistic: (N, C) over the batch to (1, C), or over groups of channels.
 
-    Groups keep their size (N, C), the sum in place of each of its parts; sums that are per group
-    already, without `groups`, stay as they are.
+    Groups keep the size (N, C), with the sum in place of each of its parts.
     """
+    images, channels = t.shape
     if over == "batch":
         return t.sum(0, keepdim=True)
-    images, channels = t.shape
-    if groups in (None, channels):
+    if groups == channels:
         return t
     sums = t.view(images, groups, -1).sum(2, keepdim=True)
     return sums.expand(-1, -1, channels // groups).reshape(images, channels)

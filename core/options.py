@@ -58,6 +58,8 @@ class Options:
         for option, value in (("--seeds", self.seeds), ("--max-concurrent", self.max_concurrent)):
             if value is not None and value < 1:
                 raise UserError(f"{option} {value}: give a whole number of at least 1")
+        if self.local and self.address is not None:
+            raise UserError("--local uses no Ray and --address names a cluster: give one of them")
         if self.name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.name):
             raise UserError(
                 f"--name {self.name}: it names a folder: use letters, digits, '.', '_', '+', '-'"
@@ -82,13 +84,29 @@ def parse(study: Study, argv: Sequence[str]) -> Options:
     """Return the options in `argv`; `--help` and malformed options end the program (0 and 2)."""
     opts = tyro.cli(
         Options,
-        args=list(argv),
+        args=merge_assignments(argv),
         prog=f"python studies/{study.name}.py",
         description=f"{study.question}\n\n{settings_help(study)}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     opts.check()
     return opts
+
+
+def merge_assignments(argv: Sequence[str]) -> list[str]:
+    """Put what follows several `--set` behind one, as the last would replace those before it."""
+    assignments: list[str] = []
+    others: list[str] = []
+    target = others
+    for word in argv:
+        if word == "--set":
+            target = assignments
+        elif word.startswith("--set="):
+            assignments.append(word.removeprefix("--set="))
+        else:
+            target = others if word.startswith("-") else target
+            target.append(word)
+    return [*others, "--set", *assignments] if assignments else list(argv)
 
 
 def settings_help(study: Study) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,54 +40,52 @@ from core.options import Options  # noqa: E402
 from core.progress import Listener  # noqa: E402
 from core.slots import Slot  # noqa: E402
 from core.study import Study  # noqa: E402
-from core.trial import Spec, read_result, read_rows, run, write_result  # noqa: E402
+from core.trial import Spec, read_result, read_rows, write_result  # noqa: E402
+from core.trial import run as run_trial  # noqa: E402
 
 RETRIES = 2  # of a trial whose worker process or node died; what a trial raises is not retried
 TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
 
 
-def run_on_ray(
+def run(
     study: Study,
     pending: Sequence[Spec],
     slot: Slot,
     listeners: Sequence[Listener],
     opts: Options,
 ) -> None:
-    """Run every pending trial on Ray and return when each has a recorded end.
-
-    Raises:
-        UserError: no such cluster.
-        KeyboardInterrupt: the user stopped the study; Ray is shut down first.
-    """
+    """Run every pending trial inside a `session`; return when each has a recorded end."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
     specs = {spec.name: spec for spec in pending}
     objective = tune.with_resources(
         _objective(study.trainable, specs), {"cpu": slot.cpu, "gpu": slot.gpu}
     )
-    with ray_session(opts.address, slot):
-        storage = pending[0].study / "ray"
-        # `_metric` etc. are not given: nothing here asks Tune which trial is best.
-        tune.Tuner(
-            objective,
-            param_space={"trial": tune.grid_search(list(specs))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,  # a worker with torch takes seconds to start
-                max_concurrent_trials=opts.max_concurrent,
-            ),
-            run_config=tune.RunConfig(
-                name=_run_name(storage),
-                storage_path=str(storage),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[Bridge(specs, listeners), Silent(), JsonLoggerCallback()],
-            ),
-        ).fit()
+    storage = pending[0].study / "ray"
+    # No metric is given: nothing here asks Tune which trial is best.
+    tune.Tuner(
+        objective,
+        param_space={"trial": tune.grid_search(list(specs))},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,  # a worker with torch takes seconds to start
+            max_concurrent_trials=opts.max_concurrent,
+        ),
+        run_config=tune.RunConfig(
+            name=_run_name(storage),
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[Bridge(specs, listeners), Silent(), JsonLoggerCallback()],
+        ),
+    ).fit()
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, slot: Slot) -> Iterator[None]:
-    """Join the cluster at `address`, or start Ray on this machine and stop it afterwards."""
-    arguments: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+def session(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address`, or start Ray on this machine and stop it afterwards.
+
+    Raises:
+        UserError: no such cluster.
+    """
     temporary = None
     if address is None:
         # A folder of our own: Ray's default is shared, never cleaned, and may name someone
@@ -94,27 +93,50 @@ def ray_session(address: str | None, slot: Slot) -> Iterator[None]:
         base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
         _remove_stale(base)
         temporary = tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=base)
-        arguments |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,
-            "_temp_dir": temporary,
-        }
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _temp_dir=temporary,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     else:
-        arguments["address"] = address
-    try:
-        ray.init(**arguments)
-    except ConnectionError as e:
-        raise UserError(
-            f"--address {address}: no Ray cluster answers; start one with `ray up cluster.yaml`,"
-            " or leave --address out"
-        ) from e
+        _join(address)
     try:
         yield
     finally:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster; what Ray prints meanwhile is kept back."""
+    try:
+        with _quiet_stderr():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        reason = str(e).strip().splitlines()
+        raise UserError(
+            f"--address {address}: no Ray cluster can be joined there"
+            f" ({reason[0] if reason else type(e).__name__}); start one with `ray up cluster.yaml`,"
+            " or leave --address out"
+        ) from e
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2, as Ray's C++ code repeats itself each second."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _remove_stale(base: Path) -> None:
@@ -135,7 +157,7 @@ def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Cal
     """Return the function that Tune calls in a worker with `{"trial": name}`."""
 
     def objective(config: dict[str, Any]) -> None:
-        run(trainable, specs[config["trial"]], tune.report)
+        run_trial(trainable, specs[config["trial"]], tune.report)
 
     return objective
 

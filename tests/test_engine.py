@@ -216,8 +216,7 @@ REFUSED = {
     "--slot-memory lots": "--slot-memory lots",
     "--resume": "no study at",
     "--report-only": "no study at",
-    "--address 127.0.0.1:1": "no Ray cluster answers there",
-    "--address nonsense": "give auto or HOST:PORT",
+    "--address auto": "give one of them",
 }
 
 
@@ -228,6 +227,32 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, arguments):
     assert shown.out == ""
     assert REFUSED[arguments] in shown.err
     assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_assignments_add_up(tmp_path):
+    assert toy(tmp_path, "--set", "epochs=2", "--seeds", "1", "--set", "lr=0.2", "pause=0") == 0
+    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv")
+    assert list(trials.epochs) == [2] and list(trials.lr) == [0.2]
+
+
+def test_a_refused_study_leaves_nothing_behind(tmp_path):
+    def refuse(settings):
+        raise UserError("no data")
+
+    other = replace(study, prepare=refuse)
+    assert command_line(other, ["--local", "--results-dir", str(tmp_path / "results")]) == 2
+    assert not list(tmp_path.rglob("demo"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("127.0.0.1:1", "no Ray cluster answers there"), ("nonsense", "give auto or HOST:PORT")],
+)
+def test_an_unreachable_cluster_is_one_sentence(tmp_path, capsys, address, message):
+    arguments = ["--address", address, "--results-dir", str(tmp_path)]
+    assert command_line(study, arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and shown.out == ""
 
 
 def test_a_malformed_option_exits_with_2(tmp_path, capsys):

@@ -741,3 +741,17 @@ def test_names():
         buffers = {"running_mean", "running_var", "num_batches_tracked"}
         assert names - {"weight", "bias", "gate"} == (buffers if norm in ("bn", "bin") else set())
         assert str(layer).startswith(f"{type(layer).__name__}(8, ")
+
+
+@pytest.mark.parametrize("norm", OURS)
+def test_other_devices_need_no_values_to_go_on(norm):
+    # The meta device has shapes and no data: a wait for a value, or for the CPU, would raise.
+    layer = NORMS[norm](16).to("meta")
+    x = torch.randn(4, 16, 9, 7, device="meta").to(memory_format=CHANNELS_LAST).requires_grad_()
+    for training in (True, False):
+        y = layer.train(training)(x)
+        gradients = torch.autograd.grad(y, [x, *layer.parameters()], torch.empty_like(y))
+        assert [y.shape, *(g.shape for g in gradients)] == [
+            x.shape, x.shape, *(p.shape for p in layer.parameters())
+        ]  # fmt: skip
+        assert y.is_contiguous(memory_format=CHANNELS_LAST)
