@@ -7,14 +7,22 @@ the three sizes of the 14-layer network (batch-instance norm, which torch has no
 composition from torch's two layers). A ratio below 1 means that ours is faster. The rows named
 "net" add up the times over the network's 13 norm layers. Times are medians; on a CPU with one
 thread they are processor time, so that other programs disturb them less.
+
+On a CPU a third to two thirds of the time may go into page faults: 33 MB of results are 8192 pages.
+Left alone, it is the state of the allocator that decides which of two layers pays. Every norm
+therefore gets a process of its own, and results get fresh memory, as nearly all do in a training
+step (`--memory recycled` shows the opposite, the bare arithmetic on warm memory).
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +35,16 @@ from torch import Tensor, nn
 
 from core.norms import NORMS
 
-# (channels, height, width) -> norm layers of that size in the network with n = 2, stem included
-NET = {(16, 256, 256): 5, (32, 128, 128): 4, (64, 64, 64): 4}
+Size = tuple[int, int, int]  # channels, height, width
+
+# size -> norm layers of that size in the network with n = 2, stem included
+NET: dict[Size, int] = {(16, 256, 256): 5, (32, 128, 128): 4, (64, 64, 64): 4}
+# Settings of the GNU C library, read when a process starts; others ignore them.
+MEMORY = {
+    "fresh": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
+    "recycled": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36)},
+    "default": {},
+}
 PASSES = ("forward", "forward+backward", "eval")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,6 +61,7 @@ class Options:
         device: where to run.
         dtype: of the images; parameters stay float32.
         channels_last: memory format of the images.
+        memory: where results go, see above.
         compiled: measure forward and backward under `torch.compile` too, which takes most of the
             time here.
         quick: small images, two rounds and no compilation, to see that everything runs.
@@ -57,6 +74,7 @@ class Options:
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
+    memory: Literal["fresh", "recycled", "default"] = "fresh"
     compiled: bool = True
     quick: bool = False
 
@@ -147,18 +165,25 @@ def medians(
     return ours, torchs
 
 
-def measure(norm: str, shape: tuple[int, int, int], options: Options) -> Iterator[Row]:
-    """Yield a row per pass for one norm at one size (channels, height, width)."""
+def measure(norm: str, sizes: dict[Size, int], options: Options) -> list[Row]:
+    """Measure one norm at all sizes: a row per pass."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    return [row for size in sizes for row in measure_size(norm, size, options)]
+
+
+def measure_size(norm: str, size: Size, options: Options) -> Iterator[Row]:
+    """Yield a row per pass for one norm and size."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     x, dy = (
-        torch.randn(options.batch, *shape, device=device)
+        torch.randn(options.batch, *size, device=device)
         .to(dtype=dtype, memory_format=memory_format)
         .requires_grad_(grad)
         for grad in (True, False)
     )
-    ours, torchs = NORMS[norm](shape[0]).to(device), TORCHS[norm](shape[0]).to(device)
-    name = "x".join(map(str, shape))
+    ours, torchs = NORMS[norm](size[0]).to(device), TORCHS[norm](size[0]).to(device)
+    name = "x".join(map(str, size))
     for part in PASSES:
         yield Row(norm, name, part, False, *medians((ours, torchs), x, dy, part, options))
     if options.compiled:
@@ -168,7 +193,7 @@ def measure(norm: str, shape: tuple[int, int, int], options: Options) -> Iterato
         yield Row(norm, name, part, True, *medians((compiled, torchs), x, dy, part, options))
 
 
-def net_rows(rows: list[Row], sizes: dict[tuple[int, int, int], int]) -> list[Row]:
+def net_rows(rows: list[Row], sizes: dict[Size, int]) -> list[Row]:
     """Add up the rows of each norm and pass over the layers of the network."""
     layers = {"x".join(map(str, shape)): count for shape, count in sizes.items()}
     sums: dict[tuple[str, str, bool], list[float]] = {}
@@ -204,16 +229,16 @@ def table(rows: list[Row]) -> Table:
 
 def main(options: Options) -> None:
     """Measure everything, print the table and write the rows."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     sizes, console = NET, Console()
     if options.quick:
         options = replace(options, rounds=2, compiled=False)
         sizes = {(c, h // 8, w // 8): count for (c, h, w), count in NET.items()}
+    os.environ.update(MEMORY[options.memory])
     rows = []
+    spawn = multiprocessing.get_context("spawn")
     for norm in TORCHS:
-        with console.status(f"measuring {norm}"):
-            rows += [row for shape in sizes for row in measure(norm, shape, options)]
+        with console.status(f"measuring {norm}"), ProcessPoolExecutor(1, spawn) as process:
+            rows += process.submit(measure, norm, sizes, options).result()
     rows += net_rows(rows, sizes)
     console.print(table(rows))
     if options.json is not None:

@@ -13,8 +13,8 @@ memory held for the backward pass. Here a layer
   E[x^2] - E[x]^2 loses digits;
 - keeps its input and the statistics for the backward pass, nothing else, and applies the closed
   form of the gradient;
-- makes its passes over the images as plain formulas while `torch.compile` traces it, which fuses
-  them.
+- makes its passes over the images as plain formulas while it is traced by `torch.compile`, which
+  fuses them.
 
 Large sums are float32 over at most some hundred values and float64 above that.
 
@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,10 +42,11 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 # image, or nothing, because it is a running average.
 Over = Literal["batch", "group", "fixed"]
 
-CPU_CHUNK = 1 << 17  # elements; half a MiB in float32, the size of a core's second-level cache
+CPU_CHUNK = 1 << 18  # elements; 1 MiB in float32, so that two or three of them stay in the caches
 GPU_CHUNK = 1 << 26  # elements; few launches, and a temporary of 256 MiB at most
 ORDERED_LIMIT = 1 << 20  # values; 64 images of 32x32 with 16 channels, 4 ms of time per layer
-ROW = 256  # longest run of values that is summed in float32 before float64 takes over
+ROW = 1024  # longest run of values that is summed in float32 before float64 takes over
+LANES = 128  # values per row of a factor that is spread over an image, or a little more
 # E[x^2] - E[x]^2 is used up to this |mean| / standard deviation: it loses a factor of 1 + 16 in
 # precision there, of some 1e-8 in a sum of `ROW` values.
 MEAN_LIMIT = 4
@@ -422,9 +424,14 @@ def _checked(layer: Any, x: Tensor) -> Tensor:
             f"{type(layer).__name__}: expected floating-point input of shape "
             f"(N, {layer.channels}, H, W), not empty, got {x.dtype} {tuple(x.shape)}"
         )
-    if torch.compiler.is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
+    if _is_traced(x) or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether x has no memory to look at: under `torch.compile`, or as a fake tensor."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
 
 
 def _check_count(layer: nn.Module, x: Tensor, count: int, where: str) -> int:
@@ -442,7 +449,7 @@ def _check_count(layer: nn.Module, x: Tensor, count: int, where: str) -> int:
 class _Layout(NamedTuple):
     """How (N, C, H, W) is seen as blocks (B, P, L): contiguous memory, L of it without a gap.
 
-    In contiguous format a block is a channel of an image and is summed over L (at most `ROW`); in
+    In contiguous format a block is a channel of an image and is summed by rows of its own; in
     channels_last format it is an image or a part of one, L runs over the channels once or more
     often, and the sum is over P. Statistics are (N, C) outside, or (1, C) where images share them.
     """
@@ -450,16 +457,13 @@ class _Layout(NamedTuple):
     shape: tuple[int, int, int, int]
     blocks: tuple[int, int, int]
     channels_last: bool
+    row: int  # values that are summed in float32, in contiguous format
     step: int  # blocks per chunk
 
     def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         """Cut (N, C, H, W), dense in this format, into views of (B', P, L)."""
         x = x.permute(0, 2, 3, 1) if self.channels_last else x
         return self._cut(x.view(self.blocks))
-
-    def whole(self) -> _Layout:
-        """Everything in one chunk, for a pass that needs no buffer."""
-        return self._replace(step=self.blocks[0])
 
     def _cut(self, blocks: Tensor) -> tuple[Tensor, ...]:
         return (blocks,) if self.step >= len(blocks) else blocks.split(self.step)
@@ -480,7 +484,16 @@ class _Layout(NamedTuple):
 
     def sum(self, chunk: Tensor) -> Tensor:
         """Reduce a chunk (B', P, L) to partial sums for `fold`."""
-        return chunk.sum(1 if self.channels_last else 2)
+        return chunk.sum(1) if self.channels_last else chunk.view(-1, self.row).sum(1)
+
+    def dot(self, a: Tensor, b: Tensor, buffer: Tensor) -> Tensor:
+        """Reduce the product of two chunks likewise; may write it to the buffer."""
+        if self.channels_last or not a.is_cpu or torch.get_num_threads() > 1:
+            return self.sum(torch.mul(a, b, out=buffer[: len(a)]))
+        # torch has no scalar product of rows that reads them once and writes no product
+        with np.errstate(all="ignore"):  # a diverging network is reported elsewhere
+            rows = np.vecdot(a.view(-1, self.row).numpy(), b.view(-1, self.row).numpy())
+        return torch.from_numpy(rows)
 
     def fold(self, parts: list[Tensor], groups: int) -> Tensor:
         """Add up the partial sums of all chunks per image and group of channels: (N, G)."""
@@ -502,18 +515,16 @@ def _plan(shape: tuple[int, int, int, int], channels_last: bool, limit: int) -> 
     """Choose blocks of at most about `limit` values for a shape and format."""
     images, channels, pixels = shape[0], shape[1], shape[2] * shape[3]
     if not channels_last:
-        length = _divisor(pixels, ROW)
-        if length < 32:  # an awkward size, such as a prime: float32 is accurate enough then
-            length = pixels
+        row, length = (_long_divisor(pixels, limit) for limit in (ROW, LANES))
         blocks = (images * channels, pixels // length, length)
-        return _Layout(shape, blocks, False, max(1, limit // pixels))
-    repeats = _divisor(pixels, max(1, ROW // channels))
+        return _Layout(shape, blocks, False, row, max(1, limit // pixels))
+    repeats = _divisor(pixels, max(1, LANES // channels))
     length, rows = repeats * channels, pixels // repeats
     per_block = _divisor(rows, max(1, limit // length))
     if per_block * length < limit // 8:
         per_block = rows  # too many small blocks are worse than one that leaves the cache
     blocks = (images * rows // per_block, per_block, length)
-    return _Layout(shape, blocks, True, max(1, limit // (length * per_block)))
+    return _Layout(shape, blocks, True, 0, max(1, limit // (length * per_block)))
 
 
 def _layout(x: Tensor) -> _Layout:
@@ -523,6 +534,12 @@ def _layout(x: Tensor) -> _Layout:
 def _divisor(n: int, limit: int) -> int:
     """Largest divisor of n up to `limit`."""
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
+
+
+def _long_divisor(n: int, limit: int) -> int:
+    """Largest divisor of n up to `limit`, or n where all are small (a prime, for example)."""
+    divisor = _divisor(n, limit)
+    return divisor if divisor >= 32 else n
 
 
 def _planes(dtype: torch.dtype, *statistics: Tensor) -> tuple[Tensor, ...]:
@@ -577,7 +594,7 @@ def _moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor, bool]:
     Returns:
         Mean and variance, (N, G) for each image and group of channels or (1, C) over the batch.
     """
-    if torch.compiler.is_compiling():
+    if _is_traced(x):
         return *_fused_moments(x, groups, over), True
     with torch.no_grad():
         layout, dtype = _layout(x), _compute_dtype(x)
@@ -616,11 +633,8 @@ def _power_sums(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     for chunk in layout.chunks(x):
         values = _widen(chunk, buffer)
         sums.append(layout.sum(values))
-        if x.is_cpu and not layout.channels_last:
-            # faster than the product, but only over the innermost dimension
-            squares.append(torch.linalg.vector_norm(values, dim=2).square_())
-        elif x.is_cpu:
-            squares.append(layout.sum(torch.mul(values, values, out=buffer[: len(chunk)])))
+        if x.is_cpu:
+            squares.append(layout.dot(values, values, buffer))
     return sums, squares
 
 
@@ -630,8 +644,10 @@ def _distance_sums(x: Tensor, centre: Tensor, wide: Tensor | None = None) -> lis
     buffer, parts = layout.buffer(dtype, x.device), []
     for chunk, c in zip(layout.chunks(x), layout.spread(centre, dtype), strict=True):
         t = torch.sub(_widen(chunk, buffer), c, out=buffer[: len(chunk)])
-        t.mul_(t)
-        parts.append(layout.sum(t if wide is None else wide[: len(t)].copy_(t)))
+        if wide is None:
+            parts.append(layout.dot(t, t, buffer))
+        else:
+            parts.append(layout.sum(wide[: len(t)].copy_(t.mul_(t))))
     return parts
 
 
@@ -662,11 +678,11 @@ def _fused_moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor]:
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Compute x * scale + shift."""
     dtype = _compute_dtype(x)
-    if torch.compiler.is_compiling():
+    if _is_traced(x):
         scale, shift = _planes(dtype, scale, shift)
         return (x.to(dtype) * scale + shift).to(x.dtype)
     low, y = x.dtype != dtype, torch.empty_like(x)
-    layout = _layout(x) if low else _layout(x).whole()
+    layout = _layout(x)
     buffer = layout.buffer(dtype, x.device) if low else None
     factors = layout.spread(scale, dtype), layout.spread(shift, dtype)
     for out, chunk, a, b in zip(layout.chunks(y), layout.chunks(x), *factors, strict=True):
@@ -690,7 +706,7 @@ def _gradient_sums(
         ordered: add in the order of torch's batch norm, where there is only one.
     """
     dtype, channels = _compute_dtype(x), x.shape[1]
-    if torch.compiler.is_compiling():
+    if _is_traced(x):
         (mean,) = _planes(dtype, mean)
         dy, distance = dy.to(dtype), x.to(dtype) - mean
         return _plane_sums(dy), _plane_sums(dy * distance)
@@ -699,18 +715,15 @@ def _gradient_sums(
     other = buffer if dy.dtype == dtype else torch.empty_like(buffer)
     centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
     for grad, chunk, centre in zip(layout.chunks(dy), layout.chunks(x), centres, strict=True):
-        t, grad, values = buffer[: len(chunk)], _widen(grad, other), _widen(chunk, buffer)
-        if ordered:
-            torch.sub(values, centre, out=t)
-            direct.append(_lane_sums(grad.flatten(1)))
-            product.append(_lane_sums(t.flatten(1), grad.flatten(1)))
-            continue
+        grad, values = _widen(grad, other), _widen(chunk, buffer)
         if centred:
-            torch.sub(values, centre, out=t).mul_(grad)
+            values = torch.sub(values, centre, out=buffer[: len(chunk)])
+        if ordered:
+            direct.append(_lane_sums(grad.flatten(1)))
+            product.append(_lane_sums(values.flatten(1), grad.flatten(1)))
         else:
-            torch.mul(values, grad, out=t)
-        direct.append(layout.sum(grad))
-        product.append(layout.sum(t))
+            direct.append(layout.sum(grad))
+            product.append(layout.dot(values, grad, buffer))
     total, dot = layout.fold(direct, channels), layout.fold(product, channels)
     return total, dot if centred else dot.addcmul_(mean, total, value=-1)
 
@@ -751,17 +764,16 @@ def _linear_gradient(
 ) -> Tensor:
     """Compute dy * scale + (x - mean) * slope + offset; see `_gradient_sums` for `centred`."""
     dtype = _compute_dtype(x)
-    if torch.compiler.is_compiling():
+    if _is_traced(x):
         mean, scale, slope, offset = _planes(dtype, mean, scale, slope, offset)
         return (dy.to(dtype) * scale + (x.to(dtype) - mean) * slope + offset).to(x.dtype)
     layout, dx, low = _layout(x), torch.empty_like(x), x.dtype != dtype
     buffer = layout.buffer(dtype, x.device) if low or centred else None
     other = layout.buffer(dtype, x.device) if low else None
-    if buffer is None:
-        layout = layout.whole()
     if not centred:
         offset = torch.addcmul(offset, mean, slope, value=-1)
-    factors = [layout.spread(f, dtype) for f in (mean, scale, slope, offset)]
+    centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
+    factors = [centres, *(layout.spread(f, dtype) for f in (scale, slope, offset))]
     chunks = zip(layout.chunks(dx), layout.chunks(dy), layout.chunks(x), *factors, strict=True)
     for out, grad, chunk, c, a, b, o in chunks:
         t = _widen(chunk, buffer)
@@ -915,7 +927,7 @@ class _BatchInstance(torch.autograd.Function):
 
 def _keeps_order(x: Tensor) -> bool:
     """Whether batch norm of x follows torch's order of operations."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32:
+    if _is_traced(x) or not x.is_cpu or x.dtype != torch.float32:
         return False
     return x.is_contiguous() and x.numel() <= ORDERED_LIMIT
 

@@ -52,10 +52,12 @@ _TURN = 18  # degrees
 _SCENE_SHIFT = 12  # standard deviations of colours, of 255: of a whole background,
 _COAT = 3  # of a whole bird,
 _PART = 3  # and of each of its parts
-_DECOYS = (1, 4)  # blobs in birds' colours
+_DECOYS = (0, 3)  # blobs in birds' colours
 _GAIN = (0.8, 1.05)  # exposure
 _CAST = 0.03  # of each colour channel, relative
 _SLOPE = 0.16  # light falls off by this share towards a side
+_GRAIN = (1, 5)  # standard deviation of the noise of pixels, of 255
+_LEAVES = (0, 3)  # in front of the bird
 
 Band = tuple[float, float, float, str]  # direction in degrees, from, to (-1..1), colour
 Shape = tuple[np.ndarray, str]  # polygon (points, 2) in body lengths, colour
@@ -574,7 +576,7 @@ def draw_bird(species: Species, rng: np.random.Generator) -> tuple[Image.Image, 
     plumage = _rgb([colour for _, colour in shapes])
     coat = rng.normal(0, _COAT, 3) + rng.normal(0, _PART, plumage.shape)
     _paint(draw, polygons, plumage + coat)
-    leaves = _blobs(rng, int(rng.integers(0, 4)), canvas.size, 0.02, 0.08)
+    leaves = _blobs(rng, int(rng.integers(*_LEAVES)), canvas.size, 0.02, 0.08)
     greens = _SCENE_RGB[1][rng.integers(6, size=len(leaves))]
     _paint(draw, leaves, greens + rng.normal(0, 10, greens.shape))
     for polygon in polygons:
@@ -601,7 +603,7 @@ def _lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     gain = rng.uniform(*_GAIN) * rng.uniform(1 - _CAST, 1 + _CAST, 3)
     pixels = np.asarray(image, np.float32) * light[:, :, None].astype(np.float32)
     pixels *= gain.astype(np.float32)
-    pixels += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(2, 9))
+    pixels += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(*_GRAIN))
     return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 

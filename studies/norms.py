@@ -28,7 +28,7 @@ study = Study(
         ),
     },
     scales={
-        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 6}),
+        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 5}),
         "full": Scale(seeds=3),
         "smoke": Scale(
             seeds=1, settings={"image_size": 16, "epochs": 1, "train_images": 100, "val_images": 50}

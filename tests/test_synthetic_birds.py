@@ -168,6 +168,7 @@ def test_default_birds_in_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 def test_a_linear_model_on_the_pixels_stays_under_50_percent():
     """On the shipped pictures, at the demo's size, for several strengths of regularisation."""
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
