@@ -28,6 +28,7 @@ from core.norms import (
     parameter_groups,
 )
 
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     threads = torch.get_num_threads()
