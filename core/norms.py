@@ -556,10 +556,11 @@ def _planes(dtype: torch.dtype, *statistics: Tensor) -> tuple[Tensor, ...]:
 def _plane_sums(x: Tensor) -> Tensor:
     """Sum (N, C, H, W) to (N, C) in float64, for the compiler.
 
-    Up to 4096 values it adds up as they come, above that with precautions that cost time.
+    Up to 4096 values it adds up as they come, above that with precautions that cost time: rows.
     """
-    planes = x.flatten(2)
-    return planes.unflatten(2, (-1, _divisor(planes.shape[2], 4096))).sum(3).double().sum(2)
+    planes, pixels = x.flatten(2), x.shape[2] * x.shape[3]
+    row = pixels if pixels <= 4096 else _long_divisor(pixels, 512)
+    return planes.unflatten(2, (-1, row)).sum(3).double().sum(2)
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
@@ -737,20 +738,21 @@ def _lane_sums(rows: Tensor, factor: Tensor | None = None) -> Tensor:
     overwritten where there is a factor.
     """
     lanes, end = 8, rows.shape[1] // 8 * 8
-    rest = rows[:, end:].clone()
+    rest = rows[:, end:].t().contiguous()
     if factor is not None:
         rows.mul_(factor)
     if not end:
         return functools.reduce(torch.add, rows.unbind(1))
     vectors = rows[:, :end].unflatten(1, (-1, 1, lanes)).permute(0, 3, 1, 2)
     # A pooling window is added up strictly in sequence, for all lanes at once; `sum` is not.
-    total = F.avg_pool2d(vectors, (end // lanes, 1), divisor_override=1).flatten(1)
-    if rest.numel():
-        first = total[:, : rest.shape[1]]
-        first.add_(rest) if factor is None else first.addcmul_(rest, factor[:, end:])
+    total = F.avg_pool2d(vectors, (end // lanes, 1), divisor_override=1)
+    total = total.flatten(1).t().contiguous()  # (lanes, B')
+    if len(rest):
+        first = total[: len(rest)]
+        first.add_(rest) if factor is None else first.addcmul_(rest, factor[:, end:].t())
     for half in (4, 2, 1):
-        total = total.view(-1, 2, half).sum(1)
-    return total.flatten()
+        total = total[:half] + total[half:]
+    return total[0]
 
 
 def _linear_gradient(

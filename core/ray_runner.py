@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -98,6 +99,7 @@ def session(address: str | None) -> Iterator[None]:
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             _temp_dir=temporary,
+            runtime_env=_interpreter(),
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
@@ -109,6 +111,16 @@ def session(address: str | None) -> Iterator[None]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _interpreter() -> dict[str, str]:
+    """Return a runtime environment for workers when this one's path needs quotes, as with spaces.
+
+    Ray 2.60 starts workers through `bash -c` and quotes their arguments, but not the interpreter;
+    with a space in its path they never start, and the study would wait for ever.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _join(address: str) -> None:

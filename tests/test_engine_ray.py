@@ -24,9 +24,11 @@ def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, "tests/toy.py", "--results-dir", str(folder), *arguments]
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    folder: Path, *arguments: str, python: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(folder, *arguments),
+        [str(python or sys.executable), *command(folder, *arguments)[1:]],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
@@ -43,7 +45,10 @@ def test_ray_and_local_agree_and_failures_are_told(tmp_path):
     """Dead workers start again from their last epoch; what raises is told and not retried."""
     kinds = "kind=train,raise,refuse,die,die-once"
     marker = str(tmp_path / "died")
-    done = run(tmp_path, "--set", kinds, "--seeds", "1", TOY_MARKER=marker)
+    spaced = tmp_path / "a path with spaces"
+    spaced.symlink_to(Path(sys.executable).parents[1])
+    python = spaced / "bin" / "python"
+    done = run(tmp_path, "--set", kinds, "--seeds", "1", python=python, TOY_MARKER=marker)
     assert done.returncode == 1, done.stderr
     assert "3 of 5 trials failed" in done.stdout
     assert "kind=die-once,seed=0: its worker died, retry 1/2 from epoch 1" in done.stdout

@@ -756,3 +756,19 @@ def test_other_devices_need_no_values_to_go_on(norm):
             x.shape, x.shape, *(p.shape for p in layer.parameters())
         ]  # fmt: skip
         assert y.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def test_benchmark_rows():
+    from benchmarks.norms import PASSES, Options, measure, net_rows
+
+    sizes = {(16, 8, 8): 5, (32, 4, 4): 4}
+    rows = measure("gn", sizes, Options(batch=2, rounds=1, compiled=False))
+    assert [(r.shape, r.part) for r in rows] == [
+        (shape, part) for shape in ("16x8x8", "32x4x4") for part in PASSES
+    ]
+    net = [row.to_json() for row in net_rows(rows, sizes)]
+    assert [row["pass"] for row in net] == list(PASSES)
+    assert {(row["norm"], row["shape"], row["compiled"]) for row in net} == {("gn", "net", False)}
+    for row, large, small in zip(net, rows[:3], rows[3:], strict=True):
+        assert row["ms"] == pytest.approx(5 * large.ms + 4 * small.ms)
+        assert row["ratio"] == pytest.approx(row["ms"] / row["torch_ms"])
