@@ -1,0 +1,201 @@
+"""The birds trainable in this process, and the norms study on a few images."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from analysis.results import load_predictions
+from core import data, synthetic_birds, trial
+from core.engine import command_line
+from core.errors import Diverged, UserError
+from studies.norms import study
+from trainables.birds import Config, describe_images, train_birds
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory) -> Path:
+    """Four species, eight training and four validation pictures each."""
+    root = tmp_path_factory.mktemp("birds")
+    return synthetic_birds.make_birds(root / "set", 4, train_per_class=8, val_per_class=4)
+
+
+def config(birds: Path, **settings) -> dict:
+    small = {"norm": "bn", "n": 1, "image_size": 16, "epochs": 2, "batch_size": 10}
+    return small | {"data_dir": str(birds)} | settings
+
+
+def train(settings: dict) -> list[dict]:
+    rows: list[dict] = []
+    train_birds(settings, report=rows.append)
+    return rows
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("norm", ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"])
+def test_every_norm_trains_and_reports_every_metric(birds, norm):
+    rows = train(config(birds, norm=norm))
+    assert [row["epoch"] for row in rows] == [1, 2]
+    names = ("loss", "accuracy", "error", "micro_f1", "macro_f1")
+    for row in rows:
+        assert {f"{split}_{name}" for split in ("train", "val") for name in names} < row.keys()
+        assert row["val_micro_f1"] == pytest.approx(row["val_accuracy"], abs=1e-12)
+
+
+def test_own_batch_norm_learns_exactly_what_torchs_does(birds):
+    runs = [train(config(birds, norm=norm, epochs=3)) for norm in ("bn", "torch_bn")]
+    for ours, torchs in zip(*map(without_times, runs), strict=True):
+        for key, value in torchs.items():
+            assert ours[key] == pytest.approx(value, abs=1e-3), key
+
+
+def test_one_seed_one_curve(birds):
+    runs = [without_times(train(config(birds, seed=s))) for s in (0, 0, 1)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"recompute": True}, {"channels_last": True}, {"precision": "bfloat16"}, {"recipe": "lab"},
+     {"train_eval": True}, {"augment": False}, {"train_images": 8, "val_images": 4}],
+    ids=lambda option: ",".join(option),
+)  # fmt: skip
+def test_options_train(birds, option):
+    rows = train(config(birds, epochs=1, **option))
+    assert np.isfinite(rows[0]["train_loss"]) and np.isfinite(rows[0]["val_loss"])
+
+
+def test_recomputation_leaves_the_curve_as_it_is(birds):
+    runs = [without_times(train(config(birds, recompute=r))) for r in (False, True)]
+    for plain, thrifty in zip(*runs, strict=True):
+        for key, value in plain.items():
+            assert thrifty[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_a_loss_that_explodes_names_epoch_step_and_learning_rate(birds):
+    with pytest.raises(Diverged, match=r"epoch 1, step 2 \(lr 9\.\d+e\+07\)"):
+        train(config(birds, norm="none", lr=1e8, warmup=0.0, max_norm=0.0, epochs=5))
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"lr": -1.0}, {"warmup": 1.0}, {"batch_size": 0}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        Config(**bad)
+
+
+def test_data_are_described_without_absolute_paths(birds):
+    described = describe_images(config(birds))
+    assert described["kind"] == "folder" and described["counts"]["train"]
+    assert str(birds.parent) not in json.dumps(described)
+
+
+def norms(birds: Path, results: Path, *arguments: str) -> int:
+    fixed = ["--local", "--data-dir", str(birds), "--results-dir", str(results), "--set", "n=1"]
+    few = ["image_size=16", "epochs=2", "batch_size=10", "norm=bn,torch_bn,none"]
+    return command_line(study, [*fixed, *few, "--seeds", "2", "--name", "few", *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(birds, tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    assert norms(birds, results) == 0
+    return results / "norms" / "few"
+
+
+def test_predictions_give_the_reported_metrics_again(finished):
+    trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
+    assert len(trials) == 6 and set(trials.state) == {"finished"}
+    for row in trials.itertuples():
+        saved = load_predictions(finished, row.trial)
+        predicted = saved.scores.argmax(1)
+        assert accuracy_score(saved.labels, predicted) == pytest.approx(row.val_accuracy, abs=1e-12)
+        macro = f1_score(saved.labels, predicted, average="macro")
+        assert macro == pytest.approx(row.val_macro_f1, abs=1e-12)
+        assert not any(str(name).startswith("/") for name in saved.files)
+
+
+def test_a_copied_folder_gives_the_same_tables_without_data_and_ray(finished, birds, tmp_path):
+    copied = tmp_path / "results" / "norms" / "few"
+    shutil.copytree(finished, copied)
+    for gone in ("trials", "ray", "tensorboard", "tables", "figures", "report.html", "report.pdf"):
+        path = copied / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    arguments = ["--results-dir", str(tmp_path / "results"), "--name", "few", "--report-only"]
+    assert command_line(study, arguments) == 0
+    tables = sorted((finished / "tables").iterdir())
+    assert len(tables) >= 6
+    for table in tables:
+        assert (copied / "tables" / table.name).read_bytes() == table.read_bytes()
+    assert (copied / "report.html").read_bytes() == (finished / "report.html").read_bytes()
+
+
+def test_the_report_is_whole_and_needs_no_network(finished):
+    page = (finished / "report.html").read_text()
+    assert "part lab-recipe repeats its text" in page  # what was left out is told
+    for name in ("norms", "norms_by_seed"):
+        assert all(
+            (finished / "tables" / f"{name}.{kind}").is_file() for kind in ("csv", "md", "tex")
+        )
+    assert (finished / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert not re.search(r'(src=|<link[^>]*href=|url\()["\']?(https?:|//)', page)
+
+
+def test_best_weights_score_what_the_table_says(finished, birds):
+    """Rebuild the best network from its plain state dict and score the validation images."""
+    import torch
+
+    from core.resnet import load_weights, resnet
+    from core.training import Batches, evaluate
+
+    best = json.loads((finished / "checkpoints" / "best.json").read_text())
+    settings = best["config"]
+    sets = data.load(birds, settings["image_size"])
+    model = resnet(settings["n"], len(sets["val"].classes), settings["norm"])
+    load_weights(model, finished / "checkpoints" / "best.pt")
+    batches = Batches(sets["val"], 10, torch.device("cpu"))
+    metrics, _ = evaluate(model, batches.epoch(0), num_classes=len(sets["val"].classes))
+    assert metrics["val_accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-12)
+
+
+def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(
+    birds, finished, tmp_path, monkeypatch
+):
+    class Lost(BaseException):
+        pass
+
+    save, seen = trial.save, []
+
+    def losing(state, row):
+        save(state, row)
+        seen.append(row["epoch"])
+        if len(seen) == 3:  # the first epoch of the second trial
+            raise Lost
+
+    monkeypatch.setattr(trial, "save", losing)
+    with pytest.raises(Lost):
+        norms(birds, tmp_path)
+    assert norms(birds, tmp_path, "--resume") == 0
+    assert len(seen) == 12  # six trials of two epochs, none twice
+    again = pd.read_csv(tmp_path / "norms" / "few" / "history.csv", keep_default_na=False)
+    whole = pd.read_csv(finished / "history.csv", keep_default_na=False)
+    columns = [c for c in whole.columns if c != "seconds"]
+    pd.testing.assert_frame_equal(again[columns], whole[columns], check_exact=True)
+
+
+def test_a_repeated_validation_image_is_told(birds, tmp_path):
+    copied = tmp_path / "birds"
+    shutil.copytree(birds, copied)
+    name = next((copied / "train").iterdir())
+    shutil.copy(next(name.glob("*.jpg")), copied / "val" / name.name / "again.jpg")
+    assert describe_images(config(copied))["duplicates"] == 1
