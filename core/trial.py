@@ -199,8 +199,8 @@ def run(trainable: Callable[..., None], spec: Spec, forward: Report) -> None:
     spec.folder.mkdir(parents=True, exist_ok=True)
     # A worker that lost its driver may still be writing its last epoch: wait until it is gone.
     with FileLock(spec.folder / "lock", timeout=120):
-        trial = Trial(spec, forward)
         process.reset(int(spec.config.get("seed", 0)), spec.threads)
+        trial = Trial(spec, forward)  # its clock starts here: what a new worker loads is not its
         token = _current.set(trial)
         state, error = "finished", ""
         try:
