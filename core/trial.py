@@ -216,7 +216,9 @@ def run(trainable: Callable[..., None], spec: Spec, forward: Report) -> None:
             _current.reset(token)
         if state == "finished":
             checkpoint.remove_all(spec.folder)
-        write_json(spec.folder / "result.json", _result(trial, state, error))
+        write_json(
+            spec.folder / "result.json", _result(trial, state, error, process.peak_memory_mib())
+        )
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -236,15 +238,15 @@ def write_result(spec: Spec, state: str, error: str) -> None:
     path = spec.folder / "history.json"
     known = read_json(path) if path.is_file() else {"rows": [], "seconds": 0.0}
     trial = Trial(spec, lambda row: None, known["rows"], known["seconds"])
-    write_json(spec.folder / "result.json", _result(trial, state, error))
+    write_json(spec.folder / "result.json", _result(trial, state, error, None))
 
 
-def _result(trial: Trial, state: str, error: str) -> dict[str, Any]:
+def _result(trial: Trial, state: str, error: str, peak_memory_mib: float | None) -> dict[str, Any]:
     return {
         "state": state,
         "error": error,
         "seconds": trial.seconds(),
-        "peak_memory_mib": process.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib,
     }
 
 
