@@ -1,5 +1,6 @@
 """What every report says about itself: warnings, broken trials, versions, data, cost."""
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from analysis import tables
 from analysis.markup import escape
 from analysis.report import Code, Report, Section, join
 from analysis.results import Results
+from core.slots import Slots, sentence
 
 _REASON_LENGTH = 300
 # /a/b, ~/a/b, C:\\a\\b; not the slash in and/or, in https:// or in a relative path.
@@ -85,7 +87,7 @@ def how_made(results: Results) -> Section:
         ("Started", _words(study.get("started"))),
         ("Versions", _words(study.get("versions"))),
         ("Hardware", _words(study.get("hardware"))),
-        ("Slot", _words(study.get("slot"))),
+        ("Slots", _slots(study.get("slots"))),
         ("Time", _time(results)),
         *_data_rows(study.get("data") or {}),
         ("Left out", _words(study.get("notes"))),
@@ -100,6 +102,15 @@ def how_made(results: Results) -> Section:
         "How this was made",
         (*([Code(wrap_command(command))] if command else []), table),
     )
+
+
+def _slots(slots: Mapping[str, Any] | None) -> str:
+    """What each trial could take, as the engine said it at the start."""
+    if not slots:
+        return ""
+    known = {field.name for field in dataclasses.fields(Slots)}
+    nodes = [Slots(**{k: v for k, v in node.items() if k in known}) for node in slots["nodes"]]
+    return sentence(nodes, slots["memory"])
 
 
 def relative(words: str) -> str:

@@ -84,7 +84,7 @@ def engine_study(trainable, config: type, grid: dict[str, list], prepare) -> Stu
 def trivial_trial_seconds(folder: Path, trials: int = 40) -> float:
     """Return the seconds that one more trivial trial costs on a warm worker, one at a time."""
     study = engine_study(train_nothing, TrivialConfig, {"number": list(range(trials))}, no_data)
-    run(study, Options(results_dir=folder, max_concurrent=1, name="trivial"))
+    run(study, Options(results_dir=str(folder), max_concurrent=1, name="trivial"))
     ended = sorted(
         p.stat().st_mtime for p in (folder / "benchmark" / "trivial").glob("trials/*/result.json")
     )
@@ -96,7 +96,7 @@ def engine_images_per_second(folder: Path, name: str) -> float:
     """Return training images per second of one whole trial under the engine."""
     grid = {key: [value] for key, value in SETTINGS.items()}
     study = engine_study(train_birds, Config, grid, describe_images)
-    run(study, Options(results_dir=folder, max_concurrent=1, name=name))
+    run(study, Options(results_dir=str(folder), max_concurrent=1, name=name))
     (path,) = (folder / "benchmark" / name).glob("trials/*/result.json")
     return _trained_images() / json.loads(path.read_text())["seconds"]
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from core.storage import write_bytes
+from core.storage import remove, write_bytes
 
 KEPT = 2  # the newest, and one to fall back on should it be damaged
 
@@ -31,7 +31,7 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
     path = folder / f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:32]}.pt"
     write_bytes(path, data)
     for old in [p for p in _newest_first(folder) if p != path][KEPT - 1 :]:
-        old.unlink(missing_ok=True)
+        remove(old)
     return path
 
 
@@ -54,7 +54,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
 def remove_all(folder: Path) -> None:
     """Delete every checkpoint in `folder`."""
     for path in _newest_first(folder):
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def rng_state() -> dict[str, Any]:

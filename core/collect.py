@@ -72,6 +72,7 @@ def _trial_row(
         "seconds": result.get("seconds"),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         "peak_memory_mib": result.get("peak_memory_mib"),
+        "peak_allocated_mib": result.get("peak_allocated_mib"),
         **planned["config"],
         **{k: v for k, v in (rows[-1] if rows else {}).items() if k not in KEPT_APART},
         "best_epoch": best.get("epoch") if best else None,

@@ -21,23 +21,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from core import collect, events, options, provenance, slots, trial
+from core import collect, events, mirror, options, presence, provenance, trial
 from core.errors import UserError
 from core.options import Options
 from core.progress import Progress
-from core.storage import finite, read_json, write_json
+from core.storage import finite, read_json, remove, write_json
 from core.study import Plan, Planned, Study, plan
 
 FINISHED, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials")
 FINAL = ("finished", "stopped", "diverged")  # never run again; "failed" is tried again on resume
 
 
 def command_line(study: Study, argv: Sequence[str]) -> int:
     """Run `study` as `argv` says; return the exit code (see docs/studies.md)."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    received = []
+
+    def terminate(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+        raise KeyboardInterrupt
+
+    caught = (signal.SIGTERM, signal.SIGHUP)  # a batch system's time limit, a closed terminal
+    previous = {number: signal.signal(number, terminate) for number in caught}
     try:
         return run(study, options.parse(study, argv), argv)
     except UserError as e:
@@ -47,9 +54,10 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
         again = shlex.join([f"studies/{study.name}.py", *argv])
         again += "" if "--resume" in argv else " --resume"
         print(f"\nstopped: nothing finished is lost; go on with: python {again}", file=sys.stderr)
-        return INTERRUPTED
+        return RESUMABLE if received else INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
@@ -59,7 +67,21 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
         UserError: options, data, folder or cluster cannot be used; nothing was started.
         KeyboardInterrupt: the user stopped the study; every finished epoch is on disk.
     """
-    folder = opts.folder(study)
+    remote, folder = opts.remote(study), opts.folder(study)
+    if remote is None:
+        return _run_here(study, opts, argv, folder)
+    remote.check(f"{os.uname().nodename}-{os.getpid()}")
+    mirror.attach(remote)
+    try:
+        remote.pull()
+        code = _run_here(study, opts, argv, folder)
+        remote.push_tree(without=("trials", "ray"))
+        return code
+    finally:
+        mirror.detach(remote)
+
+
+def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
     if opts.report_only:
         return report_only(study, folder)
     settings = options.parse_settings(study, opts.set)
@@ -71,11 +93,9 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
     data = study.prepare({**planned.trials[0].config, **private})
     declared = declaration(study, opts, planned, data, argv)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "study.lock", timeout=0):
-            return _run_locked(study, opts, planned, private, declared, folder)
-    except Timeout as e:
-        raise UserError(f"{folder} is in use by another run of this study: wait for it") from e
+    slots: list[dict[str, Any]] = []  # filled in when the nodes are known
+    with presence.only_driver(folder, lambda: slots) as beat:
+        return _run_locked(study, opts, planned, private, declared, folder, slots, beat)
 
 
 def _run_locked(
@@ -85,6 +105,8 @@ def _run_locked(
     private: Mapping[str, Any],
     declared: dict[str, Any],
     folder: Path,
+    slots: list[dict[str, Any]],
+    beat: Callable[[], None],
 ) -> int:
     if opts.resume:
         declared = resumed(declared, read_json(folder / "study.json"))
@@ -93,9 +115,13 @@ def _run_locked(
         write_json(folder / "study.json", declared)
     else:
         runner = _runner(opts)
-        with runner.session(opts.address):  # a cluster that is not there leaves nothing behind
+        paths = (str(private["data_dir"]),) if private.get("data_dir") else ()
+        with runner.session(opts, folder, paths) as nodes:  # no cluster: nothing is left behind
+            slots[:] = nodes.record()
+            beat()
+            declared["slots"] = {"memory": nodes.memory, "cores": opts.slot_cores, "nodes": slots}
             write_json(folder / "study.json", declared)
-            run_trials(study, opts, planned, private, declared, folder, runner.run)
+            run_trials(study, opts, planned, private, folder, runner.run, nodes)
     declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
     write_json(folder / "study.json", declared)
     trials = collect.collect(folder, study.metric, study.mode)
@@ -107,31 +133,35 @@ def run_trials(
     opts: Options,
     planned: Plan,
     private: Mapping[str, Any],
-    declared: Mapping[str, Any],
     folder: Path,
     run_pending: Callable[..., None],
+    nodes: Any,
 ) -> None:
-    """Run the trials of a plan that have not ended."""
-    slot = slots.from_record(declared["slot"])
+    """Run the trials of a plan that have not ended, on the slots of `nodes`."""
+    remote = mirror.of(folder / "study.json")
     specs = [
-        trial.Spec(p.trial, p.config, private, folder, study.metric, study.mode, slot.threads)
+        trial.Spec(p.trial, p.config, private, folder, study.metric, study.mode, remote)
         for p in planned.trials
     ]
     pending = [spec for spec in specs if not is_final(spec.folder)]
     for spec in pending:
-        (spec.folder / "result.json").unlink(missing_ok=True)
+        for left in ("result.json", "attempt.json"):  # of an earlier run
+            remove(spec.folder / left)
     for note in planned.notes:
         print(note)
     with Progress(len(specs), len(specs) - len(pending), study.metric, study.mode) as progress:
-        progress.announce(f"{study.name}: {_counts(specs, pending)}; {slot.sentence()}")
-        run_pending(study, pending, slot, [progress, events.Live(folder)], opts)
+        nodes.announce = progress.announce
+        progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending)}")
+        run_pending(study, pending, nodes, [progress, events.Live(folder)], opts)
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
     """Write the report of a result folder, say where it is, and return the exit code."""
     study.report(folder)
     failed = [t for t in trials if t["state"] not in ("finished", "stopped")]
-    shown = os.path.relpath(folder / "report.html")
+    remote = mirror.of(folder / "report.html")
+    where = os.path.relpath(folder) if remote is None else remote.shown
+    shown = f"{where}/report.html"
     print(
         f"report: {shown}" + (f" ({len(failed)} of {len(trials)} trials failed)" if failed else "")
     )
@@ -166,7 +196,6 @@ def declaration(
             "mode": study.mode,
             "trials": [p.record() for p in planned.trials],
             "data": data,
-            "slot": slots.plan(opts).record(),
             "command": ["python", f"studies/{study.name}.py", *argv],
             "git": provenance.git(),
             "versions": provenance.versions(),
@@ -186,10 +215,7 @@ def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any
     fingerprints = [d.get("data", {}).get("fingerprint") for d in (declared, recorded)]
     if not changed and fingerprints[0] == fingerprints[1]:
         again = {key: declared[key] for key in ("git", "versions")}
-        kept = {**recorded, "resumed": [*recorded.get("resumed", []), again]}
-        if declared["slot"].get("gpu") != recorded["slot"].get("gpu"):
-            kept["slot"] = declared["slot"]  # another machine: the cards decide
-        return kept
+        return {**recorded, "resumed": [*recorded.get("resumed", []), again]}
     lines = difference(recorded, declared)
     if fingerprints[0] != fingerprints[1]:
         lines.append(f"data: {fingerprints[1]} -> {fingerprints[0]}")
@@ -270,7 +296,7 @@ def is_final(folder: Path) -> bool:
 
 
 def _runner(opts: Options) -> ModuleType:
-    """Return the module that runs trials: its `session(address)` and `run(study, pending, ...)`."""
+    """Return the module that runs trials: its `session(opts, ...)` and `run(study, ...)`."""
     if opts.local:
         from core import local_runner
 
@@ -301,7 +327,3 @@ def _counts(specs: Sequence[Any], pending: Sequence[Any]) -> str:
     if not done and not started:
         return f"{len(specs)} trials"
     return f"resuming: {done} done, {started} continue, {len(pending) - started} to do"
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class StorageError(UserError):
+    """A result folder that cannot be written or read: a full disk, no rights, a damaged file."""
+
+
 class TrialError(RuntimeError):
     """A trial cannot go on, and running it again unchanged would end the same way.
 
@@ -22,3 +26,7 @@ class Diverged(TrialError):
     """The loss of a trial is no longer finite."""
 
     state = "diverged"
+
+
+class OutOfMemory(TrialError):
+    """A trial asked for more memory than its slot or the machine has."""

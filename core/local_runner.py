@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
-from core import trial
+from core import slots, trial
 from core.options import Options
 from core.progress import Listener
-from core.slots import Slot
 from core.study import Study
 
 
-def session(address: str | None) -> AbstractContextManager[None]:
-    """Need nothing."""
-    return nullcontext()
+class One:
+    """One slot: this process.
+
+    Args:
+        memory: bytes of a slot; None for whole cards.
+        cores: cores of a slot.
+    """
+
+    def __init__(self, memory: int | None, cores: int):
+        node = slots.this_machine()
+        self.memory = memory
+        self.announce: Callable[[str], None] = print
+        self.slot = slots.on_node(node, memory, cores, use_gpus=bool(node.cards))
+
+    def count(self) -> int:
+        """Return how many trials run at once."""
+        return 1
+
+    def sentence(self) -> str:
+        """Return the slots in words."""
+        return "one at a time in this process"
+
+    def record(self) -> list[dict]:
+        """Return the slots as JSON keeps them."""
+        return [self.slot.record() | {"count": 1}]
+
+
+@contextmanager
+def session(
+    opts: Options, study: Path, paths: tuple[str, ...], announce: Callable[[str], None] = print
+) -> Iterator[One]:
+    """Need nothing but this process."""
+    memory = slots.parse_memory(opts.slot_memory)
+    slots.check([slots.this_machine()], memory, opts.slot_memory)
+    yield One(memory, opts.slot_cores)
 
 
 def run(
     study: Study,
     pending: Sequence[trial.Spec],
-    slot: Slot,
+    nodes: One,
     listeners: Sequence[Listener],
     opts: Options,
 ) -> None:
     """Run every pending trial; each records its own end."""
+    attempt = trial.Attempt(threads=nodes.slot.threads, memory=nodes.slot.memory)
     for spec in pending:
         config = dict(spec.config)
 
@@ -32,7 +65,7 @@ def run(
             for listener in listeners:
                 listener.row(name, config, row)
 
-        trial.run(study.trainable, spec, forward)
+        trial.run(study.trainable, spec, forward, attempt)
         result = trial.read_result(spec.folder)
         assert result is not None  # trial.run has just written it
         for listener in listeners:

@@ -15,6 +15,8 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import UserError
+from core.mirror import Mirror, is_remote
+from core.slots import parse_memory
 from core.study import Study
 
 
@@ -38,8 +40,8 @@ class Options:
     """key=value ...: override any setting listed below, or the values of a grid (norm=bn,gn)."""
     part: str | None = None
     """Run only this part of the study."""
-    results_dir: Path = Path("results")
-    """Results go to RESULTS_DIR/<study>/<name>/."""
+    results_dir: str = "results"
+    """Results go to RESULTS_DIR/<study>/<name>/: a folder that all nodes see, or s3://BUCKET/..."""
     name: str | None = None
     """Name of this run of the study (default: its scale)."""
     resume: bool = False
@@ -50,14 +52,23 @@ class Options:
     """GPU memory that one trial may take; "none" gives each trial a whole GPU."""
     max_concurrent: int | None = None
     """At most so many trials at once (default: as many as there are slots)."""
+    slot_cores: int = 1
+    """Cores that one trial may use on the CPU."""
+    max_retries: int = 2
+    """How often a trial is started again whose process or node is lost (errors never are)."""
     skip_broken: bool = False
     """Leave unreadable images out and count them in the report, rather than stop."""
 
     def check(self) -> None:
         """Raise UserError for a value that no study can use."""
-        for option, value in (("--seeds", self.seeds), ("--max-concurrent", self.max_concurrent)):
-            if value is not None and value < 1:
-                raise UserError(f"{option} {value}: give a whole number of at least 1")
+        least = {"seeds": 1, "max_concurrent": 1, "slot_cores": 1, "max_retries": 0}
+        for name, least_value in least.items():
+            value = getattr(self, name)
+            if value is not None and value < least_value:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} {value}: give a whole number of at least {least_value}")
+        parse_memory(self.slot_memory)
+        is_remote(self.results_dir)
         if self.local and self.address is not None:
             raise UserError("--local uses no Ray and --address names a cluster: give one of them")
         if self.name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.name):
@@ -71,13 +82,19 @@ class Options:
             return "smoke"
         return self.scale or ("full" if self.data_dir is not None else "demo")
 
+    def remote(self, study: Study) -> Mirror | None:
+        """Return the object store that results go to, if they do."""
+        if not is_remote(self.results_dir):
+            return None
+        return Mirror(self.results_dir, f"{study.name}/{self.name or self.chosen_scale()}")
+
     def folder(self, study: Study) -> Path:
-        """Return the result folder."""
-        return (
-            self.results_dir.expanduser().resolve()
-            / study.name
-            / (self.name or self.chosen_scale())
-        )
+        """Return the result folder: of results in an object store, the local copy."""
+        remote = self.remote(study)
+        if remote is not None:
+            return remote.local
+        place = Path(self.results_dir).expanduser().resolve()
+        return place / study.name / (self.name or self.chosen_scale())
 
 
 def parse(study: Study, argv: Sequence[str]) -> Options:

@@ -7,18 +7,21 @@ import contextlib
 import ctypes
 import gc
 import random
+import re
 import resource
 from pathlib import Path
 
 import numpy as np
 import torch
 
+UNKNOWN_MEMORY = {"peak_memory_mib": None, "peak_allocated_mib": None}
 _started_mib = 0.0
+_capped: int | None = None  # bytes on the GPU
 _warm = False
 atexit.register(gc.unfreeze)  # or libraries report what `reset` froze as leaked
 
 
-def reset(seed: int, threads: int) -> None:
+def reset(seed: int, threads: int, memory: int | None = None) -> None:
     """Leave nothing of the last trial: seed every generator, restore flags, free memory.
 
     Workers run many trials (starting one costs seconds), so whatever a trial may have changed is
@@ -27,12 +30,14 @@ def reset(seed: int, threads: int) -> None:
     Args:
         seed: for python's, numpy's and torch's generators, on every device.
         threads: of torch; on a CPU sums depend on it, so it is part of what reproduces a curve.
+        memory: bytes that torch may allocate on the GPU; None for all of it.
     """
     global _started_mib, _warm
+    _cap(memory)  # before anything is allocated there
     if not _warm:
         _first_use()
         _warm = True
-    gc.collect()
+    release()
     gc.freeze()  # what lives on (modules) need not be searched again: 0.2 s at each later trial
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -45,25 +50,71 @@ def reset(seed: int, threads: int) -> None:
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    _release_heap()
     _started_mib = _reset_peak()
 
 
-def peak_memory_mib() -> float:
+def release() -> None:
+    """Give back what the last trial held, on the GPU and in main memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    _release_heap()
+
+
+def peak_memory() -> dict[str, float | None]:
     """Return the most memory, in MiB, that was in use since `reset`.
 
-    On a GPU what torch reserved there; otherwise what the process grew by in main memory.
+    `peak_memory_mib` is what torch reserved on the GPU, or what the process grew by in main
+    memory where there is none; `peak_allocated_mib` is what its tensors took on the GPU.
     """
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / 2**20
-    return max(0.0, _status_mib("VmHWM") - _started_mib)
+        return {
+            "peak_memory_mib": torch.cuda.max_memory_reserved() / 2**20,
+            "peak_allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
+        }
+    grown = max(0.0, _status_mib("VmHWM") - _started_mib)
+    return {"peak_memory_mib": grown, "peak_allocated_mib": None}
+
+
+def memory_sentence(error: Exception) -> str:
+    """Return what to tell of an error for want of memory; nothing for any other error."""
+    text = str(error)
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    if not on_gpu and not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in text:
+        return ""
+    asked = re.search(r"(?:Tried|tried) to allocate ([0-9.]+ ?\w+)", text)
+    wanted = f"asked for {_readable(asked[1])} more" if asked else "asked for more"
+    if not on_gpu:
+        return f"out of main memory: {wanted}; lower batch_size or image_size"
+    cap = "the card" if _capped is None else f"its slot of {_capped / 2**30:.2f} GiB"
+    held = torch.cuda.memory_reserved() / 2**30 if torch.cuda.is_available() else None
+    having = "" if held is None else f" with {held:.2f} GiB in use"
+    return (
+        f"out of GPU memory: {wanted}{having}, over {cap}; lower batch_size or image_size, set"
+        " precision=bfloat16 or recompute=true, or raise --slot-memory"
+    )
 
 
 def device() -> torch.device:
     """Return where a trial computes: the GPU it was given, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _cap(memory: int | None) -> None:
+    """Have torch refuse to allocate more than `memory` bytes on the GPU of this process."""
+    global _capped
+    _capped = memory
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        share = 1.0 if memory is None else min(1.0, memory / total)
+        torch.cuda.set_per_process_memory_fraction(share, 0)
+
+
+def _readable(size: str) -> str:
+    """Turn `8589934592 bytes` into GiB; leave what has a unit already."""
+    number, _, unit = size.partition(" ")
+    return f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" and number.isdigit() else size
 
 
 def _first_use() -> None:

@@ -1,4 +1,4 @@
-"""How far a study is: one live line on a terminal, a line every half minute in a log file."""
+"""How far a study is: one live line on a terminal, a line a minute in a log file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-LOG_EVERY = 30.0  # seconds between lines when the output is not a terminal
+LOG_EVERY = 60.0  # seconds between lines when the output is not a terminal
 
 
 class Listener(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -24,6 +26,16 @@ def git() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+@functools.cache
+def code() -> str:
+    """Return a SHA-256 over labtune's own modules that trials run: equal files, equal code."""
+    digest = hashlib.sha256()
+    for folder in ("core", "trainables"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def hardware() -> dict[str, Any]:

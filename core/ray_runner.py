@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import secrets
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # we say it in a line of our own
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # the dispatcher alone decides how many wait for Ray
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 for _key, _value in SETTINGS.items():
@@ -32,85 +37,241 @@ for _key, _value in SETTINGS.items():
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
 from ray.tune.logger import JsonLoggerCallback  # noqa: E402
 from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
 from ray.tune.result import AUTO_RESULT_KEYS  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
 
-from core.errors import UserError  # noqa: E402
+from core import fleet, mirror  # noqa: E402
+from core.errors import StorageError, UserError  # noqa: E402
+from core.fleet import Fleet  # noqa: E402
 from core.options import Options  # noqa: E402
 from core.progress import Listener  # noqa: E402
-from core.slots import Slot  # noqa: E402
+from core.slots import parse_memory  # noqa: E402
 from core.study import Study  # noqa: E402
-from core.trial import Spec, read_result, read_rows, write_result  # noqa: E402
+from core.trial import Attempt, Spec, read_result, read_rows, write_result  # noqa: E402
 from core.trial import run as run_trial  # noqa: E402
 
-RETRIES = 2  # of a trial whose worker process or node died; what a trial raises is not retried
 TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
 
 
 def run(
     study: Study,
     pending: Sequence[Spec],
-    slot: Slot,
+    nodes: Fleet,
     listeners: Sequence[Listener],
     opts: Options,
 ) -> None:
     """Run every pending trial inside a `session`; return when each has a recorded end."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
     specs = {spec.name: spec for spec in pending}
-    objective = tune.with_resources(
-        _objective(study.trainable, specs), {"cpu": slot.cpu, "gpu": slot.gpu}
-    )
-    storage = pending[0].study / "ray"
+    dispatcher = Dispatcher(list(specs), nodes, opts.max_retries)
+    # Not in the result folder, which may be full or in an object store; moved there afterwards.
+    storage = Path(tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=_scratch()))
     # No metric is given: nothing here asks Tune which trial is best.
-    tune.Tuner(
-        objective,
-        param_space={"trial": tune.grid_search(list(specs))},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,  # a worker with torch takes seconds to start
-            max_concurrent_trials=opts.max_concurrent,
-        ),
-        run_config=tune.RunConfig(
-            name=_run_name(storage),
-            storage_path=str(storage),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[Bridge(specs, listeners), Silent(), JsonLoggerCallback()],
-        ),
-    ).fit()
+    try:
+        tune.Tuner(
+            tune.with_resources(_objective(study.trainable, specs), _resources),
+            tune_config=tune.TuneConfig(
+                search_alg=dispatcher,
+                scheduler=Watch(dispatcher),
+                num_samples=-1,
+                reuse_actors=True,  # a worker with torch takes seconds to start
+            ),
+            run_config=tune.RunConfig(
+                name="run",
+                storage_path=str(storage),
+                verbose=0,
+                # A trial that lost its process is a new one to Tune, on whichever node is free.
+                failure_config=tune.FailureConfig(max_failures=0),
+                callbacks=[Bridge(specs, dispatcher, listeners), Silent(), JsonLoggerCallback()],
+            ),
+        ).fit()
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.move(storage / "run", _unused(pending[0].study / "ray"))
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+class Dispatcher(Searcher):
+    """Gives Tune the next trial when a node has a slot for it; keeps those that lost a process.
+
+    Tune itself would give every trial one share of a GPU, whatever card it lands on, and would
+    bring a lost one back with the share of the node that is gone.
+
+    Args:
+        names: trials, in the order in which they start.
+        nodes: who has slots.
+        retries: how often a trial may lose its process or node and start again.
+    """
+
+    def __init__(self, names: Sequence[str], nodes: Fleet | None, retries: int):
+        super().__init__()
+        self.waiting = deque(names)
+        self.running: dict[str, dict[str, Any]] = {}  # by Tune's id of an attempt
+        self.withdrawn: set[str] = set()  # attempts taken back before they began
+        self.lost: dict[str, int] = {}
+        self.nodes, self.retries = nodes, retries
+
+    def __reduce__(self) -> tuple:
+        """Leave everything out: Tune pickles its searcher, for a restore that is not used."""
+        return Dispatcher, ((), None, 0)
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict, **spec: Any
+    ) -> bool:
+        """Accept that Tune has nothing to search."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial and its slot, None to be asked again, FINISHED after the last."""
+        if not self.waiting and not self.running:
+            return Searcher.FINISHED
+        assert self.nodes is not None
+        self.nodes.refresh()
+        self.nodes.want(len(self.waiting) + len(self.running))
+        slot = self.nodes.take() if self.waiting else None
+        if slot is None:
+            return None
+        name = self.waiting.popleft()
+        chosen = {"trial": name, "slot": slot.record(), "attempt": self.lost.get(name, 0) + 1}
+        self.running[trial_id] = chosen
+        return chosen
+
+    def ended(self, trial_id: str) -> None:
+        """Free the slot of an attempt."""
+        chosen = self.running.pop(trial_id)
+        assert self.nodes is not None
+        self.nodes.give(chosen["slot"]["node"])
+
+    def again(self, trial_id: str, *, counted: bool) -> bool:
+        """Free the slot and put the trial first in the queue, unless it was lost too often.
+
+        Args:
+            trial_id: Tune's id of the attempt.
+            counted: whether the loss counts: a trial that had not begun has lost nothing.
+        """
+        name, node = (self.running[trial_id][key] for key in ("trial", "slot"))
+        self.ended(trial_id)
+        if counted and self.nodes is not None:
+            self.nodes.suspect(node["node"])
+        self.lost[name] = self.lost.get(name, 0) + counted
+        if self.lost[name] > self.retries:
+            return False
+        self.waiting.appendleft(name)
+        return True
+
+    def stranded(self, trial_id: str) -> bool:
+        """Return whether the node that an attempt was to run on is gone."""
+        chosen = self.running.get(trial_id)
+        assert self.nodes is not None
+        return chosen is not None and not self.nodes.has(chosen["slot"]["node"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
+        """Learn nothing here: `Bridge` knows why the trial ended."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: the result folder says what has ended."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing."""
+
+
+class Watch(FIFOScheduler):
+    """Takes back attempts that wait for a node which is gone: Ray would wait for ever."""
+
+    def __init__(self, dispatcher: Dispatcher | None = None):
+        super().__init__()
+        self.dispatcher = dispatcher
+
+    def __reduce__(self) -> tuple:
+        """Leave the dispatcher out, as `Dispatcher.__reduce__` does."""
+        return Watch, ()
+
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Any:
+        """Stop stranded attempts, then leave the choice to Tune."""
+        assert self.dispatcher is not None
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == trial.PENDING and self.dispatcher.stranded(trial.trial_id):
+                self.dispatcher.withdrawn.add(trial.trial_id)
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
 
 
 @contextlib.contextmanager
-def session(address: str | None) -> Iterator[None]:
-    """Join the cluster at `address`, or start Ray on this machine and stop it afterwards.
+def session(
+    opts: Options, study: Path, paths: tuple[str, ...], announce: Callable[[str], None] = print
+) -> Iterator[Fleet]:
+    """Join the cluster that `opts` names, or start Ray on this machine and stop it afterwards.
+
+    Args:
+        opts: address, slots, limits.
+        study: the result folder, which every node must be able to write.
+        paths: files that trials read, which every node must have.
+        announce: prints a line.
 
     Raises:
-        UserError: no such cluster.
+        UserError: no such cluster, or a node of it cannot work for this study.
     """
-    temporary = None
-    if address is None:
-        # A folder of our own: Ray's default is shared, never cleaned, and may name someone
-        # else's cluster. Short, because sockets in it have a path limit of 107 characters.
-        base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
-        _remove_stale(base)
-        temporary = tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=base)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            _temp_dir=temporary,
-            runtime_env=_interpreter(),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    remote = mirror.of(study / "study.json")
+    errand, temporary = None, None
+    if opts.address is None:
+        temporary = _start()
     else:
-        _join(address)
+        _join(opts.address)
+        errand = fleet.Errand(study, remote, secrets.token_hex(8), paths)
+    signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
+    nodes = Fleet(
+        parse_memory(opts.slot_memory),
+        opts.slot_cores,
+        opts.slot_memory,
+        limit=opts.max_concurrent,
+        errand=errand,
+        announce=announce,
+    )
     try:
-        yield
+        if errand is not None and remote is None:
+            fleet.leave_token(study, errand.token)
+        nodes.find()
+        yield nodes
     finally:
+        if errand is not None:
+            nodes.want(0)
+            fleet.clean(study)
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _start() -> str:
+    """Start Ray on this machine, reachable from this machine only; return its folder."""
+    # A folder of our own: Ray's default is shared, never cleaned, and may name someone
+    # else's cluster. Short, because sockets in it have a path limit of 107 characters.
+    base = _scratch()
+    _remove_stale(base)
+    temporary = tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=base)
+    # Ray listens on every interface, unless it takes this for a system on which it forms no
+    # clusters; whoever reaches its ports can run code (see docs/cluster.md). A test scans them.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        _temp_dir=temporary,
+        runtime_env=_interpreter(),
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    return temporary
+
+
+def _scratch() -> Path:
+    return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
 
 
 def _interpreter() -> dict[str, str]:
@@ -128,13 +289,29 @@ def _join(address: str) -> None:
     try:
         with _quiet_stderr():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as e:
-        reason = str(e).strip().splitlines()
+    except ray.exceptions.AuthenticationError as e:
         raise UserError(
-            f"--address {address}: no Ray cluster can be joined there"
-            f" ({reason[0] if reason else type(e).__name__}); start one with `ray up cluster.yaml`,"
-            " or leave --address out"
+            f"--address {address}: Ray's token is missing here: bring the cluster's"
+            " ~/.ray/auth_token to this machine (mode 0600; see docs/cluster.md)"
         ) from e
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise UserError(f"--address {address}: {_why_not(e)}") from e
+
+
+def _why_not(error: Exception) -> str:
+    """Return why a cluster cannot be joined, and what to do."""
+    text = " ".join(str(error).split())
+    if "ersion mismatch" in text:
+        numbers = re.findall(r"(Ray|Python): ([\w.]+)", text)
+        theirs, here = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        there, mine = (" and ".join(f"{n} {v}" for n, v in pairs) for pairs in (theirs, here))
+        return f"the cluster runs {there}, this driver {mine}: use the same on every node"
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", text)[:200] or type(error).__name__
+    return (
+        f"no Ray cluster can be joined there ({reason}); start one with `ray up cluster.yaml`,"
+        " give this driver the cluster's token (~/.ray/auth_token, see docs/cluster.md), or leave"
+        " --address out"
+    )
 
 
 @contextlib.contextmanager
@@ -165,24 +342,46 @@ def _remove_stale(base: Path) -> None:
             pass
 
 
+def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what Ray sets aside for a trial: its share of a card, on the node it was given."""
+    slot = config["slot"]
+    here = {"ray.io/node-id": slot["node"]}
+    return tune.PlacementGroupFactory(
+        [{"CPU": slot["cpu"], "GPU": slot["gpu"]}], bundle_label_selector=[here]
+    )
+
+
 def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Callable[[dict], None]:
-    """Return the function that Tune calls in a worker with `{"trial": name}`."""
+    """Return the function that Tune calls in a worker with a trial's name and slot."""
 
     def objective(config: dict[str, Any]) -> None:
-        run_trial(trainable, specs[config["trial"]], tune.report)
+        slot = config["slot"]
+        attempt = Attempt(
+            number=config["attempt"],
+            threads=slot["threads"],
+            memory=slot["memory"],
+            node=slot["node"][:8],
+            gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()),
+        )
+        run_trial(trainable, specs[config["trial"]], tune.report, attempt)
 
     return objective
 
 
 class Bridge(tune.Callback):
-    """Tells the listeners what Tune hears of the trials."""
+    """Tells the dispatcher and the listeners what Tune hears of the trials."""
 
-    def __init__(self, specs: Mapping[str, Spec], listeners: Sequence[Listener]):
-        self.specs, self.listeners = specs, listeners
+    def __init__(
+        self,
+        specs: Mapping[str, Spec],
+        dispatcher: Dispatcher | None,
+        listeners: Sequence[Listener],
+    ):
+        self.specs, self.dispatcher, self.listeners = specs, dispatcher, listeners
 
     def __reduce__(self) -> tuple:
-        """Leave the listeners out: Tune pickles its callbacks, for a restore that is not used."""
-        return Bridge, ({}, ())
+        """Leave everything out: Tune pickles its callbacks, for a restore that is not used."""
+        return Bridge, ({}, None, ())
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Give listeners a chance to print."""
@@ -195,42 +394,79 @@ class Bridge(tune.Callback):
         row = {k: v for k, v in result.items() if k not in TUNES_OWN and k != "config"}
         self._tell("row", *self._identity(trial), row)
 
-    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Say that a trial's process died and that it starts again."""
-        name, _ = self._identity(trial)
-        rows = len(read_rows(self.specs[name].folder))
-        for listener in self.listeners:
-            if hasattr(listener, "announce"):
-                listener.announce(
-                    f"{name}: its worker died, retry {trial.num_failures}/{RETRIES}"
-                    f" from epoch {rows}"
-                )
-
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Hand on how a trial ended."""
+        """Hand on how a trial ended, or take it back when its node went before it began."""
+        assert self.dispatcher is not None
+        if trial.trial_id in self.dispatcher.withdrawn:
+            self.dispatcher.again(trial.trial_id, counted=False)
+            return
+        self.dispatcher.ended(trial.trial_id)
         self._end(trial, "stopped", "")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Record the end of a trial whose process died too often."""
-        self._end(trial, "failed", f"its worker process died {RETRIES + 1} times")
+        """Start a trial again that lost its process; record the end of one that cannot go on."""
+        assert self.dispatcher is not None
+        name, _ = self._identity(trial)
+        error = trial.get_pickled_error()
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, StorageError):  # it could not even record its end
+            self.dispatcher.ended(trial.trial_id)
+            self._end(trial, "failed", str(cause))
+        elif _killed_for_memory(error):
+            self.dispatcher.ended(trial.trial_id)
+            said = "the machine ran out of main memory: lower batch_size, or --max-concurrent"
+            self._end(trial, "failed", said)
+        elif self.dispatcher.again(trial.trial_id, counted=True):
+            number, retries = self.dispatcher.lost[name], self.dispatcher.retries
+            self._announce(
+                f"{name}: its worker died, retry {number}/{retries} from epoch"
+                f" {len(read_rows(self._fetched(name)))}"
+            )
+        else:
+            times = self.dispatcher.lost[name]
+            counted = "once" if times == 1 else f"{times} times"
+            self._end(trial, "failed", f"its worker process died {counted}")
 
     def _end(self, tune_trial: Any, state: str, error: str) -> None:
         """Record an end that the trial itself could not, and tell the listeners."""
         name, config = self._identity(tune_trial)
         spec = self.specs[name]
-        if read_result(spec.folder) is None:
-            write_result(spec, state, error)
-        result = read_result(spec.folder)
-        assert result is not None
+        result = read_result(self._fetched(name))
+        if result is None:
+            result = {"state": state, "error": error}
+            with contextlib.suppress(StorageError):  # the listeners hear of it all the same
+                write_result(spec, state, error)
         self._tell("ended", name, config, result["state"], result["error"])
+
+    def _fetched(self, name: str) -> Path:
+        """Return a trial's folder, with what another node wrote to an object store."""
+        spec = self.specs[name]
+        remote = mirror.of(spec.study / "study.json")
+        if remote is not None:
+            remote.pull(f"trials/{name}", only=(".json", ".txt"))
+        return spec.folder
 
     def _identity(self, tune_trial: Any) -> tuple[str, dict[str, Any]]:
         name = tune_trial.config["trial"]
         return name, dict(self.specs[name].config)
 
+    def _announce(self, text: str) -> None:
+        for listener in self.listeners:
+            if hasattr(listener, "announce"):
+                listener.announce(text)
+
     def _tell(self, what: str, *arguments: Any) -> None:
         for listener in self.listeners:
             getattr(listener, what)(*arguments)
+
+
+def _killed_for_memory(error: Exception | None) -> bool:
+    """Return whether Ray's memory monitor ended the worker: it would end it again."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return True
+    return isinstance(error, ray.exceptions.RayActorError) and bool(
+        re.search("low on memory|memory pressure|OOM", str(error))
+    )
 
 
 class Silent(TrialProgressCallback):
@@ -246,7 +482,7 @@ class Silent(TrialProgressCallback):
         """Print nothing."""
 
 
-def _run_name(storage: Path) -> str:
-    """Return a name no earlier run used: Tune would overwrite a run of the same name."""
-    used = len(list(storage.glob("run-*"))) if storage.is_dir() else 0
-    return f"run-{used + 1:03}"
+def _unused(folder: Path) -> Path:
+    """Return a name below `folder` that no earlier run has."""
+    folder.mkdir(exist_ok=True)
+    return folder / f"run-{len(list(folder.glob('run-*'))) + 1:03}"

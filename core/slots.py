@@ -1,16 +1,21 @@
-"""A slot: what one trial may take of a machine, so many GiB of a card or so many cores."""
+"""Slots: how many trials a node takes at once, so many GiB of a card or so many cores each.
+
+Ray hands out shares of a GPU but knows nothing of its memory, and a custom memory resource does
+not bound what lands on one card. So labtune works out for each node how many slots its cards have
+and asks Ray for exactly that share of a card, on exactly that node.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from core.errors import UserError
-from core.options import Options
 
 UNITS = {
     "": 1,
@@ -22,71 +27,153 @@ UNITS = {
     "mb": 10**6,
     "gb": 10**9,
 }
+CARD_RESERVE = 200 * 2**20  # bytes of each card that are left to its driver
+CONTEXT = 300 * 2**20  # bytes a process needs on a card besides what torch allocates
+SHARE_STEPS = 10_000  # Ray counts resources in 1/10000; a share is rounded down to a step
 
 
 @dataclass(frozen=True)
-class Slot:
-    """What each trial takes, and how many fit at once.
+class Node:
+    """A machine and what it offers.
 
     Attributes:
-        cpu: cores that Ray sets aside for a trial.
-        gpu: share of one GPU, 0 without GPUs.
-        threads: of torch.
-        count: trials at once on this machine.
-        memory: bytes of GPU memory a trial may take; None for no cap.
+        id: Ray's id of it.
+        host: its name.
+        cpus: cores that Ray may hand out.
+        cards: bytes of memory of each GPU; empty without GPUs.
     """
 
+    id: str
+    host: str
+    cpus: float
+    cards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What each trial takes on one node, and how many fit at once.
+
+    Attributes:
+        node: Ray's id of the node.
+        host: its name.
+        count: trials at once.
+        gpus: cards of the node.
+        cpu: cores that Ray sets aside for a trial.
+        gpu: share of one card, 0 without GPUs.
+        threads: of torch on the CPU.
+        memory: bytes that torch may allocate on the card; None for no cap.
+    """
+
+    node: str
+    host: str
+    count: int
+    gpus: int
     cpu: float
     gpu: float
     threads: int
-    count: int
     memory: int | None
 
     def record(self) -> dict[str, Any]:
-        """Return the slot as `study.json` keeps it."""
+        """Return the slots as JSON keeps them."""
         return asdict(self)
 
-    def sentence(self) -> str:
-        """Return the slot in words."""
-        if not self.gpu:
-            cores = "core" if self.threads == 1 else "cores"
-            return f"{self.count} at once, {self.threads} {cores} each"
-        size = "a whole GPU" if self.memory is None else f"{self.memory / 2**30:g} GiB of a GPU"
-        return f"{self.count} at once, {size} each"
+
+def on_node(node: Node, memory: int | None, cores: int, *, use_gpus: bool) -> Slots:
+    """Work out the slots of one node.
+
+    Args:
+        node: the node; of cards that differ, the smallest counts for all.
+        memory: bytes of a slot; None for whole cards.
+        cores: cores of a slot.
+        use_gpus: trials of this study run on GPUs, so that a node without has no slots.
+    """
+    if not use_gpus:
+        count = int(node.cpus // cores)
+        return Slots(node.id, node.host, count, 0, float(cores), 0.0, cores, None)
+    per_card = per_cards(node.cards, memory)
+    count = len(node.cards) * per_card
+    if not count:
+        return Slots(node.id, node.host, 0, len(node.cards), 0.0, 0.0, cores, memory)
+    cap = None
+    if memory is not None:
+        # On a card without room to spare, the processes' own needs come out of the slots.
+        cap = min(memory, min(node.cards) // per_card - CONTEXT)
+    return Slots(
+        node=node.id,
+        host=node.host,
+        count=count,
+        gpus=len(node.cards),
+        cpu=_step(min(float(cores), node.cpus / count)),
+        gpu=_step(1 / per_card),
+        threads=cores,
+        memory=cap,
+    )
 
 
-def from_record(record: dict[str, Any]) -> Slot:
-    """Return the slot that `Slot.record` described."""
-    return Slot(**record)
+def per_cards(cards: Sequence[int], memory: int | None) -> int:
+    """Return how many slots of `memory` bytes each of `cards` takes (the smallest decides)."""
+    if not cards:
+        return 0
+    return 1 if memory is None else max(0, min(cards) - CARD_RESERVE) // memory
 
 
-def plan(opts: Options) -> Slot:
-    """Work out the slots of this machine.
+def check(nodes: Sequence[Node], memory: int | None, text: str) -> None:
+    """Refuse a slot that is larger than every card.
 
     Raises:
-        UserError: the slot is larger than a card, or its size cannot be read.
+        UserError: none of the cards can hold `memory` bytes; `text` is what the user gave.
     """
-    memory = parse_memory(opts.slot_memory)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    gpus = torch.cuda.device_count()
-    if not gpus:
-        count = min(cores, opts.max_concurrent or cores)
-        return Slot(cpu=1, gpu=0, threads=1, count=count, memory=None)
-    card = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
-    per_card = 1 if memory is None else card // memory
-    if not per_card:
+    cards = [card for node in nodes for card in node.cards]
+    if cards and memory is not None and not any(per_cards((card,), memory) for card in cards):
         raise UserError(
-            f"--slot-memory {opts.slot_memory} is more than the card's {card / 2**30:.1f} GiB:"
-            " choose a smaller slot"
+            f"--slot-memory {text} is more than the largest card offers"
+            f" ({(max(cards) - CARD_RESERVE) / 2**30:.1f} GiB): choose a smaller slot"
         )
-    count = min(gpus * per_card, opts.max_concurrent or gpus * per_card)
-    cpu = min(1.0, cores / count)
-    return Slot(cpu=cpu, gpu=1 / per_card, threads=1, count=count, memory=memory)
 
 
-def parse_memory(text: str) -> int | None:
+def sentence(slots: Sequence[Slots], memory: int | None) -> str:
+    """Return the slots of all nodes in words."""
+    gpus, count = sum(s.gpus for s in slots), sum(s.count for s in slots)
+    words = [_counted(len(slots), "node")]
+    if gpus:
+        words.append(_counted(gpus, "GPU"))
+        size = "one whole GPU" if memory is None else f"{memory / 2**30:g} GiB"
+    else:
+        size = _counted(slots[0].threads, "core") if slots else "a core"
+    return f"{', '.join(words)}: {_counted(count, 'slot')} of {size}"
+
+
+def this_machine(node: str = "") -> Node:
+    """Return what this machine offers to this process."""
+    import torch
+
+    count = torch.cuda.device_count()
+    cards = tuple(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    return Node(node, os.uname().nodename, cores_here(), cards)
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def card_memory() -> list[int]:
+    """Return the bytes of every card of this machine, as the driver's own tool tells them.
+
+    For processes that Ray gave no GPU, in which CUDA shows none.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.split() if done.returncode == 0 else []
+    return [int(line) * 2**20 for line in lines if line.isdigit()]
+
+
+def parse_memory(text: str, option: str = "--slot-memory") -> int | None:
     """Return bytes from text such as `2GiB` or `1500MiB`; None for `none`.
 
     Raises:
@@ -94,8 +181,17 @@ def parse_memory(text: str) -> int | None:
     """
     if text.lower() == "none":
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     unit = UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
-        raise UserError(f"--slot-memory {text}: give a size such as 2GiB or 1500MiB, or none")
+    if match is None or unit is None or int(float(match[1]) * unit) <= 0:
+        raise UserError(f"{option} {text}: give a size such as 2GiB or 1500MiB, or none")
     return int(float(match[1]) * unit)
+
+
+def _step(share: float) -> float:
+    """Round down to what Ray can count: seven times 0.1429 would be more than a card."""
+    return math.floor(share * SHARE_STEPS + 1e-9) / SHARE_STEPS
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

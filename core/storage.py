@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core import mirror
+from core.errors import StorageError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -20,7 +22,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     process killed at any point leaves at most a `.tmp` file behind.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; nothing is left half written.
+        StorageError: the folder cannot be written or the disk is full; no half file is left.
     """
     temporary = None
     try:
@@ -34,17 +36,43 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, unreadable to other nodes
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as e:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            needed = len(data) / 2**20
-            raise UserError(
-                f"disk full writing {path} (needs {needed:.1f} MiB): nothing finished is lost;"
-                " free space and run the same command with --resume"
-            ) from e
-        raise UserError(f"cannot write {path} ({e.strerror}): choose another --results-dir") from e
+        raise _refusal(path, e, len(data)) from e
+    remote = mirror.of(path)
+    if remote is not None:
+        remote.push(path)
+
+
+@contextlib.contextmanager
+def reserve(path: Path, size: int) -> Iterator[None]:
+    """Hold `size` bytes of the disk in the file `path`, and free them at the end.
+
+    So a disk that fills up meanwhile still takes the record of the failure.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full.
+    """
+    try:
+        path.write_bytes(b"\0" * size)
+    except OSError as e:
+        path.unlink(missing_ok=True)
+        raise _refusal(path, e, size) from e
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file that may be gone already."""
+    path.unlink(missing_ok=True)
+    remote = mirror.of(path)
+    if remote is not None:
+        remote.remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,14 +89,14 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        StorageError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as e:
-        raise UserError(f"{path} is missing: this is not a study's result folder") from e
+        raise StorageError(f"{path} is missing: this is not a study's result folder") from e
     except (ValueError, OSError) as e:
-        raise UserError(f"{path} is damaged ({e}): restore it or start a new study name") from e
+        raise StorageError(f"{path} is damaged ({e}): restore it or start a new study name") from e
 
 
 def finite(content: Any) -> Any:
@@ -80,6 +108,25 @@ def finite(content: Any) -> Any:
     if isinstance(content, float) and content - content != 0:  # inf - inf and nan are not 0
         return None
     return content
+
+
+def _refusal(path: Path, error: OSError, size: int) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageError(
+            f"disk full writing {path} (needs {size / 2**20:.1f} MiB): nothing finished is lost;"
+            " free space and run the same command with --resume"
+        )
+    return StorageError(f"cannot write {path} ({error.strerror}): choose another --results-dir")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a loss of power (not every file system can)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

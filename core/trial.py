@@ -6,8 +6,11 @@ Called outside the engine (a test, a notebook), restoring finds nothing, saving 
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import io
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,10 +23,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from core import checkpoint, process
-from core.errors import TrialError, UserError
-from core.storage import read_json, write_bytes, write_json, write_text
+from core import checkpoint, mirror, process
+from core.errors import StorageError, TrialError
+from core.storage import read_json, remove, reserve, write_bytes, write_json, write_text
 
+RESERVE = 1 << 16  # bytes set aside, so that a full disk still takes the record of the failure
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 
@@ -51,7 +55,7 @@ class Spec:
         study: the study's result folder.
         metric: the reported metric that picks the best epoch.
         mode: "max" or "min".
-        threads: of torch on the CPU.
+        remote: the object store that mirrors the result folder, if any.
     """
 
     name: str
@@ -60,12 +64,31 @@ class Spec:
     study: Path
     metric: str
     mode: str
-    threads: int = 1
+    remote: mirror.Mirror | None = None
 
     @property
     def folder(self) -> Path:
         """Return the trial's own folder."""
         return self.study / "trials" / self.name
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process's try at a trial, and what it may take there.
+
+    Attributes:
+        number: counted from 1; more than 1 after a lost process.
+        threads: of torch on the CPU.
+        memory: bytes that torch may allocate on the GPU; None for no cap.
+        node: Ray's id of the node, shortened; empty without Ray.
+        gpus: ids of the cards, as Ray gave them.
+    """
+
+    number: int = 1
+    threads: int = 1
+    memory: int | None = None
+    node: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass
@@ -128,7 +151,7 @@ def restore(state: Mapping[str, Stateful]) -> int:
     content, damaged = checkpoint.load_newest(trial.spec.folder)
     for path in damaged:
         print(f"{trial.spec.name}: {path.name} is damaged, going back one epoch", flush=True)
-        path.unlink(missing_ok=True)
+        remove(path)
     if content is None:
         trial.rows, trial.elapsed = [], 0.0
         return 0
@@ -190,64 +213,108 @@ def save_predictions(
     write_bytes(trial.spec.study / "predictions" / f"{trial.spec.name}.npz", buffer.getvalue())
 
 
-def run(trainable: Callable[..., None], spec: Spec, forward: Report) -> None:
+def run(
+    trainable: Callable[..., None], spec: Spec, forward: Report, attempt: Attempt | None = None
+) -> None:
     """Run one trial to its end and record how it ended in `result.json`.
 
     A trial that fails is recorded, not raised: its worker goes on to the next trial. Only the end
     of the process itself (killed, lost node) leaves no record, and the engine starts it again.
+
+    Raises:
+        StorageError: the result folder takes no record, not even of the failure.
     """
+    attempt = attempt or Attempt()
+    if spec.remote is not None:
+        spec = _on_this_node(spec, spec.remote)
     spec.folder.mkdir(parents=True, exist_ok=True)
     # A worker that lost its driver may still be writing its last epoch: wait until it is gone.
     with FileLock(spec.folder / "lock", timeout=120):
-        process.reset(int(spec.config.get("seed", 0)), spec.threads)
+        process.reset(int(spec.config.get("seed", 0)), attempt.threads, attempt.memory)
         trial = Trial(spec, forward)  # its clock starts here: what a new worker loads is not its
         token = _current.set(trial)
-        state, error = "finished", ""
         try:
-            trainable({**spec.config, **spec.private}, report=trial.report)
-        except TrialError as e:
-            state, error = e.state, str(e)
-        except Exception as e:
-            state, error = "failed", _sentence(e)
-            write_text(spec.folder / "error.txt", traceback.format_exc())
-            if isinstance(e, UserError) and "disk full" in error:
-                raise  # nothing more can be written
+            with reserve(spec.folder / "reserve", RESERVE):
+                write_json(spec.folder / "attempt.json", _attempt_record(attempt))
+                state, error = _outcome(trainable, trial)
+        except StorageError as e:
+            state, error = "failed", str(e)
         finally:
             _current.reset(token)
+        result = _result(trial, state, error, process.peak_memory())
+        process.release()
         if state == "finished":
             checkpoint.remove_all(spec.folder)
-        write_json(
-            spec.folder / "result.json", _result(trial, state, error, process.peak_memory_mib())
-        )
+        write_json(spec.folder / "result.json", result)
+
+
+def _outcome(trainable: Callable[..., None], trial: Trial) -> tuple[str, str]:
+    """Run the trainable; return how it ended and, for a failure, the sentence for the table.
+
+    Raises:
+        StorageError: the result folder cannot be written.
+    """
+    spec = trial.spec
+    try:
+        trainable({**spec.config, **spec.private}, report=trial.report)
+    except StorageError:
+        raise
+    except TrialError as e:
+        return e.state, str(e)
+    except Exception as e:
+        sentence = process.memory_sentence(e)
+        write_text(spec.folder / "error.txt", traceback.format_exc())
+        return "failed", sentence or _sentence(e)
+    return "finished", ""
+
+
+def _on_this_node(spec: Spec, remote: mirror.Mirror) -> Spec:
+    """Fetch what other nodes wrote of a trial, and send what this one writes."""
+    if mirror.of(spec.study / "study.json") is None and mirror.of(remote.local / "x") is None:
+        mirror.attach(remote)
+    remote.pull(f"trials/{spec.name}")
+    return dataclasses.replace(spec, study=remote.local)
+
+
+def _attempt_record(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "gpus": list(attempt.gpus),
+        "node": attempt.node,
+        "attempt": attempt.number,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return how the trial in `folder` ended, or None while it has not."""
-    path = folder / "result.json"
-    return read_json(path) if path.is_file() else None
+    """Return how the trial in `folder` ended, or None while it has not (or the file is damaged)."""
+    return _recorded(folder / "result.json")
 
 
 def read_rows(folder: Path) -> list[Row]:
     """Return the rows reported so far by the trial in `folder`."""
-    path = folder / "history.json"
-    return read_json(path)["rows"] if path.is_file() else []
+    return (_recorded(folder / "history.json") or {"rows": []})["rows"]
 
 
 def write_result(spec: Spec, state: str, error: str) -> None:
     """Record the end of a trial whose process could not do so itself."""
-    path = spec.folder / "history.json"
-    known = read_json(path) if path.is_file() else {"rows": [], "seconds": 0.0}
+    known = _recorded(spec.folder / "history.json") or {"rows": [], "seconds": 0.0}
     trial = Trial(spec, lambda row: None, known["rows"], known["seconds"])
-    write_json(spec.folder / "result.json", _result(trial, state, error, None))
+    write_json(spec.folder / "result.json", _result(trial, state, error, process.UNKNOWN_MEMORY))
 
 
-def _result(trial: Trial, state: str, error: str, peak_memory_mib: float | None) -> dict[str, Any]:
-    return {
-        "state": state,
-        "error": error,
-        "seconds": trial.seconds(),
-        "peak_memory_mib": peak_memory_mib,
-    }
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """Return a trial's JSON file; None if it is not there or damaged, which running it mends."""
+    try:
+        content = read_json(path)
+    except StorageError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _result(trial: Trial, state: str, error: str, memory: Mapping[str, Any]) -> dict[str, Any]:
+    return {"state": state, "error": error, "seconds": trial.seconds(), **memory}
 
 
 def _sentence(error: Exception) -> str:

@@ -328,8 +328,8 @@ def test_report_only_needs_no_trials(tmp_path):
     assert (copied / "report.html").read_bytes() == whole
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_without_a_report(tmp_path, sent):
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_an_interrupt_stops_without_a_report(tmp_path, sent, code):
     arguments = ["--local", "--results-dir", str(tmp_path), "--set", "pause=0.5", "epochs=6"]
     process = subprocess.Popen(
         [sys.executable, "tests/toy.py", *arguments],
@@ -342,7 +342,7 @@ def test_an_interrupt_stops_without_a_report(tmp_path, sent):
         time.sleep(0.1)
     process.send_signal(sent)
     _, shown = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "nothing finished is lost" in shown and "--resume" in shown and "Traceback" not in shown
     assert not (folder / "report.html").exists()
     assert toy(tmp_path, "--set", "pause=0.5", "epochs=6", "--resume") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from core import checkpoint, trial
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.ray
@@ -41,22 +43,106 @@ def history(folder: Path, name: str = "demo") -> pd.DataFrame:
     return pd.read_csv(folder / "toy" / name / "history.csv")[METRICS]
 
 
+def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path):
+    """A file system of 2 MiB, in a name space of its own, is filled in the middle of a trial."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    toy = f"{sys.executable} tests/toy.py --results-dir {disk} --seeds 2 --set kind=train,fill"
+    script = f"""
+mount -t tmpfs -o size=2m tmpfs {disk}
+{toy} > {tmp_path}/first 2>&1; echo $? > {tmp_path}/codes
+cp -r {disk}/toy {tmp_path}/full
+rm {disk}/filler
+TOY_FILL=/nonexistent/filler {toy} --resume > {tmp_path}/second 2>&1; echo $? >> {tmp_path}/codes
+cp -r {disk}/toy {tmp_path}/resumed
+"""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no name spaces here: a small disk cannot be made")
+    subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TOY_FILL": f"{disk}/filler"},
+        check=True,
+        timeout=240,
+    )
+    first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
+    # No room for the tables either: nothing is written, and the last line says so.
+    assert (tmp_path / "codes").read_text().split() == ["2", "0"], first + second
+    assert "Traceback" not in first + second
+    assert first.splitlines()[-1].startswith("disk full writing ")
+    trials = {path.name: path for path in (tmp_path / "full" / "demo" / "trials").iterdir()}
+    results = {name: trial.read_result(path) for name, path in trials.items()}
+    assert results["kind=train,seed=0"]["state"] == "finished"
+    failed = {name: result for name, result in results.items() if result["state"] == "failed"}
+    assert "kind=fill,seed=0" in failed
+    for name, result in failed.items():
+        assert result["error"].startswith("disk full writing ")
+        assert "free space and run the same command with --resume" in result["error"]
+        assert f"{name} failed: {result['error']}" in first
+        assert "retry" not in first
+        content, damaged = checkpoint.load_newest(trials[name])
+        assert not damaged and not list(trials[name].glob(".*.tmp"))
+        assert (content or {"epoch": 0})["epoch"] == len(trial.read_rows(trials[name]))
+    assert f"resuming: {len(results) - len(failed)} done" in second
+    whole = run(tmp_path, "--seeds", "2", "--set", "kind=train,fill", "--local", TOY_FILL="/no/x")
+    assert whole.returncode == 0
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "resumed" / "demo" / "history.csv")[METRICS], history(tmp_path)
+    )
+
+
+def test_a_local_study_listens_on_loopback_only(tmp_path):
+    driver = subprocess.Popen(
+        command(tmp_path, "--set", "epochs=100", "pause=0.3"),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while not list(tmp_path.glob("toy/demo/trials/*/history.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        processes = [psutil.Process(driver.pid)]
+        processes += processes[0].children(recursive=True)
+        listening = [
+            (process.name(), connection.laddr.ip)
+            for process in processes
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert len(listening) > 5
+        loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+        assert [found for found in listening if found[1] not in loopback] == []
+    finally:
+        driver.send_signal(signal.SIGINT)
+        driver.wait(60)
+
+
 def test_ray_and_local_agree_and_failures_are_told(tmp_path):
     """Dead workers start again from their last epoch; what raises is told and not retried."""
-    kinds = "kind=train,raise,refuse,die,die-once"
+    kinds = "kind=train,raise,refuse,die,die-once,oom,hoard"
     marker = str(tmp_path / "died")
     spaced = tmp_path / "a path with spaces"
     spaced.symlink_to(Path(sys.executable).parents[1])
     python = spaced / "bin" / "python"
     done = run(tmp_path, "--set", kinds, "--seeds", "1", python=python, TOY_MARKER=marker)
     assert done.returncode == 1, done.stderr
-    assert "3 of 5 trials failed" in done.stdout
+    assert "5 of 7 trials failed" in done.stdout
     assert "kind=die-once,seed=0: its worker died, retry 1/2 from epoch 1" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
     assert trials.state["die-once"] == "finished" and trials.state["train"] == "finished"
     assert trials.error["die"] == "its worker process died 3 times"
     assert trials.epochs_run["die"] == 1
+    assert trials.error["oom"].startswith("out of GPU memory: asked for 4.00 GiB more, over ")
+    assert "lower batch_size" in trials.error["oom"] and "--slot-memory" in trials.error["oom"]
+    assert trials.error["hoard"].startswith("out of main memory: asked for ")
+    assert "lower batch_size or image_size" in trials.error["hoard"]
+    for kind in ("oom", "hoard"):
+        attempt = tmp_path / "toy" / "demo" / "trials" / f"kind={kind},seed=0" / "attempt.json"
+        assert json.loads(attempt.read_text())["attempt"] == 1
     local = run(tmp_path, "--set", "kind=train", "--seeds", "1", "--name", "local", "--local")
     assert local.returncode == 0
     rows = history(tmp_path)

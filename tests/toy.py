@@ -5,6 +5,7 @@ python tests/toy.py --set epochs=3 pause=0.1
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -32,7 +33,18 @@ class Config:
         data_dir: not used.
     """
 
-    kind: Literal["train", "raise", "diverge", "refuse", "die", "die-once"] = "train"
+    kind: Literal[
+        "train",
+        "raise",
+        "diverge",
+        "refuse",
+        "die",
+        "die-once",
+        "oom",
+        "hoard",
+        "gather",
+        "fill",
+    ] = "train"
     seed: int = 0
     epochs: int = 4
     pause: float = 0.0
@@ -50,6 +62,8 @@ def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> No
     torch.manual_seed(cfg.seed)
     x = torch.randn(64, 8)
     y = x.sum(1, keepdim=True)
+    if cfg.kind == "gather":
+        gather(cfg)
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 1))
     optimizer = torch.optim.SGD(model.parameters(), cfg.lr, momentum=0.9)
     state = {"model": model, "optimizer": optimizer}
@@ -64,6 +78,8 @@ def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> No
         row = {"epoch": epoch, "val_accuracy": 1 / (1 + loss.item()), "train_loss": loss.item()}
         trial.save(state, row)
         report(row)
+    if cfg.kind == "gather":
+        (Path(os.environ["TOY_MARKER"]) / f"{cfg.seed}-gone").touch()
 
 
 def misbehave(cfg: Config) -> None:
@@ -74,12 +90,37 @@ def misbehave(cfg: Config) -> None:
         raise Diverged("the loss is nan at epoch 2, step 1 (lr 0.1)")
     if cfg.kind == "refuse":
         raise TrialError("needs more than it may take: lower batch_size")
+    if cfg.kind == "oom":  # what torch raises on a GPU whose cap is reached
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has")
+    if cfg.kind == "hoard":  # more than any machine has
+        torch.empty(2**50, dtype=torch.uint8)
     if cfg.kind == "die":
         os.kill(os.getpid(), 9)
+    if cfg.kind == "fill":
+        fill(Path(os.environ["TOY_FILL"]))
     marker = Path(os.environ.get("TOY_MARKER", "/nonexistent"))
     if cfg.kind == "die-once" and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), 9)
+
+
+def fill(path: Path) -> None:
+    """Leave no byte free on the disk of `path`."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+
+
+def gather(cfg: Config) -> None:
+    """Wait until as many trials as TOY_GATHER names run at once, as they do from then on."""
+    place = Path(os.environ["TOY_MARKER"])
+    place.mkdir(exist_ok=True)
+    (place / f"{cfg.seed}-came").touch()
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        if len(list(place.glob("*-came"))) >= int(os.environ["TOY_GATHER"]):
+            break
+        time.sleep(0.2)
 
 
 def write_report(folder: Path) -> None:
