@@ -1,0 +1,465 @@
+"""The cluster files and the scripts beside them, as far as that goes without a cluster.
+
+Ray's schema leaves `provider` and `node_config` open, so what AWS would refuse at launch, and what
+nobody would refuse but everybody would regret, is checked here. docs/cluster/loopback.sh really
+brings cluster-onprem.yaml up.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+FILES = ("cluster.yaml", "cluster-onprem.yaml")
+SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))
+COMMANDS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+START = ("head_start_ray_commands", "worker_start_ray_commands")
+
+# The arguments of EC2's RunInstances that a node_config may hold (Ray itself gives counts, subnets,
+# groups, key and tags), for where botocore, which knows them all, is not installed.
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html
+NODE_CONFIG = {
+    "BlockDeviceMappings": [
+        {
+            "DeviceName": str,
+            "Ebs": {
+                "DeleteOnTermination": bool,
+                "Encrypted": bool,
+                "Iops": int,
+                "Throughput": int,
+                "VolumeSize": int,
+                "VolumeType": str,
+            },
+        }
+    ],
+    "IamInstanceProfile": {"Arn": str, "Name": str},
+    "ImageId": str,
+    "InstanceMarketOptions": {
+        "MarketType": str,
+        "SpotOptions": {"MaxPrice": str, "SpotInstanceType": str},
+    },
+    "InstanceType": str,
+    "KeyName": str,
+    "MetadataOptions": {"HttpEndpoint": str, "HttpPutResponseHopLimit": int, "HttpTokens": str},
+    "NetworkInterfaces": [dict],
+    "Placement": dict,
+    "SecurityGroupIds": [str],
+    "SubnetIds": [str],
+}
+
+
+def load(name: str) -> dict:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def prepared(config: dict) -> dict:
+    """Return `config` as `ray up` would use it; raises what `ray up` would refuse."""
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    config = util.prepare_config(copy.deepcopy(config))
+    util.validate_config(config)
+    return config
+
+
+def misfits(value: object, allowed: object, path: str = "node_config") -> list[str]:
+    """Return where `value` holds keys or types that `allowed` does not."""
+    if isinstance(allowed, type):
+        return [] if isinstance(value, allowed) else [f"{path} is not {allowed.__name__}"]
+    if isinstance(allowed, list):
+        if not isinstance(value, list):
+            return [f"{path} is not a list"]
+        return [m for i, v in enumerate(value) for m in misfits(v, allowed[0], f"{path}[{i}]")]
+    assert isinstance(allowed, dict)
+    if not isinstance(value, dict):
+        return [f"{path} is not a mapping"]
+    return [
+        m
+        for key, v in value.items()
+        for m in (
+            misfits(v, allowed[key], f"{path}.{key}") if key in allowed else [f"{path}.{key}"]
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_accepts_the_file(name):
+    config = prepared(load(name))
+    assert config["cluster_name"].startswith("labtune")
+    # What Ray adds by itself must not bring back what was left out: its defaults hold `ray stop`,
+    # a dashboard open to the world, and their own set-up.
+    assert config["head_start_ray_commands"] == load(name)["head_start_ray_commands"]
+    assert config["worker_start_ray_commands"] == load(name)["worker_start_ray_commands"]
+    assert not any("ray-wheels" in c for c in config["setup_commands"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("cluster.yaml", {"max_worker": 3}),
+        ("cluster.yaml", {"idle_timeout_minutes": "ten"}),
+        ("cluster.yaml", {"head_node_type": "haed"}),
+        ("cluster-onprem.yaml", {"head_start_ray_command": []}),
+    ],
+)
+def test_the_schema_test_would_notice(name, change):
+    with pytest.raises(Exception, match=r"max_worker|ten|head_node_type|head_start_ray_command"):
+        prepared({**load(name), **change})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_commands_are_bash(name):
+    config = load(name)
+    for kind in COMMANDS:
+        for command in config.get(kind, []):
+            done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+            assert done.returncode == 0, f"{kind}: {command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(script):
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert os.access(script, os.X_OK)
+
+
+def test_scripts_of_the_cluster_files_are_there():
+    assert {"aws-iam.sh", "loopback.sh", "ray-node.sh", "slurm.sh"} == {p.name for p in SCRIPTS}
+    for name in FILES:
+        for command in (c for kind in START for c in load(name)[kind]):
+            (script,) = re.findall(r"bash (\S+\.sh) start ", command)
+            assert (ROOT / script) in SCRIPTS
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_node_starts_with_the_token_and_closed(name):
+    config = load(name)
+    for kind in START:
+        for command in config[kind]:
+            words = shlex.split(command.replace("$(", "").replace(")", ""))
+            assert "RAY_AUTH_MODE=token" in words, kind
+            assert "RAY_USAGE_STATS_ENABLED=0" in words, kind
+            assert "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in words, kind
+            if kind == "head_start_ray_commands":
+                assert "--dashboard-host=127.0.0.1" in words
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("path", [*(ROOT / name for name in FILES), *SCRIPTS], ids=lambda p: p.name)
+def test_others_processes_and_ports_are_left_alone(path):
+    text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text())
+    assert not re.search(r"\bray stop\b|\bray down\b|\bpkill\b|\bkillall\b", text)
+    assert "0.0.0.0" not in text and "::/0" not in text
+    assert "RAY_AUTH_MODE=disabled" not in text
+
+
+@pytest.mark.parametrize("path", [*(ROOT / name for name in FILES), *SCRIPTS], ids=lambda p: p.name)
+def test_no_secrets(path):
+    text = path.read_text()
+    assert not re.search(r"AKIA|ASIA[A-Z0-9]{12}|PRIVATE KEY|(?i:password|secret)\w*\s*[:=]", text)
+    assert not re.search(r"\b[0-9a-f]{32,}\b", text)
+    assert "ssh_private_key" not in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_whole_checkout_is_mounted(name):
+    """Otherwise nodes run other code than the driver, or results name a commit as changed."""
+    tracked = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True
+    ).stdout.splitlines()
+    if not tracked:
+        pytest.skip("no git here")
+    mounts = {k: v for k, v in load(name)["file_mounts"].items() if k.startswith("~/labtune/")}
+    assert all(remote == f"~/labtune/{local}" for remote, local in mounts.items())
+    missing = {path.split("/")[0] for path in tracked} - set(mounts.values())
+    assert not missing, f"add to file_mounts of {name}: {sorted(missing)}"
+    gone = {local for local in mounts.values() if not (ROOT / local).exists()} - {".git"}
+    assert not gone, f"remove from file_mounts of {name}: {sorted(gone)}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_neither_environments_nor_results_travel(name):
+    config = load(name)
+    assert {"__pycache__", "/.venv", "/results", "/data"} <= set(config["rsync_exclude"])
+    assert not {".", "./", ".venv", "results", "data"} & set(config["file_mounts"].values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nodes_run_the_environment_of_the_checkout(name):
+    config = load(name)
+    assert any("make env" in command for command in config["setup_commands"])
+    assert all(c.startswith("cd ~/labtune && ") for kind in START for c in config[kind])
+
+
+def test_aws_node_types():
+    config = load("cluster.yaml")
+    head, gpu = (config["available_node_types"][name] for name in ("head", "gpu"))
+    assert config["head_node_type"] == "head" and head["resources"] == {"CPU": 0}
+    assert "--num-cpus=0" in config["head_start_ray_commands"][-1]
+    assert gpu["min_workers"] == 0 < gpu["max_workers"] == config["max_workers"]
+    assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert "InstanceMarketOptions" not in head["node_config"]  # a study ends with its head
+    assert config["provider"]["cache_stopped_nodes"] is False
+    assert 0 < config["idle_timeout_minutes"] <= 30
+    for node in (head["node_config"], gpu["node_config"]):
+        assert node["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] >= 100  # torch, CUDA, Ray, data
+        # An id would be of one region and grow old; Ray's own default has Python 3.6.
+        assert re.fullmatch(
+            r"resolve:ssm:/aws/service/deeplearning/[\w/.-]+/ami-id|ami-[0-9a-f]+", node["ImageId"]
+        )
+        assert node["MetadataOptions"]["HttpTokens"] == "required"
+    assert {n["node_config"]["IamInstanceProfile"]["Name"] for n in (head, gpu)} == {
+        "labtune-head",
+        "labtune-worker",
+    }
+
+
+@pytest.mark.parametrize("kind", ["head", "gpu"])
+def test_aws_knows_every_key(kind):
+    config = load("cluster.yaml")["available_node_types"][kind]["node_config"]
+    assert misfits(config, NODE_CONFIG) == []
+    try:
+        import botocore.session
+        from botocore.validate import ParamValidator
+    except ImportError:
+        return
+    model = botocore.session.get_session().get_service_model("ec2")
+    shape = model.operation_model("RunInstances").input_shape
+    request = {**config, "MinCount": 1, "MaxCount": 1}
+    report = ParamValidator().validate(request, shape)
+    assert not report.has_errors(), report.generate_report()
+
+
+def test_the_key_check_would_notice():
+    good = load("cluster.yaml")["available_node_types"]["gpu"]["node_config"]
+    assert misfits({**good, "InstanceTyp": "g5.xlarge"}, NODE_CONFIG) == ["node_config.InstanceTyp"]
+    bad = {**good, "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": "1"}}]}
+    assert misfits(bad, NODE_CONFIG) == [
+        "node_config.BlockDeviceMappings[0].Ebs.VolumeSize is not int"
+    ]
+
+
+def test_aws_opens_only_ssh():
+    """Ray's provider opens 22 and the group to itself; what a file adds would come on top."""
+    provider = load("cluster.yaml")["provider"]
+    assert set(provider) <= {
+        "type",
+        "region",
+        "availability_zone",
+        "cache_stopped_nodes",
+        "security_group",
+    }
+    group = provider["security_group"]
+    assert group["GroupName"]
+    for rule in group.get("IpPermissions", []):
+        assert (rule["FromPort"], rule["ToPort"], rule["IpProtocol"]) == (22, 22, "tcp")
+
+
+def test_rays_own_rules_open_only_ssh(monkeypatch):
+    """What the AWS provider of this version of Ray adds to a group that it makes."""
+    pytest.importorskip("boto3")
+    from ray.autoscaler._private.aws import config as aws
+
+    rules = aws._create_default_inbound_rules({"sg-1"})
+    outside = [rule for rule in rules if rule.get("IpRanges")]
+    assert [(r["FromPort"], r["ToPort"]) for r in outside] == [(22, 22)]
+    assert all(r["UserIdGroupPairs"] == [{"GroupId": "sg-1"}] for r in rules if r not in outside)
+
+
+def test_onprem_nodes():
+    config = load("cluster-onprem.yaml")
+    servers = [config["provider"]["head_ip"], *config["provider"]["worker_ips"]]
+    assert len(servers) == len(set(servers)) == 2
+    # RFC 5737: addresses that are nobody's, to be filled in.
+    assert all(address.startswith("192.0.2.") for address in servers)
+    assert config["min_workers"] == config["max_workers"] == 1
+    node = prepared(config)["available_node_types"]["local.cluster.node"]
+    assert node["min_workers"] == node["max_workers"] == len(config["provider"]["worker_ips"])
+    for kind in START:  # version 2 would start one worker too few
+        assert all("RAY_enable_autoscaler_v2=0 " in command for command in config[kind])
+    port = int(re.search(r"--port=(\d+)", config["head_start_ray_commands"][-1])[1])
+    assert f":{port}" in config["worker_start_ray_commands"][-1]
+    assert not 10002 <= port <= 19999
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Return a function that runs slurm.sh in an allocation of two nodes that is all pretence."""
+    commands = {
+        "bin/scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; echo other;'
+        ' else echo "$*" >> scontrol.log; fi',
+        # Steps run here; the options of srun end where `bash` begins.
+        "bin/srun": 'while [ "$1" != bash ]; do echo -n "$1 " >> srun.log; shift; done;'
+        ' echo "${@:4}" >> srun.log; exec "$@"',
+        ".venv/bin/ray": '[ "$1" = start ] || exit 0\n'
+        'case "$*" in *--head*) all="$*"; port="${all##*--port=}"; exec '
+        + shlex.quote(sys.executable)
+        + " -c '"
+        'import socket, sys, time; s = socket.create_server(("127.0.0.1", int(sys.argv[1])));'
+        ' time.sleep(60)\' "${port%% *}" ;; esac; exec sleep 60',
+        ".venv/bin/python": 'echo "$*" >> study.log\n'
+        '[ "$CODE" != 75 ] || { sleep 30 & trap "kill $!; exit 75" TERM; touch ready; wait; };'
+        ' exit "$CODE"',
+    }
+    for path, text in commands.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / path).chmod(0o755)
+
+    def run(*arguments: str, code: int) -> tuple[int, str]:
+        environment = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "CODE": str(code),
+            "LABTUNE_SETTLE": "0",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_CPUS_PER_TASK": "4",
+        }
+        script = str(ROOT / "docs" / "cluster" / "slurm.sh")
+        process = subprocess.Popen(
+            ["bash", script, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if code == 75:  # Slurm's signal before the limit, to the script alone
+            deadline = time.monotonic() + 20
+            while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=40)
+        return process.returncode, output
+
+    return run
+
+
+def test_slurm_job_requeues_itself_when_time_is_up(slurm, tmp_path):
+    code, output = slurm("studies/norms.py", "--results-dir", "out dir", code=75)
+    assert code == 75, output
+    assert (tmp_path / "scontrol.log").read_text().split() == ["requeue", str(os.getpid())]
+    assert "back into the queue" in output
+
+
+def test_slurm_job_that_is_done_is_done(slurm, tmp_path):
+    code, output = slurm("studies/norms.py", "--seeds", "2", code=1)
+    assert code == 1, output
+    assert not (tmp_path / "scontrol.log").exists()
+    port = 20000 + os.getpid() % 10000
+    (command,) = (tmp_path / "study.log").read_text().splitlines()
+    assert command == (
+        f"studies/norms.py --seeds 2 --name slurm-{os.getpid()} --address 127.0.0.1:{port}"
+    )
+    head, workers = sorted((tmp_path / "srun.log").read_text().splitlines(), key=len, reverse=True)
+    assert "--nodes=1" in head and "--head" in head and "--include-dashboard=false" in head
+    assert "--exclude=127.0.0.1" in workers and f"--address=127.0.0.1:{port}" in workers
+    assert "--num-cpus=4" in head and "--num-cpus=4" in workers
+    assert not Path(f"/tmp/labtune-{os.getpid()}").exists()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_slurm_job_goes_on_where_it_was(slurm, tmp_path, named):
+    name = "mine" if named else f"slurm-{os.getpid()}"
+    folder = tmp_path / "out dir" / "norms" / name
+    folder.mkdir(parents=True)
+    (folder / "study.json").touch()
+    options = ["--name=mine"] if named else []
+    code, output = slurm("studies/norms.py", "--results-dir=out dir", *options, code=0)
+    assert code == 0, output
+    assert " --resume --address " in (tmp_path / "study.log").read_text()
+
+
+def test_slurm_job_refuses_what_it_gives_itself(slurm):
+    code, output = slurm("studies/norms.py", "--resume", code=0)
+    assert code == 2 and "leave them out" in output
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a checkout with nothing but ray-node.sh and a `ray` that starts, or does not."""
+    script = tmp_path / "docs" / "cluster" / "ray-node.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text((ROOT / "docs" / "cluster" / "ray-node.sh").read_text())
+    ray = tmp_path / ".venv" / "bin" / "ray"
+    ray.parent.mkdir(parents=True)
+    # `exec -a` so that the command line reads as that of the real one.
+    ray.write_text(
+        '#!/bin/bash\ncase "$*" in *--broken*) echo "no such address"; exit 1 ;; esac\n'
+        'echo "Ray runtime started."; exec -a "ray start --block" sleep 60\n'
+    )
+    ray.chmod(0o755)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", str(script), *arguments],
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+
+    yield run
+    run("stop")
+
+
+def pid_of(tmp_path: Path) -> int:
+    (path,) = (tmp_path / ".labtune-ray").glob("*/pid")
+    return int(path.read_text())
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+
+
+def test_a_node_is_started_once_and_stopped(checkout, tmp_path):
+    assert checkout("start", "--head").returncode == 0
+    first = pid_of(tmp_path)
+    assert alive(first)
+    assert checkout("start", "--head").returncode == 0  # `ray up` again: ours is replaced
+    second = pid_of(tmp_path)
+    assert second != first and alive(second) and not alive(first)
+    assert checkout("stop").returncode == 0
+    assert not alive(second)
+    assert checkout("stop").returncode == 0  # nothing to stop
+
+
+def test_a_node_that_does_not_start_says_why(checkout):
+    done = checkout("start", "--broken")
+    assert done.returncode == 1
+    assert "no such address" in done.stderr and "Ray did not start" in done.stderr
+
+
+def test_a_number_that_is_someone_elses_by_now_is_left_alone(checkout, tmp_path):
+    assert checkout("start", "--head").returncode == 0
+    checkout("stop")
+    other = subprocess.Popen(["sleep", "60"])
+    (state,) = (tmp_path / ".labtune-ray").iterdir()
+    (state / "pid").write_text(f"{other.pid}\n")
+    checkout("stop")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
