@@ -41,3 +41,4 @@ lint: env
 bench: env
 	@$(BIN)/python benchmarks/norms.py --json results/bench-norms.json
 	@$(BIN)/python benchmarks/training.py --json results/bench-training.json
+	@$(BIN)/python benchmarks/engine.py --json results/bench-engine.json

@@ -1,8 +1,8 @@
-"""What the study engine costs: training speed under it, and seconds per trivial trial.
+"""What the study engine costs in training speed (seconds per trial: benchmarks/engine.py).
 
     python benchmarks/training.py --json results/bench-training.json
 
-Both are ratios or differences taken side by side on this machine. The trial trains the norms
+A ratio taken side by side on this machine. The trial trains the norms
 study's network on the embedded birds under Ray, with checkpoints, records and reports; the bare
 loop does the same forward, backward and evaluation on the same images held in memory, and nothing
 else. Runs alternate; medians are reported.
@@ -14,8 +14,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from core import process, trial
+from core import process
 from core.data import ImageSet
 from core.engine import run
 from core.options import Options
@@ -38,31 +37,8 @@ from trainables.birds import Config, describe_images, images, train_birds
 SETTINGS: dict[str, Any] = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
 
 
-@dataclass(frozen=True)
-class TrivialConfig:
-    """Settings of a trial that does nothing.
-
-    Attributes:
-        number: tells trials apart.
-        seed: not used.
-    """
-
-    number: int = 0
-    seed: int = 0
-
-
-def train_nothing(config: Mapping[str, Any], report: trial.Report = trial.report) -> None:
-    """Report one row."""
-    report({"epoch": 1, "val_accuracy": 1.0})
-
-
 def no_report(folder: Path) -> None:
     """Write nothing: the engine alone is timed."""
-
-
-def no_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe no data."""
-    return {"fingerprint": ""}
 
 
 def engine_study(trainable, config: type, grid: dict[str, list], prepare) -> Study:
@@ -79,17 +55,6 @@ def engine_study(trainable, config: type, grid: dict[str, list], prepare) -> Stu
         prepare=prepare,
         report=no_report,
     )
-
-
-def trivial_trial_seconds(folder: Path, trials: int = 40) -> float:
-    """Return the seconds that one more trivial trial costs on a warm worker, one at a time."""
-    study = engine_study(train_nothing, TrivialConfig, {"number": list(range(trials))}, no_data)
-    run(study, Options(results_dir=str(folder), max_concurrent=1, name="trivial"))
-    ended = sorted(
-        p.stat().st_mtime for p in (folder / "benchmark" / "trivial").glob("trials/*/result.json")
-    )
-    assert len(ended) == trials
-    return (ended[-1] - ended[0]) / (trials - 1)
 
 
 def engine_images_per_second(folder: Path, name: str) -> float:
@@ -134,7 +99,7 @@ def _trained_images() -> int:
 def main(
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None, rounds: int = 3
 ) -> None:
-    """Run both measurements and print them."""
+    """Measure both in turn and print them."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         describe_images(vars(Config(**SETTINGS)))  # decode before anything is timed
@@ -143,12 +108,10 @@ def main(
         for i in range(rounds):
             engine.append(engine_images_per_second(folder, f"round-{i}"))
             bare.append(bare_images_per_second())
-        seconds = trivial_trial_seconds(folder)
     result = {
         "engine_images_per_second": statistics.median(engine),
         "bare_images_per_second": statistics.median(bare),
         "ratio": statistics.median(engine) / statistics.median(bare),
-        "seconds_per_trivial_trial": seconds,
     }
     table = Table("measure", "value")
     for key, value in result.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from core.errors import TrialError
 from core.storage import remove, write_bytes
 
 KEPT = 2  # the newest, and one to fall back on should it be damaged
@@ -36,7 +38,11 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Return the newest checkpoint that is whole, or None, and the damaged files passed over."""
+    """Return the newest checkpoint that is whole, or None, and the damaged files passed over.
+
+    Raises:
+        TrialError: a checkpoint is whole, but holds more than tensors and plain values.
+    """
     damaged = []
     for path in _newest_first(folder):
         try:
@@ -47,7 +53,13 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
         if hashlib.sha256(data).hexdigest()[:32] != path.stem.rpartition("-")[2]:
             damaged.append(path)
             continue
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), damaged
+        try:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), damaged
+        except pickle.UnpicklingError as e:  # whole, so nobody's accident
+            raise TrialError(
+                f"checkpoint {path.name} holds more than tensors, as code would be: refused;"
+                " delete it if you did not put it there"
+            ) from e
     return None, damaged
 
 

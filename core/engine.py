@@ -8,6 +8,7 @@ interrupted study from a finished one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -19,12 +20,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from core import collect, events, mirror, options, presence, provenance, trial
 from core.errors import UserError
 from core.options import Options
-from core.progress import Progress
+from core.progress import Patient, Progress
 from core.storage import finite, read_json, remove, write_json
 from core.study import Plan, Planned, Study, plan
 
@@ -46,7 +47,8 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
     caught = (signal.SIGTERM, signal.SIGHUP)  # a batch system's time limit, a closed terminal
     previous = {number: signal.signal(number, terminate) for number in caught}
     try:
-        return run(study, options.parse(study, argv), argv)
+        with contextlib.redirect_stdout(cast(TextIO, Patient(sys.stdout))):
+            return run(study, options.parse(study, argv), argv)
     except UserError as e:
         print(e, file=sys.stderr)
         return UNUSABLE

@@ -51,7 +51,7 @@ from core.options import Options  # noqa: E402
 from core.progress import Listener  # noqa: E402
 from core.slots import parse_memory  # noqa: E402
 from core.study import Study  # noqa: E402
-from core.trial import Attempt, Spec, read_result, read_rows, write_result  # noqa: E402
+from core.trial import Attempt, Spec, read_attempt, read_result, read_rows, write_result  # noqa: E402
 from core.trial import run as run_trial  # noqa: E402
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
@@ -68,31 +68,47 @@ def run(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
     specs = {spec.name: spec for spec in pending}
     dispatcher = Dispatcher(list(specs), nodes, opts.max_retries)
+    bridge = Bridge(specs, dispatcher, listeners)
     # Not in the result folder, which may be full or in an object store; moved there afterwards.
     storage = Path(tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=_scratch()))
-    # No metric is given: nothing here asks Tune which trial is best.
     try:
-        tune.Tuner(
-            tune.with_resources(_objective(study.trainable, specs), _resources),
-            tune_config=tune.TuneConfig(
-                search_alg=dispatcher,
-                scheduler=Watch(dispatcher),
-                num_samples=-1,
-                reuse_actors=True,  # a worker with torch takes seconds to start
-            ),
-            run_config=tune.RunConfig(
-                name="run",
-                storage_path=str(storage),
-                verbose=0,
-                # A trial that lost its process is a new one to Tune, on whichever node is free.
-                failure_config=tune.FailureConfig(max_failures=0),
-                callbacks=[Bridge(specs, dispatcher, listeners), Silent(), JsonLoggerCallback()],
-            ),
-        ).fit()
+        while dispatcher.waiting:
+            try:
+                _fit(_objective(study.trainable, specs), dispatcher, bridge, storage)
+            except Exception as e:
+                killed = _killed_for_memory(e)
+                if killed is None:
+                    raise
+                # Tune ends with it, the other trials' processes included: they go on in a new run.
+                bridge.out_of_memory(killed)
+            finally:
+                with contextlib.suppress(OSError):
+                    shutil.move(storage / "run", _unused(pending[0].study / "ray"))
     finally:
-        with contextlib.suppress(OSError):
-            shutil.move(storage / "run", _unused(pending[0].study / "ray"))
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _fit(
+    objective: Callable[[dict], None], dispatcher: Dispatcher, bridge: Bridge, storage: Path
+) -> None:
+    """Have Tune run what the dispatcher gives it. No metric: nothing asks Tune what is best."""
+    tune.Tuner(
+        tune.with_resources(objective, _resources),
+        tune_config=tune.TuneConfig(
+            search_alg=dispatcher,
+            scheduler=Watch(dispatcher),
+            num_samples=-1,
+            reuse_actors=True,  # a worker with torch takes seconds to start
+        ),
+        run_config=tune.RunConfig(
+            name="run",
+            storage_path=str(storage),
+            verbose=0,
+            # A trial that lost its process is a new one to Tune, on whichever node is free.
+            failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[bridge, Silent(), JsonLoggerCallback()],
+        ),
+    ).fit()
 
 
 class Dispatcher(Searcher):
@@ -401,7 +417,7 @@ class Bridge(tune.Callback):
             self.dispatcher.again(trial.trial_id, counted=False)
             return
         self.dispatcher.ended(trial.trial_id)
-        self._end(trial, "stopped", "")
+        self._end(self._identity(trial)[0], "stopped", "")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Start a trial again that lost its process; record the end of one that cannot go on."""
@@ -411,11 +427,7 @@ class Bridge(tune.Callback):
         cause = getattr(error, "cause", None)
         if isinstance(cause, StorageError):  # it could not even record its end
             self.dispatcher.ended(trial.trial_id)
-            self._end(trial, "failed", str(cause))
-        elif _killed_for_memory(error):
-            self.dispatcher.ended(trial.trial_id)
-            said = "the machine ran out of main memory: lower batch_size, or --max-concurrent"
-            self._end(trial, "failed", said)
+            self._end(name, "failed", str(cause))
         elif self.dispatcher.again(trial.trial_id, counted=True):
             number, retries = self.dispatcher.lost[name], self.dispatcher.retries
             self._announce(
@@ -425,12 +437,29 @@ class Bridge(tune.Callback):
         else:
             times = self.dispatcher.lost[name]
             counted = "once" if times == 1 else f"{times} times"
-            self._end(trial, "failed", f"its worker process died {counted}")
+            self._end(name, "failed", f"its worker process died {counted}")
 
-    def _end(self, tune_trial: Any, state: str, error: str) -> None:
+    def out_of_memory(self, killed: Sequence[int]) -> None:
+        """Record the end of the trials whose processes were ended for want of main memory.
+
+        Args:
+            killed: their process ids; the other trials that ran go back into the queue.
+        """
+        assert self.dispatcher is not None
+        for trial_id, chosen in list(self.dispatcher.running.items()):
+            name = chosen["trial"]
+            attempt = read_attempt(self._fetched(name))
+            if read_result(self.specs[name].folder) is None and attempt.get("pid") not in killed:
+                self.dispatcher.again(trial_id, counted=False)
+                continue
+            self.dispatcher.ended(trial_id)
+            said = "the machine ran out of main memory: lower batch_size, or --max-concurrent"
+            self._end(name, "failed", said)
+
+    def _end(self, name: str, state: str, error: str) -> None:
         """Record an end that the trial itself could not, and tell the listeners."""
-        name, config = self._identity(tune_trial)
         spec = self.specs[name]
+        config = dict(spec.config)
         result = read_result(self._fetched(name))
         if result is None:
             result = {"state": state, "error": error}
@@ -460,13 +489,14 @@ class Bridge(tune.Callback):
             getattr(listener, what)(*arguments)
 
 
-def _killed_for_memory(error: Exception | None) -> bool:
-    """Return whether Ray's memory monitor ended the worker: it would end it again."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return True
-    return isinstance(error, ray.exceptions.RayActorError) and bool(
-        re.search("low on memory|memory pressure|OOM", str(error))
-    )
+def _killed_for_memory(error: BaseException | None) -> list[int] | None:
+    """Return the processes that Ray's memory monitor ended; None if the error is another one."""
+    while error is not None:
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            chosen = re.findall(r"Selected to kill: \(Actor.*? pid=(\d+)", str(error))
+            return [int(pid) for pid in chosen]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class Silent(TrialProgressCallback):

@@ -292,6 +292,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return _recorded(folder / "result.json")
 
 
+def read_attempt(folder: Path) -> dict[str, Any]:
+    """Return where the trial in `folder` was begun last: host, pid, gpus; empty if nowhere."""
+    return _recorded(folder / "attempt.json") or {}
+
+
 def read_rows(folder: Path) -> list[Row]:
     """Return the rows reported so far by the trial in `folder`."""
     return (_recorded(folder / "history.json") or {"rows": []})["rows"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import itertools
 import json
 import os
 import signal
@@ -18,11 +21,12 @@ from filelock import FileLock
 
 from core import checkpoint, collect, trial
 from core.engine import command_line
-from core.errors import UserError
+from core.errors import TrialError, UserError
 from core.options import parse_settings
 from core.slots import parse_memory
 from core.study import Part, plan, trial_name
 from tests.conftest import ROOT
+from tests.faults import watch_writes
 from tests.toy import study, train_toy
 
 METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
@@ -177,6 +181,22 @@ def test_checkpoints_hold_no_code_and_keep_two(tmp_path):
     assert content is not None and content["epoch"] == 3 and damaged == []
 
 
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
+    marker = tmp_path / "executed"
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    buffer = io.BytesIO()
+    torch.save({"epoch": 1, "state": Attack()}, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
+    (tmp_path / f"epoch-00001-{digest}.pt").write_bytes(buffer.getvalue())
+    with pytest.raises(TrialError, match="holds more than tensors"):
+        checkpoint.load_newest(tmp_path)
+    assert not marker.exists()
+
+
 def test_failed_trials_are_told_and_the_others_go_on(tmp_path, capsys):
     kinds = "kind=train,raise,diverge,refuse"
     assert toy(tmp_path, "--seeds", "1", "--set", kinds) == 1
@@ -328,7 +348,9 @@ def test_report_only_needs_no_trials(tmp_path):
     assert (copied / "report.html").read_bytes() == whole
 
 
-@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    "sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
 def test_an_interrupt_stops_without_a_report(tmp_path, sent, code):
     arguments = ["--local", "--results-dir", str(tmp_path), "--set", "pause=0.5", "epochs=6"]
     process = subprocess.Popen(
@@ -349,6 +371,24 @@ def test_an_interrupt_stops_without_a_report(tmp_path, sent, code):
     assert list(history(folder).epoch) == list(range(1, 7)) * 3
 
 
+def test_a_study_goes_on_when_nobody_reads_its_output(tmp_path):
+    """As with `| head -1`: the reader leaves after the first line."""
+    process = subprocess.Popen(
+        [sys.executable, "tests/toy.py", "--local", "--results-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
+    assert (tmp_path / "toy" / "demo" / "report.html").is_file()
+
+
 def test_a_part_that_repeats_a_text_is_left_out_when_changed():
     parts = {
         "main": Part(grid={"kind": ["train", "raise"]}),
@@ -367,6 +407,60 @@ def test_a_part_that_repeats_a_text_is_left_out_when_changed():
     assert {t.part for t in plan(two, "demo", None, 1, {}).trials} == {"main"}
     asked = plan(two, "demo", "letter", 1, {"epochs": 2}).trials
     assert [t.config["lr"] for t in asked] == [1.0]
+
+
+def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
+    """Ended at each fsync and rename in turn (F4): what is there is whole, and resume is exact."""
+
+    class Killed(BaseException):
+        pass
+
+    arguments = ["--seeds", "1", "--set", "epochs=2"]
+    toy(tmp_path, *arguments, "--name", "whole")
+    expected = history(tmp_path / "toy" / "whole")
+    died = 0
+    for point in range(0, 600, 5):  # each write has six steps, so all kinds have their turn
+        steps = itertools.count()
+
+        def reached(step: str, last: int = point, steps=steps) -> None:
+            if next(steps) == last:
+                raise Killed
+
+        folder = tmp_path / "toy" / f"at-{point}"
+        undo = watch_writes(reached)
+        try:
+            toy(tmp_path, *arguments, "--name", folder.name)
+            break
+        except Killed:
+            died += 1
+        finally:
+            undo()
+        if not (folder / "study.json").exists():
+            continue  # it had not begun: the same command starts it
+        _, damaged = checkpoint.load_newest(folder / "trials" / "kind=train,seed=0")
+        assert not damaged
+        assert toy(tmp_path, *arguments, "--name", folder.name, "--resume") == 0
+        pd.testing.assert_frame_equal(history(folder), expected)
+    assert 15 < died < 119  # the last run had fewer steps than that and was left alone
+
+
+def test_a_damaged_record_of_a_trial_is_mended_by_running_it_again(tmp_path):
+    toy(tmp_path)
+    folder = tmp_path / "toy" / "demo"
+    expected = history(folder)
+    (folder / "trials" / "kind=train,seed=1" / "result.json").write_text('{"state": "fini')
+    (folder / "trials" / "kind=train,seed=2" / "history.json").write_bytes(b"\xff\x00")
+    (folder / "trials" / "kind=train,seed=2" / "result.json").write_text("[]")
+    assert toy(tmp_path, "--resume") == 0
+    pd.testing.assert_frame_equal(history(folder), expected)
+
+
+def test_a_study_without_memory_says_so_and_is_not_tried_again(tmp_path, capsys):
+    assert toy(tmp_path, "--seeds", "1", "--set", "kind=oom,hoard,train") == 1
+    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
+    assert trials.error["oom"].startswith("out of GPU memory: asked for 4.00 GiB more, over ")
+    assert trials.error["hoard"].startswith("out of main memory: asked for 1048576.00 GiB more")
+    assert trials.state["train"] == "finished"
 
 
 def test_names_of_trials_are_safe_and_differ():

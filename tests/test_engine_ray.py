@@ -91,6 +91,22 @@ cp -r {disk}/toy {tmp_path}/resumed
     )
 
 
+def test_a_worker_ended_for_want_of_main_memory_is_not_started_again(tmp_path):
+    """Ray's own guard of main memory, set to what is used now and 2 GiB more."""
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + 2 * 2**30) / memory.total
+    guard = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    arguments = ["--seeds", "2", "--set", "kind=eat,train", "pause=1", "--max-concurrent", "2"]
+    done = run(tmp_path, *arguments, **guard)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("trial")
+    for seed in (0, 1):
+        eaten = trials.loc[f"kind=eat,seed={seed}"]
+        assert "ran out of main memory: lower batch_size" in eaten.error
+        assert eaten.epochs_run == 1 and f"{eaten.name}: its worker died" not in done.stdout
+        assert trials.state[f"kind=train,seed={seed}"] == "finished"
+
+
 def test_a_local_study_listens_on_loopback_only(tmp_path):
     driver = subprocess.Popen(
         command(tmp_path, "--set", "epochs=100", "pause=0.3"),

@@ -65,3 +65,27 @@ def test_every_setting_is_documented(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_reads_on_one_screen(name):
     assert len((ROOT / "studies" / f"{name}.py").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("package", MAY_KNOW)
+def test_nothing_from_a_file_is_unpickled(package):
+    """A pickle from a data set or result folder could run code."""
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "pickle" not in [a.name for a in node.names] or uses_no_load(path), path
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if called == "torch.load":
+                assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"
+            if called.endswith(("load_state_dict_from_url", "hub.load")):
+                assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"
+            assert keywords.get("allow_pickle") in (None, "False"), f"{path}:{node.lineno}"
+
+
+def uses_no_load(path: Path) -> bool:
+    """Return whether a module that imports pickle needs it for the name of its error only."""
+    words = re.findall(r"\bpickle\.(\w+)", path.read_text())
+    return set(words) <= {"UnpicklingError"}

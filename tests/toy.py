@@ -18,6 +18,9 @@ from torch import nn
 from core import trial
 from core.errors import Diverged, TrialError, UserError
 from core.study import Part, Scale, Study, main
+from tests import faults
+
+_armed: list[bool] = []  # once per process
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Config:
         "hoard",
         "gather",
         "fill",
+        "eat",
     ] = "train"
     seed: int = 0
     epochs: int = 4
@@ -59,6 +63,9 @@ class Config:
 def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> None:
     """Fit a line by SGD with dropout (so that the random state matters); report its loss."""
     cfg = Config(**config)
+    if "TOY_FAULT" in os.environ and not _armed:
+        faults.arm(Path(os.environ["TOY_FAULT"]))
+        _armed.append(True)
     torch.manual_seed(cfg.seed)
     x = torch.randn(64, 8)
     y = x.sum(1, keepdim=True)
@@ -94,6 +101,12 @@ def misbehave(cfg: Config) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has")
     if cfg.kind == "hoard":  # more than any machine has
         torch.empty(2**50, dtype=torch.uint8)
+    if cfg.kind == "eat":  # until the system's or Ray's guard of main memory ends the process
+        eaten = []
+        while len(eaten) < 64:
+            eaten.append(torch.ones(2**25))
+            time.sleep(0.05)
+        time.sleep(20)
     if cfg.kind == "die":
         os.kill(os.getpid(), 9)
     if cfg.kind == "fill":

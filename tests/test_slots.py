@@ -1,0 +1,99 @@
+"""How many trials a node takes, and what each may use there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core import slots
+from core.errors import UserError
+from core.slots import Node, on_node, parse_memory
+
+GIB = 2**30
+TWO = 2 * GIB
+
+
+def node(*cards: float, cpus: float = 16) -> Node:
+    return Node("id", "host", cpus, tuple(int(card) for card in cards))
+
+
+# As torch tells them: a card of "11 GB" has 10.76 GiB, one of "24 GB" 23.65, of "80 GB" 79.15.
+@pytest.mark.parametrize(
+    "card, count",
+    [
+        (10.76 * GIB, 5),
+        (11 * GIB, 5),
+        (11e9, 5),
+        (23.65 * GIB, 11),
+        (24 * GIB, 11),
+        (24e9, 11),
+        (79.15 * GIB, 39),
+        (80 * GIB, 39),
+        (2 * GIB, 0),
+        (139.8 * GIB, 69),
+    ],
+)
+def test_a_card_takes_what_fits(card, count):
+    assert on_node(node(card), TWO, 1, use_gpus=True).count == count
+
+
+@given(st.integers(1, 200), st.integers(1, 8))
+def test_the_shares_of_a_card_never_add_up_to_more_than_it(per_card, cards):
+    """Ray counts in 1/10000: seven shares of 1/7, rounded to nearest, would be 1.0003."""
+    memory = GIB
+    card = per_card * memory + slots.CARD_RESERVE
+    found = on_node(node(*[card] * cards), memory, 1, use_gpus=True)
+    assert found.count == cards * per_card
+    units = round(found.gpu * 10_000)
+    assert math.isclose(units, found.gpu * 10_000) and units * per_card <= 10_000
+    assert found.cpu * found.count <= 16 + 1e-9
+
+
+def test_what_all_trials_may_allocate_fits_the_card_with_their_contexts():
+    for card in (10.76 * GIB, 23.65 * GIB, 79.15 * GIB):
+        found = on_node(node(card), TWO, 1, use_gpus=True)
+        assert found.memory is not None and 1.5 * GIB < found.memory <= TWO
+        assert found.count * (found.memory + slots.CONTEXT) <= card
+
+
+def test_whole_cards():
+    found = on_node(node(10.76 * GIB, 23.65 * GIB), None, 1, use_gpus=True)
+    assert (found.count, found.gpu, found.memory) == (2, 1.0, None)
+
+
+def test_of_cards_that_differ_the_smallest_counts_for_all():
+    assert on_node(node(11 * GIB, 24 * GIB), TWO, 1, use_gpus=True).count == 10
+
+
+def test_without_gpus_a_slot_is_cores():
+    assert on_node(node(cpus=16), TWO, 1, use_gpus=False).count == 16
+    found = on_node(node(cpus=15), TWO, 4, use_gpus=False)
+    assert (found.count, found.cpu, found.threads, found.gpu) == (3, 4.0, 4, 0.0)
+    assert on_node(node(cpus=16), TWO, 1, use_gpus=True).count == 0  # beside nodes with GPUs
+
+
+def test_the_sentence_names_nodes_cards_and_slots():
+    cluster = [node(*[11 * GIB] * 3), node(*[11 * GIB] * 4), node()]
+    found = [on_node(n, TWO, 1, use_gpus=True) for n in cluster]
+    assert slots.sentence(found, TWO) == "3 nodes, 7 GPUs: 35 slots of 2 GiB"
+    alone = [on_node(node(cpus=2), TWO, 1, use_gpus=False)]
+    assert slots.sentence(alone, TWO) == "1 node: 2 slots of 1 core"
+    whole = [on_node(node(11 * GIB), None, 1, use_gpus=True)]
+    assert slots.sentence(whole, None) == "1 node, 1 GPU: 1 slot of one whole GPU"
+
+
+def test_a_slot_larger_than_every_card_is_refused():
+    mixed = [node(11 * GIB), node(24 * GIB)]
+    slots.check(mixed, 20 * GIB, "20GiB")  # one of them takes it
+    with pytest.raises(UserError, match=r"--slot-memory 24GiB .* \(23.8 GiB\): choose a smaller"):
+        slots.check(mixed, 24 * GIB, "24GiB")
+    slots.check([node()], 24 * GIB, "24GiB")  # no cards: slots are cores
+
+
+@pytest.mark.parametrize("text", ["٢GiB", "2 parsecs", "-1GiB", "0", "1e9", "0.1b", ""])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UserError, match="give a size such as 2GiB"):
+        parse_memory(text)
