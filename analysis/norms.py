@@ -4,6 +4,7 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 Where the study holds several recipes, its main tables and curves are those of the recipe "good".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,12 @@ class Recomputed:
     macro_f1: float
 
 
-def report(path: Path) -> None:
+def report(path: Path, extra: Callable[[Results], list[Section]] = lambda results: []) -> None:
     """Write tables/, figures/, report.html and report.pdf of the norms study, print its headline.
 
     Args:
         path: result folder with study.json, trials.csv and history.csv.
+        extra: gives sections that follow the study's own.
 
     Raises:
         UserError: a file of the folder is missing or damaged.
@@ -63,7 +65,7 @@ def report(path: Path) -> None:
     for one in written:
         tables.write(one, path / "tables")
     title = "Normalisation layers in a small ResNet"
-    sections = _sections(results, main, table)
+    sections = [*_sections(results, main, table), *extra(results)]
     reports.write(provenance.study_report(results, title, sections), path)
     tables.print_table(_headline(table))
 

@@ -110,8 +110,8 @@ class _Files:
         return name
 
 
-def write(report: Report, path: Path, max_pages: int = MAX_PAGES) -> None:
-    """Write report.html and report.pdf into the folder `path`.
+def write(report: Report, path: Path, max_pages: int = MAX_PAGES, name: str = "report") -> None:
+    """Write `name`.html and `name`.pdf into the folder `path`.
 
     The PDF is set smaller, then loses optional sections, then pictures and tables from the end,
     until it has `max_pages`; it says what is in the HTML only.
@@ -121,8 +121,8 @@ def write(report: Report, path: Path, max_pages: int = MAX_PAGES) -> None:
     """
     files = _Files()
     document = _document(report, files)
-    write_text(path / "report.html", _html(document, files))
-    write_bytes(path / "report.pdf", _pdf(document, files, max_pages))
+    write_text(path / f"{name}.html", _html(document, files))
+    write_bytes(path / f"{name}.pdf", _pdf(document, files, max_pages))
 
 
 def page_count(pdf: bytes) -> int:

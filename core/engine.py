@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import random
 import shlex
 import signal
 import socket
@@ -26,12 +27,15 @@ from core import collect, events, mirror, options, presence, provenance, trial
 from core.errors import UserError
 from core.options import Options
 from core.progress import Patient, Progress
+from core.search import DEFAULT, Goal, Search
+from core.stopping import Halving
 from core.storage import finite, read_json, remove, write_json
 from core.study import Plan, Planned, Study, plan
+from core.work import Work
 
 FINISHED, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials")
+IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials", "stopping")
 FINAL = ("finished", "stopped", "diverged")  # never run again; "failed" is tried again on resume
 
 
@@ -86,13 +90,18 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
 def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
     if opts.report_only:
         return report_only(study, folder)
-    settings = options.parse_settings(study, opts.set)
+    settings = options.read_config(study, opts.config) if opts.config else {}
+    settings |= options.parse_settings(study, opts.set)
     planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
+    if opts.search is not None:
+        planned = search_plan(study, planned)
     check_folder(folder, resume=opts.resume)
     if opts.address is not None:
         check_address(opts.address)
     private = _private(study, opts)
     data = study.prepare({**planned.trials[0].config, **private})
+    if study.check is not None:
+        study.check([p.config for p in planned.trials], data)
     declared = declaration(study, opts, planned, data, argv)
     folder.mkdir(parents=True, exist_ok=True)
     slots: list[dict[str, Any]] = []  # filled in when the nodes are known
@@ -113,7 +122,16 @@ def _run_locked(
     if opts.resume:
         declared = resumed(declared, read_json(folder / "study.json"))
     start = time.monotonic()
-    if all(is_final(folder / "trials" / p.trial) for p in planned.trials):
+    # For who looks at the images again; here and not in study.json, which is passed on.
+    write_json(folder / "trials" / "private.json", private)
+    search = None
+    if opts.search is not None:
+        search = make_search(study, opts, planned, folder)
+        declared["search"] = search.record()
+        planned = dataclasses.replace(planned, trials=[*planned.trials, *search.known()])
+        declared["trials"] = [p.record() for p in planned.trials]
+    complete = search is None or len(planned.trials) > opts.trials
+    if complete and all(is_final(folder / "trials" / p.trial) for p in planned.trials):
         write_json(folder / "study.json", declared)
     else:
         runner = _runner(opts)
@@ -123,10 +141,12 @@ def _run_locked(
             beat()
             declared["slots"] = {"memory": nodes.memory, "cores": opts.slot_cores, "nodes": slots}
             write_json(folder / "study.json", declared)
-            run_trials(study, opts, planned, private, folder, runner.run, nodes)
+            run_trials(study, opts, planned, private, declared, runner.run, nodes, folder, search)
     declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
     write_json(folder / "study.json", declared)
     trials = collect.collect(folder, study.metric, study.mode)
+    if search is not None:
+        search.write()
     return finish(study, folder, trials)
 
 
@@ -135,31 +155,85 @@ def run_trials(
     opts: Options,
     planned: Plan,
     private: Mapping[str, Any],
-    folder: Path,
+    declared: dict[str, Any],
     run_pending: Callable[..., None],
     nodes: Any,
+    folder: Path,
+    search: Search | None = None,
 ) -> None:
     """Run the trials of a plan that have not ended, on the slots of `nodes`."""
     remote = mirror.of(folder / "study.json")
-    specs = [
-        trial.Spec(p.trial, p.config, private, folder, study.metric, study.mode, remote)
-        for p in planned.trials
-    ]
+    rules = options.stopping(study, opts)
+
+    def spec_of(p: Planned) -> trial.Spec:
+        return trial.Spec(
+            p.trial, p.config, private, folder, study.metric, study.mode, remote, rules.patience
+        )
+
+    def propose() -> trial.Spec | None:
+        assert search is not None
+        p = search.propose()
+        if p is None:
+            return None
+        declared["trials"].append(p.record())
+        write_json(folder / "study.json", declared)
+        return spec_of(p)
+
+    specs = [spec_of(p) for p in planned.trials]
     pending = [spec for spec in specs if not is_final(spec.folder)]
     for spec in pending:
         for left in ("result.json", "attempt.json"):  # of an earlier run
             remove(spec.folder / left)
+    halving = None
+    if rules.scheduler == "asha":
+        halving = Halving(rules, study.metric, study.mode, max(_epochs(s.config) for s in specs))
+        for spec in specs:
+            halving.recall(spec.name, trial.read_rows(spec.folder))
+        # A trial is held against those that came before it: no setting is to come first as a rule.
+        random.Random(0).shuffle(pending)
     for note in planned.notes:
         print(note)
-    with Progress(len(specs), len(specs) - len(pending), study.metric, study.mode) as progress:
+    total = len(specs) if search is None else opts.trials + 1
+    with Progress(total, len(specs) - len(pending), study.metric, study.mode) as progress:
         nodes.announce = progress.announce
-        progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending)}")
-        run_pending(study, pending, nodes, [progress, events.Live(folder)], opts)
+        progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending, total)}")
+        listeners = [progress, events.Live(folder), *([search] if search else [])]
+        work = Work(pending, propose if search else None)
+        for spec in specs:
+            work.specs.setdefault(spec.name, spec)
+        run_pending(study, work, nodes, listeners, opts, halving)
+
+
+def search_plan(study: Study, planned: Plan) -> Plan:
+    """Return the plan of a search: the settings as they are, once, and then what is proposed.
+
+    Raises:
+        UserError: the study has nothing to search.
+    """
+    if not study.search:
+        raise UserError(f"--search: {study.name} names no settings to search: run its grid")
+    first = planned.trials[0]
+    only = Planned(DEFAULT, "search", first.config)
+    grid = {"seed": [first.config["seed"]]} if "seed" in first.config else {}
+    return Plan([only], grid, planned.notes)
+
+
+def make_search(study: Study, opts: Options, planned: Plan, folder: Path) -> Search:
+    """Open the search of a result folder; end what was proposed and has ended since."""
+    goal = Goal(study.search, opts.trials, study.metric, study.mode)
+    search = Search(goal, planned.trials[0].config, folder, study.config)
+    for p in search.known():
+        result = trial.read_result(folder / "trials" / p.trial)
+        if result is not None and result["state"] in FINAL:
+            search.ended(p.trial, dict(p.config), result["state"], result["error"])
+    return search
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
     """Write the report of a result folder, say where it is, and return the exit code."""
-    study.report(folder)
+    searched = "search" in read_json(folder / "study.json")
+    write = study.search_report if searched and study.search_report is not None else study.report
+    write(folder)
     failed = [t for t in trials if t["state"] not in ("finished", "stopped")]
     remote = mirror.of(folder / "report.html")
     where = os.path.relpath(folder) if remote is None else remote.shown
@@ -185,8 +259,12 @@ def declaration(
     study: Study, opts: Options, planned: Plan, data: dict[str, Any], argv: Sequence[str]
 ) -> dict[str, Any]:
     """Return what `study.json` says about a study that is about to start."""
+    rules = options.stopping(study, opts)
+    early = rules.scheduler != "none" or rules.patience
+    epochs = max(_epochs(p.config) for p in planned.trials)
     return finite(
-        {
+        ({"stopping": rules.record(epochs)} if early else {})
+        | {
             "study": study.name,
             "question": study.question,
             "scale": opts.chosen_scale(),
@@ -213,11 +291,14 @@ def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any
     Raises:
         UserError: the study has changed; the differences are listed.
     """
-    changed = [key for key in IDENTITY if declared[key] != recorded.get(key)]
+    whole = recorded
+    if "search" in recorded:  # what was proposed since the start is no change
+        recorded = recorded | {"trials": recorded["trials"][: len(declared["trials"])]}
+    changed = [key for key in IDENTITY if declared.get(key) != recorded.get(key)]
     fingerprints = [d.get("data", {}).get("fingerprint") for d in (declared, recorded)]
     if not changed and fingerprints[0] == fingerprints[1]:
         again = {key: declared[key] for key in ("git", "versions")}
-        return {**recorded, "resumed": [*recorded.get("resumed", []), again]}
+        return {**whole, "resumed": [*recorded.get("resumed", []), again]}
     lines = difference(recorded, declared)
     if fingerprints[0] != fingerprints[1]:
         lines.append(f"data: {fingerprints[1]} -> {fingerprints[0]}")
@@ -232,9 +313,9 @@ def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one short text per setting in which two declarations differ."""
     lines = [
-        f"{key}: {old.get(key)} -> {new[key]}"
-        for key in ("study", "scale", "metric", "mode")
-        if old.get(key) != new[key]
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in ("study", "scale", "metric", "mode", "stopping")
+        if old.get(key) != new.get(key)
     ]
     for kind in ("grid", "constants"):
         before, after = old.get(kind, {}), new[kind]
@@ -323,9 +404,13 @@ def _constants(trials: Sequence[Planned]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if all(p.config[k] == v for p in trials)}
 
 
-def _counts(specs: Sequence[Any], pending: Sequence[Any]) -> str:
+def _epochs(config: Mapping[str, Any]) -> int:
+    return int(config.get("epochs", 1))
+
+
+def _counts(specs: Sequence[Any], pending: Sequence[Any], total: int) -> str:
     done = len(specs) - len(pending)
     started = sum((spec.folder / "history.json").is_file() for spec in pending)
     if not done and not started:
-        return f"{len(specs)} trials"
-    return f"resuming: {done} done, {started} continue, {len(pending) - started} to do"
+        return f"{total} trials"
+    return f"resuming: {done} done, {started} continue, {total - done - started} to do"

@@ -9,7 +9,9 @@ from pathlib import Path
 from core import slots, trial
 from core.options import Options
 from core.progress import Listener
+from core.stopping import Halving
 from core.study import Study
+from core.work import Work
 
 
 class One:
@@ -51,19 +53,22 @@ def session(
 
 def run(
     study: Study,
-    pending: Sequence[trial.Spec],
+    work: Work,
     nodes: One,
     listeners: Sequence[Listener],
     opts: Options,
+    halving: Halving | None = None,
 ) -> None:
-    """Run every pending trial; each records its own end."""
+    """Run all the work; each trial records its own end."""
     attempt = trial.Attempt(threads=nodes.slot.threads, memory=nodes.slot.memory)
-    for spec in pending:
+    while (spec := work.take()) is not None:
         config = dict(spec.config)
 
         def forward(row: trial.Row, name: str = spec.name, config: dict = config) -> None:
             for listener in listeners:
                 listener.row(name, config, row)
+            if halving is not None:
+                trial.stop(halving.decide(name, row))
 
         trial.run(study.trainable, spec, forward, attempt)
         result = trial.read_result(spec.folder)

@@ -43,7 +43,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 Over = Literal["batch", "group", "fixed"]
 
 CPU_CHUNK = 1 << 18  # elements; 1 MiB in float32, so that two or three of them stay in the caches
-GPU_CHUNK = 1 << 26  # elements; few launches, and a temporary of 256 MiB at most
+GPU_CHUNK = 1 << 23  # elements; a temporary of 32 MiB at most, little beside a slot of 2 GiB
 ORDERED_LIMIT = 1 << 20  # values; 64 images of 32x32 with 16 channels, 4 ms of time per layer
 ROW = 1024  # longest run of values that is summed in float32 before float64 takes over
 LANES = 128  # values per row of a factor that is spread over an image, or a little more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.errors import UserError
 from core.mirror import Mirror, is_remote
 from core.slots import parse_memory
+from core.stopping import Stopping
 from core.study import Study
 
 
@@ -38,6 +40,22 @@ class Options:
     """How many seeds each setting is run with, counted from 0."""
     set: tuple[str, ...] = ()
     """key=value ...: override any setting listed below, or the values of a grid (norm=bn,gn)."""
+    config: Path | None = None
+    """JSON file of settings, such as a search's best_config.json; --set goes before it."""
+    scheduler: Literal["asha", "none"] | None = None
+    """asha stops trials that do worse than others at the same epoch (default: the study's)."""
+    grace: int | None = None
+    """asha: epochs that every trial may run."""
+    reduction_factor: int | None = None
+    """asha: at each rung the best 1/REDUCTION_FACTOR go on."""
+    brackets: int | None = None
+    """asha: number of grace periods in use."""
+    patience: int | None = None
+    """End a trial whose metric has not been better for so many epochs; 0: never."""
+    search: Literal["optuna"] | None = None
+    """Search for the best settings with Optuna, in place of the grid."""
+    trials: int = 20
+    """Configurations that --search tries."""
     part: str | None = None
     """Run only this part of the study."""
     results_dir: str = "results"
@@ -61,7 +79,17 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError for a value that no study can use."""
-        least = {"seeds": 1, "max_concurrent": 1, "slot_cores": 1, "max_retries": 0}
+        least = {
+            "seeds": 1,
+            "max_concurrent": 1,
+            "slot_cores": 1,
+            "max_retries": 0,
+            "grace": 1,
+            "reduction_factor": 2,
+            "brackets": 1,
+            "patience": 0,
+            "trials": 1,
+        }
         for name, least_value in least.items():
             value = getattr(self, name)
             if value is not None and value < least_value:
@@ -138,6 +166,35 @@ def settings_help(study: Study) -> str:
         grid = "; ".join(f"{k}={','.join(map(str, v))}" for k, v in part.grid.items())
         lines.append(f"Part {name}: {grid}")
     return "\n".join(lines)
+
+
+def stopping(study: Study, opts: Options) -> Stopping:
+    """Return the study's rules of early stopping with those of the command line in their place."""
+    fields = ("scheduler", "grace", "reduction_factor", "brackets", "patience")
+    given = {name: getattr(opts, name) for name in fields if getattr(opts, name) is not None}
+    return dataclasses.replace(study.stopping, **given)
+
+
+def read_config(study: Study, path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file, as `--set` would give them.
+
+    Raises:
+        UserError: not a JSON object of settings of this study.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"--config {path}: not a readable JSON file ({e})") from e
+    if not isinstance(content, dict):
+        raise UserError(f'--config {path}: give an object such as {{"lr": 0.05}}')
+    given = {key: value for key, value in content.items() if value is not None}
+    for key, value in given.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(f"--config {path}: {key} must be a number or a text")
+    try:
+        return parse_settings(study, [f"{key}={value}" for key, value in given.items()])
+    except UserError as e:
+        raise UserError(f"--config {path}: {e}") from e
 
 
 def parse_settings(study: Study, assignments: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -12,7 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,31 +50,34 @@ from core.fleet import Fleet  # noqa: E402
 from core.options import Options  # noqa: E402
 from core.progress import Listener  # noqa: E402
 from core.slots import parse_memory  # noqa: E402
+from core.stopping import Halving  # noqa: E402
 from core.study import Study  # noqa: E402
 from core.trial import Attempt, Spec, read_attempt, read_result, read_rows, write_result  # noqa: E402
 from core.trial import run as run_trial  # noqa: E402
+from core.work import Work  # noqa: E402
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
 
 
 def run(
     study: Study,
-    pending: Sequence[Spec],
+    work: Work,
     nodes: Fleet,
     listeners: Sequence[Listener],
     opts: Options,
+    halving: Halving | None = None,
 ) -> None:
-    """Run every pending trial inside a `session`; return when each has a recorded end."""
+    """Run all the work inside a `session`; return when every trial of it has a recorded end."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
-    specs = {spec.name: spec for spec in pending}
-    dispatcher = Dispatcher(list(specs), nodes, opts.max_retries)
-    bridge = Bridge(specs, dispatcher, listeners)
+    first = next(iter(work.specs.values()))
+    dispatcher = Dispatcher(work, nodes, opts.max_retries, halving)
+    bridge = Bridge(dispatcher, listeners)
     # Not in the result folder, which may be full or in an object store; moved there afterwards.
     storage = Path(tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=_scratch()))
     try:
-        while dispatcher.waiting:
+        while not work.is_empty():
             try:
-                _fit(_objective(study.trainable, specs), dispatcher, bridge, storage)
+                _fit(_objective(study.trainable, first), dispatcher, bridge, storage)
             except Exception as e:
                 killed = _killed_for_memory(e)
                 if killed is None:
@@ -83,7 +86,7 @@ def run(
                 bridge.out_of_memory(killed)
             finally:
                 with contextlib.suppress(OSError):
-                    shutil.move(storage / "run", _unused(pending[0].study / "ray"))
+                    shutil.move(storage / "run", _unused(first.study / "ray"))
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -118,14 +121,18 @@ class Dispatcher(Searcher):
     bring a lost one back with the share of the node that is gone.
 
     Args:
-        names: trials, in the order in which they start.
+        work: the trials.
         nodes: who has slots.
         retries: how often a trial may lose its process or node and start again.
+        halving: which trials stop early, if any do.
     """
 
-    def __init__(self, names: Sequence[str], nodes: Fleet | None, retries: int):
+    def __init__(
+        self, work: Work, nodes: Fleet | None, retries: int, halving: Halving | None = None
+    ):
         super().__init__()
-        self.waiting = deque(names)
+        self.work, self.halving = work, halving
+        self.stops: dict[str, str] = {}  # by Tune's id of an attempt: why it stops early
         self.running: dict[str, dict[str, Any]] = {}  # by Tune's id of an attempt
         self.withdrawn: set[str] = set()  # attempts taken back before they began
         self.lost: dict[str, int] = {}
@@ -133,7 +140,7 @@ class Dispatcher(Searcher):
 
     def __reduce__(self) -> tuple:
         """Leave everything out: Tune pickles its searcher, for a restore that is not used."""
-        return Dispatcher, ((), None, 0)
+        return Dispatcher, (Work(()), None, 0)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict, **spec: Any
@@ -143,16 +150,23 @@ class Dispatcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial and its slot, None to be asked again, FINISHED after the last."""
-        if not self.waiting and not self.running:
-            return Searcher.FINISHED
+        if self.work.is_empty():
+            return None if self.running else Searcher.FINISHED
         assert self.nodes is not None
         self.nodes.refresh()
-        self.nodes.want(len(self.waiting) + len(self.running))
-        slot = self.nodes.take() if self.waiting else None
+        self.nodes.want(self.work.waiting() + len(self.running))
+        slot = self.nodes.take()
         if slot is None:
             return None
-        name = self.waiting.popleft()
-        chosen = {"trial": name, "slot": slot.record(), "attempt": self.lost.get(name, 0) + 1}
+        spec = self.work.take()
+        if spec is None:
+            self.nodes.give(slot.node)
+            return None
+        attempt = self.lost.get(spec.name, 0) + 1
+        chosen = {
+            "trial": spec.name, "config": dict(spec.config),
+            "slot": slot.record(), "attempt": attempt,
+        }  # fmt: skip
         self.running[trial_id] = chosen
         return chosen
 
@@ -176,7 +190,7 @@ class Dispatcher(Searcher):
         self.lost[name] = self.lost.get(name, 0) + counted
         if self.lost[name] > self.retries:
             return False
-        self.waiting.appendleft(name)
+        self.work.put_back(self.work.specs[name])
         return True
 
     def stranded(self, trial_id: str) -> bool:
@@ -207,6 +221,16 @@ class Watch(FIFOScheduler):
     def __reduce__(self) -> tuple:
         """Leave the dispatcher out, as `Dispatcher.__reduce__` does."""
         return Watch, ()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Stop a trial that does worse than others did at the same epoch."""
+        assert self.dispatcher is not None
+        halving = self.dispatcher.halving
+        reason = halving.decide(trial.config["trial"], result) if halving is not None else ""
+        if not reason:
+            return self.CONTINUE
+        self.dispatcher.stops[trial.trial_id] = reason
+        return self.STOP
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Any:
         """Stop stranded attempts, then leave the choice to Tune."""
@@ -367,8 +391,8 @@ def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     )
 
 
-def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Callable[[dict], None]:
-    """Return the function that Tune calls in a worker with a trial's name and slot."""
+def _objective(trainable: Callable[..., None], any_spec: Spec) -> Callable[[dict], None]:
+    """Return the function that Tune calls in a worker with a trial's name, config and slot."""
 
     def objective(config: dict[str, Any]) -> None:
         slot = config["slot"]
@@ -379,7 +403,8 @@ def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Cal
             node=slot["node"][:8],
             gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()),
         )
-        run_trial(trainable, specs[config["trial"]], tune.report, attempt)
+        spec = dataclasses.replace(any_spec, name=config["trial"], config=config["config"])
+        run_trial(trainable, spec, tune.report, attempt)
 
     return objective
 
@@ -387,17 +412,13 @@ def _objective(trainable: Callable[..., None], specs: Mapping[str, Spec]) -> Cal
 class Bridge(tune.Callback):
     """Tells the dispatcher and the listeners what Tune hears of the trials."""
 
-    def __init__(
-        self,
-        specs: Mapping[str, Spec],
-        dispatcher: Dispatcher | None,
-        listeners: Sequence[Listener],
-    ):
-        self.specs, self.dispatcher, self.listeners = specs, dispatcher, listeners
+    def __init__(self, dispatcher: Dispatcher | None, listeners: Sequence[Listener]):
+        self.dispatcher, self.listeners = dispatcher, listeners
+        self.specs = {} if dispatcher is None else dispatcher.work.specs
 
     def __reduce__(self) -> tuple:
         """Leave everything out: Tune pickles its callbacks, for a restore that is not used."""
-        return Bridge, ({}, None, ())
+        return Bridge, (None, ())
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Give listeners a chance to print."""
@@ -417,7 +438,8 @@ class Bridge(tune.Callback):
             self.dispatcher.again(trial.trial_id, counted=False)
             return
         self.dispatcher.ended(trial.trial_id)
-        self._end(self._identity(trial)[0], "stopped", "")
+        reason = self.dispatcher.stops.pop(trial.trial_id, "")
+        self._end(self._identity(trial)[0], "stopped", reason)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Start a trial again that lost its process; record the end of one that cannot go on."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Values among which a search looks: from `low` to `high`, evenly or (`log`) in magnitude."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """The declaration that a file in `studies/` consists of.
 
@@ -57,6 +67,11 @@ class Study:
         prepare: checks and decodes the data before any trial starts; takes the settings all
             trials share and returns a description of the data for `study.json`.
         private: settings that say where things are; used, but not part of a trial's identity.
+        check: refuses, before any trial starts, configs that the data cannot serve; takes the
+            configs of all trials and what `prepare` returned, raises UserError.
+        stopping: rules of early stopping; options of the command line change them.
+        search: setting -> range that `--search` varies; none: the study has no search.
+        search_report: writes the report of a search.
     """
 
     name: str
@@ -70,6 +85,10 @@ class Study:
     report: Callable[[Path], None]
     prepare: Callable[[Mapping[str, Any]], dict[str, Any]]
     private: Sequence[str] = ("data_dir", "skip_broken")
+    check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None
+    stopping: Stopping = field(default_factory=Stopping)
+    search: Mapping[str, Range] = field(default_factory=dict)
+    search_report: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,12 @@ def train_epoch(
     precision: Precision = "float32",
     scaler: torch.amp.GradScaler | None = None,
     max_norm: float = 0.0,
+    accumulate: int = 1,
 ) -> dict[str, float]:
     """Train on every batch once with cross-entropy.
+
+    Each batch may be run in `accumulate` parts whose gradients add up to those of the whole. Only
+    norms that look at one image at a time compute the same then: batch norm sees the parts.
 
     Returns:
         train_loss (nats per image) and train_accuracy, train_error, train_micro_f1,
@@ -162,23 +166,28 @@ def train_epoch(
     count = torch.zeros((), dtype=torch.int64)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for step, (x, y) in enumerate(batches, 1):
-        with autocast(device, precision):
-            logits = model(x)
-            loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad(set_to_none=True)
+        mean = torch.zeros((), device=device)
+        for part_x, part_y in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
+            with autocast(device, precision):
+                logits = model(part_x)
+                loss = F.cross_entropy(logits, part_y)
+            if accumulate > 1:
+                loss = loss * (len(part_y) / len(y))
+            mean += loss.detach()
+            scaler.scale(loss).backward()
+            confusion.update(logits.detach().argmax(1), part_y)
         lrs.append(optimizer.param_groups[0]["lr"])
-        losses.append(loss.detach())
+        losses.append(mean)
         if device.type == "cpu" or step % CHECK_EVERY == 0:
             _check_finite(losses, lrs, epoch)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
         if max_norm:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
-        confusion.update(logits.detach().argmax(1), y)
-        total += loss.detach() * len(y)
+        total += mean * len(y)
         count += len(y)
     _check_finite(losses, lrs, epoch)
     metrics = {"loss": (total.cpu() / count).item(), **confusion.metrics()}

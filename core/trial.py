@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from core import checkpoint, mirror, process
 from core.errors import StorageError, TrialError
+from core.stopping import plateau
 from core.storage import read_json, remove, reserve, write_bytes, write_json, write_text
 
 RESERVE = 1 << 16  # bytes set aside, so that a full disk still takes the record of the failure
@@ -56,6 +57,7 @@ class Spec:
         metric: the reported metric that picks the best epoch.
         mode: "max" or "min".
         remote: the object store that mirrors the result folder, if any.
+        patience: epochs without a better metric after which the trial ends; 0: never.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Spec:
     metric: str
     mode: str
     remote: mirror.Mirror | None = None
+    patience: int = 0
 
     @property
     def folder(self) -> Path:
@@ -100,6 +103,9 @@ class Trial:
     rows: list[Row] = field(default_factory=list)
     elapsed: float = 0.0  # seconds in earlier processes, of the epochs that are kept
     started: float = field(default_factory=time.monotonic)
+    memory: int | None = None  # bytes that it may take on its GPU
+    facts: dict[str, Any] = field(default_factory=dict)
+    told_to_stop: str = ""
 
     def report(self, row: Row) -> None:
         """Keep `row` and hand it on; a row of an epoch that is there already replaces it."""
@@ -109,11 +115,21 @@ class Trial:
 
     def history(self) -> dict[str, Any]:
         """Return what `history.json` holds."""
-        return {"rows": self.rows, "seconds": self.seconds()}
+        known = {"rows": self.rows, "seconds": self.seconds(), "facts": self.facts}
+        return known | {"memory": process.peak_memory()}
 
     def seconds(self) -> float:
         """Return the seconds spent on this trial, in this process and those before."""
         return self.elapsed + time.monotonic() - self.started
+
+    def is_whole(self) -> bool:
+        """Return whether the last epoch that the config asks for has been reported."""
+        return bool(self.rows) and self.rows[-1]["epoch"] >= self.spec.config.get("epochs", 0) > 0
+
+    def why_stop(self) -> str:
+        """Return why the trial must end before its last epoch, or nothing."""
+        spec = self.spec
+        return self.told_to_stop or plateau(self.rows, spec.metric, spec.mode, spec.patience)
 
     def is_best(self, row: Row) -> bool:
         """Return whether `row` has the best metric so far (nan never is)."""
@@ -137,6 +153,32 @@ def report(row: Row) -> None:
         from ray import tune
 
         tune.report(row)
+
+
+def stopped() -> bool:
+    """Return whether the trial is to end here: its metric is on a plateau, or others are better."""
+    trial = _current.get()
+    return trial is not None and bool(trial.why_stop())
+
+
+def stop(reason: str) -> None:
+    """Have the running trial end after this epoch (for who schedules it in this process)."""
+    trial = _current.get()
+    if trial is not None:
+        trial.told_to_stop = reason
+
+
+def note(**facts: Any) -> None:
+    """Keep facts about the trial for trials.csv, such as settings that were chosen for it."""
+    trial = _current.get()
+    if trial is not None:
+        trial.facts.update(facts)
+
+
+def slot_memory() -> int | None:
+    """Return the bytes that the trial may take on its GPU; None for no limit, or no GPU."""
+    trial = _current.get()
+    return None if trial is None or not torch.cuda.is_available() else trial.memory
 
 
 def restore(state: Mapping[str, Stateful]) -> int:
@@ -231,7 +273,8 @@ def run(
     # A worker that lost its driver may still be writing its last epoch: wait until it is gone.
     with FileLock(spec.folder / "lock", timeout=120):
         process.reset(int(spec.config.get("seed", 0)), attempt.threads, attempt.memory)
-        trial = Trial(spec, forward)  # its clock starts here: what a new worker loads is not its
+        # Its clock starts here: what a new worker loads is not its.
+        trial = Trial(spec, forward, memory=attempt.memory)
         token = _current.set(trial)
         try:
             with reserve(spec.folder / "reserve", RESERVE):
@@ -243,7 +286,7 @@ def run(
             _current.reset(token)
         result = _result(trial, state, error, process.peak_memory())
         process.release()
-        if state == "finished":
+        if state in ("finished", "stopped"):
             checkpoint.remove_all(spec.folder)
         write_json(spec.folder / "result.json", result)
 
@@ -265,7 +308,8 @@ def _outcome(trainable: Callable[..., None], trial: Trial) -> tuple[str, str]:
         sentence = process.memory_sentence(e)
         write_text(spec.folder / "error.txt", traceback.format_exc())
         return "failed", sentence or _sentence(e)
-    return "finished", ""
+    reason = trial.why_stop()
+    return ("stopped", reason) if reason and not trial.is_whole() else ("finished", "")
 
 
 def _on_this_node(spec: Spec, remote: mirror.Mirror) -> Spec:
@@ -306,7 +350,11 @@ def write_result(spec: Spec, state: str, error: str) -> None:
     """Record the end of a trial whose process could not do so itself."""
     known = _recorded(spec.folder / "history.json") or {"rows": [], "seconds": 0.0}
     trial = Trial(spec, lambda row: None, known["rows"], known["seconds"])
-    write_json(spec.folder / "result.json", _result(trial, state, error, process.UNKNOWN_MEMORY))
+    trial.facts = known.get("facts", {})
+    memory = process.UNKNOWN_MEMORY if state == "failed" else known.get("memory", {})
+    write_json(spec.folder / "result.json", _result(trial, state, error, memory))
+    if state == "stopped":
+        checkpoint.remove_all(spec.folder)
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
@@ -319,7 +367,8 @@ def _recorded(path: Path) -> dict[str, Any] | None:
 
 
 def _result(trial: Trial, state: str, error: str, memory: Mapping[str, Any]) -> dict[str, Any]:
-    return {"state": state, "error": error, "seconds": trial.seconds(), **memory}
+    ended = {"state": state, "error": error, "seconds": trial.seconds()}
+    return ended | {"facts": trial.facts, **memory}
 
 
 def _sentence(error: Exception) -> str:

@@ -9,9 +9,9 @@ lab's photographs (--data-dir) 7 norms x 3 seeds x 50 epochs, in two recipes.
     python studies/norms.py --resume              go on with an interrupted study
 """
 
-from analysis import norms
+from analysis import gradcam, norms
 from core.study import Part, Scale, Study, main
-from trainables.birds import Config, describe_images, train_birds
+from trainables.birds import Config, check_batches, describe_images, train_birds
 
 NORMS = ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"]
 
@@ -37,7 +37,8 @@ study = Study(
     metric="val_accuracy",
     mode="max",
     prepare=describe_images,
-    report=norms.report,
+    check=check_batches,
+    report=lambda folder: norms.report(folder, extra=gradcam.sections),
 )
 
 if __name__ == "__main__":

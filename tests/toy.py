@@ -75,6 +75,8 @@ def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> No
     optimizer = torch.optim.SGD(model.parameters(), cfg.lr, momentum=0.9)
     state = {"model": model, "optimizer": optimizer}
     for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
+        if trial.stopped():
+            break
         loss = nn.functional.mse_loss(model(x + torch.randn_like(x)), y)
         optimizer.zero_grad()
         loss.backward()

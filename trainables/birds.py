@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from core import data, process, synthetic_birds, trial
+from core import data, memory, process, synthetic_birds, trial
 from core.errors import UserError
 from core.resnet import resnet
 from core.training import (
@@ -23,6 +25,9 @@ from core.training import (
     override,
     train_epoch,
 )
+
+LAB_BATCH = 32  # images; the learning rates of the recipes are meant for it
+SCALING = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Config:
         epochs: passes over the training set.
         recipe: lab (SGD 1e-4, as in the lab's text) or good (SGD 0.1, momentum, cosine).
         lr: highest learning rate, in place of the recipe's.
+        lr_scaling: how lr follows the batch size, from 32 images on: linear, sqrt or none.
         momentum: of SGD, in place of the recipe's.
         weight_decay: in place of the recipe's.
         warmup: share of the steps with rising learning rate, in place of the recipe's.
@@ -49,7 +55,9 @@ class Config:
         precision: float32, bfloat16 or float16 (mixed precision).
         channels_last: memory format of images and weights.
         compile: compile the network with torch.compile.
-        recompute: store block inputs only and compute activations again (less memory, slower).
+        recompute: keep few activations and compute the others again (less memory, slower).
+        fit: recompute, or use bfloat16, where the trial would not fit its slot otherwise.
+        accumulate: run each batch in so many parts (with batch norm another computation).
         data_dir: root of an image folder; none: the embedded synthetic birds.
         skip_broken: leave unreadable images out.
     """
@@ -62,6 +70,7 @@ class Config:
     epochs: int = 50
     recipe: Literal["lab", "good"] = "good"
     lr: float | None = None
+    lr_scaling: Literal["linear", "sqrt", "none"] = "none"
     momentum: float | None = None
     weight_decay: float | None = None
     warmup: float | None = None
@@ -74,11 +83,21 @@ class Config:
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
+    fit: bool = True
+    accumulate: int = 1
     data_dir: str | None = None
     skip_broken: bool = False
 
     def __post_init__(self):
-        for name in ("n", "image_size", "batch_size", "epochs", "train_images", "val_images"):
+        for name in (
+            "n",
+            "image_size",
+            "batch_size",
+            "epochs",
+            "train_images",
+            "val_images",
+            "accumulate",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--set {name}={value}: {name} must be at least 1")
@@ -103,20 +122,26 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     seen = Batches(train_set, cfg.batch_size, **shared)
     val = Batches(val_set, cfg.batch_size, **shared)
 
+    way = how_to_fit(cfg, classes)
     model = resnet(cfg.n, classes, cfg.norm).to(device)
-    model.recompute = cfg.recompute
+    model.recompute = way.recompute
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
     fields = ("lr", "momentum", "weight_decay", "warmup", "max_norm")
     recipe = override(RECIPES[cfg.recipe], **{name: getattr(cfg, name) for name in fields})
+    base_lr = recipe.lr
+    recipe = override(recipe, lr=base_lr * SCALING[cfg.lr_scaling](cfg.batch_size / LAB_BATCH))
+    trial.note(base_lr=base_lr, scaled_lr=recipe.lr, **way.facts())
     optimizer, schedule = optimizer_and_schedule(model, recipe, cfg.epochs * len(train))
-    scaler = grad_scaler(device, cfg.precision)
+    scaler = grad_scaler(device, way.precision)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     done = trial.restore(state)
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
 
     scores = None
     for epoch in range(done + 1, cfg.epochs + 1):
+        if trial.stopped():
+            break
         start = time.monotonic()
         row: dict[str, Any] = {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
         row |= train_epoch(
@@ -126,22 +151,68 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
             schedule,
             epoch=epoch,
             num_classes=classes,
-            precision=cfg.precision,
+            precision=way.precision,
             scaler=scaler,
             max_norm=recipe.max_norm,
+            accumulate=cfg.accumulate,
         )
         if cfg.train_eval:
-            again = {"num_classes": classes, "prefix": "train_", "precision": cfg.precision}
+            again = {"num_classes": classes, "prefix": "train_", "precision": way.precision}
             row |= evaluate(network, seen.epoch(epoch), **again)[0]
         metrics, scores = evaluate(
-            network, val.epoch(epoch), num_classes=classes, precision=cfg.precision
+            network, val.epoch(epoch), num_classes=classes, precision=way.precision
         )
         row |= metrics | {"seconds": time.monotonic() - start}
         trial.save(state, row)
         report(row)
     if scores is None:  # resumed after the last epoch, before its scores were kept
-        scores = evaluate(network, val.epoch(0), num_classes=classes, precision=cfg.precision)[1]
+        scores = evaluate(network, val.epoch(0), num_classes=classes, precision=way.precision)[1]
     trial.save_predictions(scores.numpy(), val_set.labels, val_set.files, val_set.classes)
+
+
+def how_to_fit(cfg: Config, classes: int) -> memory.Fit:
+    """Return how a trial runs so that it fits its slot, with what it is expected to take.
+
+    Raises:
+        TrialError: it fits in no way; the message gives the estimate.
+    """
+    slot = trial.slot_memory() if cfg.fit else None
+    part = -(-cfg.batch_size // cfg.accumulate)
+    asked = (cfg.norm, cfg.n, classes, cfg.image_size, part, cfg.precision, cfg.recompute)
+    return _estimated(slot, *asked)
+
+
+@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in the seed only
+def _estimated(
+    slot: int | None,
+    norm: str,
+    n: int,
+    classes: int,
+    size: int,
+    batch: int,
+    precision: Precision,
+    recompute: bool,
+) -> memory.Fit:
+    return memory.fit(lambda: resnet(n, classes, norm), size, batch, slot, precision, recompute)
+
+
+def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
+    """Refuse batches that the training set does not fill.
+
+    Args:
+        configs: of all trials.
+        described: what `describe_images` returned.
+
+    Raises:
+        UserError: a batch is larger than the training set.
+    """
+    count = sum(described["counts"]["train"].values())
+    for config in configs:
+        if config["batch_size"] > count:
+            raise UserError(
+                f"--set batch_size={config['batch_size']}: there are only {count} training images:"
+                f" give at most {count}"
+            )
 
 
 def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:

@@ -1,0 +1,50 @@
+"""How does accuracy depend on the batch size, with batch norm and with group norm?
+
+2 norms x batch 8 and 128 x 3 seeds with early stopping, about 6 minutes on two CPU cores with the
+embedded synthetic birds; with the lab's photographs (--data-dir) up to 50 epochs at 256x256.
+
+    python studies/batch_size.py                                     embedded birds
+    python studies/batch_size.py --set batch_size=1,2,4,8,16,32,64,128   the whole row
+    python studies/batch_size.py --scheduler none --patience 0       every trial to its last epoch
+    python studies/batch_size.py --search optuna --trials 12 --set norm=bn batch_size=32
+"""
+
+from analysis import batch_size, gradcam, search
+from core.study import Part, Range, Scale, Stopping, Study, main
+from trainables.birds import Config, check_batches, describe_images, train_birds
+
+study = Study(
+    name="batch_size",
+    question="How does accuracy depend on the batch size, with batch norm and with group norm?",
+    trainable=train_birds,
+    config=Config,
+    parts={
+        "main": Part(
+            grid={"norm": ["bn", "gn"], "batch_size": [8, 128]},
+            fixed={"recipe": "good", "lr_scaling": "linear"},
+        )
+    },
+    scales={
+        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 16, "train_images": 1000}),
+        "full": Scale(seeds=3),
+        "smoke": Scale(
+            seeds=2,
+            settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
+        ),
+    },
+    stopping=Stopping(scheduler="asha", grace=4, reduction_factor=2, patience=10),
+    search={
+        "lr": Range(1e-3, 1.0, log=True),
+        "weight_decay": Range(1e-5, 1e-2, log=True),
+        "momentum": Range(0.5, 0.98),
+    },
+    metric="val_accuracy",
+    mode="max",
+    prepare=describe_images,
+    check=check_batches,
+    report=lambda folder: batch_size.report(folder, extra=gradcam.sections),
+    search_report=search.report,
+)
+
+if __name__ == "__main__":
+    main(study)

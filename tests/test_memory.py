@@ -1,0 +1,89 @@
+"""The estimate of a training step's memory, and the ways to make it fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from core.errors import TrialError
+from core.memory import WORKSPACE, fit, step_bytes
+from core.resnet import resnet
+
+MIB, GIB = 2**20, 2**30
+
+
+def build(norm: str = "bn"):
+    return lambda: resnet(2, 25, norm)
+
+
+def test_the_peak_of_a_step_is_counted_by_hand():
+    """One linear layer: input, logits, their log-softmax and gradients; nothing else lives."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 1000, bias=False))
+    found = step_bytes(model, 8, 64, "float32")
+    images, logits, weight = 64 * 192 * 4, 64 * 1000 * 4, 192 * 1000 * 4
+    # In the backward pass: log-softmax, its gradient and that of the logits, of the weight.
+    assert images + 3 * logits + weight <= found <= images + 4 * logits + weight + 10_000
+
+
+def test_batch_128_at_256_pixels_fits_a_slot_of_2_gib():
+    """66 MiB of saved activations per image in float32 (measured apart), so 8 GiB as it stands."""
+    found = fit(build(), 256, 128, int(1.85 * GIB))
+    assert 8.0 * GIB < found.plain < 8.7 * GIB
+    assert (found.precision, found.recompute) == ("bfloat16", True)
+    assert found.estimate + WORKSPACE < 1.85 * GIB
+
+
+def test_the_first_way_that_fits_is_taken():
+    whole = fit(build(), 64, 32, None).estimate
+    again = fit(build(), 64, 32, None, recompute=True).estimate
+    assert again < 0.45 * whole
+
+    def way(slot: float) -> tuple:
+        found = fit(build(), 64, 32, int(slot) + WORKSPACE)
+        return found.precision, found.recompute
+
+    assert way(whole + MIB) == ("float32", False)
+    assert way(whole - MIB) == ("float32", True)
+    assert way(again - MIB) == ("bfloat16", True)
+    with pytest.raises(
+        TrialError, match=r"batch 32 at 64x64 needs about 0\.0 GiB even in bfloat16"
+    ):
+        way(0.3 * again)
+
+
+def test_the_estimate_changes_neither_a_trials_random_numbers_nor_a_model():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    fit(build(), 16, 8, None)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("norm", ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_recomputation_changes_no_number(norm, n):
+    """Outputs, gradients and running statistics after two steps equal those of the plain step."""
+    torch.manual_seed(0)
+    plain, again = resnet(n, 5, norm), resnet(n, 5, norm)
+    again.load_state_dict(plain.state_dict())
+    again.recompute = True
+    x, y = torch.randn(2, 6, 3, 16, 16), torch.randint(0, 5, (2, 6))
+    for model in (plain, again):
+        model.train()
+        for step in range(2):
+            F.cross_entropy(model(x[step]), y[step]).backward()
+    for (name, a), b in zip(plain.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+    for (name, a), b in zip(plain.named_buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b), name
+        if name.endswith("num_batches_tracked"):
+            assert a == 2
+
+
+def test_hooks_see_every_stage_when_nothing_is_recomputed():
+    model, seen = resnet(2, 5, "bn"), []
+    for name in ("stage1", "stage2", "stage3"):
+        getattr(model, name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(torch.zeros(2, 3, 16, 16))
+    assert seen == ["stage1", "stage2", "stage3"]
