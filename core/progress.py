@@ -110,11 +110,12 @@ class Progress:
         self.tick()
 
     def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
-        """Note the end of a trial; a failure gets a line of its own."""
+        """Note the end of a trial; a failure or an early stop gets a line of its own."""
         self.running.pop(name, None)
         self.done += 1
         if state not in ("finished", "stopped"):
             self.failed += 1
+        if state != "finished":
             self.announce(f"{name} {state}: {error}")
         self.tick()
 

@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from core import trial
+from core import mirror, trial
 from core.storage import write_json
 from core.study import Planned, Range
 
@@ -62,7 +62,8 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
         folder.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(folder / "search.journal")))
+        self._journal = folder / "search.journal"
+        storage = JournalStorage(JournalFileBackend(str(self._journal)))
         kept = optuna.create_study(
             study_name="search",
             storage=storage,
@@ -93,6 +94,7 @@ class Search:
         name = f"search-{len(self._numbers):04}"
         asked.set_user_attr(NAME, name)
         self._numbers[name] = asked.number
+        self._send()
         return self._planned(name, asked.params)
 
     def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
@@ -112,6 +114,7 @@ class Search:
             self._optuna.tell(number, max(values) if self.goal.mode == "max" else min(values))
         else:
             self._optuna.tell(number, state=TrialState.FAIL)
+        self._send()
 
     def tick(self) -> None:
         """Nothing to do between rows."""
@@ -148,6 +151,12 @@ class Search:
     def space(self) -> Mapping[str, Range]:
         """Return the searched settings."""
         return self.goal.space
+
+    def _send(self) -> None:
+        """Bring the journal to where results are mirrored: it is appended to, not written anew."""
+        remote = mirror.of(self._journal)
+        if remote is not None:
+            remote.push(self._journal)
 
     def _proposals(self) -> list[optuna.trial.FrozenTrial]:
         return [t for t in self._optuna.trials if NAME in t.user_attrs]

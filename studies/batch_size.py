@@ -32,7 +32,7 @@ study = Study(
             settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
         ),
     },
-    stopping=Stopping(scheduler="asha", grace=4, reduction_factor=2, patience=10),
+    stopping=Stopping(scheduler="asha", grace=8, reduction_factor=2, patience=10),
     search={
         "lr": Range(1e-3, 1.0, log=True),
         "weight_decay": Range(1e-5, 1e-2, log=True),

@@ -227,3 +227,26 @@ def test_an_interrupt_stops_the_workers_and_writes_no_report(tmp_path):
     assert not (folder / "report.html").exists()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
+
+
+def test_trials_stopped_by_others_keep_their_epochs_and_say_why(tmp_path):
+    """One slot, so that the decisions are those of `--local`, which sees the same order."""
+    rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2"]
+    arguments = ["--seeds", "6", "--set", "epochs=6", "--max-concurrent", "1", *rules]
+    done = run(tmp_path, *arguments, "--name", "ray")
+    assert done.returncode == 0, done.stderr
+    local = run(tmp_path, *arguments, "--name", "local", "--local")
+    assert local.returncode == 0, local.stderr
+    ray_trials, local_trials = (
+        pd.read_csv(tmp_path / "toy" / name / "trials.csv")[
+            ["trial", "state", "stopped_by", "epochs_run"]
+        ]
+        for name in ("ray", "local")
+    )
+    pd.testing.assert_frame_equal(ray_trials, local_trials)
+    stopped = ray_trials[ray_trials.state == "stopped"]
+    assert len(stopped) and stopped.stopped_by.str.startswith("ASHA at epoch").all()
+    pd.testing.assert_frame_equal(history(tmp_path, "ray"), history(tmp_path, "local"))
+    for name, why in zip(stopped.trial, stopped.stopped_by, strict=True):
+        assert f"{name} stopped: {why}" in done.stdout
+        assert not list((tmp_path / "toy" / "ray" / "trials" / name).glob("epoch-*.pt"))
