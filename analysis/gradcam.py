@@ -281,8 +281,7 @@ def _root(results: Results, data_dir: Path | str | None) -> Path:
         return Path(data_dir)
     if (results.study.get("data") or {}).get("kind") == "synthetic":
         return synthetic_birds.default_birds()
-    # The engine's note of where the images were; it stays behind when results are passed on.
-    private = results.path / "trials" / "private.json"
+    private = results.path / ".private.json"  # the engine's note of where the images were
     recorded = read_json(private).get("data_dir") if private.is_file() else None
     if recorded is not None and Path(recorded).is_dir():
         return Path(recorded)

@@ -122,8 +122,6 @@ def _run_locked(
     if opts.resume:
         declared = resumed(declared, read_json(folder / "study.json"))
     start = time.monotonic()
-    # For who looks at the images again; here and not in study.json, which is passed on.
-    write_json(folder / "trials" / "private.json", private)
     search = None
     if opts.search is not None:
         search = make_search(study, opts, planned, folder)
@@ -141,6 +139,8 @@ def _run_locked(
             beat()
             declared["slots"] = {"memory": nodes.memory, "cores": opts.slot_cores, "nodes": slots}
             write_json(folder / "study.json", declared)
+            # For who looks at the images again; not in study.json, from which reports are made.
+            write_json(folder / ".private.json", private)
             run_trials(study, opts, planned, private, declared, runner.run, nodes, folder, search)
     declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
     write_json(folder / "study.json", declared)

@@ -7,7 +7,7 @@ the peak grows linearly with the batch, so two batches give the peak of any.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +109,12 @@ def _in_precision(plain: int, size: int, batch: int, precision: Precision) -> in
 
 
 class _Watch(TorchDispatchMode):
-    """Adds up the bytes of the storages that are alive."""
+    """Adds up the bytes of the storages that are alive, but for those of `known` tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Sequence[torch.Tensor]):
         super().__init__()
         self.live = self.peak = 0
-        self._seen: set[int] = set()
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}  # views of them, too
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -147,13 +147,13 @@ def step_bytes(model: nn.Module, image_size: int, batch: int, precision: Precisi
         batch: images.
         precision: of the forward pass.
     """
-    x = torch.zeros(batch, 3, image_size, image_size)
-    y = torch.zeros(batch, dtype=torch.int64)
     model.train()
-    with _Watch() as watch:
+    with _Watch([*model.parameters(), *model.buffers()]) as watch:
+        x = torch.zeros(batch, 3, image_size, image_size)
+        y = torch.zeros(batch, dtype=torch.int64)
         with autocast(torch.device("cpu"), precision):
             loss = F.cross_entropy(model(x), y)
         loss.backward()
         del loss
     model.zero_grad(set_to_none=True)
-    return watch.peak + x.nbytes
+    return watch.peak

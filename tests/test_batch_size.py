@@ -51,7 +51,7 @@ def test_the_study_reports_every_cell_rules_rates_and_maps(smoke):
         trials[trials.batch_size == 128].plain_mib.max()
         / trials[trials.batch_size == 8].plain_mib.max()
     )
-    assert 10 < ratio < 17
+    assert 6 < ratio < 16  # less than 16: weights and gradients are in both
     assert (smoke / "report.pdf").stat().st_size > 10_000
     assert list((smoke / "figures").glob("gradcam_*.png"))
 

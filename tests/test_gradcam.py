@@ -492,6 +492,9 @@ def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
     photos = shared_data / "cifar10"
     settings = ["norm=gn", "n=1", "image_size=16", "epochs=1", "train_images=200", "val_images=60"]
     folder = norms(tmp_path, *settings, "--data-dir", str(photos))
+    assert "Grad-CAM: " in (folder / "report.html").read_text()  # the study knew the folder
+    for left in (".private.json", "gradcam.npz"):  # as in a folder that was passed on
+        (folder / left).unlink()
     assert "--data-dir PATH" in refused(capsys, folder)
     (section,) = gradcam.sections(load(folder))
     assert "--data-dir PATH" in section.blocks[0].text

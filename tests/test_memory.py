@@ -18,12 +18,11 @@ def build(norm: str = "bn"):
 
 
 def test_the_peak_of_a_step_is_counted_by_hand():
-    """One linear layer: input, logits, their log-softmax and gradients; nothing else lives."""
+    """One linear layer: at the end there are the images, the gradients of logits and weight."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 1000, bias=False))
     found = step_bytes(model, 8, 64, "float32")
     images, logits, weight = 64 * 192 * 4, 64 * 1000 * 4, 192 * 1000 * 4
-    # In the backward pass: log-softmax, its gradient and that of the logits, of the weight.
-    assert images + 3 * logits + weight <= found <= images + 4 * logits + weight + 10_000
+    assert images + logits + weight <= found <= images + logits + weight + 1000  # labels, loss
 
 
 def test_batch_128_at_256_pixels_fits_a_slot_of_2_gib():
