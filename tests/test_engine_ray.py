@@ -47,7 +47,9 @@ def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path):
     """A file system of 2 MiB, in a name space of its own, is filled in the middle of a trial."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    toy = f"{sys.executable} tests/toy.py --results-dir {disk} --seeds 2 --set kind=train,fill"
+    # One at a time, so that it is known who finds the disk full.
+    toy = f"{sys.executable} tests/toy.py --results-dir {disk} --seeds 2 --max-concurrent 1"
+    toy += " --set kind=train,fill"
     script = f"""
 mount -t tmpfs -o size=2m tmpfs {disk}
 {toy} > {tmp_path}/first 2>&1; echo $? > {tmp_path}/codes
