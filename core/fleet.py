@@ -179,8 +179,10 @@ class Fleet:
             return None
         now = time.monotonic()
         usable = [s for s in self.slots if s.count]
-        trusted = [s for s in usable if self._suspect.get(s.node, now) <= now] or usable
-        free = [s for s in trusted if s.count > self.taken[s.node]]
+        until = {s.node: max(now, self._suspect.get(s.node, now)) for s in usable}
+        # Where every node has lost a trial of late, the one that lost its last the longest ago.
+        least = min(until.values(), default=now)
+        free = [s for s in usable if until[s.node] == least and s.count > self.taken[s.node]]
         if not free:
             return None
         chosen = max(free, key=lambda s: s.count - self.taken[s.node])

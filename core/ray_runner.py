@@ -234,7 +234,8 @@ class Watch(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Any:
         """Stop stranded attempts, then leave the choice to Tune."""
-        assert self.dispatcher is not None
+        assert self.dispatcher is not None and self.dispatcher.nodes is not None
+        self.dispatcher.nodes.refresh()  # also when no trial is left to give out
         for trial in list(tune_controller.get_live_trials()):
             if trial.status == trial.PENDING and self.dispatcher.stranded(trial.trial_id):
                 self.dispatcher.withdrawn.add(trial.trial_id)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core import slots
 from core.errors import UserError
+from core.fleet import Fleet
 from core.slots import Node, on_node, parse_memory
 
 GIB = 2**30
@@ -97,3 +98,17 @@ def test_a_slot_larger_than_every_card_is_refused():
 def test_sizes_that_are_none(text):
     with pytest.raises(UserError, match="give a size such as 2GiB"):
         parse_memory(text)
+
+
+def test_a_node_that_has_just_lost_a_trial_gets_the_next_one_last():
+    """Ray takes seconds to find that a node is gone: a trial sent there would be lost again."""
+    fleet = Fleet(TWO, 1, "2GiB")
+    for name in ("first", "second"):
+        fleet.nodes[name] = Node(name, name, 2, (11 * GIB,))
+    fleet.suspect("first")
+    assert [fleet.take().node for _ in range(5)] == ["second"] * 5
+    assert fleet.take() is None  # the other one waits its time out
+    for _ in range(5):
+        fleet.give("second")
+    fleet.suspect("second")  # both are suspect: the one with the older loss is tried
+    assert [fleet.take().node for _ in range(5)] == ["first"] * 5
