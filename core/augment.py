@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Means and standard deviations of ImageNet's training pixels (range 0 to 1), as torchvision uses
@@ -53,6 +54,44 @@ def augment(
     return images.gather(3, columns[:, None, None, :].expand(n, c, h, w))
 
 
+def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
+    """Mirror, zoom, shift and recolour each image of a batch by amounts of its own.
+
+    At strength 1 an image is zoomed to between 2/3 and 3/2 of its size, its sides' ratio changed by
+    up to a quarter, moved by up to a quarter of the frame (what comes in is mirrored), and its
+    brightness, contrast and saturation scaled by 0.6 to 1.4; smaller strengths do less of each.
+    Objects may leave the frame in part: it is a labelled image's lot in every random crop.
+
+    Args:
+        images: (N, C, H, W) uint8; not changed.
+        draws: (N, 8) uniform in [0, 1); the image's own random numbers.
+        strength: 0 to 1; at 0 images are mirrored, no more.
+
+    Returns:
+        (N, C, H, W) float32, 0 to 255, on the device of `images`.
+    """
+    n = len(images)
+    draws = draws.to(images.device)
+    x = images.to(torch.float32)
+    flip = 1 - 2 * (draws[:, 0] < 0.5).float()
+    if strength == 0:
+        return torch.where(flip[:, None, None, None] < 0, x.flip(3), x)
+    signed = 2 * draws - 1
+    zoom = 1.5 ** (signed[:, 1] * strength)
+    ratio = 1.25 ** (signed[:, 2] * strength / 2)
+    theta = torch.zeros(n, 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 1, 1] = flip * zoom * ratio, zoom / ratio
+    theta[:, :, 2] = signed[:, 3:5] * (strength / 2)  # the frame is 2 wide
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    x = F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
+    brightness, contrast, saturation = (
+        (1 + 0.4 * strength * signed[:, 5:]).view(n, 3, 1, 1).split(1, dim=1)
+    )
+    x = x * brightness
+    x = x.mean((1, 2, 3), keepdim=True).lerp(x, contrast)
+    return x.mean(1, keepdim=True).lerp(x, saturation).clamp_(0, 255)
+
+
 def _reflect(index: Tensor, size: int) -> Tensor:
     """Fold indices in [-size + 1, 2 size - 2] into [0, size), without repeating the border."""
     return (size - 1) - ((size - 1) - index.abs()).abs()
@@ -68,7 +107,7 @@ def normalise(
     """Scale pixels to (x / 255 - mean) / std.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W), 0 to 255; float32 ones are overwritten.
         mean: of each channel, in the range 0 to 1.
         std: of each channel, in the range 0 to 1.
         channels_last: memory format of the result.

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import PIL
@@ -39,7 +39,11 @@ assert TiffImagePlugin and WebPImagePlugin
 _FORMATS = tuple({"JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF"} & Image.OPEN.keys())
 _STAND_INS = {"val": ("val", "valid", "validation", "test")}
 # Part of every cache key: raise the number when a change below can move a pixel.
-_RULE = f"1: RGB, upright, squashed, bilinear with antialiasing; Pillow {PIL.__version__}"
+_RULES = {
+    "squash": f"1: RGB, upright, squashed, bilinear with antialiasing; Pillow {PIL.__version__}",
+    "crop": f"1: RGB, upright, cropped, bilinear with antialiasing; Pillow {PIL.__version__}",
+}
+Fit = Literal["squash", "crop"]
 _CHUNK = 256  # images decoded before they are written: bounds the memory of a build
 _DIGITS = 32  # hexadecimal digits kept of a SHA-256
 
@@ -108,11 +112,11 @@ def load(
     *,
     limit: Mapping[str, int | None] | None = None,
     skip_broken: bool = False,
+    fit: Fit = "squash",
 ) -> dict[str, ImageSet]:
     """Return the decoded images of each split, from the cache if it has them.
 
-    Images are resized to `image_size` x `image_size` without keeping the aspect ratio, as the lab
-    asks, with PIL's bilinear filter, which averages when it shrinks.
+    Images are resized with PIL's bilinear filter, which averages when it shrinks.
 
     Args:
         root: folder with a folder per split.
@@ -120,6 +124,7 @@ def load(
         splits: names of the splits.
         limit: per split, use this many images only, balanced over classes; the same ones each time.
         skip_broken: leave files out that cannot be decoded, instead of refusing the data.
+        fit: see `decoded`.
 
     Raises:
         UserError: the folders cannot be used (see `scan`), a limit is below one image per class,
@@ -131,10 +136,12 @@ def load(
         split: _balanced(files, limit.get(split), split, len(listing.classes))
         for split, files in listing.files.items()
     }
-    opened = {split: _cached(listing.root, files, image_size) for split, files in chosen.items()}
+    opened = {
+        split: decoded(listing.root, files, image_size, fit) for split, files in chosen.items()
+    }
     broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
     if broken and not skip_broken:
-        raise UserError(_broken_sentence(broken, sum(map(len, chosen.values()))))
+        raise UserError(broken_sentence(broken, sum(map(len, chosen.values()))))
     sets = {
         split: _image_set(listing, split, chosen[split], *cache) for split, cache in opened.items()
     }
@@ -145,7 +152,7 @@ def load(
         if not (s.labels == label).any()
     ]
     if gone:
-        raise UserError(f"--data-dir {root}: no readable image is left in {_some(gone)}")
+        raise UserError(f"--data-dir {root}: no readable image is left in {some(gone)}")
     return sets
 
 
@@ -282,7 +289,7 @@ def _split_folder(base: Path, split: str) -> str:
             return folder
     found = sorted(entry.name for entry in base.iterdir() if entry.is_dir())
     raise UserError(
-        f"no folder {split}/ in it (found: {_some(found) or 'no folder'});"
+        f"no folder {split}/ in it (found: {some(found) or 'no folder'});"
         " images belong in train/<class>/ and val/<class>/"
     )
 
@@ -304,7 +311,7 @@ def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[
     if len(names[first]) < 2:
         raise UserError(
             f"{first}/ needs a folder for each of at least two classes"
-            f" (found: {_some(names[first]) or 'none'})"
+            f" (found: {some(names[first]) or 'none'})"
         )
     for folder in (first, *others):
         spelled: dict[str, str] = {}
@@ -322,7 +329,7 @@ def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[
             there = [name for name in names[other] if _fold(name) not in one]
             raise UserError(
                 f"{first}/ and {other}/ have different classes (only in {first}:"
-                f" {_some(here) or 'none'}; only in {other}: {_some(there) or 'none'}):"
+                f" {some(here) or 'none'}; only in {other}: {some(there) or 'none'}):"
                 " each class needs a folder in both"
             )
 
@@ -332,7 +339,7 @@ def _check_filled(found: Mapping[str, list[ImageFile]]) -> None:
     empty = [folder for folder, files in found.items() if not files]
     if empty:
         raise UserError(
-            f"no images in {_some(empty)}: add some ({', '.join(EXTENSIONS[:5])}, ...) or remove"
+            f"no images in {some(empty)}: add some ({', '.join(EXTENSIONS[:5])}, ...) or remove"
             " the folder"
         )
 
@@ -378,7 +385,7 @@ def _balanced(
     return tuple(file for file in files if file.path in chosen)
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
+def some(names: Sequence[str], most: int = 10) -> str:
     """Join the first names and count the rest; undecodable bytes become escapes."""
     shown = [name.encode("utf-8", "backslashreplace").decode() for name in names[:most]]
     rest = len(names) - most
@@ -411,12 +418,28 @@ def cache_errors() -> Iterator[None]:
         ) from e
 
 
-def _cached(
-    root: Path, files: Sequence[ImageFile], image_size: int
+def decoded(
+    root: Path, files: Sequence[ImageFile], image_size: int, fit: Fit = "squash"
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return decoded images (N, 3, S, S) and their manifest, building the cache if need be."""
+    """Return decoded images and their manifest, building the cache if need be.
+
+    Args:
+        root: absolute; what the files' paths are relative to.
+        files: in the order of the result.
+        image_size: S, in pixels.
+        fit: "squash" resizes to S x S without keeping the aspect ratio, as the birds lab asks;
+            "crop" resizes the shorter side to S x 256 / 224 and cuts out the middle, as ImageNet's
+            validation images are prepared.
+
+    Returns:
+        Images (N, 3, S, S) uint8, memory-mapped, of the files that could be read, and the lists
+        `files`, `sources`, `digests` (see `ImageSet`) and `broken` (path and reason).
+
+    Raises:
+        UserError: the cache cannot be written or is damaged.
+    """
     listed = [(file.path, file.size, file.mtime_ns) for file in files]
-    told = json.dumps([_RULE, image_size, str(root), listed])
+    told = json.dumps([_RULES[fit], image_size, str(root), listed])
     key = hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]
     array = cache_dir() / "images" / f"{key}.npy"
     manifest = array.with_suffix(".json")  # written last: where it is, the array is complete
@@ -425,7 +448,7 @@ def _cached(
             array.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(array.with_suffix(".lock")):
                 if not manifest.exists():
-                    _build(root, [file.path for file in files], image_size, array, manifest)
+                    _build(root, [file.path for file in files], image_size, fit, array, manifest)
     return _open(array, manifest)
 
 
@@ -445,25 +468,27 @@ def _open(array: Path, manifest: Path) -> tuple[np.ndarray, dict[str, Any]]:
     return images, content
 
 
-def _build(root: Path, paths: list[str], image_size: int, array: Path, manifest: Path) -> None:
+def _build(
+    root: Path, paths: list[str], image_size: int, fit: Fit, array: Path, manifest: Path
+) -> None:
     """Decode all files and publish the array, then its manifest.
 
     The array is written as a stream, not through a memory map: on a full disk a map kills the
     process, a stream raises.
     """
-    content: dict[str, Any] = {"rule": _RULE, "image_size": image_size}
+    content: dict[str, Any] = {"rule": _RULES[fit], "image_size": image_size}
     content |= {"files": [], "sources": [], "digests": [], "broken": []}
 
     def write_array(stream: BinaryIO) -> None:
         _write_header(stream, 0, image_size)
-        for decoded in _decode_all(root, paths, image_size):
-            if decoded.pixels:
-                stream.write(decoded.pixels)
-                content["files"].append(decoded.path)
-                content["sources"].append(decoded.source)
-                content["digests"].append(hashlib.sha256(decoded.pixels).hexdigest()[:_DIGITS])
+        for read in _decode_all(root, paths, image_size, fit):
+            if read.pixels:
+                stream.write(read.pixels)
+                content["files"].append(read.path)
+                content["sources"].append(read.source)
+                content["digests"].append(hashlib.sha256(read.pixels).hexdigest()[:_DIGITS])
             else:
-                content["broken"].append((decoded.path, decoded.problem))
+                content["broken"].append((read.path, read.problem))
         stream.seek(0)
         _write_header(stream, len(content["files"]), image_size)
 
@@ -502,26 +527,26 @@ class _Decoded(NamedTuple):
     problem: str
 
 
-def _decode_all(root: Path, paths: Sequence[str], image_size: int) -> Iterator[_Decoded]:
+def _decode_all(root: Path, paths: Sequence[str], image_size: int, fit: Fit) -> Iterator[_Decoded]:
     """Decode in threads (PIL lets go of the interpreter's lock), in the order of `paths`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(min(16, cores or 1)) as pool:
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
-            yield from pool.map(lambda path: _decode(root, path, image_size), chunk)
+            yield from pool.map(lambda path: _decode(root, path, image_size, fit), chunk)
 
 
-def _decode(root: Path, path: str, image_size: int) -> _Decoded:
+def _decode(root: Path, path: str, image_size: int, fit: Fit) -> _Decoded:
     """Read one file; what is wrong with it comes back as words, so that all can be named."""
     try:
         path.encode()
     except UnicodeEncodeError:  # could not be written into a table of files
-        return _Decoded(_some([path]), b"", "", "file name is not UTF-8")
+        return _Decoded(some([path]), b"", "", "file name is not UTF-8")
     try:
         content = (root / path).read_bytes()
         if not content:
             return _Decoded(path, b"", "", "empty")
-        pixels = _square(content, image_size).tobytes()
+        pixels = _square(content, image_size, fit).tobytes()
     except Exception as e:  # damaged files raise almost anything inside PIL's readers
         return _Decoded(path, b"", "", _problem(e))
     return _Decoded(path, pixels, hashlib.sha256(content).hexdigest()[:_DIGITS], "")
@@ -539,7 +564,7 @@ def _problem(e: Exception) -> str:
     return str(e).splitlines()[0] if str(e) else type(e).__name__
 
 
-def _square(content: bytes, size: int) -> np.ndarray:
+def _square(content: bytes, size: int, fit: Fit) -> np.ndarray:
     """Decode an image file to (3, size, size) uint8 RGB."""
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         image.load()
@@ -547,8 +572,21 @@ def _square(content: bytes, size: int) -> np.ndarray:
         # a damaged EXIF block must not cost the picture: it then stays as it lies
         with contextlib.suppress(Exception):
             upright = ImageOps.exif_transpose(image)
-        rgb = _rgb(upright).resize((size, size), Image.Resampling.BILINEAR)
+        rgb = _rgb(upright)
+        box = None if fit == "squash" else _middle(*rgb.size, size)
+        rgb = rgb.resize((size, size) if box is None else box, Image.Resampling.BILINEAR)
+        if box is not None:
+            left, top = round((box[0] - size) / 2), round((box[1] - size) / 2)
+            rgb = rgb.crop((left, top, left + size, top + size))
     return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _middle(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return the size whose middle is cut out: as torchvision's Resize, then CenterCrop."""
+    short = size * 256 // 224
+    if width <= height:
+        return short, max(short, int(short * height / width))
+    return max(short, int(short * width / height)), short
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -563,8 +601,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _broken_sentence(broken: Mapping[str, str], total: int) -> str:
-    named = _some([f"{path} ({why})" for path, why in broken.items()])
+def broken_sentence(broken: Mapping[str, str], total: int) -> str:
+    """Return the refusal of images that cannot be read: path -> what is wrong."""
+    named = some([f"{path} ({why})" for path, why in broken.items()])
     return (
         f"{len(broken):,} of {total:,} images cannot be read: {named}; repair or remove them, or"
         " leave them out with --skip-broken"

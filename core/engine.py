@@ -52,7 +52,9 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
     previous = {number: signal.signal(number, terminate) for number in caught}
     try:
         with contextlib.redirect_stdout(cast(TextIO, Patient(sys.stdout))):
-            return run(study, options.parse(study, argv), argv)
+            action, words = options.take_action(study, argv)
+            opts = options.parse(study, words)
+            return _act(study, opts, action) if action else run(study, opts, argv)
     except UserError as e:
         print(e, file=sys.stderr)
         return UNUSABLE
@@ -90,15 +92,14 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
 def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
     if opts.report_only:
         return report_only(study, folder)
-    settings = options.read_config(study, opts.config) if opts.config else {}
-    settings |= options.parse_settings(study, opts.set)
+    settings = _settings(study, opts)
     planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
     if opts.search is not None:
         planned = search_plan(study, planned)
     check_folder(folder, resume=opts.resume)
     if opts.address is not None:
         check_address(opts.address)
-    private = _private(study, opts)
+    private = _private(study, opts, settings)
     data = study.prepare({**planned.trials[0].config, **private})
     if study.check is not None:
         study.check([p.config for p in planned.trials], data)
@@ -133,7 +134,7 @@ def _run_locked(
         write_json(folder / "study.json", declared)
     else:
         runner = _runner(opts)
-        paths = (str(private["data_dir"]),) if private.get("data_dir") else ()
+        paths = tuple(str(v) for v in private.values() if isinstance(v, str) and os.path.isabs(v))
         with runner.session(opts, folder, paths) as nodes:  # no cluster: nothing is left behind
             slots[:] = nodes.record()
             beat()
@@ -389,14 +390,38 @@ def _runner(opts: Options) -> ModuleType:
     return ray_runner
 
 
-def _private(study: Study, opts: Options) -> dict[str, Any]:
+def _settings(study: Study, opts: Options) -> dict[str, Any]:
+    """Return what the user set, with what follows from it."""
+    settings = options.read_config(study, opts.config) if opts.config else {}
+    settings |= options.parse_settings(study, opts.set)
+    if study.adjust is not None:
+        settings = {**study.adjust(settings, opts.chosen_scale()), **settings}
+    return settings
+
+
+def _act(study: Study, opts: Options, action: str) -> int:
+    """Do something else than run the study."""
+    settings = options.parse_settings(study, opts.set)
+    private = {k: v for k, v in _private(study, opts, settings).items() if v not in (None, False)}
+    return study.actions[action]({**settings, **private}, opts.folder(study))
+
+
+def _private(study: Study, opts: Options, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the study's settings that say where things are on this machine."""
     given = {
         "data_dir": None if opts.data_dir is None else str(opts.data_dir.expanduser().resolve()),
         "skip_broken": opts.skip_broken,
     }
+    given |= {key: _located(settings[key]) for key in study.private if key in settings}
     known = {field.name for field in dataclasses.fields(study.config)}
     return {key: value for key, value in given.items() if key in known}
+
+
+def _located(value: Any) -> Any:
+    """Return a path that exists as an absolute one: workers run in folders of their own."""
+    if not isinstance(value, str) or not Path(value).expanduser().exists():
+        return value
+    return str(Path(value).expanduser().resolve())
 
 
 def _constants(trials: Sequence[Planned]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TensorBoard: every trial's curves while it runs, and the HParams table with final metrics."""
+"""TensorBoard: every trial's curves and pictures while it runs, and HParams with final metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -28,6 +30,7 @@ class Live:
         if name not in self.writers:
             self.writers[name] = self._fresh(name, row.get("epoch", 1))
         _add(self.writers[name], row)
+        _add_pictures(self.writers[name], self.folder / "trials" / name, row)
         self.writers[name].flush()
 
     def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
@@ -54,6 +57,7 @@ class Live:
         for row in trial.read_rows(self.folder / "trials" / name):
             if row.get("epoch", 0) < before:
                 _add(writer, row)
+                _add_pictures(writer, self.folder / "trials" / name, row)
         return writer
 
 
@@ -61,6 +65,15 @@ def _add(writer: SummaryWriter, row: dict[str, Any]) -> None:
     for key, value in row.items():
         if key != "epoch" and _is_number(value):
             writer.add_scalar(key, value, row.get("epoch"))
+
+
+def _add_pictures(writer: SummaryWriter, folder: Path, row: dict[str, Any]) -> None:
+    """Add the pictures that the trial kept of this epoch (see `core.trial.save_picture`)."""
+    epoch = row.get("epoch", 0)
+    for path in sorted((folder / "pictures").glob(f"*-{epoch:05d}.png")):
+        with Image.open(path, formats=["PNG"]) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        writer.add_image(path.stem.rpartition("-")[0], pixels, epoch, dataformats="HWC")
 
 
 def _is_number(value: object) -> bool:

@@ -129,13 +129,47 @@ def parse(study: Study, argv: Sequence[str]) -> Options:
     """Return the options in `argv`; `--help` and malformed options end the program (0 and 2)."""
     opts = tyro.cli(
         Options,
-        args=merge_assignments(argv),
+        args=merge_assignments(spell_out(study, argv)),
         prog=f"python studies/{study.name}.py",
         description=f"{study.question}\n\n{settings_help(study)}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     opts.check()
     return opts
+
+
+def take_action(study: Study, argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Return which of the study's actions `argv` asks for, if any, and `argv` without it."""
+    asked = [name for name in study.actions if f"--{name}" in argv]
+    rest = [word for word in argv if word not in {f"--{name}" for name in asked}]
+    return (asked[0] if asked else ""), rest
+
+
+def spell_out(study: Study, argv: Sequence[str]) -> list[str]:
+    """Replace a study's own flags by the `--set` they are short for.
+
+    Raises:
+        UserError: a flag without the value it needs.
+    """
+    types = typing.get_type_hints(study.config)
+    words, spelled = list(argv), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        flag = name.removeprefix("--").replace("_", "-")
+        if not name.startswith("--") or flag not in study.flags:
+            spelled.append(word)
+            continue
+        setting = study.flags[flag]
+        if not equals and types[setting] is bool:
+            value = "true"
+        elif not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"--{flag}: give it a value, as in --{flag} {setting.upper()}")
+            value = words.pop(0)
+        # What follows an option's own words belongs to that option: so the flag goes first.
+        spelled[:0] = ["--set", f"{setting}={value}"]
+    return spelled
 
 
 def merge_assignments(argv: Sequence[str]) -> list[str]:
@@ -162,6 +196,10 @@ def settings_help(study: Study) -> str:
     for field in dataclasses.fields(study.config):
         default = "" if field.default is dataclasses.MISSING else f" = {field.default}"
         lines.append(f"  {field.name}{default}: {meaning.get(field.name, '')}")
+    for flag, setting in study.flags.items():
+        lines.append(f"--{flag} is short for --set {setting}=...")
+    for name, action in study.actions.items():
+        lines.append(f"--{name}: {(action.__doc__ or '').strip().splitlines()[0]}")
     for name, part in study.parts.items():
         grid = "; ".join(f"{k}={','.join(map(str, v))}" for k, v in part.grid.items())
         lines.append(f"Part {name}: {grid}")
@@ -172,7 +210,10 @@ def stopping(study: Study, opts: Options) -> Stopping:
     """Return the study's rules of early stopping with those of the command line in their place."""
     fields = ("scheduler", "grace", "reduction_factor", "brackets", "patience")
     given = {name: getattr(opts, name) for name in fields if getattr(opts, name) is not None}
-    return dataclasses.replace(study.stopping, **given)
+    rules = study.stopping
+    if opts.search is not None and study.search_stopping is not None:
+        rules = study.search_stopping
+    return dataclasses.replace(rules, **given)
 
 
 def read_config(study: Study, path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.errors import UserError
 from core.norms import NORMS, frozen_statistics
+from core.weights import load_state, mismatch
 
 WIDTHS = (16, 32, 64)  # filters of the three stages
 
@@ -166,49 +167,16 @@ def load_weights(model: ResNet, path: str | Path) -> ResNet:
         UserError: no such file, not a file of tensors, or names or shapes that do not fit (both
             sides of every mismatch are listed).
     """
-    state = _read_state(Path(path))
-    state = {_our_name(name): value for name, value in state.items()}
-    own = model.state_dict()
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = sorted(own.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise UserError(
-            f"{path} does not fit the model: missing from the file: {', '.join(missing) or 'none'};"
-            f" not in the model: {', '.join(unexpected) or 'none'};"
-            f" other shapes: {'; '.join(shapes) or 'none'}"
-        )
+    state = {_our_name(name): value for name, value in load_state(path).items()}
+    wrong = mismatch(model, state)
+    if wrong:
+        raise UserError(f"{path} does not fit the model ({wrong}): give weights of this network")
     model.load_state_dict(state, strict=False)
     return model
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in `path`, whether bare or under the key `state_dict` or `model`."""
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: give the path of a state dict saved by torch.save")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many types here: unpickling, zip, end of file
-        raise UserError(
-            f"{path} is not a file of tensors (a truncated file, or one that holds code, which is"
-            " never run): save model.state_dict() with torch.save"
-        ) from e
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict: save model.state_dict() with torch.save")
-    return content
-
-
 def _our_name(name: str) -> str:
     """Translate a parameter name of the public CIFAR ResNets into ours."""
-    name = name.removeprefix("module.").removeprefix("_orig_mod.")
     first, _, rest = name.partition(".")
     renamed = {"conv1": "conv", "bn1": "norm", "linear": "head"}.get(first)
     if renamed is not None:

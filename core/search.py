@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from core import mirror, trial
 from core.storage import write_json
-from core.study import Planned, Range
+from core.study import Choice, Planned, Range
 
 DEFAULT = "default"  # the trial that runs the settings as they are, for comparison
 NAME = "name"  # of the user attribute that holds a trial's name
@@ -26,13 +26,13 @@ class Goal:
     """What is searched for.
 
     Attributes:
-        space: setting -> range.
+        space: setting -> range or choice.
         trials: how many configurations are tried.
         metric: the reported metric that is best at a trial's best epoch; `mode` says which way.
         mode: "max" or "min".
     """
 
-    space: Mapping[str, Range]
+    space: Mapping[str, Range | Choice]
     trials: int
     metric: str
     mode: str
@@ -90,7 +90,10 @@ class Search:
             return None
         asked = self._optuna.ask()
         for name, span in self.goal.space.items():
-            asked.suggest_float(name, span.low, span.high, log=span.log)
+            if isinstance(span, Choice):
+                asked.suggest_categorical(name, list(span.values))
+            else:
+                asked.suggest_float(name, span.low, span.high, log=span.log)
         name = f"search-{len(self._numbers):04}"
         asked.set_user_attr(NAME, name)
         self._numbers[name] = asked.number
@@ -139,7 +142,12 @@ class Search:
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
-        space = {k: {"low": v.low, "high": v.high, "log": v.log} for k, v in self.space.items()}
+        space = {
+            k: {"values": list(v.values)}
+            if isinstance(v, Choice)
+            else {"low": v.low, "high": v.high, "log": v.log}
+            for k, v in self.space.items()
+        }
         return {
             "sampler": "TPE",
             "trials": self.goal.trials,
@@ -148,7 +156,7 @@ class Search:
         }
 
     @property
-    def space(self) -> Mapping[str, Range]:
+    def space(self) -> Mapping[str, Range | Choice]:
         """Return the searched settings."""
         return self.goal.space
 

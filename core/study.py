@@ -25,12 +25,16 @@ class Part:
         scales: the scales at which the part belongs to the study.
         literal: the part repeats a text to the letter, so it is left out when `--set` changes a
             setting (unless it is asked for by `--part`).
+        at: scale -> settings that this part holds at that scale only.
+        when: the part belongs to the study only where this setting is given (`folds`).
     """
 
     grid: Mapping[str, Sequence[Any]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     scales: Sequence[str] = ("demo", "full", "smoke")
     literal: bool = False
+    at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,13 @@ class Range:
     low: float
     high: float
     log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values among which a search chooses."""
+
+    values: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,15 @@ class Study:
         check: refuses, before any trial starts, configs that the data cannot serve; takes the
             configs of all trials and what `prepare` returned, raises UserError.
         stopping: rules of early stopping; options of the command line change them.
-        search: setting -> range that `--search` varies; none: the study has no search.
+        search: setting -> range or choice that `--search` varies; none: the study has no search.
+        search_stopping: rules of early stopping of a search; none: those of the study.
         search_report: writes the report of a search.
+        flags: option -> setting that it is short for (`--folds 3` for `--set folds=3`; the flag of
+            a setting that is true or false takes no value).
+        adjust: further settings that follow from what the user set (grid settings as lists) at a
+            scale; what the user set goes before them.
+        actions: option -> what the file does instead of running the study: takes the settings that
+            the user gave and the study's result folder, returns the exit code.
     """
 
     name: str
@@ -87,8 +105,12 @@ class Study:
     private: Sequence[str] = ("data_dir", "skip_broken")
     check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None
     stopping: Stopping = field(default_factory=Stopping)
-    search: Mapping[str, Range] = field(default_factory=dict)
+    search: Mapping[str, Range | Choice] = field(default_factory=dict)
+    search_stopping: Stopping | None = None
     search_report: Callable[[Path], None] | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
+    adjust: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
+    actions: Mapping[str, Callable[[Mapping[str, Any], Path], int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,16 +165,23 @@ def plan(
     trials: list[Planned] = []
     grid: dict[str, list[Any]] = {}
     for name, p in chosen.items():
+        fixed = {**p.fixed, **p.at.get(scale, {})}
         axes = {key: lists.get(key, list(values)) for key, values in p.grid.items()}
-        axes["seed"] = lists.get("seed", seed_values)
+        # What other parts compare and this one leaves open: one value holds for all parts.
+        open_keys = lists.keys() - p.grid.keys() - fixed.keys() - {"seed"}
+        axes |= {
+            key: lists[key] for key in lists if key in open_keys and (part or len(lists[key]) == 1)
+        }
+        own_seeds = axes.pop("seed", seed_values)  # a part that needs more seeds than the others
+        axes["seed"] = lists.get("seed", own_seeds if seeds is None else seed_values)
         for values in itertools.product(*axes.values()):
             varied = dict(zip(axes, values, strict=True))
-            config = {**size.settings, **p.fixed, **single, **varied}
+            config = {**size.settings, **fixed, **single, **varied}
             shown = (
                 varied if len(study.parts) == 1 or len(chosen) == 1 else {"part": name, **varied}
             )
             trials.append(Planned(trial_name(shown), name, _complete(study, config)))
-        for key, values in {**{k: [v] for k, v in p.fixed.items()}, **axes}.items():
+        for key, values in {**{k: [v] for k, v in fixed.items()}, **axes}.items():
             if key in compared or len(chosen) > 1:
                 grid[key] = list(dict.fromkeys([*grid.get(key, []), *values]))
     return Plan(trials, grid, notes)
@@ -185,7 +214,7 @@ def _chosen_parts(
     compared = {key for p in study.parts.values() for key in p.grid} | {"seed", *study.private}
     changed = sorted(settings.keys() - compared)
     for name, p in study.parts.items():
-        if scale not in p.scales:
+        if scale not in p.scales or (p.when and not settings.get(p.when)):
             continue
         if p.literal and changed:
             notes.append(

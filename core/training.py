@@ -21,6 +21,7 @@ from core.metrics import ConfusionMatrix
 from core.norms import parameter_groups
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Shape = Literal["cosine", "step", "constant"]
 Batch = tuple[Tensor, Tensor]
 CHECK_EVERY = 32  # steps between looks at the loss on a GPU, where each look waits for the device
 
@@ -69,14 +70,34 @@ def optimizer_and_schedule(
         optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov)
     else:
         optimizer = torch.optim.AdamW(groups, recipe.lr)
-    warmup = recipe.warmup * steps
+    return optimizer, lr_schedule(optimizer, steps, recipe.warmup)
+
+
+def lr_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.0, shape: Shape = "cosine"
+) -> LambdaLR:
+    """Build the schedule to step after each batch: a linear rise, then `shape`.
+
+    Args:
+        optimizer: its groups keep their ratio.
+        steps: batches in the whole training.
+        warmup: share of the steps in which the rates rise from 0, in [0, 1).
+        shape: "cosine" falls to 0, "step" to a tenth after each third of the steps that are left,
+            "constant" stays.
+    """
+    warmup = warmup * steps
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(1.0, steps - warmup)
+        if shape == "constant":
+            return 1.0
+        if shape == "step":
+            return 0.1 ** min(2, int(3 * done))
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
-    return optimizer, LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, factor)
 
 
 @dataclass(frozen=True)
@@ -180,7 +201,7 @@ def train_epoch(
         lrs.append(optimizer.param_groups[0]["lr"])
         losses.append(mean)
         if device.type == "cpu" or step % CHECK_EVERY == 0:
-            _check_finite(losses, lrs, epoch)
+            check_finite(losses, lrs, epoch)
         if max_norm:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
@@ -189,7 +210,7 @@ def train_epoch(
         schedule.step()
         total += mean * len(y)
         count += len(y)
-    _check_finite(losses, lrs, epoch)
+    check_finite(losses, lrs, epoch)
     metrics = {"loss": (total.cpu() / count).item(), **confusion.metrics()}
     return {f"train_{key}": value for key, value in metrics.items()}
 
@@ -240,8 +261,17 @@ def override(recipe: Recipe, **settings: Any) -> Recipe:
     return replace(recipe, **{key: value for key, value in settings.items() if value is not None})
 
 
-def _check_finite(losses: list[Tensor], lrs: list[float], epoch: int) -> None:
-    """Raise at the first loss that is not finite, then forget those that were."""
+def check_finite(losses: list[Tensor], lrs: list[float], epoch: int) -> None:
+    """Raise at the first loss that is not finite, then forget those that were.
+
+    Args:
+        losses: one number per step since the last look; emptied.
+        lrs: learning rate of every step of the epoch so far.
+        epoch: for the message.
+
+    Raises:
+        Diverged: see above; the message names epoch, step and learning rate.
+    """
     start = len(lrs) - len(losses)
     values = torch.stack(losses).isfinite().tolist() if losses else []
     if not all(values):

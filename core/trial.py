@@ -230,7 +230,11 @@ def save(state: Mapping[str, Stateful], row: Row) -> None:
 
 
 def save_predictions(
-    scores: np.ndarray, labels: np.ndarray, files: tuple[str, ...], classes: tuple[str, ...]
+    scores: np.ndarray,
+    labels: np.ndarray,
+    files: tuple[str, ...],
+    classes: tuple[str, ...],
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Keep the raw scores from which the report's numbers can be computed again.
 
@@ -239,6 +243,7 @@ def save_predictions(
         labels: (N,) int64, or (N, C) for several labels per image.
         files: N names relative to the data root, in the order of the rows.
         classes: C names.
+        more: further arrays of the task, under their names; no objects.
     """
     trial = _current.get()
     if trial is None:
@@ -246,6 +251,7 @@ def save_predictions(
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
+        **(more or {}),
         scores=np.asarray(scores, dtype=np.float32),
         labels=np.asarray(labels),
         files=np.array(files),
@@ -253,6 +259,19 @@ def save_predictions(
         config=np.array(json.dumps(dict(trial.spec.config), sort_keys=True)),
     )
     write_bytes(trial.spec.study / "predictions" / f"{trial.spec.name}.npz", buffer.getvalue())
+
+
+def save_picture(name: str, epoch: int, png: bytes) -> None:
+    """Keep a picture of an epoch in the trial's folder; TensorBoard shows it under `name`.
+
+    Args:
+        name: lower-case letters only.
+        epoch: counted from 1; call before this epoch is reported.
+        png: the bytes of a PNG file.
+    """
+    trial = _current.get()
+    if trial is not None:
+        write_bytes(trial.spec.folder / "pictures" / f"{name}-{epoch:05d}.png", png)
 
 
 def run(
