@@ -1,0 +1,413 @@
+"""The adaptation trainable in this process, the study on a few images, and its report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import typing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+
+from analysis import adaptation as analysis
+from analysis.results import load
+from core import synthetic_birds
+from core.corruptions import CORRUPTIONS
+from core.engine import command_line
+from core.errors import UserError
+from core.resnet import resnet
+from core.study import plan
+from studies.adaptation import study
+from trainables import adaptation as trainable
+from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells
+
+TIMES = ("seconds", "corruption_seconds")
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory) -> Path:
+    """Four species of six pictures each."""
+    root = tmp_path_factory.mktemp("birds")
+    return synthetic_birds.make_birds(root / "set", 4, train_per_class=1, val_per_class=6)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A network that has learnt nothing, with statistics of its own."""
+    torch.manual_seed(0)
+    model = resnet(1, 4, "torch_bn")
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(16, 3, 32, 32))
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def cell(birds, weights):
+    """Run one cell; return its row without times."""
+
+    def run(**settings) -> dict:
+        small = {"image_size": 32, "batch_size": 8, "num_bn_updates": 3, "wrap": True}
+        small |= {"corruption": "fog"}
+        rows: list[dict] = []
+        places = {"data_dir": str(birds), "checkpoint": str(weights)}
+        adapt_cell(small | places | settings, report=rows.append)
+        (row,) = rows
+        return {key: value for key, value in row.items() if key not in TIMES}
+
+    return run
+
+
+def forget() -> None:
+    """Empty what a worker keeps between trials."""
+    for kept in vars(trainable).values():
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
+
+
+# ---- one cell ----
+
+
+def test_a_cell_reports_counts_that_agree(cell):
+    row = cell(clean_reference=True)
+    assert row["n"] == 24 and row["updates"] == 3 and row["epoch"] == 1
+    for kind in ("", "clean_"):
+        before, after = (row[f"{kind}right_{k}"] for k in ("unadapted", "adapted"))
+        assert before + row[f"{kind}gained"] - row[f"{kind}lost"] == after
+        assert row[f"{kind}acc_unadapted"] == before / 24
+        assert row[f"{kind}acc_adapted"] == after / 24
+    assert row["gain"] == row["acc_adapted"] - row["acc_unadapted"]
+    assert row["loss_adapted"] != row["loss_unadapted"]
+
+
+@pytest.mark.parametrize("nothing", [{"num_bn_updates": 0}, {"method": "none"}])
+def test_without_adaptation_the_unadapted_result_is_given_exactly(cell, nothing):
+    row = cell(**nothing)
+    assert row["acc_adapted"] == row["acc_unadapted"] and row["updates"] == 0
+    assert row["loss_adapted"] == row["loss_unadapted"]
+
+
+@pytest.mark.parametrize("method", ["running", "tent"])
+def test_a_cell_is_the_same_in_a_new_worker_and_after_any_other(cell, method):
+    forget()
+    first = cell(method=method)
+    for other in ("tent", "running", "batch"):
+        cell(method=other, corruption="snow", severity=5, seed=3)
+    assert cell(method=method) == first
+    forget()
+    assert cell(method=method) == first
+
+
+def test_the_seed_changes_the_order_and_not_the_images(cell):
+    one, two = cell(seed=1), cell(seed=2)
+    assert one["loss_unadapted"] == two["loss_unadapted"]
+    assert one["loss_adapted"] != two["loss_adapted"]
+    assert cell(corruption_seed=1)["loss_unadapted"] != one["loss_unadapted"]
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_images_corrupted_batch_by_batch_are_those_corrupted_at_once(
+    birds, weights, corruption, monkeypatch
+):
+    places = {"data_dir": str(birds), "checkpoint": str(weights), "image_size": 32}
+    cfg = Config(corruption=corruption, severity=4, **places)
+    images = trainable._task_of(cfg).images.images
+    whole = trainable.Shifted(cfg, images)
+    monkeypatch.setattr(trainable, "_KEPT_BYTES", 0)
+    bit = trainable.Shifted(cfg, images)
+    assert bit.kept is None
+    index = np.array([17, 3, 3, 20])
+    assert torch.equal(whole(index), bit(index))
+    assert torch.equal(torch.cat([bit(index[:1]), bit(index[1:])]), bit(index))
+
+
+def test_images_are_taken_evenly_in_the_order_of_their_names(birds, weights):
+    cfg = Config(data_dir=str(birds), checkpoint=str(weights), image_size=32, images=10)
+    images = trainable._task_of(cfg).images
+    assert images.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    names = [Path(file).name for file in images.files]
+    assert names == ["0000.jpg"] * 4 + ["0001.jpg"] * 4 + ["0002.jpg"] * 2
+
+
+def test_the_setting_knows_the_corruptions_that_there_are():
+    assert typing.get_args(trainable.Corruption) == ("clean", *CORRUPTIONS)
+
+
+def test_small_photographs_keep_their_size_and_large_ones_are_cropped(tmp_path, weights):
+    for side, expected in ((32, 32), (48, 224)):
+        for name in ("a", "b", "c", "d"):
+            folder = tmp_path / str(side) / "val" / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (side, side), name_colour(name)).save(folder / "0.png")
+        cfg = Config(data_dir=str(tmp_path / str(side)), checkpoint=str(weights))
+        assert trainable._task_of(cfg).images.images.shape == (4, 3, expected, expected)
+
+
+def name_colour(name: str) -> tuple[int, int, int]:
+    return (ord(name), 100, 200)
+
+
+def test_the_data_are_described_with_the_model(birds, weights):
+    settings = {"data_dir": str(birds), "checkpoint": str(weights), "image_size": 32}
+    described = describe_cells(settings)
+    assert described["kind"] == "folder" and described["bn_layers"] == 7
+    assert described["model"] == "ResNet-8" and described["bn_momentum"] == 0.1
+    assert str(birds) not in json.dumps(described)
+    fewer = describe_cells(settings | {"images": 8})
+    assert fewer["fingerprint"] != described["fingerprint"]
+
+
+# ---- the study ----
+
+
+def run(birds: Path, weights: Path, results: Path, *arguments: str) -> int:
+    places = ["--data-dir", str(birds), "--results-dir", str(results), "--local"]
+    # behind --set, so that a test may add assignments
+    few = ["--set", f"checkpoint={weights}", "image_size=32", "batch_size=8"]
+    return command_line(study, [*places, *few, *arguments])
+
+
+@pytest.fixture(scope="module")
+def severity(birds, weights, tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few"]
+    assert run(birds, weights, results, *words) == 0
+    return results / "adaptation" / "few"
+
+
+@pytest.fixture(scope="module")
+def whole(weights, birds, tmp_path_factory) -> Path:
+    """Every part at toy size."""
+    results = tmp_path_factory.mktemp("results")
+    words = ["corruption=fog", "severity=2", "num_bn_updates=1,4", "--wrap", "--name", "whole"]
+    assert run(birds, weights, results, *words) == 0
+    return results / "adaptation" / "whole"
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    with (folder / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_severity_table_begins_with_clean_images(severity):
+    rows = rows_of(severity, "severity")
+    assert list(rows[0])[:2] == ["corruption", "severity"]
+    told = [(row["corruption"], int(row["severity"])) for row in rows]
+    cells = [(name, s) for name in ("fog", "defocus_blur") for s in range(1, 6)]
+    assert told == [("clean", 0), *cells]
+    trials = pd.read_csv(severity / "trials.csv").set_index(["corruption", "severity"])
+    for row in rows[1:]:
+        trial = trials.loc[(row["corruption"], int(row["severity"]))]
+        for key in ("acc_unadapted", "acc_adapted", "gain"):
+            assert float(row[key]) == pytest.approx(trial[key], abs=1e-12)
+            assert float(row[f"{key}_low"]) <= float(row[f"{key}_high"])
+    assert float(rows[0]["acc_adapted"]) == trials["clean_acc_adapted"].iloc[0]
+    assert (trials["clean_acc_unadapted"] == float(rows[0]["acc_unadapted"])).all()
+
+
+def test_only_statistics_changed_and_the_report_says_so(severity):
+    trials = pd.read_csv(severity / "trials.csv")
+    told = "num_batches_tracked 7, running_mean 7, running_var 7"
+    assert set(trials["tensors_changed"]) == {told}
+    assert "changed nothing but" in (severity / "report.html").read_text()
+    moved = analysis.layer_changes(load(severity), trials["trial"][0])
+    assert len(moved) == 7 and (moved["ratio"] > 0).all()
+
+
+def test_where_things_are_is_not_recorded(severity, weights):
+    record = json.loads((severity / "study.json").read_text())
+    assert not {"checkpoint", "data_dir", "frost_dir"} & record["trials"][0]["config"].keys()
+    assert str(weights.parent) not in (severity / "report.html").read_text()
+    assert str(weights.parent) not in (severity / "trials.csv").read_text()
+
+
+def test_every_part_has_its_table_figure_and_answer(whole):
+    tables = {file.stem for file in (whole / "tables").iterdir()}
+    expected = {"severity", "corruptions", "updates", "batch_size", "methods", "clean", "stream"}
+    assert expected <= tables
+    figures = {file.stem for file in (whole / "figures").glob("*.png")}
+    assert {"updates", "batch_size", "methods", "stream", "statistics", "photos"} <= figures
+    page = (whole / "report.html").read_text()
+    for question in (
+        "What do more updates bring?",
+        "Why do small batches fail?",
+        "What does it cost on clean images?",
+        "Does the order of the images matter?",
+        "Which method is best?",
+    ):
+        assert question in page
+    assert "those reported" in page  # computed again from the stored scores
+    assert (whole / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_one_value_of_the_user_holds_for_every_part(whole):
+    trials = pd.read_csv(whole / "trials.csv")
+    assert set(trials.loc[trials["part"] == "updates", "num_bn_updates"]) == {1, 4}
+    assert set(trials.loc[trials["part"] == "clean", "corruption"]) == {"clean"}
+    only = plan(study, "demo", "severity", None, {"method": ["batch"], "severity": [3]})
+    assert {p.config["method"] for p in only.trials} == {"batch"} and len(only.trials) == 8
+
+
+def test_a_resumed_study_is_the_unbroken_one(severity, birds, weights):
+    before = pd.read_csv(severity / "trials.csv")
+    for trial in before["trial"][3:6]:
+        shutil.rmtree(severity / "trials" / trial)
+    forget()
+    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
+    assert run(birds, weights, severity.parents[1], *words) == 0
+    after = pd.read_csv(severity / "trials.csv")
+    drop = [c for c in before if "seconds" in c or "memory" in c or "allocated" in c]
+    pd.testing.assert_frame_equal(before.drop(columns=drop), after.drop(columns=drop))
+
+
+def test_other_weights_are_not_resumed(severity, birds, tmp_path, capsys):
+    other = tmp_path / "other.pt"
+    torch.save(resnet(1, 4, "torch_bn").state_dict(), other)
+    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
+    assert run(birds, other, severity.parents[1], *words) == 2
+    assert "has changed" in capsys.readouterr().err
+
+
+def test_a_copied_folder_gives_the_same_report_without_images(severity, tmp_path):
+    copied = tmp_path / "results" / "adaptation" / "few"
+    shutil.copytree(severity, copied)
+    for gone in ("trials", "tables", ".private.json", "report.html"):
+        path = copied / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    arguments = ["--results-dir", str(tmp_path / "results"), "--name", "few", "--report-only"]
+    assert command_line(study, arguments) == 0
+    assert rows_of(copied, "severity") == rows_of(severity, "severity")
+    shutil.rmtree(copied / "figures")
+    assert command_line(study, arguments) == 0
+    assert "photographs is left out" in (copied / "report.html").read_text()
+
+
+# ---- numbers of the report ----
+
+
+@pytest.mark.parametrize("right", [0, 3, 50, 97, 100])
+def test_wilsons_interval_is_scipys(right):
+    expected = binomtest(right, 100).proportion_ci(method="wilson")
+    assert analysis.wilson(right, 100) == pytest.approx((expected.low, expected.high))
+
+
+def test_paired_intervals_cover_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    n, up, down = 100, 0.15, 0.05
+    drawn = generator.multinomial(n, [up, down, 1 - up - down], size=2000)
+    hits = [
+        low <= up - down <= high
+        for low, high in (analysis.paired_interval(g, lost, n) for g, lost, _ in drawn)
+    ]
+    assert 0.935 <= np.mean(hits) <= 0.97
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["corruption=rain"], "fog"),
+        (["severity=0"], "give 1, 2, 3, 4 or 5"),
+        (["severity=6"], "give 1, 2, 3, 4 or 5"),
+        (["num_bn_updates=50"], "--wrap"),
+        (["batch_size=25"], "1 to 24"),
+        (["images=3"], "one for each class"),
+        (["images=25"], "(all)"),
+        (["image_size=16"], "at least 32"),
+        (["momentum=2"], "momentum"),
+        (["checkpoint=nowhere.pt"], "no such file"),
+        (["frost_dir=nowhere"], "frost_dir"),
+        (["method=magic"], "running"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value[0],
+)
+def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, words, sentence):
+    assert run(birds, weights, tmp_path, *words, "--part", "severity") == 2
+    told = capsys.readouterr().err.strip()
+    assert sentence in told and "\n" not in told
+    assert not (tmp_path / "adaptation" / "full" / "study.json").exists()
+
+
+def test_models_without_batch_norm_are_refused(birds, tmp_path, capsys):
+    torch.save(resnet(1, 4, "gn").state_dict(), tmp_path / "gn.pt")
+    assert run(birds, tmp_path / "gn.pt", tmp_path) == 2
+    assert "no batch-norm layer" in capsys.readouterr().err
+
+
+def test_the_embedded_model_is_not_tried_on_other_data(birds):
+    with pytest.raises(UserError, match=r"embedded birds only.*checkpoint="):
+        describe_cells({"data_dir": str(birds)})
+
+
+def test_the_labs_own_updates_wrap_and_the_users_do_only_with_wrap(birds, weights):
+    described = {"counts": {"val": {"a": 24}}}
+    labs = plan(study, "full", "severity", None, {"batch_size": [8]})
+    check_cells([p.config for p in labs.trials], described)
+    given = {"batch_size": [8], "num_bn_updates": [50]}
+    asked = given | study.adjust(given, "full")  # pyrefly: ignore
+    with pytest.raises(UserError, match=r"num_bn_updates=50.*at most 3, or --wrap"):
+        check_cells([p.config for p in plan(study, "full", None, None, asked).trials], described)
+
+
+@pytest.mark.parametrize("scale", ["demo", "smoke"])
+def test_the_embedded_images_are_enough_for_every_part(scale):
+    count = study.scales[scale].settings["images"]
+    described = {"counts": {"val": {"a": count}}}
+    check_cells([p.config for p in plan(study, scale, None, None, {}).trials], described)
+
+
+def test_images_that_are_too_small_are_named(tmp_path, weights):
+    for name in ("a", "b", "c", "d"):
+        folder = tmp_path / "val" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (20, 40)).save(folder / "0.png")
+    with pytest.raises(UserError, match=r"val/a/0\.png has 20x40 pixels"):
+        describe_cells({"data_dir": str(tmp_path), "checkpoint": str(weights)})
+
+
+def test_a_damaged_folder_of_python_batches_is_refused(tmp_path, weights):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="cifar-10-batches-py is not whole"):
+        describe_cells({"data_dir": str(tmp_path), "checkpoint": str(weights)})
+
+
+# ---- real photographs and public weights ----
+
+
+@pytest.mark.slow
+def test_public_weights_on_real_photos_score_as_the_reference_says(shared_data):
+    reference = pd.read_csv(shared_data.parent / "reference" / "adaptation.csv")
+    cells = reference[(reference["kind"] == "cell") & (reference["n_images"] == 2000)]
+    expected = cells.set_index(["corruption", "severity"])
+    settings = {
+        "data_dir": str(shared_data / "cifar10"),
+        "checkpoint": str(shared_data / "weights" / "cifar10-resnet20.th"),
+        "frost_dir": str(shared_data / "frost"),
+        "images": 500,
+        "wrap": True,
+    }
+    rows: list[dict] = []
+    for corruption, severity in (("defocus_blur", 5), ("frost", 3)):
+        cell = {"corruption": corruption, "severity": severity}
+        adapt_cell(settings | cell, report=rows.append)
+        known = expected.loc[(corruption, severity)]
+        # 500 of the reference's 2,000 photos: two standard errors of the rest are 4 points
+        assert 100 * rows[-1]["acc_unadapted"] == pytest.approx(known["acc_unadapted"], abs=5)
+        assert 100 * rows[-1]["acc_adapted"] == pytest.approx(known["acc_adapted"], abs=5)
+    assert 0.75 < rows[-1]["clean_acc_unadapted"] < 0.88
+    # the known collapse: batches of one class
+    for order, low, high in (("shuffled", 0.5, 0.8), ("sorted", 0.0, 0.5)):
+        cell = {"corruption": "frost", "severity": 3, "method": "batch", "order": order}
+        adapt_cell(settings | cell | {"batch_size": 50}, report=rows.append)
+        assert low < rows[-1]["acc_adapted"] < high
