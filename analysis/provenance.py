@@ -18,14 +18,27 @@ _REASON_LENGTH = 300
 # /a/b, ~/a/b, C:\\a\\b; not the slash in and/or, in https:// or in a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w.:/\\~…-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;:()]+)+[/\\]?")
 
+# Options that change no number: where results go, on what they are computed, how a run went on.
+_WITH_VALUE = ("--results-dir", "--name", "--address", "--max-concurrent", "--max-retries")
+_ALONE = ("--local", "--resume")
 
-def study_report(results: Results, title: str, sections: Sequence[Section]) -> Report:
-    """A study's own sections between its warnings and the record of how it was made."""
+
+def study_report(
+    results: Results, title: str, sections: Sequence[Section], timed: bool = True
+) -> Report:
+    """A study's own sections between its warnings and the record of how it was made.
+
+    Args:
+        results: the study.
+        title: plain text.
+        sections: top to bottom.
+        timed: see `how_made`.
+    """
     broken = broken_trials(results)
     return Report(
         title=title,
         question=escape(results.study["question"]),
-        sections=(*sections, *([broken] if broken else []), how_made(results)),
+        sections=(*sections, *([broken] if broken else []), how_made(results, timed)),
         banners=banners(results),
         footer="Every number here is computed from `study.json`, `trials.csv`, `history.csv` and "
         "`predictions/` beside this file; tables and figures are in `tables/` and `figures/`.",
@@ -77,31 +90,52 @@ def broken_trials(results: Results) -> Section | None:
     return Section("Trials that did not finish", (table,))
 
 
-def how_made(results: Results) -> Section:
-    """Command, commit, versions, hardware, seeds, data and cost."""
+def how_made(results: Results, timed: bool = True) -> Section:
+    """Command, commit, versions, hardware, seeds, data and cost.
+
+    Args:
+        results: the study.
+        timed: with what differs when the same study is run again: start, time, slots, and where
+            results go; without it the same numbers give the same bytes.
+    """
     study = results.study
     rows = [
         ("Commit", _commit(study.get("git") or {})),
         ("Scale", _words(study.get("scale"))),
         ("Seeds", _seeds(results)),
-        ("Started", _words(study.get("started"))),
+        ("Started", _words(study.get("started")) if timed else ""),
         ("Versions", _words(study.get("versions"))),
         ("Hardware", _words(study.get("hardware"))),
-        ("Slots", _slots(study.get("slots"))),
-        ("Time", _time(results)),
+        ("Slots", _slots(study.get("slots")) if timed else ""),
+        ("Time", _time(results) if timed else "in study.json and trials.csv"),
         *_data_rows(study.get("data") or {}),
         ("Left out", _words(study.get("notes"))),
-        ("Resumed", _resumed(study)),
+        ("Resumed", _resumed(study, always=timed)),
         ("Constants", _words(study.get("constants"))),
     ]
     frame = pd.DataFrame([row for row in rows if row[1]], columns=["what", "value"])
     columns = (tables.text("what", ""), tables.text("value", "", wrap=True))
     table = tables.Table("provenance", frame, columns, "How this study was made.")
     command = [relative(str(word)) for word in study.get("command") or []]
+    if not timed:
+        command = _repeatable(command)
     return Section(
         "How this was made",
         (*([Code(wrap_command(command))] if command else []), table),
     )
+
+
+def _repeatable(command: Sequence[str]) -> list[str]:
+    """Leave out of a command where results go and on what they are computed."""
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        option = word.partition("=")[0]
+        if option in _WITH_VALUE and "=" not in word:
+            next(words, None)
+        elif option not in (*_WITH_VALUE, *_ALONE):
+            kept.append(word)
+    return kept
 
 
 def _slots(slots: Mapping[str, Any] | None) -> str:
@@ -140,7 +174,8 @@ def duration(seconds: float) -> str:
 
 def image_counts(data: Mapping[str, Any]) -> dict[str, int]:
     """Images per split from study.json's data record: {"train": 5000, "val": 1250}."""
-    return {split: _total(found) for split, found in (data.get("counts") or {}).items()}
+    counts = {split: _total(found) for split, found in (data.get("counts") or {}).items()}
+    return counts | (data.get("images") or {})
 
 
 def _reason(words: str) -> str:
@@ -154,12 +189,19 @@ def _commit(git: Mapping[str, Any]) -> str:
     return f"{git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
 
 
-def _resumed(study: Mapping[str, Any]) -> str:
-    """How often the study was continued, and with other code or libraries or not."""
+def _resumed(study: Mapping[str, Any], always: bool = True) -> str:
+    """How often the study was continued, and with other code or libraries or not.
+
+    Args:
+        study: its declaration.
+        always: also say so where neither had changed, so that no number could.
+    """
     again = study.get("resumed") or []
     if not again:
         return ""
     changed = [part for part in ("git", "versions") if any(r[part] != study[part] for r in again)]
+    if not (always or changed):
+        return ""
     what = {"git": "the code", "versions": "library versions"}
     note = f"; {join([what[part] for part in changed])} had changed" if changed else ""
     return f"{len(again)} time{'s' if len(again) > 1 else ''}{note}"
@@ -187,6 +229,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     kind = {"synthetic": "generated images, not photographs", "folder": "image folder"}
     described = _words(data.get("description")) or kind.get(str(data.get("kind")), "")
     size = data.get("image_size")
+    counts, images = data.get("counts") or {}, data.get("images") or {}
     skipped, duplicates = data.get("skipped"), data.get("duplicates")
     examples = [" = ".join(map(str, pair)) for pair in data.get("duplicate_examples") or []]
     same = f"{_words(duplicates)}" + (f": {', '.join(examples)}" if examples else "")
@@ -194,7 +237,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Data", described),
         ("Image size", f"{size} x {size} pixels" if isinstance(size, int) else _words(size)),
         ("Classes", _classes(data.get("classes"))),
-        ("Images", join([_count(split, n) for split, n in (data.get("counts") or {}).items()])),
+        ("Images", join([_count(split, n, images.get(split)) for split, n in counts.items()])),
         ("Fingerprint", _words(data.get("fingerprint"))),
         ("Broken files skipped", _named(skipped) if skipped is not None else ""),
         ("Exact duplicates between splits", same),
@@ -211,9 +254,9 @@ def _classes(classes: Any) -> str:
     return _words(classes)
 
 
-def _count(split: str, found: Any) -> str:
-    """A split's images, and how many a class has."""
-    total = _total(found)
+def _count(split: str, found: Any, images: int | None = None) -> str:
+    """A split's images, and how many a class has; `images` where one may have several classes."""
+    total = _total(found) if images is None else images
     per_class = list(found.values()) if isinstance(found, Mapping) else found
     if not isinstance(per_class, Sequence) or not per_class:
         return f"{total:,} in {split}"

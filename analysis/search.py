@@ -74,12 +74,39 @@ def space(results: Results) -> dict[str, dict[str, Any]]:
     return results.study["search"]["space"]
 
 
+def measure(results: Results) -> str:
+    """The searched metric in words: what `best_val_<name>` of trials.csv holds."""
+    name = str(results.study.get("metric", "val_accuracy")).removeprefix("val_")
+    return {"map": "mAP"}.get(name, name)
+
+
+def _best_value(results: Results) -> str:
+    return f"best val {measure(results)} (%)"
+
+
+def _coded(span: dict[str, Any], value: Any) -> Any:
+    """A choice as its place among the values, so that it can be drawn; a number as it is."""
+    choices = span.get("values")
+    if choices is None:
+        return value
+    return choices.index(value) if value in choices else None
+
+
+def _told(span: dict[str, Any], value: Any) -> str:
+    """A setting in words, from its number or the place of its choice."""
+    number = math.nan if value is None else float(value)
+    if span.get("values") is None or math.isnan(number):
+        return significant(number)
+    return escape(str(span["values"][int(number)]))
+
+
 def configurations(results: Results) -> pd.DataFrame:
     """The tried configurations in the order of the search, without the default.
 
     Returns:
-        number (from 0, as in the names), trial, state, each searched setting, value (best
-        validation accuracy; NaN for trials that failed), so_far (largest value up to this row),
+        number (from 0, as in the names), trial, state, each searched setting (a choice as its
+        place among the values), value (the metric at the best epoch; NaN for trials that
+        failed), so_far (largest value up to this row),
         epochs_run, stopped_by.
     """
     trials = _with_settings(results)
@@ -114,17 +141,19 @@ def _with_settings(results: Results) -> pd.DataFrame:
     trials = results.trials.copy()
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}
-    for key in space(results):
+    for key, span in space(results).items():
         told = trials[key] if key in trials else pd.Series(math.nan, index=trials.index)
         values = []
         for name, cell in zip(trials["trial"], told, strict=True):
             value = declared.get(name, {}).get(key, cell)
             if name == DEFAULT:
                 value = declared.get(name, {}).get(key, defaults.get(key))
+            value = _coded(span, value)
             values.append(math.nan if value is None else value)
         trials[key] = pd.Series(values, index=trials.index, dtype=float)
     counted = trials["state"].isin(COUNTED)
-    value = trials.get("best_val_accuracy", pd.Series(math.nan, index=trials.index)).astype(float)
+    column = f"best_{results.study.get('metric', 'val_accuracy')}"
+    value = trials.get(column, pd.Series(math.nan, index=trials.index)).astype(float)
     trials["value"] = value.where(counted & np.isfinite(value))
     for key in ("epochs_run", "stopped_by"):
         trials[key] = trials.get(key)
@@ -160,12 +189,12 @@ def settings_table(results: Results) -> tables.Table:
                 "low": found.get("low", math.nan),
                 "high": found.get("high", math.nan),
                 "log": bool(found.get("log")),
-                "default": default.get(key, given.get(key)),
+                "default": default.get(key, _coded(found, given.get(key))),
                 "best": best.get(key, math.nan),
                 "importance": weights.get(key, math.nan),
             }
         )
-    value = {"setting": "best val accuracy (%)", "importance": math.nan, "low": math.nan}
+    value = {"setting": _best_value(results), "importance": math.nan, "low": math.nan}
     value |= {"default": default.get("value", math.nan), "best": best.get("value", math.nan)}
     numbers = pd.DataFrame([*rows, value | {"high": math.nan, "log": False}])
     numbers["default"] = pd.to_numeric(numbers["default"], errors="coerce")
@@ -174,11 +203,14 @@ def settings_table(results: Results) -> tables.Table:
         def cell(row: Any) -> str:
             if row["setting"] == value["setting"]:
                 return decimal(row[key] * 100, 1)
-            return significant(row[key])
+            return _told(space(results)[row["setting"]], row[key])
 
         return cell
 
     def span(row: Any) -> str:
+        choices = space(results).get(row["setting"], {}).get("values")
+        if choices is not None:
+            return ", ".join(escape(str(choice)) for choice in choices)
         if math.isnan(row["low"]):
             return ""
         scale = ", log" if row["log"] else ""
@@ -203,8 +235,11 @@ def trial_table(results: Results) -> tables.Table:
     numbers = configurations(results).sort_values("value", ascending=False, kind="stable")
     columns = (
         tables.text("trial", "trial"),
-        *(tables.scientific(key, key) for key in space(results)),
-        tables.number("value", "best val accuracy (%)", 1, 100.0),
+        *(
+            tables.Column(key, lambda row, key=key, span=span: _told(span, row[key]))
+            for key, span in space(results).items()
+        ),
+        tables.number("value", _best_value(results), 1, 100.0),
         tables.Column("epochs", lambda row: decimal(float(row["epochs_run"] or 0), 0)),
         tables.text("state", "state"),
     )
@@ -246,15 +281,15 @@ def history_figure(results: Results) -> Figure:
         axes.axhline(default["value"] * 100, color="#D55E00", ls="--", linewidth=1.1, label=label)
     _failures(axes, tried["number"], tried)
     axes.set_xlabel("configuration, in the order of the search (from 0)")
-    axes.set_ylabel("best val accuracy (%)")
+    axes.set_ylabel(_best_value(results))
     figures.whole_numbers(axes)
     figures.legend_below(figure, axes, 5)
     path = figures.save(figure, results.path / "figures", "search_history")
     return Figure(
         path,
-        "Best validation accuracy of each configuration over its epochs, in the order of the "
-        "search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One seed "
-        "each.",
+        f"Best validation {measure(results)} of each configuration over its epochs, in the order "
+        "of the search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One "
+        "seed each.",
         "Value of each configuration in the order of the search, with the best so far.",
     )
 
@@ -286,11 +321,13 @@ def settings_figure(results: Results) -> Figure:
                 )
         if span.get("log"):
             panel.set_xscale("log")
+        if span.get("values") is not None:
+            panel.set_xticks(range(len(span["values"])), [str(v) for v in span["values"]])
         _failures(panel, tried[key], tried)
         panel.margins(x=0.07)
         panel.set_xlabel(f"{key}" + (" (log axis)" if span.get("log") else ""))
     for panel in axes[::columns]:
-        panel.set_ylabel("best val accuracy (%)")
+        panel.set_ylabel(_best_value(results))
     # The default lies on an axis only where it has a value; the fullest legend names all marks.
     fullest = max(axes, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
     figures.legend_below(figure, fullest, 5)
@@ -350,8 +387,8 @@ def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
     path = figures.save(figure, results.path / "figures", "importances")
     return Figure(
         path,
-        "Importance of each setting for the best validation accuracy within the searched ranges "
-        "(fANOVA over the configurations with a value).",
+        f"Importance of each setting for the best validation {measure(results)} within the "
+        "searched ranges (fANOVA over the configurations with a value).",
         f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
     )
 
@@ -375,10 +412,10 @@ def summary(results: Results) -> str:
     best = best_trial(results)
     if best is None:
         return f"{first}**None has a value, so there is no result yet.**"
-    chosen = join([f"`{key}` = {significant(best[key])}" for key in space(results)])
+    chosen = join([f"`{key}` = {_told(span, best[key])}" for key, span in space(results).items()])
     return (
-        f"{first}The best, `{best['trial']}`, has {percent(best['value'])} validation accuracy at "
-        f"its best epoch, with {chosen}. {verdict(results)}"
+        f"{first}The best, `{best['trial']}`, has {percent(best['value'])} validation "
+        f"{measure(results)} at its best epoch, with {chosen}. {verdict(results)}"
     )
 
 
@@ -424,8 +461,11 @@ def _images(results: Results) -> int:
 
 
 def _sampling(results: Results, *fractions: float) -> float:
-    """Standard error of a difference of accuracies on this many images, taken as independent."""
-    images = _images(results)
+    """Standard error of a difference of accuracies on this many images, taken as independent.
+
+    0 for another metric, whose error no formula gives.
+    """
+    images = _images(results) if measure(results) == "accuracy" else 0
     return math.sqrt(sum(p * (1 - p) for p in fractions) / images) if images else 0.0
 
 
@@ -435,6 +475,8 @@ def edges(results: Results) -> str:
     if best is None:
         return ""
     for key, span in space(results).items():
+        if span.get("values") is not None:  # a choice has no edge
+            continue
         low, high, value = float(span["low"]), float(span["high"]), float(best[key])
         if math.isnan(value) or not high > low:
             continue
@@ -535,8 +577,8 @@ def _use(results: Results) -> tuple[Block, ...]:
     ]
     other = [
         key
-        for key in space(results)
-        if isinstance(held, dict) and key in held and not _same(held[key], best[key])
+        for key, span in space(results).items()
+        if isinstance(held, dict) and key in held and not _same(_coded(span, held[key]), best[key])
     ]
     if other:
         listed = join([f"`{key}`" for key in other])

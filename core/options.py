@@ -152,7 +152,7 @@ def spell_out(study: Study, argv: Sequence[str]) -> list[str]:
         UserError: a flag without the value it needs.
     """
     types = typing.get_type_hints(study.config)
-    words, spelled = list(argv), []
+    words, spelled, settings = list(argv), [], []
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
@@ -167,9 +167,8 @@ def spell_out(study: Study, argv: Sequence[str]) -> list[str]:
             if not words or words[0].startswith("--"):
                 raise UserError(f"--{flag}: give it a value, as in --{flag} {setting.upper()}")
             value = words.pop(0)
-        # What follows an option's own words belongs to that option: so the flag goes first.
-        spelled[:0] = ["--set", f"{setting}={value}"]
-    return spelled
+        settings += ["--set", f"{setting}={value}"]
+    return [*settings, *spelled]  # first, as words that follow an option's own belong to that one
 
 
 def merge_assignments(argv: Sequence[str]) -> list[str]:

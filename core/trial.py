@@ -249,9 +249,10 @@ def save_predictions(
     if trial is None:
         return
     buffer = io.BytesIO()
+    further: dict[str, Any] = dict(more or {})
     np.savez_compressed(
         buffer,
-        **(more or {}),
+        **further,
         scores=np.asarray(scores, dtype=np.float32),
         labels=np.asarray(labels),
         files=np.array(files),

@@ -61,7 +61,7 @@ study = dataclasses.replace(
     "given, expected",
     [
         (["--passes", "3"], ["--set", "epochs=3"]),
-        (["--passes=3", "--slow"], ["--set", "slow=true", "--set", "epochs=3"]),
+        (["--passes=3", "--slow"], ["--set", "epochs=3", "--set", "slow=true"]),
         (["--seeds", "2", "--slow"], ["--set", "slow=true", "--seeds", "2"]),
         (["--set", "lr=1", "--local"], ["--set", "lr=1", "--local"]),
     ],

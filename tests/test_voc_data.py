@@ -1,0 +1,430 @@
+"""Data in Pascal VOC's layout: the real photographs, a generated devkit, and what goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+from core import synthetic_voc, voc, voc_archive
+from core.errors import UserError
+
+BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+
+
+def thing(name: str, difficult: int | None = 0, box: str = BOX) -> str:
+    flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
+    return f"<object><name>{name}</name>{flag}{box}</object>"
+
+
+def write(root: Path, images: dict[str, list[str]], lists: dict[str, list[str]]) -> Path:
+    """Write a devkit: image -> objects, list -> images; return the year's folder."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for shade, (name, objects) in enumerate(images.items()):
+        Image.new("RGB", (12, 10), (shade, 50, 90)).save(root / "JPEGImages" / f"{name}.jpg")
+        text = f"<annotation>{''.join(objects)}</annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(text)
+    for split, names in lists.items():
+        (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
+    return root
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Path:
+    """Two training images and a validation image with cats and dogs."""
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    images = {
+        "a": [thing("cat"), thing("dog", 1)],
+        "b": [thing("dog"), thing("dog"), thing("dog", 1)],
+        "c": [thing("cat", None), thing("dog", 1)],
+    }
+    return write(tmp_path / "kit" / "VOC2012", images, {"train": ["a", "b"], "val": ["c"]})
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    return synthetic_voc.make_voc(tmp_path_factory.mktemp("voc") / "set", train=60, val=30)
+
+
+def label(name: str) -> int:
+    return voc.VOC_CLASSES.index(name)
+
+
+# --- what is read ---
+
+
+def test_labels_of_the_real_photographs(shared_data):
+    expected = pd.read_csv(shared_data.parent / "reference" / "voc-labels.csv", index_col="image")
+    sets = voc.load(shared_data / "VOCdevkit", 16)
+    assert tuple(expected.columns) == sets["train"].classes == voc.VOC_CLASSES
+    seen = []
+    for s in sets.values():
+        for file, row in zip(s.files, s.labels, strict=True):
+            seen.append(Path(file).stem)
+            assert row.tolist() == expected.loc[seen[-1]].tolist(), file
+            assert (shared_data / "VOCdevkit" / file).is_file()
+    assert sorted(seen) == sorted(expected.index)  # each image once
+
+
+def test_labels_of_the_real_photographs_are_those_of_their_lists(shared_data):
+    folder = shared_data / "VOCdevkit" / "VOC2012"
+    kit = voc.read_devkit(folder)
+    for split in ("train", "val"):
+        labels = voc.labels_of(kit.boxes[split], 20)
+        for c, name in enumerate(kit.classes):
+            lines = (folder / "ImageSets/Main" / f"{name}_{split}.txt").read_text().split()
+            told = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
+            assert labels[:, c].tolist() == [told[Path(f.path).stem] for f in kit.files[split]]
+
+
+@pytest.mark.parametrize(
+    ("difficult", "dogs"), [("ignore", [0, 1]), ("negative", [-1, 1]), ("positive", [1, 1])]
+)
+def test_difficult_objects_by_option(small, difficult, dogs):
+    sets = voc.load(small, 8, difficult=difficult)
+    assert sets["train"].labels[:, label("dog")].tolist() == dogs
+    assert sets["train"].labels[:, label("cat")].tolist() == [1, -1]
+    assert sets["val"].labels[0, label("cat")] == 1  # without the field: not difficult
+    assert sets["train"].labels.dtype == np.int8
+
+
+def test_boxes_are_kept(small):
+    box = voc.load(small, 8)["train"].boxes[0][1]
+    assert box == voc.Box(label("dog"), (1, 2, 9, 8), True)
+
+
+def test_an_image_listed_twice_is_there_once(small):
+    (small / "ImageSets/Main/train.txt").write_text("b\r\na\r\nb\r\n\r\n")
+    assert voc.load(small, 8)["train"].files == ("JPEGImages/a.jpg", "JPEGImages/b.jpg")
+
+
+def test_a_root_may_lie_above(small):
+    for root, inside in (
+        (small, ""),
+        (small.parent, "VOC2012/"),
+        (small.parents[1], "kit/VOC2012/"),
+    ):
+        s = voc.load(root, 8)["train"]
+        assert s.files[0] == f"{inside}JPEGImages/a.jpg" and (root / s.files[0]).is_file()
+
+
+def test_of_two_years_one_must_be_named(small):
+    shutil.copytree(small, small.parent / "VOC2007")
+    with pytest.raises(UserError, match=r"VOC2007, VOC2012.*--set year="):
+        voc.load(small.parent, 8)
+    assert voc.load(small.parent, 8, year="2007")["val"].files == ("VOC2007/JPEGImages/c.jpg",)
+    with pytest.raises(UserError, match=r"year=2010.*VOC2007, VOC2012"):
+        voc.load(small.parent, 8, year="2010")
+
+
+def test_of_two_devkits_one_must_be_given(small):
+    shutil.copytree(small.parent, small.parents[1] / "copy")
+    with pytest.raises(UserError, match=r"2 devkits \(copy/VOC2012, kit/VOC2012\): give one"):
+        voc.load(small.parents[1], 8)
+    with pytest.raises(UserError, match="2 devkits"):
+        voc.load(small.parents[1], 8, year="2012")
+
+
+def test_a_data_set_with_classes_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    images = {
+        "a": [thing("helmet"), thing("vest")],
+        "b": [thing("helmet", 1)],
+        "c": [thing("vest")],
+    }
+    kit = write(tmp_path / "site", images, {"train": ["a", "b"], "val": ["c"]})
+    sets = voc.load(kit, 8)
+    assert sets["train"].classes == ("helmet", "vest")
+    assert sets["train"].labels.tolist() == [[1, 1], [0, -1]]
+    (kit / "classes.txt").write_text("vest\nhelmet\n")
+    voc._read_devkit.cache_clear()
+    assert voc.load(kit, 8)["train"].labels.tolist() == [[1, 1], [-1, 0]]
+
+
+def test_lists_per_class_name_the_classes(small):
+    for name in ("cat", "dog", "cow"):
+        for split in ("train", "val"):
+            (small / "ImageSets/Main" / f"{name}_{split}.txt").write_text("")
+    with pytest.raises(UserError, match=r"no training example of cow in train\.txt"):
+        voc.load(small, 8)
+    assert voc.load(small, 8, untrained="keep")["train"].classes == ("cat", "cow", "dog")
+
+
+def test_vocs_own_classes_may_lack_examples(small):
+    sets = voc.load(small, 8)
+    assert sets["train"].classes == voc.VOC_CLASSES
+    described = voc.describe(sets, voc.read_devkit(small), None)
+    assert "aeroplane" in described["untrained"] and "aeroplane" in described["notes"][0]
+    with pytest.raises(UserError, match="no training example of aeroplane"):
+        voc.load(small, 8, untrained="refuse")
+
+
+def test_nothing_is_written_into_the_root(small):
+    before = sorted((p, p.stat().st_mtime_ns) for p in small.rglob("*"))
+    voc.load(small, 8)
+    assert sorted((p, p.stat().st_mtime_ns) for p in small.rglob("*")) == before
+
+
+def test_a_description_holds_no_path_and_tells_labels_apart(small):
+    kit = voc.read_devkit(small)
+    described = [
+        voc.describe(voc.load(small, 8, difficult=d), kit, None) for d in ("ignore", "positive")
+    ]
+    assert described[0]["fingerprint"] != described[1]["fingerprint"]
+    assert str(small.parent) not in str(described)
+    assert described[0]["counts"]["train"]["dog"] == 1
+    assert described[0]["difficult_counts"]["train"]["dog"] == 1
+
+
+# --- what is refused ---
+
+BOMB = """<!DOCTYPE lolz [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>
+<annotation><object><name>&b;</name></object></annotation>"""
+BAD = {
+    "bomb": (BOMB, "DOCTYPE or entities"),
+    "doctype": ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "DOCTYPE or entities"),
+    "empty": ("", "empty"),
+    "blank": ("  \n", "empty"),
+    "text": ("cat 1 2 3", "no whole XML"),
+    "cut": (f"<annotation>{thing('cat')}<object><na", "no whole XML"),
+    "other": ("<html></html>", "not annotation"),
+    "large": (f"<annotation>{'<a/>' * 300_000}</annotation>", "larger than 1 MB"),
+    "encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "encoding"),
+    "nameless": (f"<annotation><object>{BOX}</object></annotation>", "without a name"),
+    "boxless": ("<annotation><object><name>cat</name></object></annotation>", "xmin is missing"),
+    "nobox": (f"<annotation>{thing('cat', box=BOX.replace('9', 'x'))}</annotation>", "no number"),
+    "infinite": (f"<annotation>{thing('cat', box=BOX.replace('9', 'inf'))}</annotation>", "no num"),
+    "inverse": (f"<annotation>{thing('cat', box=BOX.replace('9', '0'))}</annotation>", "ends be"),
+    "flag": (f"<annotation>{thing('cat', 7)}</annotation>", "difficult is 7"),
+    "class": (f"<annotation>{thing('cat')}{thing('unicorn')}</annotation>", "unicorn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_annotation_is_one_sentence_with_its_path(generated, tmp_path, kind):
+    root = shutil.copytree(generated, tmp_path / "set")
+    content, told = BAD[kind]
+    path = root / synthetic_voc.FOLDER / "Annotations" / "synthetic_000003.xml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        voc.read_devkit(root)
+    text = str(error.value)
+    assert str(path) in text and told in text and "\n" not in text
+
+
+def test_all_bad_annotations_are_told_at_once(small):
+    (small / "Annotations/a.xml").write_text("")
+    (small / "Annotations/b.xml").unlink()
+    (small / "Annotations/c.xml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"a\.xml \(empty\).*b\.xml \(missing\).*c\.xml \("):
+        voc.read_devkit(small)
+
+
+def test_a_listed_image_that_is_missing(small):
+    (small / "ImageSets/Main/val.txt").write_text("c\nnowhere\n")
+    with pytest.raises(UserError, match=r"val\.txt names nowhere: no such image"):
+        voc.read_devkit(small)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "is empty"),
+        ("../../secret\n", "without folder and ending"),
+        ("a\nc\n", "c in both train.txt and val.txt"),
+        ("\x00\n", "without folder and ending"),
+    ],
+)
+def test_a_list_that_cannot_be_used(small, content, told):
+    (small / "ImageSets/Main/train.txt").write_text(content)
+    with pytest.raises(UserError, match=told):
+        voc.read_devkit(small)
+
+
+def test_folders_and_lists_that_are_missing(small, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        voc.load(tmp_path / "nowhere", 8)
+    with pytest.raises(UserError, match="neither a folder nor a tar archive"):
+        voc.load(small / "JPEGImages/a.jpg", 8)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UserError, match="no ImageSets/Main/"):
+        voc.load(tmp_path / "void", 8)
+    (small / "ImageSets/Main/val.txt").unlink()
+    with pytest.raises(UserError, match=r"val\.txt is missing"):
+        voc.load(small, 8)
+    shutil.rmtree(small / "Annotations")
+    with pytest.raises(UserError, match="no folder Annotations"):
+        voc.load(small, 8)
+
+
+def test_nothing_to_score_is_refused(small):
+    (small / "Annotations/c.xml").write_text(f"<annotation>{thing('dog', 1)}</annotation>")
+    with pytest.raises(UserError, match=r"no image in val\.txt has an object that counts"):
+        voc.load(small, 8)
+
+
+def test_broken_photographs_are_named_or_left_out(small):
+    (small / "JPEGImages/b.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be read: JPEGImages/b\.jpg"):
+        voc.load(small, 8)
+    left = voc.load(small, 8, skip_broken=True)["train"]
+    assert left.files == ("JPEGImages/a.jpg",) and left.skipped == ("JPEGImages/b.jpg",)
+    assert left.labels[0, label("cat")] == 1 and len(left.labels) == len(left.boxes) == 1
+
+
+# --- archives ---
+
+
+def pack(folder: Path, archive: Path, more: tarfile.TarInfo | None = None) -> Path:
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder, "VOCdevkit/VOC2012")
+        if more is not None:
+            tar.addfile(more, io.BytesIO(b"x" * more.size))
+    return archive
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, int(kind == tarfile.REGTYPE)
+    return info
+
+
+def test_a_published_archive_is_read_as_it_is(small, tmp_path):
+    archive = pack(small, tmp_path / "VOCtrainval_11-May-2012.tar")
+    s = voc.load(archive, 8)["train"]
+    assert s.files[0] == "VOCdevkit/VOC2012/JPEGImages/a.jpg"
+    assert (voc.open_root(archive) / s.files[0]).is_file()
+    assert voc.open_root(archive).is_relative_to(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        member("../escaped"),
+        member("VOCdevkit/../../escaped"),
+        member("/tmp/escaped"),
+        member("VOCdevkit/link", tarfile.SYMTYPE, "/etc/passwd"),
+        member("VOCdevkit/link", tarfile.SYMTYPE, "VOC2012"),
+        member("VOCdevkit/link", tarfile.LNKTYPE, "../../etc/passwd"),
+        member("VOCdevkit/device", tarfile.CHRTYPE),
+        member("VOCdevkit/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda m: f"{m.name} {m.linkname}",
+)
+def test_an_archive_that_reaches_outside_is_refused_whole(small, tmp_path, bad):
+    archive = pack(small, tmp_path / "bad.tar", bad)
+    with pytest.raises(UserError, match=r"bad\.tar: .*refused"):
+        voc.load(archive, 8)
+    assert not list((tmp_path / "cache").rglob("*.xml"))
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_a_cut_archive_is_refused(small, tmp_path):
+    archive = pack(small, tmp_path / "cut.tar")
+    archive.write_bytes(archive.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"cut\.tar"):
+        voc.load(archive, 8)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def published(small, tmp_path, monkeypatch):
+    """Serve the small devkit as VOC 2012's archive."""
+    archive = pack(small, tmp_path / "served.tar")
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    known = {
+        "url": f"http://127.0.0.1:{server.server_port}/served.tar",
+        "filename": "VOC.tar",
+        "md5": hashlib.md5(archive.read_bytes()).hexdigest(),
+        "base_dir": "VOCdevkit/VOC2012",
+    }
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setitem(DATASET_YEAR_DICT, "2012", known)
+    yield known
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_checked_and_unpacked(published, tmp_path):
+    voc_archive.download(tmp_path / "there")
+    assert voc.load(tmp_path / "there", 8)["val"].files == ("VOCdevkit/VOC2012/JPEGImages/c.jpg",)
+    voc_archive.download(tmp_path / "there")  # a second time there is nothing to do
+
+
+def test_a_download_that_is_not_the_archive_is_refused(published, tmp_path):
+    published["md5"] = "0" * 32
+    with pytest.raises(UserError, match=r"VOC\.tar is not the published archive"):
+        voc_archive.download(tmp_path / "there")
+    assert not (tmp_path / "there/VOCdevkit").exists()
+
+
+def test_a_download_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"cannot be reached.*VOCtrainval_11-May-2012\.tar else"):
+        voc_archive.download(tmp_path / "there")
+    with pytest.raises(UserError, match="year=1999"):
+        voc_archive.download(tmp_path / "there", "1999")
+
+
+# --- generated pictures ---
+
+
+def test_generated_pictures_are_the_same_each_time(generated, tmp_path):
+    again = synthetic_voc.make_voc(tmp_path / "again", train=60, val=30)
+    for path in generated.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(generated)).read_bytes(), path
+
+
+def test_generated_pictures_are_uneven_and_partly_difficult(generated):
+    kit = voc.read_devkit(generated)
+    assert kit.classes == voc.VOC_CLASSES and not kit.own
+    labels = voc.labels_of((*kit.boxes["train"], *kit.boxes["val"]), 20)
+    shown = (labels == 1).sum(0)
+    assert shown.min() >= 1 and shown[label("person")] == shown.max() > 4 * np.median(shown) / 2
+    assert (labels == 0).any() and (labels == 1).sum(1).max() > 2
+    for split in ("train", "val"):
+        for file, boxes in zip(kit.files[split], kit.boxes[split], strict=True):
+            with Image.open(kit.root / file.path) as image:
+                width, height = image.size
+            assert boxes
+            for b in boxes:
+                assert 1 <= b.box[0] <= b.box[2] <= width and 1 <= b.box[1] <= b.box[3] <= height
+
+
+def test_generated_lists_say_what_the_annotations_say(generated):
+    kit = voc.read_devkit(generated)
+    main = generated / synthetic_voc.FOLDER / "ImageSets/Main"
+    labels = voc.labels_of(kit.boxes["val"], 20)
+    for c, name in enumerate(kit.classes):
+        told = [
+            int(line.split()[1]) for line in (main / f"{name}_val.txt").read_text().splitlines()
+        ]
+        assert told == labels[:, c].tolist()
+
+
+def test_a_folder_in_use_is_not_written_over(generated):
+    with pytest.raises(UserError, match="not empty"):
+        synthetic_voc.make_voc(generated)

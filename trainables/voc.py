@@ -1,0 +1,392 @@
+"""Several labels per photograph: a pretrained ResNet-18 with one output per class."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core import folds, pretrained, process, synthetic_voc, trial, voc, voc_archive
+from core.data import Fit
+from core.errors import UserError
+from core.multilabel import LabelledImages, Loss, balance, evaluate, make_loss, train_epoch
+from core.training import Precision, Shape, grad_scaler, lr_schedule
+
+HEAD_FACTOR = 10  # the new head learns so much faster than the pretrained body
+EVAL_FACTOR = 4  # batches without gradients take less memory
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one trial; the defaults are the full scale.
+
+    Attributes:
+        seed: of the head, the order and the augmentation.
+        weights: of the body before training: default (torchvision's, learnt on ImageNet), embedded
+            (learnt on synthetic birds), none (random), or a file.
+        image_size: pixels; images are made image_size x image_size.
+        fit: squash the whole image into the square, or crop its middle.
+        batch_size: images per step.
+        epochs: passes over the training images.
+        optimizer: sgd (with Nesterov momentum) or adamw.
+        lr: highest learning rate of the body.
+        head_lr: highest learning rate of the head; none: ten times lr.
+        momentum: of sgd.
+        weight_decay: L2 penalty (decoupled for adamw).
+        schedule: of the learning rates: cosine, step (a tenth after each third) or constant.
+        warmup: share of the steps with rising learning rates.
+        max_norm: largest L2 norm of the gradient (0: any).
+        augment: strength of zoom, shift and recolouring, 0 (mirroring only) to 1.
+        loss: bce (binary cross-entropy) or asymmetric (Ridnik et al. 2021).
+        class_weights: none, or balanced (present pairs weigh absent over present).
+        difficult: a class with difficult objects only is left out (ignore), absent or present.
+        folds: K of a K-fold cross-validation; 0: none.
+        fold: train without this fold and score it; none: train on all training images.
+        train_images: use this many training images.
+        val_images: use this many validation images.
+        untrained: refuse or keep classes without training example; none: keep VOC's own only.
+        year: which year's folder of a root with several.
+        precision: float32, bfloat16 or float16 (mixed precision).
+        channels_last: memory format of images and weights.
+        data_dir: root of a data set in VOC's layout, or its archive; none: the embedded one.
+        download: fetch VOC into data_dir first.
+        skip_broken: leave unreadable images out.
+    """
+
+    seed: int = 0
+    weights: str = "default"
+    image_size: int = 224
+    fit: Fit = "squash"
+    batch_size: int = 16
+    epochs: int = 15
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    head_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Shape = "cosine"
+    warmup: float = 0.05
+    max_norm: float = 0.0
+    augment: float = 0.5
+    loss: Literal["bce", "asymmetric"] = "bce"
+    class_weights: Literal["none", "balanced"] = "none"
+    difficult: voc.Difficult = "ignore"
+    folds: int = 0
+    fold: int | None = None
+    train_images: int | None = None
+    val_images: int | None = None
+    untrained: Literal["refuse", "keep"] | None = None
+    year: str | None = None
+    precision: Precision = "float32"
+    channels_last: bool = False
+    data_dir: str | None = None
+    download: bool = False
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        for name in ("image_size", "batch_size", "epochs", "train_images", "val_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--set {name}={value}: {name} must be at least 1")
+        for name in ("lr", "head_lr", "momentum", "weight_decay", "warmup", "max_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
+        for name in ("warmup", "momentum"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"--set {name}={getattr(self, name)}: {name} must be below 1")
+        if not 0 <= self.augment <= 1:
+            raise UserError(f"--set augment={self.augment}: augment must be 0 to 1")
+        if self.folds < 0 or self.folds == 1:
+            raise UserError(f"--folds {self.folds}: give at least 2, or 0 for none")
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise UserError(f"--set fold={self.fold}: there are --folds {self.folds}, from 0 on")
+
+
+def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> None:
+    """Train one network; report loss (nats per pair), mAP and accuracy each epoch.
+
+    Without a fold, the validation images are scored after each epoch, and the scores of the epoch
+    with the best mAP on them are kept: the lab's short cut. With a fold, this fold is scored (it
+    tells which epoch is best), and the scores of the validation images are kept of every epoch,
+    unseen: nothing about them is reported.
+    """
+    cfg = Config(**config)
+    device = process.device()
+    torch.manual_seed(cfg.seed)
+    train_set, val_set = images(cfg)
+    chosen, held = split(cfg, train_set)
+    classes = len(train_set.classes)
+    shared = {"device": device, "seed": cfg.seed, "channels_last": cfg.channels_last}
+    train = LabelledImages(
+        train_set.images, train_set.labels, chosen, cfg.batch_size, augment=cfg.augment, **shared
+    )
+    sources = {"val": (val_set, np.arange(len(val_set)))}
+    if cfg.fold is not None:
+        sources = {"heldout": (train_set, held), **sources}
+    scored = {
+        name: LabelledImages(s.images, s.labels, index, EVAL_FACTOR * cfg.batch_size, **shared)
+        for name, (s, index) in sources.items()
+    }
+    model = pretrained.resnet18(cfg.weights, classes).to(device)
+    if cfg.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    weight = balance(train_set.labels[chosen]) if cfg.class_weights == "balanced" else None
+    loss = make_loss(cfg.loss, weight, device)
+    optimizer = make_optimizer(cfg, model)
+    schedule = lr_schedule(optimizer, cfg.epochs * len(train), cfg.warmup, cfg.schedule)
+    scaler = grad_scaler(device, cfg.precision)
+    kept: Best | Every = Best() if cfg.fold is None else Every()
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    state |= {"kept": kept}
+    for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
+        if trial.stopped():
+            break
+        start = time.monotonic()
+        body, head = schedule.get_last_lr()
+        row: dict[str, Any] = {"epoch": epoch, "lr": body, "head_lr": head}
+        row |= train_epoch(
+            model,
+            train.epoch(epoch),
+            optimizer,
+            schedule,
+            loss,
+            epoch=epoch,
+            precision=cfg.precision,
+            scaler=scaler,
+            max_norm=cfg.max_norm,
+        )
+        row |= score(model, scored, loss, epoch, cfg.precision, kept)
+        row["seconds"] = time.monotonic() - start
+        trial.save(state, row)
+        report(row)
+    keep_predictions(kept, train_set, val_set, chosen, held, cfg)
+
+
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser with two groups: the body, then the head."""
+    head = list(model.get_submodule("fc").parameters())
+    body = [p for name, p in model.named_parameters() if not name.startswith("fc.")]
+    head_lr = HEAD_FACTOR * cfg.lr if cfg.head_lr is None else cfg.head_lr
+    groups = [{"params": body, "lr": cfg.lr}, {"params": head, "lr": head_lr}]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay)
+    return torch.optim.SGD(
+        groups, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.momentum > 0
+    )
+
+
+def score(
+    model: nn.Module,
+    scored: Mapping[str, LabelledImages],
+    loss: Loss,
+    epoch: int,
+    precision: Precision,
+    kept: Best | Every,
+) -> dict[str, float]:
+    """Score the images, keep the scores, and return the metrics that may be known."""
+    metrics, logits = {}, {}
+    for name, batches in scored.items():
+        found, logits[name] = evaluate(
+            model, batches.epoch(epoch), loss, prefix=f"{name}_", precision=precision
+        )
+        if name == "heldout" or "heldout" not in scored:
+            metrics |= found
+    kept.add(epoch, metrics, logits)
+    return metrics
+
+
+class Best:
+    """The validation scores of the epoch with the best mAP, through interruptions."""
+
+    def __init__(self) -> None:
+        self.epoch, self.map, self.scores = 0, float("-inf"), torch.empty(0)
+
+    def add(self, epoch: int, metrics: Mapping[str, float], logits: Mapping[str, Tensor]) -> None:
+        """Take an epoch's scores if they are the first or better than those before."""
+        value = metrics["val_map"]
+        if value > self.map or self.epoch == 0:
+            self.epoch, self.map, self.scores = epoch, value, logits["val"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"epoch": self.epoch, "map": self.map, "scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.epoch, self.map = state_dict["epoch"], state_dict["map"]
+        self.scores = state_dict["scores"]
+
+
+class Every:
+    """The scores of the held-out fold and of the validation images after every epoch."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, list[Tensor]] = {"heldout": [], "val": []}
+
+    def add(self, epoch: int, metrics: Mapping[str, float], logits: Mapping[str, Tensor]) -> None:
+        """Take an epoch's scores."""
+        for name, scores in self.scores.items():
+            scores.append(logits[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {name: list(scores) for name, scores in self.scores.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.scores = {name: list(state_dict[name]) for name in self.scores}
+
+
+def keep_predictions(
+    kept: Best | Every,
+    train_set: voc.VocSet,
+    val_set: voc.VocSet,
+    chosen: np.ndarray,
+    held: np.ndarray,
+    cfg: Config,
+) -> None:
+    """Save the scores with the names of the images they belong to, and of those trained on.
+
+    Of a fold the main arrays are its held-out images at the last epoch; `heldout_scores` and
+    `val_scores` (epochs, images, classes) hold every epoch's.
+    """
+    trained = np.array([train_set.files[i] for i in chosen])
+    if isinstance(kept, Best):
+        trial.note(scores_epoch=kept.epoch)
+        more = {"epoch": np.array(kept.epoch), "train_files": trained}
+        trial.save_predictions(
+            kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, more
+        )
+        return
+    every = {name: torch.stack(scores).numpy() for name, scores in kept.scores.items()}
+    epochs = len(every["val"])
+    trial.note(scores_epoch=epochs)
+    more = {
+        "epoch": np.array(epochs),
+        "fold": np.array(-1 if cfg.fold is None else cfg.fold),
+        "folds": np.array(cfg.folds),
+        "train_files": trained,
+        "heldout_scores": every["heldout"],
+        "val_scores": every["val"],
+        "val_labels": val_set.labels,
+        "val_files": np.array(val_set.files),
+    }
+    files = tuple(train_set.files[i] for i in held)
+    last = every["heldout"][-1]
+    trial.save_predictions(last, train_set.labels[held], files, train_set.classes, more)
+
+
+def split(cfg: Config, train_set: voc.VocSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the images that are trained on, and of those held out.
+
+    Raises:
+        UserError: more folds than images.
+    """
+    count = len(train_set)
+    if cfg.fold is None:
+        return np.arange(count), np.arange(0)
+    fold = assign(cfg, train_set)
+    return np.flatnonzero(fold != cfg.fold), np.flatnonzero(fold == cfg.fold)
+
+
+def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
+    """Return the fold of each training image, the same for every seed.
+
+    Raises:
+        UserError: fewer images than folds.
+    """
+    if cfg.folds > len(train_set):
+        raise UserError(f"--folds {cfg.folds}: there are only {len(train_set)} training images")
+    return folds.stratified_folds(train_set.labels, cfg.folds, train_set.digests)
+
+
+# --- data ---
+
+
+def images(cfg: Config) -> tuple[voc.VocSet, voc.VocSet]:
+    """Return the decoded training and validation images of a trial."""
+    root = synthetic_voc.default_voc() if cfg.data_dir is None else cfg.data_dir
+    sets = voc.load(
+        root,
+        cfg.image_size,
+        year=cfg.year,
+        difficult=cfg.difficult,
+        fit=cfg.fit,
+        limit={"train": cfg.train_images, "val": cfg.val_images},
+        untrained=cfg.untrained,
+        skip_broken=cfg.skip_broken,
+    )
+    return sets["train"], sets["val"]
+
+
+def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check, fetch and decode what trials need, and return what the report says about it.
+
+    Raises:
+        UserError: data or weights that cannot be used or fetched.
+    """
+    cfg = Config(**settings)
+    if cfg.download:
+        if cfg.data_dir is None:
+            raise UserError("--download: say with --data-dir into which folder")
+        voc_archive.download(Path(cfg.data_dir), cfg.year or "2012")
+    root = voc.open_root(cfg.data_dir or synthetic_voc.default_voc())
+    kit = voc.read_devkit(root, cfg.year)
+    train_set, val_set = images(cfg)
+    synthetic = None if cfg.data_dir else synthetic_voc.SYNTHETIC
+    described = voc.describe({"train": train_set, "val": val_set}, kit, synthetic)
+    named = cfg.weights if cfg.weights in pretrained.NAMES else Path(cfg.weights).name
+    weights = {"given": named, "digest": pretrained.digest(cfg.weights)}
+    told = f"{described['fingerprint']} {weights['digest']}"
+    described |= {"weights": weights, "difficult": cfg.difficult}
+    described["fingerprint"] = f"sha256:{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+    if cfg.folds:
+        fold = assign(cfg, train_set)
+        missing = folds.missing(train_set.labels, fold, train_set.classes)
+        absent = set(described["untrained"])
+        described["folds"] = {
+            "number": cfg.folds,
+            "sizes": np.bincount(fold, minlength=cfg.folds).tolist(),
+            "missing": [pair for pair in missing if pair[0] not in absent],
+        }
+    for note in described["notes"]:
+        print(note)
+    return described
+
+
+def check_sizes(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
+    """Refuse batches that no trial's training images fill.
+
+    Args:
+        configs: of all trials.
+        described: what `describe_images` returned.
+
+    Raises:
+        UserError: a batch is larger than the training images of a trial.
+    """
+    for config in configs:
+        count = described["images"]["train"]
+        if config["fold"] is not None:
+            count -= described["folds"]["sizes"][config["fold"]]
+        if config["batch_size"] > count:
+            raise UserError(
+                f"--set batch_size={config['batch_size']}: there are only {count} training images:"
+                f" give at most {count}"
+            )
+
+
+def follow(settings: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """Return what follows from a user's settings: the folds of --folds, a demo's weights."""
+    folds_asked = settings.get("folds", 0)
+    followed: dict[str, Any] = {"fold": list(range(folds_asked))} if folds_asked >= 2 else {}
+    if "weights" not in settings and scale != "full":
+        followed["weights"] = "embedded" if scale == "demo" else "none"
+    return followed
