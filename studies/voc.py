@@ -24,7 +24,17 @@ study = Study(
         "folds": Part(grid={"fold": [0, 1, 2]}, when="folds"),
     },
     scales={
-        "demo": Scale(seeds=3, settings={"image_size": 48, "epochs": 7, "lr": 0.02}),
+        "demo": Scale(
+            seeds=3,
+            settings={
+                "image_size": 32,
+                "epochs": 7,
+                "optimizer": "adamw",
+                "lr": 7e-4,
+                "head_lr": 3e-3,
+                "augment": 0.1,
+            },
+        ),
         "full": Scale(seeds=3),
         "smoke": Scale(
             seeds=1,

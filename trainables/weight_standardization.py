@@ -1,0 +1,286 @@
+"""Fine-tuning of a network as it is, and of the same network with standardised weights.
+
+The task, its images, loss and metrics are those of `trainables.voc`. A trial also watches its
+first steps: how large each norm's output, its parameters and the gradient of its convolution are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core import pairing, pretrained, process, trial, voc, ws_check
+from core.data import Fit
+from core.errors import TrialError, UserError
+from core.multilabel import LabelledImages, Loss, evaluate, make_loss, train_epoch
+from core.training import Precision, Shape, grad_scaler, lr_schedule
+from core.weight_standardization import conversion, convert
+from trainables import voc as voc_task
+
+# What is watched, per step and norm.
+WATCHED = ("activation", "gradient", "weight", "bias")
+CHECK_IMAGES = 40  # of the short check that every report shows
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one trial; the defaults are the full scale.
+
+    Attributes:
+        variant: original, or weights standardised with the norms compensated in mode A or B.
+        seed: of the head, the order and the augmentation.
+        weights: of the body before training: default (torchvision's, learnt on ImageNet), embedded
+            (learnt on synthetic birds), none (random), or a file; for --check any ResNet's file.
+        image_size: pixels; images are made image_size x image_size.
+        fit: squash the whole image into the square, or crop its middle.
+        batch_size: images per step.
+        epochs: passes over the training images.
+        optimizer: sgd (with Nesterov momentum) or adamw.
+        lr: highest learning rate of the body.
+        head_lr: highest learning rate of the head; none: ten times lr.
+        momentum: of sgd.
+        weight_decay: L2 penalty (decoupled for adamw).
+        schedule: of the learning rates: cosine, step (a tenth after each third) or constant.
+        warmup: share of the steps with rising learning rates.
+        max_norm: largest L2 norm of the gradient (0: any).
+        augment: strength of zoom, shift and recolouring, 0 (mirroring only) to 1.
+        difficult: a class with difficult objects only is left out (ignore), absent or present.
+        watch_steps: steps at the start whose layers are recorded.
+        train_images: use this many training images.
+        val_images: use this many validation images, or images of --check.
+        year: which year's folder of a root with several.
+        precision: float32, bfloat16 or float16 (mixed precision).
+        channels_last: memory format of images and weights.
+        data_dir: root of a data set in VOC's layout, or its archive; none: the embedded one.
+        skip_broken: leave unreadable images out.
+    """
+
+    variant: Literal["original", "A", "B"] = "original"
+    seed: int = 0
+    weights: str = "default"
+    image_size: int = 224
+    fit: Fit = "squash"
+    batch_size: int = 16
+    epochs: int = 3
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    head_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Shape = "cosine"
+    warmup: float = 0.05
+    max_norm: float = 0.0
+    augment: float = 0.5
+    difficult: voc.Difficult = "ignore"
+    watch_steps: int = 10
+    train_images: int | None = None
+    val_images: int | None = None
+    year: str | None = None
+    precision: Precision = "float32"
+    channels_last: bool = True
+    data_dir: str | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        if self.watch_steps < 1:
+            raise UserError(f"--set watch_steps={self.watch_steps}: watch_steps must be at least 1")
+        self.task()
+
+    def task(self) -> voc_task.Config:
+        """Return the settings of the VOC task that this one consists of; checks them."""
+        known = {field.name for field in dataclasses.fields(voc_task.Config)}
+        return voc_task.Config(**{k: v for k, v in vars(self).items() if k in known})
+
+
+def train_converted(config: dict[str, Any], report: trial.Report = trial.report) -> None:
+    """Fine-tune one variant; report loss (nats per pair), mAP and accuracy each epoch.
+
+    Raises:
+        TrialError: the network cannot be converted.
+    """
+    cfg = Config(**config)
+    task = cfg.task()
+    device = process.device()
+    torch.manual_seed(cfg.seed)
+    train_set, val_set = voc_task.images(task)
+    everything = np.arange(len(train_set))
+    shared = {"device": device, "seed": cfg.seed, "channels_last": cfg.channels_last}
+    train = LabelledImages(
+        train_set.images,
+        train_set.labels,
+        everything,
+        cfg.batch_size,
+        augment=cfg.augment,
+        **shared,
+    )
+    val = LabelledImages(
+        val_set.images,
+        val_set.labels,
+        np.arange(len(val_set)),
+        voc_task.EVAL_FACTOR * cfg.batch_size,
+        **shared,
+    )
+    model = pretrained.resnet18(cfg.weights, len(train_set.classes))
+    model = converted(model, cfg.variant).to(device)
+    if cfg.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    loss = make_loss("bce", None, device)
+    optimizer = voc_task.make_optimizer(task, model)
+    schedule = lr_schedule(optimizer, cfg.epochs * len(train), cfg.warmup, cfg.schedule)
+    scaler = grad_scaler(device, cfg.precision)
+    kept, watch = voc_task.Best(), Watch(model, loss, cfg.watch_steps)
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    state |= {"kept": kept, "watch": watch}
+    done = trial.restore(state)
+    if not done:
+        before = evaluate(model, val.epoch(0), loss, prefix="start_", precision=cfg.precision)[0]
+        trial.note(start_loss=before["start_loss"], start_map=before["start_map"])
+    for epoch in range(done + 1, cfg.epochs + 1):
+        if trial.stopped():
+            break
+        start = time.monotonic()
+        row: dict[str, Any] = {"epoch": epoch, "body_lr": schedule.get_last_lr()[0]}
+        row |= train_epoch(
+            model,
+            train.epoch(epoch),
+            optimizer,
+            schedule,
+            watch.loss,
+            epoch=epoch,
+            precision=cfg.precision,
+            scaler=scaler,
+            max_norm=cfg.max_norm,
+        )
+        scored = {"val": val}
+        row |= voc_task.score(model, scored, loss, epoch, cfg.precision, kept)
+        row["seconds"] = time.monotonic() - start
+        trial.save(state, row)
+        report(row)
+    trial.note(scores_epoch=kept.epoch)
+    more = {"epoch": np.array(kept.epoch), **watch.arrays()}
+    trial.save_predictions(
+        kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, more
+    )
+
+
+def converted(model: nn.Module, variant: str) -> nn.Module:
+    """Return the network as it is ("original"), or with standardised weights in mode A or B.
+
+    Raises:
+        TrialError: it cannot be converted.
+    """
+    if variant == "original":
+        return model
+    try:
+        model = convert(model, "A" if variant == "A" else "B", inplace=True)
+    except ValueError as e:
+        raise TrialError(f"the network cannot be converted: {e}") from e
+    known = conversion(model)
+    assert known is not None
+    trial.note(converted_layers=len(known.converted), conversion_difference=known.difference)
+    return model
+
+
+class Watch:
+    """What happens in the layers in the first steps, and the loss of every step.
+
+    Per step and norm: `activation`, the standard deviation of the norm's output over the batch and
+    the pixels, mean over channels; `gradient`, the L2 norm of the gradient of its convolution's
+    weight; `weight` and `bias`, the mean absolute value of the norm's own, before the step. It
+    goes through checkpoints.
+
+    Args:
+        model: its convolutions are paired with its norms (`core.pairing`).
+        loss: that of training; `self.loss` is the same and takes notes.
+        steps: how many are watched in full.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, steps: int):
+        self._loss, self._steps = loss, steps
+        self.losses: list[float] = []
+        pairs = pairing.pairs(model).pairs
+        self.layers = [pair.norm for pair in pairs]
+        self.values = {name: np.full((steps, len(pairs)), np.nan, np.float32) for name in WATCHED}
+        for place, pair in enumerate(pairs):
+            norm, conv = model.get_submodule(pair.norm), model.get_submodule(pair.conv)
+            norm.register_forward_hook(self._after_norm(place))
+            conv.get_parameter("weight").register_post_accumulate_grad_hook(self._gradient(place))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses of the pairs (B, C), and note their mean over those that count."""
+        each = self._loss(logits, labels)
+        counted = labels != 0
+        mean = (each.detach() * counted).sum() / counted.sum().clamp(min=1)
+        self.losses.append(float(mean))
+        return each
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return `watch_layers` (L,), `watch_loss` (steps,) and `watch_<what>` (watched, L)."""
+        watched = {f"watch_{name}": values for name, values in self.values.items()}
+        losses = np.array(self.losses, np.float64)
+        return {"watch_layers": np.array(self.layers), "watch_loss": losses, **watched}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        values = {name: torch.from_numpy(v.copy()) for name, v in self.values.items()}
+        return {"losses": list(self.losses), "values": values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.losses = list(state_dict["losses"])
+        self.values = {name: v.numpy().copy() for name, v in state_dict["values"].items()}
+
+    def _after_norm(self, place: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            step = len(self.losses)  # the loss of this step comes after it
+            if module.training and step < self._steps:
+                spread = output.detach().float().std(dim=(0, 2, 3)).mean()
+                self.values["activation"][step, place] = float(spread)
+                for name in ("weight", "bias"):
+                    size = module.get_parameter(name).detach().abs().mean()
+                    self.values[name][step, place] = float(size)
+
+        return hook
+
+    def _gradient(self, place: int) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            step = len(self.losses) - 1  # the loss of this step was before it
+            if 0 <= step < self._steps and parameter.grad is not None:
+                self.values["gradient"][step, place] = float(parameter.grad.float().norm())
+
+        return hook
+
+
+def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check and decode images and weights; return what the report says, with a short check of both.
+
+    Raises:
+        UserError: data or weights that cannot be used.
+    """
+    cfg = Config(**settings)
+    described = voc_task.describe_images(vars(cfg.task()))
+    images = voc_task.images(cfg.task())[1].images[:CHECK_IMAGES]
+    model, _, _ = ws_check.network(cfg.weights)
+    photos = ws_check.Photos(np.asarray(images))
+    rows = [r for r in ws_check.check(model, photos) if r.layer == ws_check.OUTPUT]
+    described["check"] = [dataclasses.asdict(row) for row in rows]
+    return described
+
+
+def check_sizes(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
+    """Refuse batches that the training images do not fill; see `trainables.voc.check_sizes`."""
+    voc_task.check_sizes([{**config, "fold": None} for config in configs], described)
+
+
+def follow(settings: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """Return what follows from a user's settings: without ImageNet weights, a demo's own."""
+    if "weights" in settings or scale == "full":
+        return {}
+    return {"weights": "embedded" if scale == "demo" else "none"}
