@@ -1,0 +1,303 @@
+"""Sentences of the generation report, made from the study's own numbers, in markup."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis import statistics
+from analysis.generation_figures import NAMES
+from analysis.generation_samples import Stored
+from analysis.provenance import image_counts
+from analysis.report import join
+from analysis.results import Results
+from analysis.tables import decimal, significant
+
+if TYPE_CHECKING:
+    from analysis.generation import Recomputed
+
+Known = Mapping[str, Mapping[str, float]]
+
+# Source, setting, result: as their authors or users give them.
+PUBLISHED = (
+    ("EDM", "CIFAR-10, FID, 35 network calls", "1.97 without labels, 1.79 with"),
+    ("flow_matching", "CIFAR-10, FID", "2.07 (authors); 3.09 on one V100 (a user)"),
+    ("DDPM", "CIFAR-10, FID, 1,000 steps", "3.17"),
+    ("torchcfm", "CIFAR-10, FID, 400,000 steps", "3.5; 7.5 without the moving average (a user)"),
+)
+PUBLISHED_LINKS = (
+    "Sources: [EDM](https://github.com/NVlabs/edm); "
+    "[flow_matching and its issue 68](https://github.com/facebookresearch/flow_matching/issues/68);"
+    " [DDPM](https://arxiv.org/abs/2006.11239); "
+    "[torchcfm and its issue 152](https://github.com/atong01/conditional-flow-matching/issues/152)."
+)
+
+
+def summary(results: Results, numbers: pd.DataFrame, known: Known) -> str:
+    """The result in one paragraph."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "**No trial has finished, so there is no result yet.**"
+    best = best_widths(ranked)[0]
+    listed = join([f"{_name(row)} {decimal(row['frechet'], 3)}" for row in best_widths(ranked)])
+    text = (
+        f"Mean Fréchet distance to the training images in labtune's classifier features (not FID), "
+        f"each family at its best width: {listed}. "
+    )
+    if "noise" in known:
+        quarter = known["noise"]["frechet"] / 4
+        below = "below" if best["frechet"] < quarter else "**not below**"
+        text += (
+            f"The best, {_name(best)}, is {below} a quarter of the ceiling that noise gives "
+            f"({decimal(known['noise']['frechet'], 3)}); held-out real images are at "
+            f"{decimal(known['held_out']['frechet'], 3)}."
+        )
+    return text
+
+
+def best_widths(ranked: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The first row of each family in a ranked table."""
+    return ranked.drop_duplicates("family").to_dict("records")
+
+
+def questions(results: Results, numbers: pd.DataFrame, known: Known) -> str:
+    """What the study asks, each with an answer from the numbers."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "No trial has finished: nothing can be answered yet."
+    pairs = [
+        ("Which family makes the best images?", _best(results, ranked)),
+        ("Does a wider network help?", _width(results, ranked)),
+        ("Who leaves images out?", _variety(ranked, known)),
+        ("What does each family cost?", _cost(ranked)),
+    ]
+    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+
+
+def looks(shown: Mapping[str, Stored]) -> str:
+    """What the picture of samples shows and how they were chosen."""
+    names = join([NAMES[family] for family in shown])
+    stored = next(iter(shown.values()))
+    asked = (
+        "Each image was asked for by its class."
+        if stored.config["conditional"]
+        else "Nothing was told about classes."
+    )
+    return (
+        f"Samples of {names} from moving averages of the weights where the study keeps one "
+        f"(decay {stored.config['ema']}). {asked} A trial also writes this grid after each epoch: "
+        "`tensorboard --logdir tensorboard` shows them under images."
+    )
+
+
+def copied(numbers: pd.DataFrame, known: Known) -> str:
+    """Whether samples are training images, judged against held-out images."""
+    ranked = numbers[numbers["n"] > 0]
+    if "copies" not in ranked or "held_out" not in known:
+        return "Nearest training images were not recorded."
+    real = known["held_out"]["copies"]
+    rows = best_widths(ranked)
+    listed = join([f"{_name(row)} {_percent(row['copies'])}" for row in rows])
+    guilty = [row for row in rows if row["copies"] > real + 0.01]
+    verdict = (
+        f"**{join([_name(row) for row in guilty])} may copy.**"
+        if guilty
+        else "No family stands closer to single training images than unseen real images do: the "
+        "samples are no copies."
+    )
+    return (
+        "A copy has one training image much nearer than all others. The share of images whose "
+        "nearest training image is at less than half of the mean distance to the 50 nearest: "
+        f"{listed}; held-out real images {_percent(real)}, training images themselves "
+        f"{_percent(known['copies']['copies'])}. {verdict} The plain distance says less: a blurred "
+        "image is near to everything."
+    )
+
+
+def measures(results: Results, checked: "Recomputed | None") -> str:
+    """What is computed, in which features, and whether it could be computed again."""
+    data = results.study.get("data", {})
+    reader, count = data.get("classifier", {}), data.get("compared")
+    accuracy = reader.get("held_out_accuracy", float("nan"))
+    counted = image_counts(data)
+    text = (
+        f"The features are the {reader.get('features', '')} outputs of the last hidden layer of a "
+        "small classifier that labtune trained on the same training images "
+        f"({_percent(accuracy)} of held-out images right), divided by the root of their total "
+        "variance. The distance is therefore in units of the spread of the real images, holds "
+        "within this study only, and **is not FID**, which needs Inception's features.\n\n"
+        f"- Fréchet distance: {count} samples against all {counted.get('train', 0):,} training "
+        "images, each set taken for a normal distribution.\n"
+        "- Precision and density: samples that lie among real images (fidelity). Recall and "
+        "coverage: real images that lie among samples (variety). Balls to the k-th neighbour, k = "
+        f"{results.study.get('constants', {}).get('neighbours', 5)}, {count} images of each kind.\n"
+        "- The floor, held-out real images, differs from the training images as other writers or "
+        "photographs do; training images once more show what learning them by heart would give."
+    )
+    if checked is None:
+        return text
+    worst = max(checked.agreement, checked.balance)
+    verdict = (
+        "are those reported"
+        if worst < 1e-9
+        else f"differ from those reported by at most {significant(worst)}"
+    )
+    return (
+        f"{text}\n\nComputed again from the stored scores of {checked.trials} trials, right class "
+        f"and class balance {verdict}."
+    )
+
+
+def beside(results: Results) -> str:
+    """How far the published figures can be compared with this study."""
+    return (
+        "Published FIDs of CIFAR-10 come from networks of tens of millions of weights, hundreds of "
+        "thousands of steps and 50,000 samples in Inception's features. They tell what is possible "
+        "and cannot be held against any number here. The same distance in Inception's features is "
+        "added for those who give its weights (`--set inception=PATH`); with torchvision's weights "
+        "it is near to FID, not equal."
+        + (
+            ""
+            if "inception_frechet" in results.trials
+            else " No such weights were given here, so it is left out."
+        )
+    )
+
+
+def limits(results: Results) -> str:
+    """What the numbers cannot carry."""
+    data = results.study.get("data", {})
+    count = data.get("compared")
+    items = [
+        f"The Fréchet distance of {count} images is biased upwards, and the classifier that gives "
+        "the features was trained on the training images: held-out images can be farther from them "
+        "than samples are. Compare rows of one table only.",
+        "Every family has the same number of steps, not the same time, and a learning rate of its "
+        "own, set in a few short trials on the embedded digits and not searched.",
+        "One split into training and held-out images for all seeds.",
+        "Nothing is chosen by looking: figures show the first seed of each family's best width. "
+        "The best width itself was chosen by the distance shown.",
+    ]
+    if data.get("dataset") == "digits":
+        items.append(
+            "The embedded digits are 8x8 images enlarged to twice their size: MNIST's are finer "
+            "(`--set dataset=mnist`)."
+        )
+    if results.study.get("scale") not in (None, "full"):
+        items.append(
+            f"Scale `{results.study['scale']}`: few steps and narrow networks; `--data-dir` or "
+            "`--scale full` runs the full scale."
+        )
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _best(results: Results, ranked: pd.DataFrame) -> str:
+    rows = best_widths(ranked)
+    best = rows[0]
+    name = _name(best)
+    text = f"{name[0].upper()}{name[1:]}, with {decimal(best['frechet'], 3)} [{_range(best)}]."
+    if len(rows) < 2:
+        return text
+    second = rows[1]
+    lead = _paired(results, second, best)
+    if lead is None or math.isnan(lead["low"]):
+        return f"{text} {_name(second)} follows; with one seed the difference may be chance."
+    sure = (
+        "the interval excludes 0"
+        if lead["low"] > 0
+        else "the interval has 0 in it, so these seeds do not separate the two"
+    )
+    return (
+        f"{text} {_name(second)} is farther by {decimal(lead['difference'], 3)} on the same seeds "
+        f"(95 % interval {decimal(lead['low'], 3)} to {decimal(lead['high'], 3)}; {sure})."
+    )
+
+
+def _width(results: Results, ranked: pd.DataFrame) -> str:
+    found = []
+    for family, group in ranked.groupby("family", sort=False):
+        if len(group) < 2:
+            continue
+        ordered = group.sort_values("width")
+        narrow, wide = ordered.iloc[0].to_dict(), ordered.iloc[-1].to_dict()
+        lead = _paired(results, wide, narrow)
+        if lead is None:
+            continue
+        interval = (
+            ""
+            if math.isnan(lead["low"])
+            else f" [{decimal(lead['low'], 3, True)}, {decimal(lead['high'], 3, True)}]"
+        )
+        found.append(f"{NAMES[str(family)]} {decimal(lead['difference'], 3, True)}{interval}")
+    if not found:
+        return "Only one width has finished."
+    widths = sorted(ranked["width"].unique())
+    return (
+        f"From width {widths[0]} to {widths[-1]} the distance changes by {join(found)} "
+        "(paired over seeds, negative is better)."
+    )
+
+
+def _variety(ranked: pd.DataFrame, known: Known) -> str:
+    rows = sorted(best_widths(ranked), key=lambda row: row["recall"])
+    listed = join(
+        [f"{_name(row)} {_percent(row['recall'])} ({_percent(row['precision'])})" for row in rows]
+    )
+    text = f"Recall, lowest first (precision in brackets): {listed}"
+    if "held_out" in known:
+        real = known["held_out"]
+        text += f"; held-out images {_percent(real['recall'])} ({_percent(real['precision'])})"
+    low = rows[0]
+    return text + (
+        f". {_name(low)} shows the least of the variety of the real images"
+        + (
+            ", the mode collapse that adversarial training is known for."
+            if low["family"] == "dcgan" and low["recall"] < 0.5
+            else "."
+        )
+    )
+
+
+def _cost(ranked: pd.DataFrame) -> str:
+    listed = join(
+        [
+            f"{_name(row)} {decimal(row['seconds_per_epoch'], 1)} s"
+            for row in best_widths(ranked.sort_values("seconds_per_epoch"))
+        ]
+    )
+    text = f"Seconds per epoch with its samples, each family's cheapest width: {listed}."
+    slow = ranked.sort_values("sample_seconds").iloc[-1] if "sample_seconds" in ranked else None
+    if slow is not None and slow["family"] == "flow":
+        text += (
+            " Flow matching calls its network several times per image: sampling takes "
+            f"{decimal(slow['sample_seconds'], 1)} s of an epoch at width {slow['width']:.0f}."
+        )
+    return text
+
+
+def _paired(
+    results: Results, one: Mapping[Any, Any], other: Mapping[Any, Any]
+) -> dict[Any, Any] | None:
+    """Paired difference of the distance, `one` minus `other`, over shared seeds."""
+    trials = results.trials.assign(
+        group=results.trials["family"].astype(str) + " " + results.trials["width"].astype(str)
+    )
+    names = [f"{row['family']} {row['width']:.0f}" for row in (one, other)]
+    trials = trials[trials["group"].isin(names)]
+    found = statistics.paired(trials, "group", "frechet", names[1])
+    return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else None
+
+
+def _name(row: Mapping[Any, Any]) -> str:
+    return f"{NAMES[row['family']]} of width {row['width']:.0f}"
+
+
+def _range(row: Mapping[Any, Any]) -> str:
+    if math.isnan(row["frechet_low"]):
+        return "one seed, no interval"
+    return f"{decimal(row['frechet_low'], 3)}, {decimal(row['frechet_high'], 3)}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{decimal(fraction * 100, 1)}\u00a0%"

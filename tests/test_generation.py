@@ -1,0 +1,460 @@
+"""The three families step by step, their trainable in this process, and the study at toy size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from analysis.generation_samples import load_stored
+from core import generators, sample_features, trial
+from core.engine import command_line
+from core.errors import Diverged, UserError
+from core.flow_matching import FlowMatching, integrate
+from core.generators import Average, Draws, slerp
+from studies.generation import study
+from trainables import generation
+from trainables.generation import Config, shown_labels, train_generator, wanted
+
+FAMILIES = generators.NAMES
+SMALL = {
+    "width": 8, "epochs": 2, "epoch_steps": 2, "batch_size": 16, "patch": 2, "sampler_steps": 2,
+    "train_images": 60, "val_images": 30, "image_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_classifier(tmp_path_factory):
+    """A classifier of few steps in a cache of its own: what is tested does not depend on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(sample_features, "_LEAST_STEPS", 40)
+        patch.setattr(sample_features, "_PASSES", 1)
+        generation._opened.cache_clear()
+        yield
+        generation._opened.cache_clear()
+
+
+def build(family: str, classes: int = 3, **options) -> generators.Family:
+    torch.manual_seed(0)
+    return generators.build(family, (1, 8, 8), 8, classes, **options)
+
+
+def batch(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(count) % 3
+
+
+def train(config: dict) -> list[dict]:
+    rows: list[dict] = []
+    train_generator(SMALL | config, report=rows.append)
+    return rows
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+# --- families ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32)])
+def test_samples_have_the_shape_and_range_of_images(family, shape):
+    found = generators.build(family, shape, 8, 0, ema=0.9)
+    made = found.sample(torch.zeros(3, dtype=torch.int64), torch.Generator().manual_seed(0))
+    assert made.shape == (3, *shape) and made.dtype == torch.float32
+    assert made.min() >= -1 and made.max() <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_draws_from_its_generator_only(family):
+    losses = []
+    for seed in (1, 1, 2):
+        found = build(family)
+        before = torch.get_rng_state()
+        steps = [found.train_step(*batch(), torch.Generator().manual_seed(seed)) for _ in range(2)]
+        assert torch.equal(torch.get_rng_state(), before)
+        losses.append([{k: v.item() for k, v in step.items()} for step in steps])
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_carries_on_where_it_was_taken(family):
+    """Optimisers, moving average and generators included."""
+    whole, draws = build(family, ema=0.9), Draws(3, ("noise",))
+    for _ in range(3):
+        whole.train_step(*batch(), draws["noise"])
+    state, drawn = json_like(whole.state_dict()), draws.state_dict()
+    torch.manual_seed(99)
+    other, again = generators.build(family, (1, 8, 8), 8, 3, ema=0.9), Draws(4, ("noise",))
+    other.load_state_dict(state)
+    again.load_state_dict(drawn)
+    for _ in range(2):
+        one, two = (f.train_step(*batch(), d["noise"]) for f, d in ((whole, draws), (other, again)))
+        assert one == two
+    labels = torch.arange(3)
+    made = [f.sample(labels, torch.Generator().manual_seed(0)) for f in (whole, other)]
+    assert torch.equal(*made)
+
+
+def json_like(state: dict) -> dict:
+    """The state as it comes back from a file that holds tensors and plain values only."""
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_matter_where_there_are_classes_and_not_otherwise(family):
+    for classes, matter in ((3, True), (0, False)):
+        found = build(family, classes)
+        for _ in range(3):
+            found.train_step(*batch(), torch.Generator().manual_seed(0))
+        latents = found.latents(1, torch.Generator().manual_seed(1))
+        one, two = (found.decode(latents, torch.tensor([label])) for label in (0, 1))
+        assert torch.equal(one, two) != matter
+
+
+def test_every_network_of_a_family_learns():
+    for family in FAMILIES:
+        found = build(family)
+        before = json_like(found.state_dict())["networks"]
+        found.train_step(*batch(), torch.Generator().manual_seed(0))
+        for name, network in found.networks.items():
+            moved = [not torch.equal(v, before[name][k]) for k, v in network.named_parameters()]
+            assert any(moved), (family, name)
+    dcgan = build("dcgan")
+    made = dcgan.maker(torch.zeros(4, 100), torch.zeros(4, dtype=torch.int64))
+    dcgan._step("discriminator", dcgan.judge(made, torch.zeros(4, dtype=torch.int64)).mean())
+    assert all(p.grad is None for p in dcgan.maker.parameters())  # it learns from its own loss only
+
+
+def test_the_flow_learns_and_so_does_the_vae():
+    for family in ("flow", "vae"):
+        found, noise = build(family, ema=0.9), torch.Generator().manual_seed(0)
+        losses = [found.train_step(*batch(), noise)["loss"].item() for _ in range(60)]
+        assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10]) - 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"width": 12}, "width=12"), ({"shape": (1, 20, 20)}, "image_size=20"),
+     ({"patch": 4}, "patch=4")],
+)  # fmt: skip
+def test_impossible_networks_are_refused(options, named):
+    settings = {"shape": (1, 8, 8), "width": 8} | options
+    with pytest.raises(UserError, match=named):
+        generators.build("flow", classes=0, **settings)
+
+
+# --- moving averages, latents, samplers, guidance ---
+
+
+def test_the_moving_average_follows_its_formula():
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    average, expected = Average(network, 0.5), network[0].weight.item()
+    for update, value in enumerate((3.0, -1.0, 4.0, 2.0, 7.0, 5.0, 0.0, 1.0, 8.0), start=1):
+        torch.nn.init.constant_(network[0].weight, value)
+        network[1].running_mean.fill_(value)
+        average.update()
+        keep = min(0.5, (1 + update) / (10 + update))
+        expected = keep * expected + (1 - keep) * value
+        assert average.network[0].weight.item() == pytest.approx(expected, rel=1e-5)
+        assert average.network[1].running_mean.item() == value  # copied, not averaged
+    assert network[0].weight.item() == 8.0
+    assert Average(network, 0.0).network is network
+
+
+def test_samples_come_from_the_average():
+    found = build("flow", ema=0.9)
+    labels, seed = torch.arange(3), 4
+    before = found.sample(labels, torch.Generator().manual_seed(seed))
+    for parameter in found.network.parameters():
+        torch.nn.init.normal_(parameter)
+    assert torch.equal(found.sample(labels, torch.Generator().manual_seed(seed)), before)
+    found.average.update()
+    assert not torch.equal(found.sample(labels, torch.Generator().manual_seed(seed)), before)
+
+
+def test_arcs_keep_ends_and_length():
+    a, b = torch.randn(2, 5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b)
+    unit = [x / x.flatten(1).norm(dim=1)[:, None, None, None] for x in (a, b)]
+    middle = slerp(*unit, 0.5)
+    torch.testing.assert_close(middle.flatten(1).norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(slerp(a, a, 0.3), a)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_samplers_on_a_linear_field(steps):
+    """dx/dt = a x: Euler multiplies by 1 + h a at each step, Heun by 1 + h a + (h a)^2 / 2."""
+    start, a = torch.tensor([1.0, -2.0], dtype=torch.float64), -1.3
+    h = 1 / steps
+    for sampler, factor in (("euler", 1 + h * a), ("heun", 1 + h * a + (h * a) ** 2 / 2)):
+        states = integrate(lambda x, t: a * x, start, steps, sampler)
+        times = [t for t, _ in states]
+        assert times == pytest.approx([i / steps for i in range(steps + 1)])
+        torch.testing.assert_close(states[-1][1], start * factor**steps)
+
+
+def test_heun_sees_the_time_and_its_error_falls_with_the_square():
+    """dx/dt = 2 t, from 0: x(1) = 1, which Heun has exactly and Euler misses by h."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    for steps in (2, 8):
+        ends = {
+            sampler: integrate(lambda x, t: torch.full_like(x, 2 * t), zero, steps, sampler)[-1][1]
+            for sampler in ("euler", "heun")
+        }
+        assert ends["heun"].item() == pytest.approx(1)
+        assert ends["euler"].item() == pytest.approx(1 - 1 / steps)
+    errors = [
+        abs(integrate(lambda x, t: x, zero + 1, n, "heun")[-1][1].item() - np.e) for n in (20, 40)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+def test_guidance_pushes_along_the_difference_of_velocities():
+    found = build("flow", guidance=2.5)
+    for parameter in found.network.parameters():  # fresh ones start at velocity 0
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, labels = batch(4)
+    times = torch.full((4,), 0.3)
+    told = found.average.network(x, times, labels)
+    untold = found.average.network(x, times, torch.full_like(labels, 3))
+    assert not torch.allclose(told, untold)
+    torch.testing.assert_close(found.velocity(x, 0.3, labels), untold + 2.5 * (told - untold))
+    found.guidance = 1.0
+    torch.testing.assert_close(found.velocity(x, 0.3, labels), told)
+
+
+def test_the_trajectory_runs_from_noise_to_the_image():
+    found = build("flow", sampler_steps=3)
+    assert isinstance(found, FlowMatching)
+    for _ in range(3):
+        found.train_step(*batch(), torch.Generator().manual_seed(0))
+    latents, labels = found.latents(2, torch.Generator().manual_seed(0)), torch.arange(2)
+    times, states = found.trajectory(latents, labels)
+    assert times == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert torch.equal(states[0], latents)
+    torch.testing.assert_close(states[-1].clamp(-1, 1), found.decode(latents, labels))
+
+
+# --- the trainable ---
+
+
+def test_labels_that_are_asked_for_are_as_frequent_as_real_ones():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    assert torch.bincount(wanted(labels, 10)).tolist() == [5, 3, 2]
+    assert torch.equal(wanted(labels, 10), wanted(labels, 10))
+    assert shown_labels(10).tolist() == [*range(10)] * 4
+    assert len(shown_labels(1000)) == generation.GRID
+
+
+def test_a_round_of_batches_shows_each_image_once_and_mirrors_only_if_asked():
+    cfg = Config(**{**SMALL, "epoch_steps": None, "batch_size": 20})
+    pictures = generation.opened(cfg)
+    seen = [x for x, _ in generation.batches(cfg, pictures, torch.Generator().manual_seed(0))]
+    images = generation.scaled(pictures.train)
+    assert len(seen) == 3
+    assert sorted(map(key, torch.cat(seen))) == sorted(map(key, images))
+    flipping = Config(**{**SMALL, "epoch_steps": 3, "batch_size": 20, "flip": True})
+    seen = torch.cat([
+        x for x, _ in generation.batches(flipping, pictures, torch.Generator().manual_seed(0))
+    ])  # fmt: skip
+    known = set(map(key, images))
+    as_is = [key(x) in known for x in seen]
+    assert 0 < sum(as_is) < 60
+    assert all(ok or key(x.flip(2)) in known for ok, x in zip(as_is, seen, strict=True))
+
+
+def key(image: torch.Tensor) -> bytes:
+    return image.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_reports_every_measure(family):
+    rows = train({"family": family})
+    assert [row["epoch"] for row in rows] == [1, 2]
+    measures = {"frechet", "precision", "recall", "density", "coverage", "class_balance"}
+    for row in rows:
+        assert measures | {"class_agreement", "train_loss", "sample_seconds"} < row.keys()
+        assert all(np.isfinite(value) for value in row.values())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"conditional": False}, {"guidance": 2.0}, {"sampler": "euler"}, {"ema": 0.0},
+     {"channels": "rgb"}, {"patch": 1}],
+    ids=lambda option: ",".join(option),
+)  # fmt: skip
+def test_options_train(option):
+    rows = train({"family": "flow", "epochs": 1} | option)
+    assert ("class_agreement" in rows[0]) == (option != {"conditional": False})
+
+
+def test_one_seed_one_curve():
+    runs = [without_times(train({"family": "dcgan", "seed": s})) for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_loss_that_explodes_is_told():
+    with pytest.raises(Diverged, match="epoch 1, by step 8: lower lr"):
+        train({"family": "vae", "lr": 1e18, "epoch_steps": 8})
+
+
+class Lost(BaseException):
+    """The process is gone: nothing can be recorded."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_interrupted_trial_goes_on_bit_for_bit(family, tmp_path):
+    config = SMALL | {"family": family, "epochs": 3, "ema": 0.9}
+
+    def run(study: Path, fail_at: int | None = None) -> trial.Spec:
+        spec = trial.Spec("one", config, {}, study, "frechet", "min")
+
+        def forward(row: trial.Row) -> None:
+            if row["epoch"] == fail_at:
+                raise Lost
+
+        trial.run(train_generator, spec, forward)
+        return spec
+
+    whole = run(tmp_path / "whole")
+    for epoch in (1, 3):  # the last one: all is trained, but nothing stored for the report
+        with pytest.raises(Lost):
+            run(tmp_path / "broken", epoch)
+        assert trial.read_result(tmp_path / "broken" / "trials" / "one") is None
+        torch.manual_seed(123)
+    broken = run(tmp_path / "broken")
+    rows = [without_times(trial.read_rows(spec.folder)) for spec in (whole, broken)]
+    assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == [1, 2, 3]
+    one, two = (torch.load(spec.folder / "best.pt", weights_only=True) for spec in (whole, broken))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    stored = [load_stored(tmp_path / folder, "one") for folder in ("whole", "broken")]
+    for field in ("samples", "grids", "logits", "interpolation", "trajectory", "nearest_ratio"):
+        assert np.array_equal(*(getattr(s, field) for s in stored)), field
+    assert len(stored[0].grids) == 3
+
+
+# --- the study ---
+
+FEW = ["width=8", "image_size=8", "train_images=60", "val_images=30"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    arguments = ["--local", "--smoke", "--results-dir", str(results), "--samples", "12"]
+    assert command_line(study, [*arguments, "--set", *FEW]) == 0
+    return results / "generation" / "smoke"
+
+
+def test_the_study_leaves_tables_figures_report_and_predictions(finished):
+    trials = pd.read_csv(finished / "trials.csv")
+    assert len(trials) == 3 and set(trials["state"]) == {"finished"}
+    assert {"frechet", "copies", "nearest_ratio", "parameters"} < set(trials)
+    names = {file.stem for file in (finished / "tables").iterdir()}
+    assert names == {"generation", "neighbours", "generation_by_seed"}
+    drawn = {file.stem for file in (finished / "figures").glob("*.png")}
+    assert {"samples", "progress", "curves", "neighbours", "distances", "interpolation"} < drawn
+    assert (finished / "report.pdf").read_bytes().startswith(b"%PDF")
+    page = (finished / "report.html").read_text()
+    assert "is not FID" in page and "classifier features" in page
+
+
+def test_stored_samples_are_those_that_were_measured(finished):
+    for name in pd.read_csv(finished / "trials.csv")["trial"]:
+        stored = load_stored(finished, name)
+        cfg = Config(**stored.config)
+        found = generation.opened(cfg).reference.measure(
+            torch.from_numpy(stored.samples), torch.from_numpy(stored.labels)
+        )
+        reported = trial.read_rows(finished / "trials" / name)[-1]
+        for measure, value in found.items():
+            assert value == pytest.approx(reported[measure], rel=1e-9), measure
+
+
+def test_tensorboard_shows_a_grid_per_epoch(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name in pd.read_csv(finished / "trials.csv")["trial"]:
+        events = EventAccumulator(str(finished / "tensorboard" / name))
+        events.Reload()
+        assert [e.step for e in events.Images("samples")] == [1, 2]
+        assert {"frechet", "train_loss"} < set(events.Tags()["scalars"])
+
+
+def test_samples_are_written_as_png_and_npz(finished):
+    best = json.loads((finished / "checkpoints" / "best.json").read_text())
+    told = json.loads((finished / "samples" / "samples.json").read_text())
+    assert told["trial"] == best["trial"]
+    files = sorted((finished / "samples").glob("*.png"))
+    assert [f.name for f in files[:2]] == ["000000-0.png", "000001-1.png"] and len(files) == 12
+    with np.load(finished / "samples" / "samples.npz") as stored:
+        assert stored["images"].shape == (12, 8, 8, 1)
+        for file, image in zip(files, stored["images"], strict=True):
+            assert np.array_equal(np.asarray(Image.open(file)), image.squeeze())
+
+
+@pytest.mark.slow
+def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_path, run_script):
+    copied = tmp_path / "results" / "generation" / "smoke"
+    shutil.copytree(finished, copied)
+    for gone in ("trials", "tensorboard", "tables", "figures", "samples", "report.html"):
+        path = copied / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert command_line(study, ["--report-only", "--smoke", "--results-dir",
+                                str(tmp_path / "results")]) == 0  # fmt: skip
+    assert (copied / "report.html").read_bytes() == (finished / "report.html").read_bytes()
+    again = run_script("analysis/generation_samples.py", copied, "--samples", 4)
+    assert again.returncode == 0, again.stderr
+    for number in range(4):  # the same images as the first of more
+        one, two = (next((f / "samples").glob(f"{number:06d}-*")) for f in (copied, finished))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["family=gan"], "vae, dcgan, flow"),
+        (["width=12"], "width=12"),
+        (["image_size=20"], "image_size=20"),
+        (["patch=3"], "patch=3"),
+        (["ema=1"], "ema=1"),
+        (["epoch_steps=0"], "epoch_steps=0"),
+        (["neighbours=40", *FEW], "neighbours=40"),
+        (["inception=missing.pt", *FEW], "missing.pt"),
+        (["train_images=3"], "train_images=3"),
+        (["dataset=folder"], "dataset=folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(settings, named, tmp_path, capsys):
+    arguments = ["--local", "--smoke", "--results-dir", str(tmp_path), "--set", *settings]
+    assert command_line(study, arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.rglob("study.json"))
+
+
+@pytest.mark.slow
+def test_real_photos_in_colour(shared_data, tmp_path):
+    arguments = ["--local", "--smoke", "--data-dir", str(shared_data / "cifar10")]
+    few = ["--set", "width=8", "train_images=100", "val_images=50"]
+    assert command_line(study, [*arguments, "--results-dir", str(tmp_path), *few]) == 0
+    folder = tmp_path / "generation" / "smoke"
+    data = json.loads((folder / "study.json").read_text())["data"]
+    assert data["channels"] == 3 and data["image_size"] == 32 and data["kind"] == "folder"
+    stored = load_stored(folder, pd.read_csv(folder / "trials.csv")["trial"][0])
+    assert stored.samples.shape[1:] == (3, 32, 32)

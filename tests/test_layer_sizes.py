@@ -1,0 +1,97 @@
+"""The formula for output sizes, against torch for random layers and the lab's networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from core.layer_sizes import NEVER, as_text, convolved, expected, layer_sizes
+from core.small_cnn import SmallCNN
+
+small = st.integers(1, 5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    kernel=st.tuples(small, small),
+    stride=st.tuples(small, small),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_random_convolutions(size, kernel, stride, padding, dilation):
+    layer = nn.Conv2d(1, 1, kernel, stride, padding, dilation)
+    try:
+        made = tuple(layer(torch.zeros(1, 1, *size)).shape[2:])
+    except RuntimeError:  # the kernel does not fit
+        with pytest.raises(ValueError, match="does not fit"):
+            expected(layer, size)
+        return
+    assert expected(layer, size) == made
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["max", "average"]),
+    size=st.integers(3, 30),
+    kernel=st.integers(1, 5),
+    stride=small,
+    share=st.integers(0, 2),
+    ceil_mode=st.booleans(),
+)
+def test_random_pools(kind, size, kernel, stride, share, ceil_mode):
+    padding = min(share, kernel // 2)
+    pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
+    layer = pool(kernel, stride, padding, ceil_mode=ceil_mode)
+    try:
+        made = tuple(layer(torch.zeros(1, 1, size, size)).shape[2:])
+    except RuntimeError:
+        with pytest.raises(ValueError, match="does not fit"):
+            expected(layer, (size, size))
+        return
+    assert expected(layer, (size, size)) == made
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [1, 2, 5])
+def test_padding_by_name(padding, kernel):
+    layer = nn.Conv2d(1, 1, kernel, padding=padding, dilation=2)
+    assert expected(layer, (12, 13)) == tuple(layer(torch.zeros(1, 1, 12, 13)).shape[2:])
+
+
+def test_the_labs_formulas():
+    assert convolved(32, 5) == 32 + 2 * 0 - 5 + 1
+    assert convolved(224, 7, 2, 3) == (224 + 6 - 7) // 2 + 1 == 112
+
+
+def test_the_labs_network():
+    rows = layer_sizes(SmallCNN("listing"), (3, 32, 32))
+    shapes = {row.name: row.output for row in rows}
+    assert shapes["conv1"] == (6, 28, 28) and shapes["conv2"] == (16, 10, 10)
+    assert [row.name for row in rows if row.name == "pool"] == ["pool", "pool"]
+    assert [row.name for row in rows if row.formula == NEVER] == ["bn3", "bn4"]
+    assert sum(row.parameters for row in rows) == 62_458
+    text = as_text(rows)
+    assert "floor((32 + 2·0 − 5) / 1) + 1 = 28" in text and "62,458" in text
+
+
+def test_looking_changes_nothing():
+    model = SmallCNN("meant").train()
+    model.bn2.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layer_sizes(model, (3, 32, 32))
+    assert model.training and model.bn1.training and not model.bn2.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.conv1._forward_hooks
+
+
+def test_a_layer_that_does_something_else_is_told():
+    class Odd(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x)[..., 1:]
+
+    with pytest.raises(RuntimeError, match="the formula gives"):
+        layer_sizes(nn.Sequential(Odd(1, 1, 3)), (1, 8, 8))

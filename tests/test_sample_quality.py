@@ -1,0 +1,217 @@
+"""Measures of generated images against scipy and naive loops, and the classifier behind them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy
+import torch
+
+from core import sample_features, sample_quality
+from core.errors import UserError
+from core.sample_features import copying, quantised, scaled, yardsticks
+from core.sample_quality import balance, frechet, moments, nearest, prdc
+
+
+def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(size, size))
+    return torch.from_numpy(generator.normal(size=(count, size)) @ mixing + shift)
+
+
+def direct(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The formula as it is written, with scipy's matrix root."""
+    x, y = a.numpy(), b.numpy()
+    one, two = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(one @ two).real
+    gap = x.mean(0) - y.mean(0)
+    return float(gap @ gap + np.trace(one + two - 2 * root))
+
+
+@pytest.mark.parametrize(("count", "size", "shift"), [(200, 8, 0.0), (500, 64, 1.0), (70, 64, 0.3)])
+def test_frechet_equals_scipy(count, size, shift):
+    a, b = features(count, size, 1), features(count + 20, size, 2, shift)
+    assert frechet(moments(a), moments(b)) == pytest.approx(direct(a, b), rel=1e-6)
+
+
+def test_frechet_of_fewer_images_than_features():
+    """Where scipy's root of a singular product is inaccurate, the zero directions are known."""
+    a, b = features(20, 5, 1), features(20, 5, 2, 1.0)
+    wide = [torch.cat([x, torch.zeros(20, 60, dtype=torch.float64)], 1) for x in (a, b)]
+    rotation = torch.linalg.qr(features(65, 65, 3)).Q
+    found = frechet(*(moments(x @ rotation) for x in wide))
+    assert found == pytest.approx(direct(a, b), rel=1e-6)
+    assert frechet(moments(wide[0]), moments(wide[0])) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_by_hand_and_its_symmetry():
+    a = torch.tensor([[0.0], [2.0]])  # mean 1, variance 2
+    b = torch.tensor([[1.0], [5.0]])  # mean 3, variance 8
+    expected = (1 - 3) ** 2 + (math.sqrt(2) - math.sqrt(8)) ** 2
+    assert frechet(moments(a), moments(b)) == pytest.approx(expected, rel=1e-12)
+    assert frechet(moments(b), moments(a)) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="at least 2"):
+        moments(a[:1])
+
+
+def naive_prdc(real: np.ndarray, made: np.ndarray, k: int) -> dict[str, float]:
+    def gap(x, y):
+        return math.sqrt(sum((float(p) - float(q)) ** 2 for p, q in zip(x, y, strict=True)))
+
+    def radius(points, i):
+        others = sorted(gap(points[i], points[j]) for j in range(len(points)) if j != i)
+        return others[k - 1]
+
+    real_radii = [radius(real, i) for i in range(len(real))]
+    made_radii = [radius(made, i) for i in range(len(made))]
+    precision = density = recall = coverage = 0.0
+    for point in made:
+        inside = sum(gap(point, r) < radius for r, radius in zip(real, real_radii, strict=True))
+        precision += inside > 0
+        density += inside / k
+    for r, radius_ in zip(real, real_radii, strict=True):
+        recall += any(gap(r, m) < radius for m, radius in zip(made, made_radii, strict=True))
+        coverage += any(gap(r, m) < radius_ for m in made)
+    return {
+        "precision": precision / len(made),
+        "recall": recall / len(real),
+        "density": density / len(made),
+        "coverage": coverage / len(real),
+    }
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(30, 30, 5), (41, 23, 3), (12, 40, 1)])
+def test_precision_recall_density_coverage_equal_naive_loops(n, m, k, monkeypatch):
+    monkeypatch.setattr(sample_quality, "_ROWS", 7)  # several parts, the last one smaller
+    real, made = features(n, 4, 5), features(m, 4, 6, 0.5)
+    expected = naive_prdc(real.numpy(), made.numpy(), k)
+    found = prdc(real, made, k)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found["precision"] > 0 and found["coverage"] > 0
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match="more than 5"):
+        prdc(features(5, 3, 0), features(9, 3, 1))
+
+
+def test_balance_is_one_for_equal_and_zero_for_one_class():
+    assert balance(torch.arange(30) % 10, 10) == pytest.approx(1)
+    assert balance(torch.zeros(30, dtype=torch.int64), 10) == 0
+    half = torch.tensor([0, 0, 1, 1])
+    assert balance(half, 4) == pytest.approx(0.5)
+
+
+def test_nearest_images_equal_a_naive_search(monkeypatch):
+    monkeypatch.setattr(sample_quality, "_ROWS", 3)
+    generator = torch.Generator().manual_seed(0)
+    images, among = (
+        torch.randint(0, 256, (n, 2, 4, 4), generator=generator, dtype=torch.uint8) for n in (8, 20)
+    )
+    images[3] = among[11]  # a copy
+    found = nearest(images, among, keep=2)
+    for i, image in enumerate(images):
+        gaps = [((image.double() - y.double()) ** 2).mean().sqrt().item() for y in among]
+        order = np.argsort(gaps)
+        assert found.index[i].tolist() == order[:2].tolist()
+        assert found.distance[i].tolist() == pytest.approx([gaps[j] for j in order[:2]], rel=1e-5)
+        assert found.ratio[i].item() == pytest.approx(min(gaps) / np.mean(gaps), rel=1e-5)
+    assert found.distance[3, 0] == 0 and copying(found)["copies"] == pytest.approx(1 / 8)
+
+
+def test_pixels_survive_the_way_to_the_network_and_back():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(quantised(scaled(every)), every)
+    assert scaled(every).min() == -1 and scaled(every).max() == 1
+
+
+# --- the classifier ---
+
+
+def squares(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes: a bright square on the left or on the right, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 90, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels, strict=True):
+        left = 1 + 3 * int(label)
+        image[0, 2:6, left : left + 3] += 150
+    return images, labels
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sample_features, "_LEAST_STEPS", 30)
+
+
+def reference(quick, count: int = 24) -> sample_features.Reference:
+    train, labels = squares(48, 0)
+    held_out, held_out_labels = squares(40, 1)
+    return sample_features.reference(
+        train, labels, held_out, held_out_labels, 2,
+        flip=False, count=count, neighbours=3, fingerprint="squares",
+    )  # fmt: skip
+
+
+def test_the_classifier_is_the_same_each_time_and_leaves_no_trace(quick):
+    images, labels = squares(48, 0)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = sample_features.train_classifier(images, labels, 2, flip=False)
+    torch.manual_seed(5)  # what was drawn before does not matter
+    second = sample_features.train_classifier(images, labels, 2, flip=False)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    torch.set_rng_state(state)
+    sample_features.train_classifier(images, labels, 2, flip=False)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+
+
+def test_the_spread_of_real_features_is_one(quick):
+    found = reference(quick)
+    seen, _ = found.classifier.look(found.train)
+    assert seen.double().var(0).sum().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_the_cache_is_used_and_a_damaged_one_is_told(quick, tmp_path, monkeypatch):
+    first = reference(quick)
+    monkeypatch.setattr(sample_features, "train_classifier", None)  # would raise if called
+    assert reference(quick).digest == first.digest
+    (file,) = (tmp_path / "cache" / "classifiers").glob("*.pt")
+    file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="delete it and run"):
+        reference(quick)
+
+
+def test_yardsticks_order_real_images_before_noise(quick):
+    found = yardsticks(reference(quick))
+    assert set(found) == {"held_out", "copies", "noise"}
+    assert found["held_out"]["frechet"] < found["noise"]["frechet"] / 4
+    assert found["copies"]["copies"] == 1 and found["noise"]["copies"] == 0
+    assert found["held_out"]["class_agreement"] > 0.9
+
+
+def test_foreign_inception_weights_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no weights at"):
+        sample_features.inception(tmp_path / "none.pt")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="not the state dict"):
+        sample_features.inception(tmp_path / "other.pt")
+
+
+@pytest.mark.slow
+def test_inception_features_of_grey_and_coloured_images(tmp_path):
+    from torchvision.models import inception_v3
+
+    torch.manual_seed(0)
+    network = inception_v3(weights=None, aux_logits=True, init_weights=False)
+    torch.save(network.state_dict(), tmp_path / "inception.pt")
+    look = sample_features.inception(tmp_path / "inception.pt")
+    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    found = look(grey)
+    assert found.shape == (3, 2048) and found.isfinite().all()
+    torch.testing.assert_close(look(grey.expand(-1, 3, -1, -1)), found)
+    some = found[:, :64]  # all 2,048 would take a minute
+    assert frechet(moments(some), moments(some)) == pytest.approx(0, abs=1e-6)

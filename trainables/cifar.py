@@ -1,0 +1,325 @@
+"""The CIFAR-10 lab: a small CNN with and without batch norm, and a ResNet-18 fine-tuned in part."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from core import pretrained, process, small_images, trial
+from core.data import ImageSet
+from core.errors import UserError
+from core.freezing import (
+    PartlyFrozen,
+    Stem,
+    Variant,
+    counts,
+    freeze,
+    small_stem,
+    statistics_digest,
+    trained_part,
+    weights_digest,
+)
+from core.small_cnn import Form, SmallCNN, without_gradient
+from core.training import (
+    RECIPES,
+    Batch,
+    Batches,
+    Precision,
+    evaluate,
+    grad_scaler,
+    optimizer_and_schedule,
+    override,
+    train_epoch,
+)
+
+CNN_SIZE = 32  # pixels: the CNN's first linear layer is made for them
+WEIGHTS = {
+    "default": "torchvision's ImageNet weights",
+    "embedded": "weights that labtune learnt from drawn birds (not ImageNet's)",
+    "none": "random weights",
+    "file": "weights in a file of the user's",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one trial; the defaults are the lab's full scale.
+
+    Attributes:
+        model: cnn (the lab's two convolutions and three linear layers) or resnet18.
+        bn: of cnn: none, listing (bn3 and bn4 are made but never used) or meant (all four used).
+        variant: of resnet18: all (retrained from the weights), layer4 (that and the head), head, or
+            scratch (all, from random weights).
+        conv1: of resnet18, the new 3x3 first convolution: printed (random, and frozen with the
+            rest, as in the lab's snippet), trained (random), averaged (from the 7x7 kernel, and
+            frozen with the rest).
+        statistics: of batch norms that are frozen: frozen (evaluation mode) or moving.
+        maxpool: keep the pool behind the first convolution of resnet18, as the lab does.
+        weights: of resnet18: default (torchvision's, of ImageNet), embedded (learnt from drawn
+            birds), none (random), or the path of a state dict.
+        seed: of weights, order and augmentation.
+        dataset: digits, mnist, cifar10, folder, or auto (what --data-dir holds; digits without).
+        image_size: pixels; cnn needs 32.
+        batch_size: images per step, at least 2; a last batch of one image joins the one before.
+        epochs: passes over the training set.
+        lr: highest learning rate of cnn (SGD with momentum, warm-up, then cosine).
+        tune_lr: highest learning rate of resnet18.
+        momentum: of SGD, in place of the recipe's 0.9.
+        weight_decay: in place of the recipe's 0.0005.
+        warmup: share of the steps with rising learning rate, in place of the recipe's 0.1.
+        max_norm: largest L2 norm of the gradient (0: any), in place of the recipe's 1.
+        augment: shift the training images, and mirror them unless they are digits.
+        train_images: use this many training images, balanced over classes.
+        val_images: use this many validation images, balanced over classes.
+        precision: float32, bfloat16 or float16 (mixed precision).
+        data_dir: where the data are; none: the embedded digits.
+        skip_broken: leave unreadable images out.
+        download: fetch mnist or cifar10 with torchvision where they are missing.
+    """
+
+    model: Literal["cnn", "resnet18"] = "cnn"
+    bn: Form = "meant"
+    variant: Variant = "all"
+    conv1: Stem = "printed"
+    statistics: Literal["frozen", "moving"] = "frozen"
+    maxpool: bool = True
+    weights: str = "default"
+    seed: int = 0
+    dataset: small_images.Name = "auto"
+    image_size: int = CNN_SIZE
+    batch_size: int = 64
+    epochs: int = 30
+    lr: float = 0.05
+    tune_lr: float = 0.02
+    momentum: float | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    max_norm: float | None = None
+    augment: bool = True
+    train_images: int | None = None
+    val_images: int | None = None
+    precision: Precision = "float32"
+    data_dir: str | None = None
+    skip_broken: bool = False
+    download: bool = False
+
+    def __post_init__(self):
+        least = {"image_size": 8, "batch_size": 2, "epochs": 1, "train_images": 1, "val_images": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise UserError(f"--set {name}={value}: {name} must be at least {smallest}")
+        for name in ("lr", "tune_lr", "momentum", "weight_decay", "warmup", "max_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
+        if self.warmup is not None and self.warmup >= 1:
+            raise UserError(f"--set warmup={self.warmup}: warmup is a share, below 1")
+        if self.model == "cnn" and self.image_size != CNN_SIZE:
+            raise UserError(
+                f"--set image_size={self.image_size}: model=cnn is made for {CNN_SIZE} pixels:"
+                " leave image_size out, or use --part resnet18"
+            )
+
+
+def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> None:
+    """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch."""
+    cfg = Config(**config)
+    device = process.device()
+    torch.manual_seed(cfg.seed)
+    sets = images(cfg)
+    classes = len(sets["train"].classes)
+    train, val = batches(cfg, sets, device)
+
+    network = build(cfg, classes).to(device)
+    model = PartlyFrozen(network, cfg.statistics)
+    fields = ("momentum", "weight_decay", "warmup", "max_norm")
+    recipe = override(RECIPES["good"], **{name: getattr(cfg, name) for name in fields})
+    recipe = override(recipe, lr=cfg.lr if cfg.model == "cnn" else cfg.tune_lr)
+    steps = cfg.epochs * steps_of(len(sets["train"]), cfg.batch_size)
+    optimizer, schedule = optimizer_and_schedule(trained_part(network), recipe, steps)
+    scaler = grad_scaler(device, cfg.precision)
+    trial.note(**facts(cfg, network))
+    trial.note(**digests(network, "before"))  # of the start, also when the trial is resumed
+    state = {"model": network, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    done = trial.restore(state)
+
+    def score(epoch: int) -> tuple[dict[str, float], Tensor]:
+        return evaluate(model, val.epoch(epoch), num_classes=classes, precision=cfg.precision)
+
+    scores = None
+    for epoch in range(done + 1, cfg.epochs + 1):
+        if trial.stopped():
+            break
+        start = time.monotonic()
+        row: dict[str, Any] = {"epoch": epoch, "step_lr": schedule.get_last_lr()[0]}
+        row |= train_epoch(
+            model,
+            merge_single(train.epoch(epoch)),
+            optimizer,
+            schedule,
+            epoch=epoch,
+            num_classes=classes,
+            precision=cfg.precision,
+            scaler=scaler,
+            max_norm=recipe.max_norm,
+        )
+        trained = time.monotonic() - start
+        metrics, scores = score(epoch)
+        row |= metrics | {"train_seconds": trained, "seconds": time.monotonic() - start}
+        trial.save(state, row)
+        report(row)
+    if scores is None:  # resumed after the last epoch, before its scores were kept
+        scores = score(0)[1]
+    trial.note(**digests(network, "after"))
+    if cfg.model == "cnn":
+        trial.note(training_mode_accuracy=training_mode_accuracy(network, val.epoch(0)))
+    shown = sets["val"]
+    trial.save_predictions(scores.numpy(), shown.labels, shown.files, shown.classes)
+
+
+def build(cfg: Config, classes: int) -> nn.Module:
+    """Return the network of a trial, with what is to stay frozen frozen."""
+    if cfg.model == "cnn":
+        return SmallCNN(cfg.bn, 3, classes)
+    network = pretrained.resnet18("none" if cfg.variant == "scratch" else cfg.weights, classes)
+    small_stem(network, cfg.conv1, maxpool=cfg.maxpool)
+    freeze(network, cfg.variant, train_stem=cfg.conv1 == "trained")
+    return network
+
+
+def batches(
+    cfg: Config, sets: Mapping[str, ImageSet], device: torch.device
+) -> tuple[Batches, Batches]:
+    """Return the training batches, augmented as the data allow, and those for validation."""
+    mirrored = small_images.MIRRORED[small_images.resolve(cfg.dataset, cfg.data_dir)]
+    flip, shift = cfg.augment and mirrored, -1 if cfg.augment else 0
+    shared = {"device": device, "seed": cfg.seed}
+    train = Batches(sets["train"], cfg.batch_size, train=True, flip=flip, shift=shift, **shared)
+    return train, Batches(sets["val"], cfg.batch_size, **shared)
+
+
+def facts(cfg: Config, network: nn.Module) -> dict[str, Any]:
+    """Return what is known of a network before it is trained: its parameters, and the dead ones.
+
+    Dead are those that a backward pass does not reach though they are to be trained.
+    """
+    probe = copy.deepcopy(network).eval()  # the trial's own gradients and statistics stay as made
+    device = next(probe.parameters()).device
+    probe(torch.zeros(1, 3, cfg.image_size, cfg.image_size, device=device)).sum().backward()
+    dead = set(without_gradient(probe))
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    return counts(network) | {"dead_parameters": sum(sizes[name] for name in dead)}
+
+
+def digests(network: nn.Module, when: str) -> dict[str, str]:
+    """Return the digests of frozen weights and frozen statistics, named after `when`."""
+    return {
+        f"frozen_weights_{when}": weights_digest(network),
+        f"frozen_statistics_{when}": statistics_digest(network),
+    }
+
+
+def merge_single(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Join a last batch of one image to the one before it.
+
+    Batch norm over one number per feature is undefined, and torch refuses it in training mode.
+    """
+    held: Batch | None = None
+    for x, y in batches:
+        if held is not None and len(y) == 1:
+            x, y = torch.cat([held[0], x]), torch.cat([held[1], y])
+        elif held is not None:
+            yield held
+        held = x, y
+    if held is not None:
+        yield held
+
+
+def steps_of(images: int, batch_size: int) -> int:
+    """Return how many batches `merge_single` makes of an epoch."""
+    whole, rest = divmod(images, batch_size)
+    return max(1, whole + (rest > 1))
+
+
+@torch.no_grad()
+def training_mode_accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the accuracy of one who forgets `net.eval()`: batch norm uses each batch's statistics.
+
+    A copy is scored, since a forward pass in training mode moves the running statistics.
+    """
+    forgetful = copy.deepcopy(network).train()
+    right = count = 0
+    for x, y in merge_single(batches):
+        right += int((forgetful(x).argmax(1) == y).sum())
+        count += len(y)
+    return right / count
+
+
+def images(cfg: Config) -> dict[str, ImageSet]:
+    """Return the decoded images of a trial, "train" and "val"."""
+    return small_images.load(
+        cfg.dataset,
+        cfg.data_dir,
+        cfg.image_size,
+        {"train": cfg.train_images, "val": cfg.val_images},
+        download=cfg.download,
+        skip_broken=cfg.skip_broken,
+    )
+
+
+def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check and decode all images once, and return what the report says about them.
+
+    Where the first trial starts from weights, they are made or fetched here too, and belong to the
+    fingerprint.
+
+    Raises:
+        UserError: data or weights that cannot be used.
+    """
+    cfg = dataclasses.replace(Config(**settings), train_images=None, val_images=None)
+    described = small_images.describe(cfg.dataset, cfg.data_dir, images(cfg))
+    if cfg.model == "resnet18" and cfg.variant != "scratch":
+        pretrained.resnet18(cfg.weights, len(described["classes"]))  # refuses what does not fit
+        named = cfg.weights if cfg.weights in pretrained.NAMES else "file"
+        described["weights"] = named
+        described["description"] += f"; ResNet-18 starts from {WEIGHTS[named]}"
+        described["fingerprint"] += f", weights {pretrained.digest(cfg.weights)}"
+    return described
+
+
+def follow(settings: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """Return what follows from a user's settings: the weights of a demonstration."""
+    if "weights" in settings or scale == "full":
+        return {}
+    return {"weights": "embedded" if scale == "demo" else "none"}
+
+
+def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
+    """Refuse batches that the training set does not fill, and too few images.
+
+    Raises:
+        UserError: a batch is larger than the training set of its trial, or a limit leaves less than
+            an image for each class.
+    """
+    count, classes = sum(described["counts"]["train"].values()), len(described["classes"])
+    for config in configs:
+        for name in ("train_images", "val_images"):
+            if config[name] is not None and config[name] < classes:
+                raise UserError(
+                    f"--set {name}={config[name]}: at least {classes}, one for each class, are"
+                    " needed"
+                )
+        least = min(count, config["train_images"] or count)
+        if config["batch_size"] > least:
+            raise UserError(
+                f"--set batch_size={config['batch_size']}: there are only {least} training images:"
+                f" give at most {least}"
+            )
