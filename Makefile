@@ -42,3 +42,5 @@ bench: env
 	@$(BIN)/python benchmarks/norms.py --json results/bench-norms.json
 	@$(BIN)/python benchmarks/training.py --json results/bench-training.json
 	@$(BIN)/python benchmarks/engine.py --json results/bench-engine.json
+	@$(BIN)/python benchmarks/corruptions.py --json results/bench-corruptions.json
+	@$(BIN)/python benchmarks/weight_standardization.py --json results/bench-ws.json
