@@ -56,7 +56,8 @@ study = Study(
         ),
     },
     scales={
-        "demo": Scale(seeds=1, settings={"images": 400, "wrap": True}),
+        # Half the lab's batch: the embedded images are few, and forward passes are all the time.
+        "demo": Scale(seeds=1, settings={"images": 400, "batch_size": 32, "wrap": True}),
         "full": Scale(seeds=1, settings={"wrap": True}),
         "smoke": Scale(
             seeds=1, settings={"images": 80, "batch_size": 8, "num_bn_updates": 5, "wrap": True}

@@ -117,7 +117,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 def test_counters_of_batches_may_be_missing():
     model = resnet(1, 4, "torch_bn")
     state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
-    load_fitting(resnet(1, 4, "torch_bn"), state, "old")
+    other = resnet(1, 4, "torch_bn")
+    load_fitting(other, state, "old")
+    assert torch.equal(other.conv.weight, model.conv.weight)
 
 
 def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
