@@ -219,10 +219,12 @@ def test_a_killed_worker_and_a_lost_node_cost_at_most_an_epoch(cluster, tmp_path
 def test_a_lost_or_stopped_driver_is_resumed_and_a_second_one_refused(
     cluster, tmp_path, undisturbed
 ):
+    # The second driver takes seconds to start: no trial is to end meanwhile.
+    settings = [word.replace("pause=1", "pause=3") for word in SETTINGS]
     folder = tmp_path / "toy" / "demo"
-    process = cluster.start(tmp_path, *SETTINGS, "--max-concurrent", "3")
-    until(lambda: len(running(folder, 2)) == 3)
-    code, _, errors = cluster.run(tmp_path, *SETTINGS, "--resume")
+    process = cluster.start(tmp_path, *settings, "--max-concurrent", "3")
+    until(lambda: len(running(folder, 1)) == 3)
+    code, _, errors = cluster.run(tmp_path, *settings, "--resume")
     assert code == 2 and errors.count("\n") == 1
     assert f"(process {process.pid} on {os.uname().nodename}, since" in errors
     workers = processes(folder)
@@ -231,7 +233,7 @@ def test_a_lost_or_stopped_driver_is_resumed_and_a_second_one_refused(
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
 
-    process = cluster.start(tmp_path, *SETTINGS, "--max-concurrent", "3", "--resume")
+    process = cluster.start(tmp_path, *settings, "--max-concurrent", "3", "--resume")
     until(lambda: list(folder.glob("trials/*/result.json")) and running(folder))
     workers = processes(folder)
     process.send_signal(signal.SIGTERM)
@@ -244,7 +246,7 @@ def test_a_lost_or_stopped_driver_is_resumed_and_a_second_one_refused(
     ended = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
 
     cluster.tell("add", "1x80GiB")  # it joins before the driver is back: 39 more slots
-    code, shown, errors = cluster.run(tmp_path, *SETTINGS, "--resume")
+    code, shown, errors = cluster.run(tmp_path, *settings, "--resume")
     cluster.tell("lose", "1x80GiB")
     assert code == 0, errors
     assert "60 slots of 2 GiB" in shown and f"resuming: {len(ended)} done" in shown
