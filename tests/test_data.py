@@ -454,10 +454,10 @@ def test_damaged_cache_is_named(birds, cache):
 def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
     decode = data._decode
 
-    def interrupted(root, path, size):
+    def interrupted(root, path, size, fit):
         if path == "train/Indian Roller/2.png":
             raise KeyboardInterrupt
-        return decode(root, path, size)
+        return decode(root, path, size, fit)
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "_decode", interrupted)
@@ -559,3 +559,16 @@ def test_digests_are_of_the_pixels(birds):
     for image, digest in zip(train.images, train.digests, strict=True):
         assert hashlib.sha256(image.tobytes()).hexdigest().startswith(digest)
         assert len(digest) == 32
+
+
+@pytest.mark.parametrize("width, height", [(500, 375), (375, 500), (300, 300), (641, 480)])
+def test_a_crop_is_that_of_imagenets_validation(tmp_path, width, height):
+    """The shorter side to 256, then the middle 224: as torchvision's transforms do it."""
+    from torchvision import transforms
+
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    file = data.ImageFile("photo.png", 0, (tmp_path / "photo.png").stat().st_size, 0)
+    images, _ = data.decoded(tmp_path, [file], 224, "crop")
+    theirs = transforms.CenterCrop(224)(transforms.Resize(256)(Image.fromarray(pixels)))
+    assert np.array_equal(images[0].transpose(1, 2, 0), np.asarray(theirs))

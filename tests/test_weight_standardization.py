@@ -34,7 +34,9 @@ SEEDED = settings(
 
 
 def relative(new, old):
-    return float((new - old).detach().abs().max() / old.detach().abs().max())
+    """Largest difference over the largest value; of outputs that are 0 throughout, the former."""
+    difference, largest = ((t.detach().abs().max()) for t in (new - old, old))
+    return float(difference / largest if largest > 0 else difference)
 
 
 def randomise(model, seed=0):
