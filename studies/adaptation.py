@@ -1,7 +1,7 @@
 """What does a shift of the images cost a classifier, and what do new batch statistics win back?
 
 8 corruptions x 5 severities without and with adaptation, and what the number of updates, the batch
-size, the method and the order of the images do to it; about 4 minutes on two CPU cores with the
+size, the method and the order of the images do to it; about 3 minutes on two CPU cores with the
 embedded model and synthetic birds.
 
     python studies/adaptation.py                       embedded model and birds

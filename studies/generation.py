@@ -1,6 +1,6 @@
 """Which small network makes the best images of a data set, and does it make them or copy them?
 
-A VAE, a DCGAN and flow matching x 2 widths x 3 seeds, about 6 minutes on two CPU cores with the
+A VAE, a DCGAN and flow matching x 2 widths x 3 seeds, minutes on two CPU cores with the
 embedded handwritten digits; photographs and full scale with --data-dir.
 
     python studies/generation.py                                     embedded digits, this machine
