@@ -41,7 +41,15 @@ study = Study(
         )
     },
     scales={
-        "demo": Scale(seeds=3, settings={"image_size": 32, "batch_size": 32}),
+        "demo": Scale(
+            seeds=3,
+            settings={
+                "image_size": 32,
+                "batch_size": 32,
+                "train_images": 400,
+                "val_images": 250,
+            },
+        ),
         "full": Scale(seeds=3),
         "smoke": Scale(
             seeds=1,
