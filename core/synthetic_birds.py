@@ -11,26 +11,22 @@ Results on them say how methods compare, nothing about real birds: `SYNTHETIC` s
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageDraw
 
-from core.data import cache_dir, cache_errors
+from core import made_once
+from core.data import cache_dir
 from core.errors import UserError
 
 SYNTHETIC = "Synthetic pictures of Indian bird species, drawn by labtune: no photographs"
 TRAIN_PER_CLASS = 80
 VAL_PER_CLASS = 40
 
-_CONTENTS = "contents.json"
 _README = """{description}.
 
 Nothing here is a photograph: labtune drew these pictures (seed {seed}) as a stand-in for a real
@@ -647,7 +643,7 @@ def make_birds(
         for place, (split, count) in enumerate(counts.items()):
             _write_class(root, split, species, count, (seed, place, index))
     (root / "README.txt").write_text(_README.format(description=SYNTHETIC, seed=seed, **counts))
-    (root / _CONTENTS).write_text(json.dumps(_contents(root)))
+    made_once.note_contents(root)
     return root
 
 
@@ -665,18 +661,6 @@ def _write_class(
         mask.save(masks / f"{k:04}.png")
 
 
-def _contents(root: Path) -> dict[str, int]:
-    """Number and bytes of the pictures and masks, to tell when some have gone."""
-    sizes = [
-        entry.stat().st_size
-        for folder, _, _ in os.walk(root)
-        if Path(folder) != root
-        for entry in os.scandir(folder)
-        if entry.is_file()
-    ]
-    return {"files": len(sizes), "bytes": sum(sizes)}
-
-
 def default_birds() -> Path:
     """Return the folder of the embedded data set, made on first use in the cache.
 
@@ -690,24 +674,4 @@ def default_birds() -> Path:
 
 @functools.lru_cache(maxsize=4)  # checked once per process: a few thousand files
 def _default_birds(cache: Path) -> Path:
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    folder = cache / f"synthetic-birds-{version}"
-    if _is_complete(folder):
-        return folder
-    with cache_errors():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{folder.name}.lock"):
-            if not _is_complete(folder):
-                unfinished = cache / f".{folder.name}.tmp"
-                for old in (unfinished, folder):
-                    if old.exists():
-                        shutil.rmtree(old)
-                os.replace(make_birds(unfinished), folder)
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        return json.loads((folder / _CONTENTS).read_text()) == _contents(folder)
-    except (OSError, ValueError):
-        return False
+    return made_once.folder(cache, "synthetic-birds", Path(__file__), make_birds)

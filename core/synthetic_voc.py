@@ -9,20 +9,17 @@ ranks them without mistakes. How well it does says nothing about photographs: `S
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageDraw
 
-from core.data import cache_dir, cache_errors
+from core import made_once
+from core.data import cache_dir
 from core.errors import UserError
 from core.voc import VOC_CLASSES
 
@@ -30,7 +27,6 @@ SYNTHETIC = "Synthetic pictures of Pascal VOC's 20 classes, drawn by labtune: no
 TRAIN, VAL = 600, 400  # pictures
 FOLDER = "VOCdevkit/Synthetic"  # the year's folder in the root
 
-_CONTENTS = "contents.json"
 _README = """{description}.
 
 Nothing here is a photograph: labtune drew these pictures (seed {seed}) as a stand-in for Pascal
@@ -516,7 +512,7 @@ def make_voc(
     _write_lists(folder / "ImageSets/Main", labels)
     about = {"description": SYNTHETIC, "seed": seed, "folder": FOLDER, "train": train, "val": val}
     (root / "README.txt").write_text(_README.format(**about))
-    (root / _CONTENTS).write_text(json.dumps(_contents(root)))
+    made_once.note_contents(root)
     return root
 
 
@@ -560,18 +556,6 @@ def _write_lists(folder: Path, labels: Mapping[str, Mapping[str, Mapping[str, in
             (folder / f"{label}_{split}.txt").write_text("".join(lines))
 
 
-def _contents(root: Path) -> dict[str, int]:
-    """Return the number and bytes of all files in folders, to tell when some have gone."""
-    sizes = [
-        entry.stat().st_size
-        for folder, _, _ in os.walk(root)
-        if Path(folder) != root
-        for entry in os.scandir(folder)
-        if entry.is_file()
-    ]
-    return {"files": len(sizes), "bytes": sum(sizes)}
-
-
 def default_voc() -> Path:
     """Return the root of the embedded data set, made on first use in the cache.
 
@@ -585,24 +569,4 @@ def default_voc() -> Path:
 
 @functools.lru_cache(maxsize=4)  # checked once per process: two thousand files
 def _default_voc(cache: Path) -> Path:
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    folder = cache / f"synthetic-voc-{version}"
-    if _is_complete(folder):
-        return folder
-    with cache_errors():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{folder.name}.lock"):
-            if not _is_complete(folder):
-                unfinished = cache / f".{folder.name}.tmp"
-                for old in (unfinished, folder):
-                    if old.exists():
-                        shutil.rmtree(old)
-                os.replace(make_voc(unfinished), folder)
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        return json.loads((folder / _CONTENTS).read_text()) == _contents(folder)
-    except (OSError, ValueError):
-        return False
+    return made_once.folder(cache, "synthetic-voc", Path(__file__), make_voc)

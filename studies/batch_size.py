@@ -1,6 +1,6 @@
 """How does accuracy depend on the batch size, with batch norm and with group norm?
 
-2 norms x batch 8 and 128 x 3 seeds with early stopping, about 6 minutes on two CPU cores with the
+2 norms x batch 8 and 128 x 3 seeds with early stopping, about 8 minutes on two CPU cores with the
 embedded synthetic birds; with the lab's photographs (--data-dir) up to 50 epochs at 256x256.
 
     python studies/batch_size.py                                     embedded birds
@@ -25,14 +25,14 @@ study = Study(
         )
     },
     scales={
-        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 16, "train_images": 1000}),
+        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 14, "train_images": 800}),
         "full": Scale(seeds=3),
         "smoke": Scale(
             seeds=2,
             settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
         ),
     },
-    stopping=Stopping(scheduler="asha", grace=8, reduction_factor=2, patience=10),
+    stopping=Stopping(scheduler="asha", grace=7, reduction_factor=2, patience=9),
     search={
         "lr": Range(1e-3, 1.0, log=True),
         "weight_decay": Range(1e-5, 1e-2, log=True),
