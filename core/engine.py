@@ -198,6 +198,8 @@ def run_trials(
     with Progress(total, len(specs) - len(pending), study.metric, study.mode) as progress:
         nodes.announce = progress.announce
         progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending, total)}")
+        for spec in specs if opts.resume else []:
+            progress.recall(spec.name, trial.read_rows(spec.folder))
         listeners = [progress, events.Live(folder), *([search] if search else [])]
         work = Work(pending, propose if search else None)
         for spec in specs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -103,11 +104,16 @@ class Progress:
     def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
         """Note an epoch."""
         self.running[name] = row.get("epoch")
-        value = row.get(self.metric)
-        known = value is not None and value == value
-        if known and (self.best is None or self.sign * value > self.sign * self.best[0]):
-            self.best = (value, name)
+        self.recall(name, [row])
         self.tick()
+
+    def recall(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Let epochs count for the best, also those of an earlier run that this one resumes."""
+        for row in rows:
+            value = row.get(self.metric)
+            known = value is not None and value == value
+            if known and (self.best is None or self.sign * value > self.sign * self.best[0]):
+                self.best = (value, name)
 
     def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
         """Note the end of a trial; a failure or an early stop gets a line of its own."""

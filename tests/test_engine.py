@@ -146,6 +146,21 @@ def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
     assert seen == [1, 2, 3, 4]
 
 
+def test_after_a_resume_the_best_is_that_of_the_whole_study(tmp_path, capsys):
+    toy(tmp_path)
+    folder = tmp_path / "toy" / "demo"
+    ranked = pd.read_csv(folder / "trials.csv").sort_values("best_val_accuracy")
+    assert ranked.best_val_accuracy.iloc[-1] > ranked.best_val_accuracy.iloc[0]
+    (folder / "trials" / ranked.trial.iloc[0] / "result.json").unlink()
+    capsys.readouterr()
+    assert toy(tmp_path, "--resume") == 0
+    last = [line for line in capsys.readouterr().out.splitlines() if "best val_accuracy" in line][
+        -1
+    ]
+    assert last.startswith("3 of 3 trials")
+    assert last.endswith(f"({ranked.trial.iloc[-1]})")
+
+
 def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, monkeypatch, capsys):
     class Lost(BaseException):
         pass
