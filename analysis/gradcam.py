@@ -181,32 +181,17 @@ def compute(
         UserError: no checkpoint or a damaged one, no images, images of other classes, or a class
             that is not there.
     """
-    import torch
-
-    from core.training import Batches, evaluate
-
     best = _checkpoint(results.path)
     root = _root(results, data_dir)
     val = _images(results, root, best["config"])
     chosen, note = _chosen(classes, val.classes)
     model = _network(results.path, best["config"], len(val.classes))
-    size = val.images.shape[-1]
-    step = _batch_size(size)
-    batches = Batches(val, step, torch.device("cpu"))
-    _, logits = evaluate(model, batches.epoch(0), num_classes=len(val.classes))
-    if not logits.isfinite().all():
-        raise UserError(
-            f"{results.path}/checkpoints/best.pt is damaged (its scores are not finite): copy "
-            "best.pt of the best trial there again"
-        )
-    probabilities = logits.double().softmax(1).numpy()
+    probabilities = _probabilities(model, val, results.path)
     frame = choose(frame_of(val, probabilities, chosen), pick, seed)
 
     number = np.asarray(frame["number"])
-    parts = (number[start : start + step] for start in range(0, len(number), step))
-    maps = np.concatenate(
-        [aggregate(layer_maps(model, _tensor(val.images[i]), val.labels[i])) for i in parts]
-    )
+    maps = _aggregated(model, val, number)
+    size = val.images.shape[-1]
     masks = [_mask(root, val.files[i], size) for i in number]
     places = np.asarray(frame["place"])
     rows = np.argsort(places, kind="stable")[np.sum(places < 0) :]
@@ -231,6 +216,31 @@ def compute(
     }
     return Maps(
         frame.drop(columns="number"), pictures, maps[rows], val.classes, tuple(chosen), about
+    )
+
+
+def _probabilities(model: ResNet, val: data.ImageSet, results: Path) -> np.ndarray:
+    """Return the probabilities (N, classes) of all validation images."""
+    import torch
+
+    from core.training import Batches, evaluate
+
+    batches = Batches(val, _batch_size(val.images.shape[-1]), torch.device("cpu"))
+    _, logits = evaluate(model, batches.epoch(0), num_classes=len(val.classes))
+    if not logits.isfinite().all():
+        raise UserError(
+            f"{results}/checkpoints/best.pt is damaged (its scores are not finite): copy "
+            "best.pt of the best trial there again"
+        )
+    return logits.double().softmax(1).numpy()
+
+
+def _aggregated(model: ResNet, val: data.ImageSet, number: np.ndarray) -> np.ndarray:
+    """Return the maps (len(number), size, size) of these images for their true classes."""
+    step = _batch_size(val.images.shape[-1])
+    parts = (number[start : start + step] for start in range(0, len(number), step))
+    return np.concatenate(
+        [aggregate(layer_maps(model, _tensor(val.images[i]), val.labels[i])) for i in parts]
     )
 
 
