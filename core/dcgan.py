@@ -115,8 +115,8 @@ class DCGAN(Family):
         self.networks = {"generator": self.maker, "discriminator": self.judge}
         own = LR * max(1.0, 64 / width)
         self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), own if lr is None else lr, BETAS)
-            for name, network in self.networks.items()
+            name: torch.optim.Adam(part.parameters(), own if lr is None else lr, BETAS, fused=True)
+            for name, part in self.networks.items()
         }
         self.average = Average(self.maker, ema)
 

@@ -209,8 +209,8 @@ class FlowMatching(Family):
         self.network = UNet(shape, width, classes, patch)
         self.networks = {"network": self.network}
         own = LR * min(1.0, 32 / width)
-        weights = self.network.parameters()
-        self.optimizers = {"network": torch.optim.Adam(weights, own if lr is None else lr)}
+        adam = torch.optim.Adam(self.network.parameters(), own if lr is None else lr, fused=True)
+        self.optimizers = {"network": adam}
         self.average = Average(self.network, ema)
 
     def train_step(

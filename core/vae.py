@@ -121,7 +121,8 @@ class VAE(Family):
         self.networks = {"encoder": self.encoder, "decoder": self.decoder}
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]
         own = LR * min(1.0, 32 / width)
-        self.optimizers = {"both": torch.optim.Adam(weights, own if lr is None else lr)}
+        adam = torch.optim.Adam(weights, own if lr is None else lr, fused=True)
+        self.optimizers = {"both": adam}
         self.average = Average(self.decoder, ema)
 
     def train_step(

@@ -32,7 +32,7 @@ study = Study(
         "demo": Scale(
             seeds=3,
             settings={
-                "epochs": 4, "epoch_steps": 85, "batch_size": 64, "ema": 0.99, "patch": 2,
+                "epochs": 4, "epoch_steps": 65, "batch_size": 64, "ema": 0.99, "patch": 2,
                 "sampler_steps": 5,
             },
         ),

@@ -28,7 +28,7 @@ study = Study(
             seeds=3,
             settings={
                 "image_size": 32,
-                "epochs": 7,
+                "epochs": 6,
                 "optimizer": "adamw",
                 "lr": 7e-4,
                 "head_lr": 3e-3,
