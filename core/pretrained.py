@@ -22,7 +22,7 @@ NAMES = ("default", "embedded", "none")
 _SIZE = 32  # pixels of the birds that the embedded weights are learnt from
 _EPOCHS = 4
 _IMAGES = 2500  # of the birds, a hundred of each species
-_RULE = "2"  # part of the embedded weights' name: raise it when a change can move a weight
+_RULE = "3"  # part of the embedded weights' name: raise it when a change can move a weight
 
 
 def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Module:
@@ -130,6 +130,7 @@ def _learn() -> dict[str, Tensor]:
             birds = synthetic_birds.default_birds()
             images = load(birds, _SIZE, ("train",), limit={"train": _IMAGES})["train"]
             model = build(num_classes=len(images.classes))
+            model = model.to(memory_format=torch.channels_last)  # a sixth faster here
             # Large batches: for images this small the gradients of the weights cost the most.
             batches = training.Batches(images, 125, torch.device("cpu"), train=True)
             recipe = training.RECIPES["good"]
@@ -148,4 +149,4 @@ def _learn() -> dict[str, Tensor]:
                 )
     finally:
         torch.set_num_threads(threads)
-    return model.state_dict()
+    return model.to(memory_format=torch.contiguous_format).state_dict()

@@ -46,8 +46,8 @@ study = Study(
             settings={
                 "image_size": 32,
                 "batch_size": 32,
-                "train_images": 400,
-                "val_images": 250,
+                "train_images": 300,
+                "val_images": 200,
             },
         ),
         "full": Scale(seeds=3),
