@@ -1,6 +1,6 @@
 """What does batch norm bring a small CNN, and what does retraining only a part of a ResNet-18 cost?
 
-18 trials of the CNN and 21 of ResNet-18, about 5 minutes on two CPU cores with scikit-learn's
+18 trials of the CNN and 21 of ResNet-18, about 6 minutes on two CPU cores with scikit-learn's
 digits; with CIFAR-10 (--data-dir) the lab's scale: all photographs, 30 epochs, ImageNet weights.
 
     python studies/cifar.py                               embedded digits, this machine
