@@ -1,6 +1,6 @@
 """Which normalisation layer trains a small ResNet best, and are ours equal to torch's?
 
-7 norms x 3 seeds, about 4 minutes on two CPU cores with the embedded synthetic birds; with the
+7 norms x 3 seeds, 4 to 8 minutes on two CPU cores with the embedded synthetic birds; with the
 lab's photographs (--data-dir) 7 norms x 3 seeds x 50 epochs, in two recipes.
 
     python studies/norms.py                       embedded birds, this machine
