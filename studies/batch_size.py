@@ -25,14 +25,14 @@ study = Study(
         )
     },
     scales={
-        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 14, "train_images": 800}),
+        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 12, "train_images": 800}),
         "full": Scale(seeds=3),
         "smoke": Scale(
             seeds=2,
             settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
         ),
     },
-    stopping=Stopping(scheduler="asha", grace=7, reduction_factor=2, patience=9),
+    stopping=Stopping(scheduler="asha", grace=6, reduction_factor=2, patience=8),
     search={
         "lr": Range(1e-3, 1.0, log=True),
         "weight_decay": Range(1e-5, 1e-2, log=True),
