@@ -200,7 +200,8 @@ def run_trials(
         progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending, total)}")
         for spec in specs if opts.resume else []:
             progress.recall(spec.name, trial.read_rows(spec.folder))
-        listeners = [progress, events.Live(folder), *([search] if search else [])]
+        curves = events.Live(folder, declared, trial.read_rows, progress.announce)
+        listeners = [progress, curves, *([search] if search else [])]
         work = Work(pending, propose if search else None)
         for spec in specs:
             work.specs.setdefault(spec.name, spec)

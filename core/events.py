@@ -1,79 +1,219 @@
-"""TensorBoard: every trial's curves and pictures while it runs, and HParams with final metrics."""
+"""TensorBoard: every trial's curves and pictures while it runs, and a table of what is compared.
+
+Written with TensorBoard's own messages, which need no torch: a driver that trains nothing should
+not load it. HParams shows the compared settings and the study's metric, at the last epoch and at
+its best, and nothing else; what all trials share stands in a text.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from core import trial
+SPLITS = ("train", "val", "test")  # metrics are named after them, as in val_accuracy
+NAMED = {"seconds": "time/epoch", "lr": "train/lr"}
+ABOUT = "study"  # the run that holds what is no trial's own
+ENDED = {"finished": api_pb2.STATUS_SUCCESS, "stopped": api_pb2.STATUS_SUCCESS}
+Rows = Sequence[Mapping[str, Any]]
 
 
 class Live:
-    """Writes event files under `<study>/tensorboard/<trial>/`.
+    """Writes event files under `<study>/tensorboard/<trial>/` as epochs end.
+
+    TensorBoard is for looking: where its files cannot be written, one line says so and the study
+    goes on without.
 
     Args:
         folder: the study's result folder.
+        declared: what `study.json` says of the study.
+        recorded: gives the epochs that a trial's folder holds.
+        announce: prints a line.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.writers: dict[str, SummaryWriter] = {}
+    def __init__(
+        self,
+        folder: Path,
+        declared: Mapping[str, Any],
+        recorded: Callable[[Path], Rows],
+        announce: Callable[[str], None] = print,
+    ):
+        self.folder, self.declared, self.announce = folder, declared, announce
+        self.metric, self.mode = declared["metric"], declared["mode"]
+        self.compared = compared(declared)
+        self._recorded = recorded
+        self._writers: dict[str, EventFileWriter] = {}
+        self._best: dict[str, float] = {}
+        self._broken = False
+        with self._looking_only():
+            self._describe()
 
-    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
-        """Add one epoch's metrics to the trial's curves."""
-        if name not in self.writers:
-            self.writers[name] = self._fresh(name, row.get("epoch", 1))
-        _add(self.writers[name], row)
-        _add_pictures(self.writers[name], self.folder / "trials" / name, row)
-        self.writers[name].flush()
+    def row(self, name: str, config: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """Add one epoch's metrics and pictures to the trial's run."""
+        if self._broken:
+            return
+        with self._looking_only():
+            if name not in self._writers:
+                self._begin(name, config, row.get("epoch", 1))
+            self._add(name, row)
+            self._writers[name].flush()
 
-    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
-        """Close the trial's file with its settings and final metrics."""
-        rows = trial.read_rows(self.folder / "trials" / name)
-        writer = self.writers.pop(name, None) or self._fresh(name, float("inf"))
-        if rows:
-            final = {k: v for k, v in rows[-1].items() if _is_number(v) and k != "epoch"}
-            settings = {k: v if isinstance(v, bool | int | float | str) else str(v)
-                        for k, v in config.items()}  # fmt: skip
-            for summary in hparams(settings, final):
-                assert writer.file_writer is not None  # made with the writer, until it is closed
-                writer.file_writer.add_summary(summary)
-        writer.close()
+    def ended(self, name: str, config: Mapping[str, Any], state: str, error: str) -> None:
+        """Close the trial's run with how it ended."""
+        if self._broken:
+            return
+        with self._looking_only():
+            if name not in self._writers:
+                self._begin(name, config, float("inf"))
+            writer = self._writers.pop(name)
+            self._best.pop(name, None)
+            ended = plugin_data_pb2.SessionEndInfo(
+                status=ENDED.get(state, api_pb2.STATUS_FAILURE), end_time_secs=time.time()
+            )
+            content = plugin_data_pb2.HParamsPluginData(session_end_info=ended)
+            _write(writer, _of_hparams(hparams_metadata.SESSION_END_INFO_TAG, content))
+            writer.close()
 
     def tick(self) -> None:
         """Nothing to do between rows."""
 
-    def _fresh(self, name: str, before: float) -> SummaryWriter:
-        """Start the trial's file anew, with the kept rows of the epochs before `before`."""
+    @contextlib.contextmanager
+    def _looking_only(self) -> Iterator[None]:
+        """Give up writing, with a word, at the first write that fails."""
+        try:
+            yield
+        except OSError as e:
+            self._broken = True
+            self.announce(
+                f"TensorBoard's files in {self.folder / 'tensorboard'} cannot be written"
+                f" ({e.strerror or e}): the study goes on without them"
+            )
+
+    def _describe(self) -> None:
+        """Tell HParams its columns, and keep the settings that all trials share as a text."""
+        last, best = tag(self.metric), tag(self.metric, best=True)
+        columns = hparams.hparams_config_pb(
+            hparams=[hparams.HParam(key, _domain(v)) for key, v in self.compared.items()],
+            metrics=[
+                hparams.Metric(last, display_name=f"{self.metric} (last)"),
+                hparams.Metric(best, display_name=f"{self.metric} (best)"),
+            ],
+        )
+        shared = self.declared.get("constants", {}).items()
+        lines = [f"| {key} | {value} |" for key, value in shared if key not in self.compared]
+        text = "\n".join(["| setting | value |", "| --- | --- |", *lines])
+        writer = self._fresh(ABOUT)
+        _write(writer, columns)
+        _write(writer, text_pb("settings/the same in all trials", text))
+        writer.close()
+
+    def _begin(self, name: str, config: Mapping[str, Any], before: float) -> None:
+        """Start the trial's run anew, with the kept epochs before `before`."""
+        writer = self._writers[name] = self._fresh(name)
+        varied = {key: _plain(config.get(key), v) for key, v in self.compared.items()}
+        _write(writer, hparams.hparams_pb(varied, trial_id=name))
+        for row in self._recorded(self.folder / "trials" / name):
+            if row.get("epoch", 0) < before:
+                self._add(name, row)
+
+    def _fresh(self, name: str) -> EventFileWriter:
         path = self.folder / "tensorboard" / name
         shutil.rmtree(path, ignore_errors=True)
-        writer = SummaryWriter(str(path))
-        for row in trial.read_rows(self.folder / "trials" / name):
-            if row.get("epoch", 0) < before:
-                _add(writer, row)
-                _add_pictures(writer, self.folder / "trials" / name, row)
-        return writer
+        return EventFileWriter(str(path))
+
+    def _add(self, name: str, row: Mapping[str, Any]) -> None:
+        epoch = row.get("epoch", 0)
+        numbers = {tag(key): v for key, v in row.items() if key != "epoch" and _is_number(v)}
+        value = row.get(self.metric)
+        if value is not None and value == value:
+            better = max if self.mode == "max" else min
+            self._best[name] = better(value, self._best.get(name, value))
+        if name in self._best:
+            numbers[tag(self.metric, best=True)] = self._best[name]
+        values = [Summary.Value(tag=key, simple_value=v) for key, v in numbers.items()]
+        pictures = (self.folder / "trials" / name / "pictures").glob(f"*-{epoch:05d}.png")
+        values += [_picture(path) for path in sorted(pictures)]
+        _write(self._writers[name], Summary(value=values), epoch)
 
 
-def _add(writer: SummaryWriter, row: dict[str, Any]) -> None:
-    for key, value in row.items():
-        if key != "epoch" and _is_number(value):
-            writer.add_scalar(key, value, row.get("epoch"))
+def compared(declared: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return every setting in which the trials of a `study.json` differ, with its values.
+
+    Of a search: every setting that it varies, with no values, as they are not known beforehand.
+    """
+    if "search" in declared:
+        return {key: [] for key in declared["search"]["space"]}
+    values: dict[str, list[Any]] = {}
+    for planned in declared["trials"]:
+        for key, value in planned["config"].items():
+            known = values.setdefault(key, [])
+            if value not in known:
+                known.append(value)
+    first = declared["grid"]  # in the order in which the study names them
+    keys = [*first, *(key for key in values if key not in first)]
+    return {key: values[key] for key in keys if len(values.get(key, [])) > 1}
 
 
-def _add_pictures(writer: SummaryWriter, folder: Path, row: dict[str, Any]) -> None:
-    """Add the pictures that the trial kept of this epoch (see `core.trial.save_picture`)."""
-    epoch = row.get("epoch", 0)
-    for path in sorted((folder / "pictures").glob(f"*-{epoch:05d}.png")):
-        with Image.open(path, formats=["PNG"]) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        writer.add_image(path.stem.rpartition("-")[0], pixels, epoch, dataformats="HWC")
+def tag(metric: str, *, best: bool = False) -> str:
+    """Return a metric's tag; what stands before its `/` is a section of TensorBoard's page.
+
+    `val_accuracy` becomes `val/accuracy`, `seconds` (of an epoch) `time/epoch`, and what is no
+    split's and no time `metrics/...`; the best so far has `_best` at its end.
+    """
+    group, _, rest = metric.partition("_")
+    if metric in NAMED:
+        name = NAMED[metric]
+    elif metric.endswith("_seconds"):
+        name = f"time/{metric.removesuffix('_seconds')}"
+    elif rest and group in SPLITS:
+        name = f"{group}/{rest}"
+    else:
+        name = f"metrics/{metric}"
+    return name + "_best" * best
+
+
+def _domain(values: Sequence[Any]) -> hparams.Domain | None:
+    """Return the values among which the page filters; they must be of one type."""
+    return hparams.Discrete([_plain(v, values) for v in values]) if values else None
+
+
+def _plain(value: Any, among: Sequence[Any]) -> bool | float | str:
+    """Return a value as HParams takes it: as text, unless all it is compared with are numbers."""
+    kind = bool if all(isinstance(v, bool) for v in [value, *among]) else float
+    numbers = all(isinstance(v, bool) or _is_number(v) for v in [value, *among])
+    return kind(value) if numbers else "none" if value is None else str(value)
+
+
+def _picture(path: Path) -> Summary.Value:
+    """Return a picture that the trial kept of an epoch (see `core.trial.save_picture`)."""
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        width, height = picture.size
+    kept = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+    return Summary.Value(tag=path.stem.rpartition("-")[0], image=kept)
+
+
+def _of_hparams(name: str, content: plugin_data_pb2.HParamsPluginData) -> Summary:
+    metadata = hparams_metadata.create_summary_metadata(content)
+    value = Summary.Value(tag=name, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)
+    return Summary(value=[value])
+
+
+def _write(writer: EventFileWriter, summary: Summary, step: int = 0) -> None:
+    writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
 
 def _is_number(value: object) -> bool:

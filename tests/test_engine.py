@@ -79,23 +79,6 @@ def test_trainables_are_plain_functions():
     assert [row["epoch"] for row in rows] == [1, 2]
 
 
-def test_tensorboard_shows_curves_and_hparams_of_every_trial(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    toy(tmp_path)
-    folder = tmp_path / "toy" / "demo"
-    rows = history(folder)
-    runs = sorted(p for p in (folder / "tensorboard").iterdir())
-    assert [p.name for p in runs] == sorted(rows.trial.unique())
-    for run in runs:
-        events = EventAccumulator(str(run)).Reload()
-        curve = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("val_accuracy")]
-        own = rows[rows.trial == run.name]
-        assert list(zip(own.epoch, own.val_accuracy, strict=True)) == curve
-        plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
-        assert plugin.plugin_name == "hparams" and b"seed" in plugin.content
-
-
 @pytest.mark.parametrize("lose", [(1, 1), (2, 3), (0, 2)])
 def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path, lose, monkeypatch):
     """Kill the process (not an exception) at a named trial and epoch, then resume."""

@@ -393,7 +393,7 @@ def test_tensorboard_shows_a_grid_per_epoch(finished):
         events = EventAccumulator(str(finished / "tensorboard" / name))
         events.Reload()
         assert [e.step for e in events.Images("samples")] == [1, 2]
-        assert {"frechet", "train_loss"} < set(events.Tags()["scalars"])
+        assert {"metrics/frechet", "train/loss"} < set(events.Tags()["scalars"])
 
 
 def test_samples_are_written_as_png_and_npz(finished):
