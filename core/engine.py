@@ -125,7 +125,7 @@ def _run_locked(
     start = time.monotonic()
     search = None
     if opts.search is not None:
-        search = make_search(study, opts, planned, folder)
+        search = make_search(study, opts, planned, folder, declared)
         declared["search"] = search.record()
         planned = dataclasses.replace(planned, trials=[*planned.trials, *search.known()])
         declared["trials"] = [p.record() for p in planned.trials]
@@ -177,6 +177,7 @@ def run_trials(
         if p is None:
             return None
         declared["trials"].append(p.record())
+        declared["search"] = search.record()
         write_json(folder / "study.json", declared)
         return spec_of(p)
 
@@ -221,15 +222,14 @@ def search_plan(study: Study, planned: Plan) -> Plan:
     return Plan([only], grid, planned.notes)
 
 
-def make_search(study: Study, opts: Options, planned: Plan, folder: Path) -> Search:
-    """Open the search of a result folder; end what was proposed and has ended since."""
+def make_search(
+    study: Study, opts: Options, planned: Plan, folder: Path, declared: Mapping[str, Any]
+) -> Search:
+    """Open the search of a result folder, with what a declaration of it says was proposed."""
     goal = Goal(study.search, opts.trials, study.metric, study.mode)
-    search = Search(goal, planned.trials[0].config, folder, study.config)
-    for p in search.known():
-        result = trial.read_result(folder / "trials" / p.trial)
-        if result is not None and result["state"] in FINAL:
-            search.ended(p.trial, dict(p.config), result["state"], result["error"])
-    return search
+    uninformed = declared.get("search", {}).get("uninformed", ())
+    config = planned.trials[0].config
+    return Search(goal, config, folder, study.config, declared["trials"], uninformed)
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
