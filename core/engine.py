@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, TextIO, cast
 
 from core import collect, events, mirror, options, presence, provenance, trial
-from core.errors import UserError
+from core.errors import UserError, printable
 from core.options import Options
 from core.progress import Patient, Progress
 from core.search import DEFAULT, Goal, Search
@@ -56,7 +56,7 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
             opts = options.parse(study, words)
             return _act(study, opts, action) if action else run(study, opts, argv)
     except UserError as e:
-        print(e, file=sys.stderr)
+        print(printable(e), file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         again = shlex.join([f"studies/{study.name}.py", *argv])
@@ -75,18 +75,21 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
         UserError: options, data, folder or cluster cannot be used; nothing was started.
         KeyboardInterrupt: the user stopped the study; every finished epoch is on disk.
     """
-    remote, folder = opts.remote(study), opts.folder(study)
+    remote = opts.remote(study)
     if remote is None:
-        return _run_here(study, opts, argv, folder)
+        return _run_here(study, opts, argv, opts.folder(study))
     remote.check(f"{os.uname().nodename}-{os.getpid()}")
-    mirror.attach(remote)
-    try:
-        remote.pull()
-        code = _run_here(study, opts, argv, folder)
-        remote.push_tree(without=("trials", "ray"))
-        return code
-    finally:
-        mirror.detach(remote)
+    # A report may be wanted while the study runs: its folder is not touched then.
+    with remote.copied() if opts.report_only else presence.only_user(remote) as used:
+        mirror.attach(used)
+        try:
+            used.pull()
+            before = used.contents()
+            code = _run_here(study, opts, argv, used.local)
+            used.push_tree(before, without=("trials", "ray"))
+            return code
+        finally:
+            mirror.detach(used)
 
 
 def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
@@ -194,7 +197,7 @@ def run_trials(
         # A trial is held against those that came before it: no setting is to come first as a rule.
         random.Random(0).shuffle(pending)
     for note in planned.notes:
-        print(note)
+        print(printable(note))
     total = len(specs) if search is None else opts.trials + 1
     with Progress(total, len(specs) - len(pending), study.metric, study.mode) as progress:
         nodes.announce = progress.announce
@@ -250,7 +253,7 @@ def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> i
 def report_only(study: Study, folder: Path) -> int:
     """Rebuild the report from the files in `folder`; trials that never ended count as failed."""
     if not (folder / "study.json").is_file():
-        raise UserError(f"no study at {folder}: check --results-dir and --name")
+        raise UserError(f"no study at {mirror.shown(folder)}: check --results-dir and --name")
     if (folder / "trials").is_dir():
         trials = collect.collect(folder, study.metric, study.mode)
     else:
@@ -334,14 +337,19 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     Raises:
         UserError: see above.
     """
-    exists = (folder / "study.json").is_file()
+    try:
+        exists = (folder / "study.json").is_file()
+    except OSError as e:
+        raise UserError(f"cannot look into {folder} ({e.strerror}): choose another place") from e
     if exists and not resume:
         raise UserError(
-            f"{folder} already holds a study: add --resume to go on with it, --report-only to"
-            " rebuild its report, or choose another --name"
+            f"{mirror.shown(folder)} already holds a study: add --resume to go on with it,"
+            " --report-only to rebuild its report, or choose another --name"
         )
     if resume and not exists:
-        raise UserError(f"--resume: no study at {folder}; check --results-dir and --name")
+        raise UserError(
+            f"--resume: no study at {mirror.shown(folder)}; check --results-dir and --name"
+        )
     probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

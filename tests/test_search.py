@@ -118,9 +118,7 @@ def test_a_search_whose_trials_failed_ends_as_an_undisturbed_one(tmp_path, whole
     for name in ("best_config.json", "search.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     kept = ["trial", "state", "lr", "best_val_accuracy", "epochs_run"]
-    pd.testing.assert_frame_equal(
-        *(pd.read_csv(at / "trials.csv")[kept] for at in (folder, whole))
-    )
+    pd.testing.assert_frame_equal(*(pd.read_csv(at / "trials.csv")[kept] for at in (folder, whole)))
 
 
 def test_what_a_failed_trial_comes_to_is_known_afterwards(tmp_path, whole):
