@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, TextIO, cast
 
 from core import collect, events, mirror, options, presence, provenance, trial
-from core.errors import UserError, printable
+from core.errors import UserError
 from core.options import Options
 from core.progress import Patient, Progress
 from core.search import DEFAULT, Goal, Search
@@ -56,7 +56,7 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
             opts = options.parse(study, words)
             return _act(study, opts, action) if action else run(study, opts, argv)
     except UserError as e:
-        print(printable(e), file=sys.stderr)
+        print(e, file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         again = shlex.join([f"studies/{study.name}.py", *argv])
@@ -197,7 +197,7 @@ def run_trials(
         # A trial is held against those that came before it: no setting is to come first as a rule.
         random.Random(0).shuffle(pending)
     for note in planned.notes:
-        print(printable(note))
+        print(note)
     total = len(specs) if search is None else opts.trials + 1
     with Progress(total, len(specs) - len(pending), study.metric, study.mode) as progress:
         nodes.announce = progress.announce

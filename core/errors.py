@@ -22,6 +22,9 @@ class UserError(ValueError):
     print it alone, without a traceback, and exit with code 2.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it names files and quotes what they hold
+
 
 class StorageError(UserError):
     """A result folder that cannot be written or read: a full disk, no rights, a damaged file."""
