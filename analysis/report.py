@@ -174,7 +174,7 @@ def _document(report: Report, files: _Files) -> dict[str, Any]:
 
 
 def _printable(document: dict[str, Any]) -> dict[str, Any]:
-    rr"""Show control characters, which neither a page nor a PDF may hold, as `\x1b`."""
+    r"""Show control characters, which neither a page nor a PDF may hold, as `\x1b`."""
     return _each_text(document, printable)
 
 

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 
 from core import checkpoint, mirror, process
-from core.errors import DamagedError, StorageError, TrialError
+from core.errors import DamagedError, StorageError, TrialError, printable
 from core.stopping import plateau
 from core.storage import read_json, remove, reserve, write_bytes, write_json, write_text
 
@@ -394,7 +394,7 @@ def _recorded(path: Path) -> dict[str, Any] | None:
 
 
 def _result(trial: Trial, state: str, error: str, memory: Mapping[str, Any]) -> dict[str, Any]:
-    ended = {"state": state, "error": error, "seconds": trial.seconds()}
+    ended = {"state": state, "error": printable(error), "seconds": trial.seconds()}
     return ended | {"facts": trial.facts, **memory}
 
 
