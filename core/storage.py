@@ -139,9 +139,11 @@ def read_json(path: Path) -> Any:
         StorageError: it cannot be read now, which says nothing about what it holds.
     """
     try:
-        return json.loads(read_bytes(path))
+        data = read_bytes(path)
     except FileNotFoundError as e:
         raise DamagedError(f"{path} is missing: this is not a study's result folder") from e
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as e:
         raise DamagedError(f"{path} is damaged ({e}): restore it or start a new study name") from e
 

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from rich.console import Console
 
-from core import checkpoint, collect, trial
+from core import checkpoint, collect, storage, trial
 from core.data import ImageSet
 from core.engine import command_line
 from core.errors import TrialError, UserError
@@ -253,10 +253,13 @@ def test_a_read_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("name", ["result.json", "history.json"])
 @pytest.mark.parametrize("again", ["--resume", "--report-only"])
-def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(tmp_path, capsys, name, again):
+def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
+    tmp_path, monkeypatch, capsys, name, again
+):
     toy(tmp_path, "--seeds", "1")
     folder = tmp_path / "toy" / "demo"
     written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.setattr(storage, "READ_AGAIN_AFTER", ())
     undo, _ = fail_reads(name, errno.EACCES)
     capsys.readouterr()
     try:
