@@ -100,7 +100,9 @@ def load(path: str | Path) -> Results:
     study = _read_study(path / "study.json")
     trials = _read_table(path / "trials.csv", required=("trial", "state"))
     history = _read_table(path / "history.csv", required=("trial", "epoch"))
-    trials = _complete(trials.drop_duplicates("trial", keep="last"), study, set(history))
+    trials = _complete(
+        trials.drop_duplicates("trial", keep="last"), study, {str(key) for key in history}
+    )
     return Results(path, study, trials, _sorted_history(history, trials, study))
 
 

@@ -21,10 +21,10 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
 
     A trial without a recorded end is kept as "unfinished", with the epochs it has.
 
-    The column of a setting holds the setting. What a trial reported under a setting's name (such
-    as the learning rate `lr` of an epoch) is in `trials.csv` as `last_lr`, of the last epoch, and
-    in `history.csv` as `lr`, or as `epoch_lr` where the setting is compared and has a column there.
-    A fact that was noted under such a name is `noted_lr`.
+    In `trials.csv` the column of a setting holds the setting. What a trial reported under the same
+    name (such as the learning rate `lr` of an epoch) is there as `last_lr`, of the last epoch, and
+    what it noted as `noted_lr`. `history.csv` keeps what was reported under its own name; a compared
+    setting of that name is `set_lr` there.
 
     Returns:
         The rows of `trials.csv`.
@@ -48,12 +48,13 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
         result = trial.read_result(at) or {"state": "unfinished", "error": "never ended"}
         found.append((planned, rows, result))
     facts = {key for _, _, result in found for key in result.get("facts", {})}
+    reported = {key for _, rows, _ in found for row in rows for key in row}
     trials, history = [], []
     for planned, rows, result in found:
         trials.append(_trial_row(planned, rows, result, metric, mode, settings, facts))
         own = {"trial": planned["trial"], "part": planned["part"]}
-        own |= {key: planned["config"][key] for key in keys}
-        history += [own | _renamed(row, own, "epoch") for row in rows]
+        shown = _renamed({key: planned["config"][key] for key in keys}, reported, "set")
+        history += [{**own, **shown, **_renamed(row, own, "epoch")} for row in rows]
     _write_csv(folder / "trials.csv", trials)
     _write_csv(folder / "history.csv", history)
     _keep_best(folder, trials, metric, mode)

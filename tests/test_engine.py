@@ -354,7 +354,7 @@ def test_a_setting_and_a_metric_of_one_name_have_a_column_each(tmp_path):
     assert (row["chosen"], row["last_chosen"]) == (2, 9)
     epochs = pd.read_csv(tmp_path / "toy" / "demo" / "history.csv")
     assert list(epochs.lr) == [0.1, 0.05]
-    assert list(epochs.kind) == ["train"] * 2 and list(epochs.epoch_kind) == [1, 2]
+    assert list(epochs.kind) == [1, 2] and list(epochs.set_kind) == ["train"] * 2
 
 
 def test_a_trial_whose_name_leads_elsewhere_is_refused(tmp_path, capsys):
