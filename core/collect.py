@@ -23,8 +23,8 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
 
     In `trials.csv` the column of a setting holds the setting. What a trial reported under the same
     name (such as the learning rate `lr` of an epoch) is there as `last_lr`, of the last epoch, and
-    what it noted as `noted_lr`. `history.csv` keeps what was reported under its own name; a compared
-    setting of that name is `set_lr` there.
+    what it noted as `noted_lr`. `history.csv` keeps what was reported under its own name; a
+    compared setting of that name is `set_lr` there.
 
     Returns:
         The rows of `trials.csv`.
