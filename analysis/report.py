@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -298,14 +299,27 @@ def _drawable(document: dict[str, Any], root: Path) -> dict[str, Any]:
     """Put a box in place of each character that no font of the PDF has, which typst refuses."""
     text = json.dumps(document, ensure_ascii=False)
     unusual = sorted({sign for sign in text if not sign.isascii()})
-    lacking = {ord(sign): BOX for sign in _without_font(unusual, root)}
-    drawn = _each_text(document, lambda words: words.translate(lacking)) if lacking else document
-    return {**drawn, "boxes": BOX if lacking else ""}
+    changed = {ord(sign): BOX for sign in _without_font(unusual, root)}
+    # Some signs can be drawn alone and not together, as a digit in a keycap: the marks go.
+    marked = {word.translate(changed) for word in text.split() if any(map(_is_mark, word))}
+    marks = {
+        sign for word in _without_font(sorted(marked), root) for sign in filter(_is_mark, word)
+    }
+    changed |= {ord(sign): "" for sign in marks}
+    drawn = _each_text(document, lambda words: words.translate(changed)) if changed else document
+    return {**drawn, "boxes": BOX if changed else ""}
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Mn", "Me", "Cf")
 
 
 def _without_font(signs: list[str], root: Path) -> list[str]:
     """Those of `signs` that typst cannot draw: it names only the first, so they are halved."""
     import typst
+
+    if not signs:
+        return []
 
     (root / "signs.json").write_text(json.dumps(signs))
     (root / "signs.typ").write_text(_SIGNS)
