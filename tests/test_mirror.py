@@ -129,31 +129,33 @@ def test_a_second_driver_is_refused_by_the_signs_of_life_of_the_first(server, tm
 
 
 def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_path, capsys):
-    arguments = ["--local", "--results-dir", place(server, "busy"), "--set", "pause=0.7"]
+    arguments = ["--local", "--results-dir", place(server, "busy"), "--set", "kind=gather"]
+    arguments += ["--seeds", "1"]
+    waiting = {"TOY_MARKER": str(tmp_path / "gathered"), "TOY_GATHER": "2"}  # there is but one
     first = subprocess.Popen(
         [sys.executable, "tests/toy.py", *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | waiting,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    began = "trials/kind=train,seed=0/history.json"
     deadline = time.monotonic() + 60
-    while began not in objects(server, "busy/toy/demo/") and time.monotonic() < deadline:
+    while not (tmp_path / "gathered" / "0-came").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert command_line(study, [*arguments, "--resume"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"is in use by another run of this study (process {first.pid} on " in error
-    assert command_line(study, [*arguments, "--report-only"]) == 1  # trials have not ended yet
+    assert command_line(study, [*arguments, "--report-only"]) == 1  # the trial has not ended yet
     key = "busy/toy/demo/trials.csv"
     table = s3_client(server).get_object(Bucket="lab", Key=key)["Body"].read().decode()
     assert "unfinished" in table
+    (tmp_path / "gathered" / "1-came").touch()
     shown, _ = first.communicate(timeout=60)
     assert first.returncode == 0, shown
     folder = Mirror(place(server, "busy"), "toy/demo").local
-    assert list(history(folder).epoch) == [1, 2, 3, 4] * 3
+    assert list(history(folder).epoch) == [1, 2, 3, 4]
 
 
 def test_only_what_a_command_changed_is_sent(server, tmp_path):
