@@ -7,6 +7,7 @@ first figure is made: importing this module stays quick.
 import functools
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.statistics import FINISHED, t_interval
+from core.errors import printable
 from core.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -138,9 +140,11 @@ def save(figure: "Figure", folder: Path, name: str) -> Path:
         The path of the SVG.
     """
     svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata=_NO_METADATA)
-    figure.set_layout_engine("none")  # keep the layout just found: working it out takes a second
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a box is drawn where the font lacks one
+        figure.savefig(svg, format="svg", metadata=_NO_METADATA)
+        figure.set_layout_engine("none")  # keep the layout just found: it takes a second
+        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
     write_bytes(folder / f"{name}.png", png.getvalue())
     write_bytes(folder / f"{name}.svg", svg.getvalue())
     return folder / f"{name}.svg"
@@ -324,7 +328,7 @@ def dots(
                 color=look[value].color,
                 linestyle="none",
             )
-    axes.set_yticks(range(len(order)), [str(value) for value in order])
+    axes.set_yticks(range(len(order)), [literal(value) for value in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.set_xlabel(label)
@@ -361,8 +365,8 @@ def heatmap(
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), [literal(name) for name in rows])
+    axes.set_xticks(range(len(columns)), [literal(name) for name in columns])
     axes.xaxis.tick_top()
     for (row, column), value in np.ndenumerate(matrix):
         dark = math.isfinite(value) and value < bottom + 0.55 * (top - bottom)
@@ -390,6 +394,11 @@ def equation(tex: str, size: float = 12.0) -> str:
             transparent=True,
         )
     return buffer.getvalue().decode()
+
+
+def literal(name: object) -> str:
+    """Make a name that comes from data stand for itself: Matplotlib reads `$...$` as a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def seeds_text(table: pd.DataFrame, by: str, states: Sequence[str] = FINISHED) -> str:

@@ -460,7 +460,7 @@ def _pair(above: Axes, below: Axes, found: Maps, row: pd.Series) -> None:
         *_lines(f"true: {names[row['label']]}", row["true_probability"]),
         *_lines(f"predicted: {names[row['predicted']]}", row["predicted_probability"]),
     ]
-    above.set_title("\n".join(lines), loc="left", fontsize=6.8, linespacing=1.15)
+    above.set_title(figures.literal("\n".join(lines)), loc="left", fontsize=6.8, linespacing=1.15)
 
 
 def _lines(words: str, probability: float) -> list[str]:

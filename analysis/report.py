@@ -8,18 +8,28 @@ anything installed on the machine, and the same results give the same bytes.
 import base64
 import json
 import re
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from analysis import figures, markup
 from analysis.tables import Table
-from core.storage import write_bytes, write_text
+from core.errors import printable
+from core.storage import remove, write_bytes, write_text
 
 MAX_PAGES = 10
+BOX = "\u25a1"  # stands in the PDF for a character that none of its fonts has
 _TEMPLATES = Path(__file__).parent / "templates"
+# With the standard, typst refuses a picture without alt text, and a sign that no font has.
+_TYPST: dict[str, Any] = {"ignore_system_fonts": True, "pdf_standards": ["ua-1"]}
+_SIGNS = """#set document(title: "signs")
+#set text(font: "Libertinus Serif")
+#for sign in json("signs.json") [#sign ]
+"""
 
 
 @dataclass(frozen=True)
@@ -114,15 +124,22 @@ def write(report: Report, path: Path, max_pages: int = MAX_PAGES, name: str = "r
     """Write `name`.html and `name`.pdf into the folder `path`.
 
     The PDF is set smaller, then loses optional sections, then pictures and tables from the end,
-    until it has `max_pages`; it says what is in the HTML only.
+    until it has `max_pages` or is as short as it gets; it says what is in the HTML only.
 
-    Raises:
-        ValueError: the texts alone fill more than `max_pages`.
+    The HTML is what counts: where no PDF can be made of it, that is said on the terminal, and a
+    study that has run is not lost for it.
     """
     files = _Files()
-    document = _document(report, files)
+    document = _printable(_document(report, files))
     write_text(path / f"{name}.html", _html(document, files))
-    write_bytes(path / f"{name}.pdf", _pdf(document, files, max_pages))
+    try:
+        pdf = _pdf(document, files, max_pages)
+    except RuntimeError as e:  # of typst, as for a picture that it cannot read
+        remove(path / f"{name}.pdf")  # it would be of an earlier report
+        first = printable(str(e).partition("\n")[0])
+        print(f"no {name}.pdf ({first}): {name}.html holds all of it", file=sys.stderr)
+        return
+    write_bytes(path / f"{name}.pdf", pdf)
 
 
 def page_count(pdf: bytes) -> int:
@@ -155,6 +172,19 @@ def _document(report: Report, files: _Files) -> dict[str, Any]:
         "sections": sections,
         "footer": markup.spans(report.footer),
     }
+
+
+def _printable(document: dict[str, Any]) -> dict[str, Any]:
+    r"""Show control characters, which neither a page nor a PDF may hold, as `\x1b`."""
+    return _each_text(document, printable)
+
+
+def _each_text(content: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(content, dict):
+        return {key: _each_text(value, change) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_each_text(value, change) for value in content]
+    return change(content) if isinstance(content, str) else content
 
 
 def _append(blocks: list[dict[str, Any]], block: dict[str, Any]) -> None:
@@ -256,24 +286,58 @@ def _pdf(document: dict[str, Any], files: _Files, max_pages: int) -> bytes:
         for name, data in files.content.items():
             (root / name).write_bytes(data)
         (root / "report.typ").write_bytes((_TEMPLATES / "report.typ").read_bytes())
-        for attempt in _shorter(document):
+        drawn = _drawable(document, root)
+        pdf = b""
+        for attempt in _shorter(drawn):
             pdf = _compile(attempt, root)
             if page_count(pdf) <= max_pages:
-                return pdf
-    raise ValueError(f"report: the texts alone fill more than {max_pages} pages; shorten them")
+                break
+    return pdf
+
+
+def _drawable(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Put a box in place of each character that no font of the PDF has, which typst refuses."""
+    text = json.dumps(document, ensure_ascii=False)
+    unusual = sorted({sign for sign in text if not sign.isascii()})
+    changed = {ord(sign): BOX for sign in _without_font(unusual, root)}
+    # Some signs can be drawn alone and not together, as a digit in a keycap: the marks go.
+    marked = {word.translate(changed) for word in text.split() if any(map(_is_mark, word))}
+    marks = {
+        sign for word in _without_font(sorted(marked), root) for sign in filter(_is_mark, word)
+    }
+    changed |= {ord(sign): "" for sign in marks}
+    drawn = _each_text(document, lambda words: words.translate(changed)) if changed else document
+    return {**drawn, "boxes": BOX if changed else ""}
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Mn", "Me", "Cf")
+
+
+def _without_font(signs: list[str], root: Path) -> list[str]:
+    """Those of `signs` that typst cannot draw: it names only the first, so they are halved."""
+    import typst
+
+    if not signs:
+        return []
+
+    (root / "signs.json").write_text(json.dumps(signs))
+    (root / "signs.typ").write_text(_SIGNS)
+    try:
+        typst.compile(str(root / "signs.typ"), root=str(root), format="pdf", **_TYPST)
+        return []
+    except typst.TypstError:
+        half = len(signs) // 2
+        if not half:
+            return signs
+        return _without_font(signs[:half], root) + _without_font(signs[half:], root)
 
 
 def _compile(document: dict[str, Any], root: Path) -> bytes:
     import typst
 
     (root / "report.json").write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
-    return typst.compile(
-        str(root / "report.typ"),
-        root=str(root),
-        format="pdf",
-        ignore_system_fonts=True,
-        pdf_standards=["ua-1"],  # typst then refuses a picture without alt text
-    )
+    return typst.compile(str(root / "report.typ"), root=str(root), format="pdf", **_TYPST)
 
 
 def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

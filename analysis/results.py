@@ -6,8 +6,9 @@ Nothing else of the folder is opened, so a copy without the engine's own files r
 import csv
 import io
 import json
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,10 @@ def load(path: str | Path) -> Results:
         raise UserError(f"{path} is not a result folder; give one such as results/<study>/<name>")
     study = _read_study(path / "study.json")
     trials = _read_table(path / "trials.csv", required=("trial", "state"))
-    trials = _complete(trials.drop_duplicates("trial", keep="last"), study)
     history = _read_table(path / "history.csv", required=("trial", "epoch"))
+    trials = _complete(
+        trials.drop_duplicates("trial", keep="last"), study, {str(key) for key in history}
+    )
     return Results(path, study, trials, _sorted_history(history, trials, study))
 
 
@@ -189,11 +192,13 @@ def _typed(name: str, cells: Sequence[str]) -> pd.Series:
         return pd.Series([cell or None for cell in cells], dtype=object)
 
 
-def _complete(trials: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
+def _complete(
+    trials: pd.DataFrame, study: dict[str, Any], reported: Collection[str]
+) -> pd.DataFrame:
     """Add the declared trials that have no row yet, put all in the study's order, check states.
 
-    Grid columns are taken from the declaration: a setting such as lr shares its name with a metric
-    of the last epoch.
+    What is compared, and settings that share their name with a reported metric, such as lr, are
+    taken from the declaration: earlier versions wrote the metric of the last epoch in their column.
     """
     planned = {entry["trial"]: entry for entry in study["trials"]}
     absent = [
@@ -205,7 +210,8 @@ def _complete(trials: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
     rows = trials.to_dict("records") + absent
     for row in rows:
         config = planned.get(row["trial"], {}).get("config", {})
-        row |= {key: config[key] for key in study["grid"] if key in config}
+        for key in {*study["grid"], *reported} & config.keys():
+            row[key] = math.nan if config[key] is None else config[key]
     unknown = {row["state"] for row in rows} - set(_STATES)
     if unknown:
         raise UserError(

@@ -134,10 +134,7 @@ def best_trial(results: Results) -> dict[str, Any] | None:
 
 
 def _with_settings(results: Results) -> pd.DataFrame:
-    """All trials with the searched settings as declared and their value.
-
-    The column lr of trials.csv may hold the rate of the last epoch; study.json has what was set.
-    """
+    """All trials with the searched settings as declared and their value."""
     trials = results.trials.copy()
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}

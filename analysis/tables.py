@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis import markup
+from core.errors import printable
 from core.storage import write_text
 
 MISSING = "-"
@@ -183,7 +184,7 @@ def to_csv(numbers: pd.DataFrame) -> str:
 def to_markdown(table: Table) -> str:
     """GitHub's table, the caption above it and the note below."""
     rows = [[column.header for column in table.columns], *table.cells()]
-    rows = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
+    rows = [[_markdown_cell(cell) for cell in row] for row in rows]
     widths = [max(3, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
     sides = [column.align for column in table.columns]
     rule = [
@@ -241,12 +242,12 @@ def print_table(table: Table, console: Any = None) -> None:
     for column in table.columns:
         grid.add_column(Text(column.header), justify=column.align, no_wrap=not column.wrap)
     for row in table.cells():
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     # Not as the grid's own title and caption: those break lines at its width, however narrow.
-    console.print(Text(markup.plain(table.caption), style="bold"))
+    console.print(Text(printable(markup.plain(table.caption)), style="bold"))
     console.print(grid)
     if table.note:
-        console.print(Text(markup.plain(table.note)))
+        console.print(Text(printable(markup.plain(table.note))))
 
 
 def terminal() -> Any:
@@ -259,7 +260,7 @@ def terminal() -> Any:
 
 def escape_latex(words: str) -> str:
     """Replace what LaTeX would read as a command, and signs that its fonts lack."""
-    return "".join(_LATEX.get(sign, sign) for sign in words)
+    return "".join(_LATEX.get(sign, sign) for sign in printable(words).replace("\n", " "))
 
 
 _LATEX = {
@@ -284,6 +285,10 @@ _LATEX = {
 
 def _latex_row(cells: Iterable[str]) -> str:
     return "    " + " & ".join(escape_latex(cell) for cell in cells) + r" \\"
+
+
+def _markdown_cell(words: str) -> str:
+    return " ".join(printable(words).split("\n")).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _csv_cell(value: Any) -> str:

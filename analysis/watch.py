@@ -453,7 +453,7 @@ def overview(snapshots: Sequence[Snapshot | tuple[Path, str]], width: int, now: 
                 f"{sum(t.ended > 0 for t in s.trials)} of {len(s.trials)}",
                 str(s.count("running") or ""),
                 Text(str(bad or ""), "red"),
-                f"{s.declared['metric']} {_value(best.best)}" if best else "",
+                f"{_plain(s.declared['metric'])} {_value(best.best)}" if best else "",
                 f"{clock(now - s.changed)} ago",
             )
         )
@@ -525,7 +525,8 @@ def _watch(opts: Options) -> int:
         latest = look(latest.folder, files, now, latest.declared)
         note = []
         if len(folders) > 1:
-            note = [Text(f"\n{len(folders)} studies below {opts.results}: --all lists them", "dim")]
+            below = f"\n{len(folders)} studies below {_plain(opts.results)}: --all lists them"
+            note = [Text(below, "dim")]
         height = None if height is None else height - 2 * len(note)
         return Group(view(latest, console, now, height), *note), latest.state == "done"
 
@@ -591,7 +592,7 @@ def _trial(
         quiet = max(now - since, 0.0) if since else None
     gpus = attempt.get("gpus")
     return Trial(
-        name=planned["trial"],
+        name=_plain(planned["trial"]),
         state=state,
         epoch=rows[-1]["epoch"] if rows else 0,
         epochs=epochs if isinstance(epochs, int) else None,
@@ -670,7 +671,7 @@ def _elapsed(
 def _head(s: Snapshot, now: float, cut: bool) -> list[Text]:
     """Return the lines above the tables."""
     study, question = _plain(s.declared["study"]), _plain(s.declared.get("question"))
-    head = [Text.assemble((study, "bold"), "  ", (str(s.folder), "dim"))]
+    head = [Text.assemble((study, "bold"), "  ", (_plain(s.folder), "dim"))]
     if question:
         head.append(Text(question))
     head += [Text(line, STYLES[s.state]) for line in _state_lines(s, now)]
@@ -691,9 +692,9 @@ def _head(s: Snapshot, now: float, cut: bool) -> list[Text]:
         head.append(_slots(s, cut))
     best = s.best()
     if best is not None:
-        text = f"best {s.declared['metric']} {_value(best.best)}"
+        text = f"best {_plain(s.declared['metric'])} {_value(best.best)}"
         head.append(Text.assemble((text, "bold"), f" ({best.name}, epoch {best.best_epoch})"))
-    head += [Text(f"cannot be read: {path}", "yellow") for path in s.damaged[:3]]
+    head += [Text(f"cannot be read: {_plain(path)}", "yellow") for path in s.damaged[:3]]
     head += _more(len(s.damaged) - 3, "unreadable files")
     return head
 
@@ -737,7 +738,7 @@ def _slots(s: Snapshot, cut: bool) -> Text:
 
 
 def _active_table(trials: Sequence[Trial], s: Snapshot, width: int) -> Table:
-    metric = s.declared["metric"]
+    metric = _plain(s.declared["metric"])
     headers = (
         ("host", 3),
         ("process", 5),
@@ -768,7 +769,7 @@ def _ended_table(trials: Sequence[Trial], s: Snapshot, width: int, now: float) -
     headers = (
         ("state", 0),
         ("epochs", 2),
-        (s.declared["metric"], 1),
+        (_plain(s.declared["metric"]), 1),
         ("best", 1),
         ("took", 3),
         ("ended", 2),

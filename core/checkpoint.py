@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from core.errors import TrialError
-from core.storage import remove, write_bytes
+from core.storage import names, read_bytes, remove, write_bytes
 
 KEPT = 2  # the newest, and one to fall back on should it be damaged
 
@@ -25,7 +25,7 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
     which `torch.load` would accept, is noticed by `load_newest`. The newest two files stay.
 
     Raises:
-        UserError: the folder cannot be written; older checkpoints are still there.
+        StorageError: the folder cannot be written; older checkpoints are still there.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -41,15 +41,12 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     """Return the newest checkpoint that is whole, or None, and the damaged files passed over.
 
     Raises:
+        StorageError: one cannot be read now, which says nothing about what it holds.
         TrialError: a checkpoint is whole, but holds more than tensors and plain values.
     """
     damaged = []
     for path in _newest_first(folder):
-        try:
-            data = path.read_bytes()
-        except OSError:
-            damaged.append(path)
-            continue
+        data = read_bytes(path)
         if hashlib.sha256(data).hexdigest()[:32] != path.stem.rpartition("-")[2]:
             damaged.append(path)
             continue
@@ -94,4 +91,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*.pt"), reverse=True)
+    # Not by `glob`, which finds nothing in a folder that cannot be read.
+    found = [name for name in names(folder) if name.startswith("epoch-") and name.endswith(".pt")]
+    return [folder / name for name in reversed(found)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from core import trial
-from core.storage import read_json, write_bytes, write_json, write_text
+from core.errors import UserError
+from core.storage import names, read_bytes, read_json, write_bytes, write_json, write_text
 
 KEPT_APART = ("epoch", "seconds")
 
@@ -20,20 +21,40 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
 
     A trial without a recorded end is kept as "unfinished", with the epochs it has.
 
+    In `trials.csv` the column of a setting holds the setting. What a trial reported under the same
+    name (such as the learning rate `lr` of an epoch) is there as `last_lr`, of the last epoch, and
+    what it noted as `noted_lr`. `history.csv` keeps what was reported under its own name; a
+    compared setting of that name is `set_lr` there.
+
     Returns:
         The rows of `trials.csv`.
+
+    Raises:
+        UserError: study.json names a trial as no trial is named.
+        StorageError: a record cannot be read, or no table be written.
     """
     study = read_json(folder / "study.json")
     keys = [key for key in study["grid"] if key in study["trials"][0]["config"]]
-    trials, history = [], []
+    settings = {key for planned in study["trials"] for key in planned["config"]}
+    found = []
     for planned in study["trials"]:
+        if Path(planned["trial"]).name != planned["trial"]:  # it would lead out of the folder
+            raise UserError(
+                f"{folder / 'study.json'} names a trial {planned['trial']!r}, which is no name of"
+                " a folder: restore it from a copy"
+            )
         at = folder / "trials" / planned["trial"]
         rows = sorted(trial.read_rows(at), key=lambda row: row.get("epoch", 0))
         result = trial.read_result(at) or {"state": "unfinished", "error": "never ended"}
-        trials.append(_trial_row(planned, rows, result, metric, mode))
-        shown = {key: planned["config"][key] for key in keys}
-        for row in rows:
-            history.append({"trial": planned["trial"], "part": planned["part"], **shown, **row})
+        found.append((planned, rows, result))
+    facts = {key for _, _, result in found for key in result.get("facts", {})}
+    reported = {key for _, rows, _ in found for row in rows for key in row}
+    trials, history = [], []
+    for planned, rows, result in found:
+        trials.append(_trial_row(planned, rows, result, metric, mode, settings, facts))
+        own = {"trial": planned["trial"], "part": planned["part"]}
+        shown = _renamed({key: planned["config"][key] for key in keys}, reported, "set")
+        history += [{**own, **shown, **_renamed(row, own, "epoch")} for row in rows]
     _write_csv(folder / "trials.csv", trials)
     _write_csv(folder / "history.csv", history)
     _keep_best(folder, trials, metric, mode)
@@ -60,10 +81,12 @@ def _trial_row(
     result: Mapping[str, Any],
     metric: str,
     mode: str,
+    settings: Collection[str],
+    facts: Collection[str],
 ) -> dict[str, Any]:
     seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
     best = best_row(rows, metric, mode)
-    return {
+    own = {
         "trial": planned["trial"],
         "part": planned["part"],
         "state": result["state"],
@@ -74,24 +97,33 @@ def _trial_row(
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         "peak_memory_mib": result.get("peak_memory_mib"),
         "peak_allocated_mib": result.get("peak_allocated_mib"),
-        **planned["config"],
-        **result.get("facts", {}),
-        **{k: v for k, v in (rows[-1] if rows else {}).items() if k not in KEPT_APART},
+    }
+    last = {k: v for k, v in (rows[-1] if rows else {}).items() if k not in KEPT_APART}
+    return {
+        **own,
+        **_renamed(planned["config"], own, "set"),
+        **_renamed(result.get("facts", {}), {*own, *settings}, "noted"),
+        **_renamed(last, {*own, *settings, *facts}, "last"),
         "best_epoch": best.get("epoch") if best else None,
         f"best_{metric}": best[metric] if best else None,
     }
 
 
+def _renamed(values: Mapping[str, Any], taken: Collection[str], prefix: str) -> dict[str, Any]:
+    """Return `values` with a prefix to those names that are taken."""
+    return {f"{prefix}_{k}" if k in taken else k: value for k, value in values.items()}
+
+
 def _keep_best(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str, mode: str) -> None:
     """Copy the weights of the best trial's best epoch to `checkpoints/`, with its config."""
     ended = [t for t in trials if t["state"] in ("finished", "stopped")]
-    having = [t for t in ended if (folder / "trials" / t["trial"] / "best.pt").is_file()]
+    having = [t for t in ended if "best.pt" in names(folder / "trials" / t["trial"])]
     best = best_row(having, f"best_{metric}", mode)
     if best is None:
         return
     target = folder / "checkpoints"
     target.mkdir(exist_ok=True)
-    write_bytes(target / "best.pt", (folder / "trials" / best["trial"] / "best.pt").read_bytes())
+    write_bytes(target / "best.pt", read_bytes(folder / "trials" / best["trial"] / "best.pt"))
     config = next(
         p["config"]
         for p in read_json(folder / "study.json")["trials"]

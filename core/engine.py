@@ -75,18 +75,21 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
         UserError: options, data, folder or cluster cannot be used; nothing was started.
         KeyboardInterrupt: the user stopped the study; every finished epoch is on disk.
     """
-    remote, folder = opts.remote(study), opts.folder(study)
+    remote = opts.remote(study)
     if remote is None:
-        return _run_here(study, opts, argv, folder)
+        return _run_here(study, opts, argv, opts.folder(study))
     remote.check(f"{os.uname().nodename}-{os.getpid()}")
-    mirror.attach(remote)
-    try:
-        remote.pull()
-        code = _run_here(study, opts, argv, folder)
-        remote.push_tree(without=("trials", "ray"))
-        return code
-    finally:
-        mirror.detach(remote)
+    # A report may be wanted while the study runs: its folder is not touched then.
+    with remote.copied() if opts.report_only else presence.only_user(remote) as used:
+        mirror.attach(used)
+        try:
+            used.pull()
+            before = used.contents()
+            code = _run_here(study, opts, argv, used.local)
+            used.push_tree(before, without=("trials", "ray"))
+            return code
+        finally:
+            mirror.detach(used)
 
 
 def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
@@ -125,7 +128,7 @@ def _run_locked(
     start = time.monotonic()
     search = None
     if opts.search is not None:
-        search = make_search(study, opts, planned, folder)
+        search = make_search(study, opts, planned, folder, declared)
         declared["search"] = search.record()
         planned = dataclasses.replace(planned, trials=[*planned.trials, *search.known()])
         declared["trials"] = [p.record() for p in planned.trials]
@@ -177,6 +180,7 @@ def run_trials(
         if p is None:
             return None
         declared["trials"].append(p.record())
+        declared["search"] = search.record()
         write_json(folder / "study.json", declared)
         return spec_of(p)
 
@@ -222,15 +226,14 @@ def search_plan(study: Study, planned: Plan) -> Plan:
     return Plan([only], grid, planned.notes)
 
 
-def make_search(study: Study, opts: Options, planned: Plan, folder: Path) -> Search:
-    """Open the search of a result folder; end what was proposed and has ended since."""
+def make_search(
+    study: Study, opts: Options, planned: Plan, folder: Path, declared: Mapping[str, Any]
+) -> Search:
+    """Open the search of a result folder, with what a declaration of it says was proposed."""
     goal = Goal(study.search, opts.trials, study.metric, study.mode)
-    search = Search(goal, planned.trials[0].config, folder, study.config)
-    for p in search.known():
-        result = trial.read_result(folder / "trials" / p.trial)
-        if result is not None and result["state"] in FINAL:
-            search.ended(p.trial, dict(p.config), result["state"], result["error"])
-    return search
+    uninformed = declared.get("search", {}).get("uninformed", ())
+    config = planned.trials[0].config
+    return Search(goal, config, folder, study.config, declared["trials"], uninformed)
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -251,7 +254,7 @@ def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> i
 def report_only(study: Study, folder: Path) -> int:
     """Rebuild the report from the files in `folder`; trials that never ended count as failed."""
     if not (folder / "study.json").is_file():
-        raise UserError(f"no study at {folder}: check --results-dir and --name")
+        raise UserError(f"no study at {mirror.shown(folder)}: check --results-dir and --name")
     if (folder / "trials").is_dir():
         trials = collect.collect(folder, study.metric, study.mode)
     else:
@@ -335,14 +338,19 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     Raises:
         UserError: see above.
     """
-    exists = (folder / "study.json").is_file()
+    try:
+        exists = (folder / "study.json").is_file()
+    except OSError as e:
+        raise UserError(f"cannot look into {folder} ({e.strerror}): choose another place") from e
     if exists and not resume:
         raise UserError(
-            f"{folder} already holds a study: add --resume to go on with it, --report-only to"
-            " rebuild its report, or choose another --name"
+            f"{mirror.shown(folder)} already holds a study: add --resume to go on with it,"
+            " --report-only to rebuild its report, or choose another --name"
         )
     if resume and not exists:
-        raise UserError(f"--resume: no study at {folder}; check --results-dir and --name")
+        raise UserError(
+            f"--resume: no study at {mirror.shown(folder)}; check --results-dir and --name"
+        )
     probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,21 @@
 """Errors whose text is written for the person who runs a study."""
 
+import re
+
+# What moves the cursor, colours the terminal, turns the direction of writing or is no character.
+_UNSHOWN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+
+
+def printable(text: object) -> str:
+    r"""Return a text that does nothing to a terminal or page but stand there.
+
+    Names and messages come from files and libraries: a control character in them is shown as
+    `\x1b`. Line feeds stay.
+    """
+    return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
 
 class UserError(ValueError):
     """Something the user gave (an option, a file, a cluster) cannot be used.
@@ -8,9 +24,16 @@ class UserError(ValueError):
     print it alone, without a traceback, and exit with code 2.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it names files and quotes what they hold
+
 
 class StorageError(UserError):
     """A result folder that cannot be written or read: a full disk, no rights, a damaged file."""
+
+
+class DamagedError(StorageError):
+    """A file that is missing or holds something else than was written there."""
 
 
 class TrialError(RuntimeError):

@@ -205,7 +205,7 @@ class Draws:
 
 def stream(seed: int, number: int) -> int:
     """Return the seed of stream `number` (below 1000) of a trial's seed."""
-    return seed * 1000 + number
+    return (seed * 1000 + number) % 2**63  # as torch takes no larger ones
 
 
 def build(

@@ -12,6 +12,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from core.data import cache_errors
+from core.errors import DamagedError
+from core.storage import read_json
 
 _CONTENTS = "contents.json"
 
@@ -64,7 +66,14 @@ def _contents(root: Path) -> dict[str, int]:
 
 
 def _is_complete(folder: Path) -> bool:
+    """Return whether nothing is missing; what cannot be read now is not taken for missing.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     try:
-        return json.loads((folder / _CONTENTS).read_text()) == _contents(folder)
-    except (OSError, ValueError):
+        noted = read_json(folder / _CONTENTS)
+    except DamagedError:
         return False
+    with cache_errors():
+        return noted == _contents(folder)

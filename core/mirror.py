@@ -13,9 +13,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from filelock import FileLock
 
 from core.errors import StorageError, UserError
 
@@ -72,22 +74,48 @@ class Mirror:
         if not whole:
             raise StorageError(f"{self.shown} gives back other bytes than it was given")
 
+    def lock(self) -> FileLock:
+        """Return the lock of who uses the local folder as a driver: `pull` empties it."""
+        with _here(self.local):
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.local.with_suffix(".lock"), timeout=0)
+
+    @contextlib.contextmanager
+    def copied(self) -> Iterator[Mirror]:
+        """Yield the same place with a local folder of its own, which goes at the end."""
+        with tempfile.TemporaryDirectory(prefix="labtune-copy-") as folder:
+            yield Mirror(self.uri, self.below, Path(folder) / "copy")
+
     def push(self, path: Path) -> None:
         """Send one local file.
 
         Raises:
             StorageError: it could not be written.
         """
+        with _here(path):
+            data = path.read_bytes()
         with self._told("write"):
             store, root = self._store
             with store.open_output_stream(f"{root}/{self._relative(path)}") as stream:
-                stream.write(path.read_bytes())
+                stream.write(data)
 
-    def push_tree(self, *, without: tuple[str, ...] = ()) -> None:
-        """Send every local file, but for those whose first folder is in `without`."""
-        for path in sorted(p for p in self.local.rglob("*") if p.is_file()):
+    def contents(self) -> dict[Path, tuple[int, int]]:
+        """Return every local file with its size and time of change, in nanoseconds."""
+        files = sorted(p for p in self.local.rglob("*") if p.is_file())
+        return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+
+    def push_tree(
+        self, before: Mapping[Path, tuple[int, int]], *, without: tuple[str, ...] = ()
+    ) -> None:
+        """Send what is not as it was `before`, but for files whose first folder is in `without`.
+
+        What has not changed here may have changed there: a report can be made anew while the
+        study runs.
+        """
+        for path, state in self.contents().items():
             relative = path.relative_to(self.local)
-            if relative.parts[0] not in without and not relative.name.startswith("."):
+            sent = before.get(path) == state or relative.parts[0] in without
+            if not sent and not relative.name.startswith("."):
                 self.push(path)
 
     def remove(self, path: Path) -> None:
@@ -117,12 +145,13 @@ class Mirror:
                 shutil.rmtree(self.local / below, ignore_errors=True)
             for relative, info in entries.items():
                 target = self.local / relative
-                target.parent.mkdir(parents=True, exist_ok=True)
                 with store.open_input_stream(info.path) as stream:
                     data = stream.read()
                 temporary = target.with_name(f".{target.name}.pull")
-                temporary.write_bytes(data)
-                os.replace(temporary, target)
+                with _here(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    temporary.write_bytes(data)
+                    os.replace(temporary, target)
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.local).as_posix()
@@ -164,6 +193,24 @@ def detach(mirror: Mirror) -> None:
 def of(path: Path) -> Mirror | None:
     """Return the attached mirror that `path` belongs to."""
     return next((m for folder, m in _attached.items() if folder in path.parents), None)
+
+
+@contextlib.contextmanager
+def _here(path: Path) -> Iterator[None]:
+    """Tell what ails the local copy from what ails the store."""
+    try:
+        yield
+    except OSError as e:
+        raise StorageError(
+            f"cannot use {path}, the local copy of results ({e.strerror}): free space there, or"
+            " name another folder in LABTUNE_MIRROR"
+        ) from e
+
+
+def shown(folder: Path) -> str:
+    """Return what users call a result folder: where it is mirrored, if it is."""
+    remote = of(folder / "study.json")
+    return str(folder) if remote is None else remote.shown
 
 
 def _cache() -> Path:

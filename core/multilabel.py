@@ -66,7 +66,7 @@ class LabelledImages:
         What happens to an image depends on `seed`, `epoch` and its place in `chosen` alone.
         """
         count = len(self.chosen)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.arange(count)
         draws = torch.empty(0)
         if self.augment is not None:

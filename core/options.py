@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from core.mirror import Mirror, is_remote
 from core.slots import parse_memory
 from core.stopping import Stopping
 from core.study import Study
+
+LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, some only 240
+SEEDS = 2**63  # torch's generators and the tables' integers take all below
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,12 @@ class Options:
             raise UserError(
                 f"--name {self.name}: it names a folder: use letters, digits, '.', '_', '+', '-'"
             )
+        for option, place in (("--name", self.name or ""), ("--results-dir", self.results_dir)):
+            if any(len(os.fsencode(name)) > LONGEST_NAME for name in Path(place).parts):
+                raise UserError(
+                    f"{option} {place[:40]}...: a folder's name has at most {LONGEST_NAME} bytes"
+                    " here; give a shorter one"
+                )
 
     def chosen_scale(self) -> str:
         """Return "smoke", "demo" or "full"."""
@@ -193,12 +203,13 @@ def settings_help(study: Study) -> str:
     meaning = {p.arg_name: " ".join((p.description or "").split()) for p in documented.params}
     lines = ["Settings for --set (defaults of the full scale):"]
     for field in dataclasses.fields(study.config):
-        default = "" if field.default is dataclasses.MISSING else f" = {field.default}"
+        default = "" if field.default is dataclasses.MISSING else f" = {_shown(field.default)}"
         lines.append(f"  {field.name}{default}: {meaning.get(field.name, '')}")
     for flag, setting in study.flags.items():
         lines.append(f"--{flag} is short for --set {setting}=...")
     for name, action in study.actions.items():
-        lines.append(f"--{name}: {(action.__doc__ or '').strip().splitlines()[0]}")
+        first = (action.__doc__ or "").strip().partition("\n")[0]  # none under python -OO
+        lines.append(f"--{name}: {first}")
     for name, part in study.parts.items():
         grid = "; ".join(f"{k}={','.join(map(str, v))}" for k, v in part.grid.items())
         lines.append(f"Part {name}: {grid}")
@@ -227,12 +238,11 @@ def read_config(study: Study, path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: not a readable JSON file ({e})") from e
     if not isinstance(content, dict):
         raise UserError(f'--config {path}: give an object such as {{"lr": 0.05}}')
-    given = {key: value for key, value in content.items() if value is not None}
-    for key, value in given.items():
-        if not isinstance(value, bool | int | float | str):
+    for key, value in content.items():
+        if not isinstance(value, bool | int | float | str | None):
             raise UserError(f"--config {path}: {key} must be a number or a text")
     try:
-        return parse_settings(study, [f"{key}={value}" for key, value in given.items()])
+        return parse_settings(study, [f"{key}={_shown(value)}" for key, value in content.items()])
     except UserError as e:
         raise UserError(f"--config {path}: {e}") from e
 
@@ -261,19 +271,54 @@ def parse_settings(study: Study, assignments: Sequence[str]) -> dict[str, Any]:
             values = [_typed(key, item, types[key], assignment) for item in text.split(",")]
             settings[key] = list(dict.fromkeys(values))
         else:
-            settings[key] = _typed(key, text, types[key], assignment)
+            settings[key] = _single(study, key, text, types[key], assignment)
+    for seed in settings.get("seed", ()):
+        if not 0 <= seed < SEEDS:
+            raise UserError(f"--set seed={seed}: a seed is a whole number from 0 to 2^63 - 1")
     return settings
 
 
+def _single(study: Study, key: str, text: str, hint: Any, assignment: str) -> Any:
+    """Return the one value of a setting that is not compared."""
+    try:
+        return _typed(key, text, hint, assignment)
+    except UserError as e:
+        try:
+            first, *others = [_typed(key, item, hint, assignment) for item in text.split(",")]
+        except UserError:
+            raise e from None
+        if not others:
+            raise
+        raise UserError(
+            f"--set {assignment}: {study.name} compares {key} in no part, so it takes one value;"
+            f" run the study once for each, as with --set {key}={_shown(first)} --name"
+            f" {key}-{_shown(first)}"
+        ) from e
+
+
 def _typed(key: str, text: str, hint: Any, assignment: str) -> Any:
+    kinds = typing.get_args(hint) or (hint,)
+    if type(None) in kinds and text.strip().lower() == "none" and text not in _words(hint):
+        return None
     try:
         return TypeAdapter(hint).validate_strings(text)
     except ValidationError as e:
-        allowed = [a for a in typing.get_args(hint) if isinstance(a, str)]
+        allowed = _words(hint)
         wanted = f"one of {', '.join(allowed)}" if allowed else f"of type {_type_name(hint)}"
         raise UserError(f"--set {assignment}: {key} must be {wanted}, got {text!r}") from e
 
 
+def _words(hint: Any) -> list[str]:
+    """Return the words among which a `Literal` chooses, alone or beside None."""
+    found = [hint, *typing.get_args(hint)]
+    return [word for one in found for word in typing.get_args(one) if isinstance(word, str)]
+
+
 def _type_name(hint: Any) -> str:
     names = [getattr(h, "__name__", str(h)) for h in typing.get_args(hint) or (hint,)]
-    return " or ".join(name for name in names if name != "NoneType")
+    return " or ".join("none" if name == "NoneType" else name for name in names)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    return "none" if value is None else str(value)

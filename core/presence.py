@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from core import mirror, storage
-from core.errors import StorageError, UserError
+from core.errors import DamagedError, StorageError, UserError
 
 BEAT = 30.0  # seconds between signs of life
 DEAD_AFTER = 120.0  # seconds without one
@@ -47,7 +47,25 @@ def only_driver(
         with lock, _announced(folder, remote, nodes) as beat:
             yield beat
     except Timeout as e:
-        raise UserError(_in_use(folder, _read(folder))) from e
+        raise UserError(_in_use(mirror.shown(folder), _read(folder))) from e
+
+
+@contextlib.contextmanager
+def only_user(remote: mirror.Mirror) -> Iterator[mirror.Mirror]:
+    """Be the one driver of this machine whose local folder is that of `remote`, and yield it.
+
+    Raises:
+        UserError: another driver on this machine uses it.
+    """
+    lock = remote.lock()
+    try:
+        lock.acquire()
+    except Timeout as e:
+        raise UserError(_in_use(remote.shown, _read(remote.local))) from e
+    try:
+        yield remote
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -65,14 +83,14 @@ def _announced(
         remote.pull("", only=("driver.json",))
         other = _read(folder)
         if is_alive(other):
-            raise UserError(_in_use(folder, other))
+            raise UserError(_in_use(remote.shown, other))
     beat()
     if remote is not None:
         time.sleep(SETTLE)
         remote.pull("", only=("driver.json",))
         other = _read(folder)
         if (other.get("host"), other.get("pid")) != (me["host"], me["pid"]):
-            raise UserError(_in_use(folder, other))
+            raise UserError(_in_use(remote.shown, other))
     stop = threading.Event()
 
     def keep_beating() -> None:
@@ -111,22 +129,20 @@ def is_alive(driver: dict[str, Any]) -> bool:
     return True
 
 
-def _in_use(folder: Path, driver: dict[str, Any]) -> str:
+def _in_use(place: object, driver: dict[str, Any]) -> str:
     who = ""
     if driver:
         who = (
             f" (process {driver.get('pid')} on {driver.get('host')},"
             f" since {driver.get('started')} UTC)"
         )
-    remote = mirror.of(folder / "driver.json")
-    shown = folder if remote is None else remote.shown
-    return f"{shown} is in use by another run of this study{who}: wait for it or stop it"
+    return f"{place} is in use by another run of this study{who}: wait for it or stop it"
 
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
         content = storage.read_json(folder / "driver.json")
-    except StorageError:
+    except DamagedError:
         return {}
     return content if isinstance(content, dict) else {}
 

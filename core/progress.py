@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from core.errors import printable
+
 LOG_EVERY = 60.0  # seconds between lines when the output is not a terminal
 
 
@@ -95,11 +97,11 @@ class Progress:
         if self._live is not None:
             self._live.stop()
         else:
-            self.console.print(self.line())
+            self.announce(self.line())
 
     def announce(self, text: str) -> None:
-        """Print a line above the live one."""
-        self.console.print(text)
+        """Print a line above the live one, as it is: rich would read "[/data]" as markup."""
+        self.console.print(Text(printable(text)))
 
     def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
         """Note an epoch."""
@@ -129,7 +131,7 @@ class Progress:
         """Print the line of a log file when it is time."""
         if self._live is None and time.monotonic() - self.printed >= LOG_EVERY:
             self.printed = time.monotonic()
-            self.console.print(self.line())
+            self.announce(self.line())
 
     def line(self) -> str:
         """Return the state of the study in one line."""
@@ -148,7 +150,7 @@ class Progress:
         return ", ".join(parts)
 
     def _text(self) -> Text:
-        return Text(self.line(), no_wrap=True, overflow="ellipsis")
+        return Text(printable(self.line()), no_wrap=True, overflow="ellipsis")
 
 
 def _clock(seconds: float) -> str:

@@ -79,6 +79,9 @@ def run(
             try:
                 _fit(_objective(study.trainable, first), dispatcher, bridge, storage)
             except Exception as e:
+                told = next((one for one in _causes(e) if isinstance(one, UserError)), None)
+                if told is not None:  # of a listener or a search; Tune has wrapped it
+                    raise told from e
                 killed = _killed_for_memory(e)
                 if killed is None:
                     raise
@@ -512,14 +515,20 @@ class Bridge(tune.Callback):
             getattr(listener, what)(*arguments)
 
 
-def _killed_for_memory(error: BaseException | None) -> list[int] | None:
+def _killed_for_memory(error: BaseException) -> list[int] | None:
     """Return the processes that Ray's memory monitor ended; None if the error is another one."""
-    while error is not None:
-        if isinstance(error, ray.exceptions.OutOfMemoryError):
-            chosen = re.findall(r"Selected to kill: \(Actor.*? pid=(\d+)", str(error))
+    for one in _causes(error):
+        if isinstance(one, ray.exceptions.OutOfMemoryError):
+            chosen = re.findall(r"Selected to kill: \(Actor.*? pid=(\d+)", str(one))
             return [int(pid) for pid in chosen]
-        error = error.__cause__ or error.__context__
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class Silent(TrialProgressCallback):

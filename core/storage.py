@@ -7,12 +7,16 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core import mirror
-from core.errors import StorageError
+from core.errors import DamagedError, StorageError
+
+READ_AGAIN_AFTER = (0.2, 1.0)  # seconds; network file systems fail for moments
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -67,17 +71,59 @@ def reserve(path: Path, size: int) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file; what cannot be read for a moment is tried again.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: it is there, as far as can be seen, and cannot be read.
+    """
+    return _patiently(path, path.read_bytes)
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none if it is not there (see `read_bytes`)."""
+    try:
+        return sorted(_patiently(folder, lambda: os.listdir(folder)))
+    except FileNotFoundError:
+        return []
+
+
+def _patiently(path: Path, read: Callable[[], T]) -> T:
+    pauses = iter(READ_AGAIN_AFTER)
+    while True:
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise FileNotFoundError(*e.args) from e
+        except OSError as e:
+            pause = next(pauses, None)
+            if pause is None:
+                raise StorageError(
+                    f"cannot read {path} ({e.strerror}): nothing of it is lost or changed; see to"
+                    " its disk, then run the same command again, a study with --resume"
+                ) from e
+            time.sleep(pause)
+
+
 def remove(path: Path) -> None:
-    """Delete a file that may be gone already."""
-    path.unlink(missing_ok=True)
+    """Delete a file that may be gone already.
+
+    Raises:
+        StorageError: it is there and cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise StorageError(f"cannot delete {path} ({e.strerror}): see to its disk") from e
     remote = mirror.of(path)
     if remote is not None:
         remote.remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8; see `write_bytes`."""
-    write_bytes(path, text.encode())
+    r"""Write `text` as UTF-8, bytes of file names that are none as `\udcff`; see `write_bytes`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -89,14 +135,17 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        StorageError: the file is missing or damaged.
+        DamagedError: the file is missing or holds no JSON.
+        StorageError: it cannot be read now, which says nothing about what it holds.
     """
     try:
-        return json.loads(path.read_text())
+        data = read_bytes(path)
     except FileNotFoundError as e:
-        raise StorageError(f"{path} is missing: this is not a study's result folder") from e
-    except (ValueError, OSError) as e:
-        raise StorageError(f"{path} is damaged ({e}): restore it or start a new study name") from e
+        raise DamagedError(f"{path} is missing: this is not a study's result folder") from e
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise DamagedError(f"{path} is damaged ({e}): restore it or start a new study name") from e
 
 
 def finite(content: Any) -> Any:

@@ -139,7 +139,7 @@ class Batches:
         sees what an unbroken one would have seen.
         """
         count = len(self._labels)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(count, generator=generator) if self.train else torch.arange(count)
         shift = self.data.images.shape[-1] // 8 if self.shift < 0 else self.shift
         for index in order.split(self.batch_size):

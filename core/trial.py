@@ -6,6 +6,7 @@ Called outside the engine (a test, a notebook), restoring finds nothing, saving 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import io
@@ -24,7 +25,7 @@ import torch
 from filelock import FileLock
 
 from core import checkpoint, mirror, process
-from core.errors import StorageError, TrialError
+from core.errors import DamagedError, StorageError, TrialError, printable
 from core.stopping import plateau
 from core.storage import read_json, remove, reserve, write_bytes, write_json, write_text
 
@@ -307,7 +308,8 @@ def run(
         result = _result(trial, state, error, process.peak_memory())
         process.release()
         if state in ("finished", "stopped"):
-            checkpoint.remove_all(spec.folder)
+            with contextlib.suppress(StorageError):  # what stays there takes room, no more
+                checkpoint.remove_all(spec.folder)
         write_json(spec.folder / "result.json", result)
 
 
@@ -374,20 +376,25 @@ def write_result(spec: Spec, state: str, error: str) -> None:
     memory = process.UNKNOWN_MEMORY if state == "failed" else known.get("memory", {})
     write_json(spec.folder / "result.json", _result(trial, state, error, memory))
     if state == "stopped":
-        checkpoint.remove_all(spec.folder)
+        with contextlib.suppress(StorageError):
+            checkpoint.remove_all(spec.folder)
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
-    """Return a trial's JSON file; None if it is not there or damaged, which running it mends."""
+    """Return a trial's JSON file; None if it is not there or damaged, which running it mends.
+
+    Raises:
+        StorageError: it cannot be read now; to run a trial again for that would lose its result.
+    """
     try:
         content = read_json(path)
-    except StorageError:
+    except DamagedError:
         return None
     return content if isinstance(content, dict) else None
 
 
 def _result(trial: Trial, state: str, error: str, memory: Mapping[str, Any]) -> dict[str, Any]:
-    ended = {"state": state, "error": error, "seconds": trial.seconds()}
+    ended = {"state": state, "error": printable(error), "seconds": trial.seconds()}
     return ended | {"facts": trial.facts, **memory}
 
 

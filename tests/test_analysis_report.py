@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -129,11 +130,70 @@ def test_a_long_report_loses_optional_sections_then_pictures_until_it_has_ten_pa
     assert "Figure 15" in shorter[4]["omitted"]
 
 
-def test_a_text_too_long_for_the_pages_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="1 pages"):
-        report.write(
-            Report("L", "q", (Section("S", (Text("word " * 9000),)),)), tmp_path, max_pages=1
-        )
+def test_a_text_too_long_for_the_pages_is_written_all_the_same(tmp_path):
+    long = Report("L", "q", (Section("S", (Text("word " * 9000),)),))
+    report.write(long, tmp_path, max_pages=1)
+    assert report.page_count((tmp_path / "report.pdf").read_bytes()) > 1
+
+
+NAMES = (
+    "中文鸟", "قطة صغيرة", "😀🐕", "👨\u200d👩\u200d👧", "हिन्दी", "z\u0334\u031balgo", "a$b$c",
+    "<b>&", "esc\x1b[31mred", "\x07bell", "left\u202eright", "x|y`z*", "two\nlines", "~#^_{}%",
+)  # fmt: skip
+
+
+def test_names_in_any_script_cost_at_most_their_glyphs(tmp_path, capsys):
+    """Of classes, files or messages, in every place of a report."""
+    frame = pd.DataFrame({"name": NAMES, "value": range(len(NAMES))})
+    columns = (tables.text("name", "class"), tables.number("value", "n"))
+    table = tables.Table(
+        "t", frame, columns, markup.escape(NAMES[0]), markup.escape("esc\x1b[31mred")
+    )
+    figure, (axes,) = figures.panels()
+    names = [figures.literal(name) for name in NAMES]
+    figures.heatmap(axes, np.eye(len(NAMES)), list(NAMES), list(NAMES), str)
+    picture = figures.save(figure, tmp_path, "picture")
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    every = markup.escape(" ".join(NAMES))
+    blocks = (
+        Text(f"**{markup.escape(NAMES[2])}** {every}"),
+        table,
+        Code("\n".join(NAMES)),
+        Figure(picture, every, every),
+    )
+    report.write(
+        Report(NAMES[0], every, (Section("esc\x1b[31mred", blocks),), (every,), every), tmp_path
+    )
+    assert report.page_count((tmp_path / "report.pdf").read_bytes()) >= 1
+    html = (tmp_path / "report.html").read_text()
+    for shown in ("中文鸟", "قطة صغيرة", "👨\u200d👩\u200d👧", r"esc\x1b[31mred", r"\x07bell"):
+        assert shown in html
+    assert not set(html) & {"\x1b", "\x07", "\u202e"}
+    assert capsys.readouterr().err == ""
+    tables.write(table, tmp_path)
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert sum(line.startswith("|") for line in lines) == len(NAMES) + 2
+    tables.print_table(table)
+    assert "\x1b[31m" not in capsys.readouterr().out
+
+
+def test_what_no_font_has_is_a_box_and_said_once(tmp_path):
+    document = report._document(Report("t", "bird 鸟 − dog 🐕", ()), report._Files())
+    drawn = report._drawable(document, tmp_path)
+    assert drawn["question"] == [{"kind": "text", "text": "bird □ − dog □"}]
+    assert drawn["boxes"] == report.BOX
+    plain = report._document(Report("t", "bird − 5 %", ()), report._Files())
+    assert report._drawable(plain, tmp_path) == {**plain, "boxes": ""}
+
+
+def test_a_picture_that_typst_cannot_read_costs_the_pdf_alone(tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "report.pdf").write_bytes(b"of an earlier report")
+    blocks = (Figure(tmp_path / "broken.png", "c", "a"),)
+    report.write(Report("T", "q", (Section("S", blocks),)), tmp_path)
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "report.pdf").exists()
+    error = capsys.readouterr().err
+    assert error.startswith("no report.pdf (") and error.endswith("report.html holds all of it\n")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ def test_an_epoch_told_twice_counts_once_with_its_last_values(folder):
     assert list(trial["epoch"]) == [1, 2, 3]
 
 
+def test_a_setting_is_read_as_set_where_older_tables_hold_the_last_epoch(folder):
+    study = json.loads((folder / "study.json").read_text())
+    for number, entry in enumerate(study["trials"]):
+        entry["config"]["lr"] = 0.05 if number else None  # left to the recipe
+    (folder / "study.json").write_text(json.dumps(study))
+    with (folder / "trials.csv").open() as file:
+        assert {row["lr"] for row in csv.DictReader(file)} != {"0.05", ""}
+    rates = load(folder).trials["lr"]
+    assert np.isnan(rates[0]) and set(rates[1:]) == {0.05}
+    assert load(folder).history["lr"].iloc[0] == 0.1
+
+
 def test_declared_trials_without_a_row_are_unfinished(tmp_path):
     folder = build(tmp_path / "x", norms=("bn", "ln"), seeds=2, unfinished=[("ln", 0)])
     trials = load(folder).trials

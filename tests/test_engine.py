@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import itertools
@@ -11,22 +12,30 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from rich.console import Console
 
-from core import checkpoint, collect, trial
+from core import checkpoint, collect, storage, trial
+from core.data import ImageSet
 from core.engine import command_line
 from core.errors import TrialError, UserError
-from core.options import parse_settings
+from core.generators import stream
+from core.multilabel import LabelledImages
+from core.options import parse_settings, read_config, settings_help
+from core.progress import Progress
 from core.slots import parse_memory
 from core.study import Part, plan, trial_name
+from core.training import Batches
 from tests.conftest import ROOT
-from tests.faults import watch_writes
+from tests.faults import fail_reads, watch_writes
 from tests.toy import study, train_toy
 
 METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
@@ -171,6 +180,83 @@ def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, monkeypatch, capsys):
     pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
 
 
+def interrupted(tmp_path: Path, monkeypatch) -> Path:
+    """Return the folder of a trial whose process ended after epoch 3 of 4."""
+
+    class Lost(BaseException):
+        pass
+
+    save = trial.save
+
+    def losing(state, row):
+        save(state, row)
+        if row["epoch"] == 3:
+            raise Lost
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trial, "save", losing)
+        with pytest.raises(Lost):
+            toy(tmp_path, "--seeds", "1")
+    return tmp_path / "toy" / "demo" / "trials" / "kind=train,seed=0"
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, capsys):
+    toy(tmp_path, "--seeds", "1", "--name", "whole")
+    folder = interrupted(tmp_path, monkeypatch)
+    before = {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")}
+    assert len(before) == 2
+    undo, asked = fail_reads("epoch-", errno.ESTALE)
+    try:
+        assert toy(tmp_path, "--seeds", "1", "--resume") == 1
+    finally:
+        undo()
+    assert len(asked) == 3  # it was tried again
+    assert {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")} == before
+    result = trial.read_result(folder)
+    assert result is not None and result["state"] == "failed"
+    assert f"cannot read {folder / max(before)} (Stale file handle)" in result["error"]
+    assert "with --resume" in capsys.readouterr().out
+    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
+    expected = tmp_path / "toy" / "whole"
+    pd.testing.assert_frame_equal(history(folder.parents[1]), history(expected))
+
+
+def test_a_read_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, capsys):
+    toy(tmp_path, "--seeds", "1", "--name", "whole")
+    folder = interrupted(tmp_path, monkeypatch)
+    undo, asked = fail_reads("epoch-", errno.EIO, times=1)
+    try:
+        assert toy(tmp_path, "--seeds", "1", "--resume") == 0
+    finally:
+        undo()
+    assert len(asked) == 2 and "damaged" not in capsys.readouterr().out
+    expected = tmp_path / "toy" / "whole"
+    pd.testing.assert_frame_equal(history(folder.parents[1]), history(expected))
+
+
+@pytest.mark.parametrize("name", ["result.json", "history.json"])
+@pytest.mark.parametrize("again", ["--resume", "--report-only"])
+def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
+    tmp_path, monkeypatch, capsys, name, again
+):
+    toy(tmp_path, "--seeds", "1")
+    folder = tmp_path / "toy" / "demo"
+    written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.setattr(storage, "READ_AGAIN_AFTER", ())
+    undo, _ = fail_reads(name, errno.EACCES)
+    capsys.readouterr()
+    try:
+        assert toy(tmp_path, "--seeds", "1", again) == 2
+    finally:
+        undo()
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1 and f"{name} (Permission denied)" in shown
+    same = [p for p, data in written.items() if p.name != "study.json" and p.is_file()]
+    assert len(same) == len(written) - 1
+    assert all(p.read_bytes() == written[p] for p in same)
+    assert toy(tmp_path, "--seeds", "1", again) == 0
+
+
 def test_checkpoints_hold_no_code_and_keep_two(tmp_path):
     for epoch in (1, 2, 3):
         checkpoint.save(tmp_path, epoch, {"epoch": epoch, "rng": checkpoint.rng_state()})
@@ -210,6 +296,60 @@ def test_failed_trials_are_told_and_the_others_go_on(tmp_path, capsys):
     assert best["trial"] == "kind=train,seed=0"
 
 
+def test_what_a_trial_says_is_shown_as_it_is(tmp_path, monkeypatch, capsys):
+    said = "cannot read [/data/images]: gone; needs [batch, classes] :smile: \x1b[31mred\x07"
+
+    def refuse(cfg):
+        raise TrialError(said)
+
+    monkeypatch.setattr("tests.toy.misbehave", refuse)
+    assert toy(tmp_path, "--seeds", "1") == 1
+    told = "cannot read [/data/images]: gone; needs [batch, classes] :smile: \\x1b[31mred\\x07"
+    assert f"kind=train,seed=0 failed: {told}\n" in capsys.readouterr().out
+    assert list(pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").error) == [told]
+    assert toy(tmp_path, "--seeds", "1", "--resume") == 1
+    console = Console(force_terminal=True, width=40, file=io.StringIO())
+    with Progress(1, 0, "val_accuracy", "max", console) as progress:
+        progress.row("[/bold] \x1b[2J", {}, {"epoch": 1, "val_accuracy": 0.5})
+        progress.announce(said)
+    assert "\x1b[31m" not in console.file.getvalue() and "\x1b[2J" not in console.file.getvalue()
+
+
+def test_an_error_names_files_without_moving_the_cursor():
+    assert str(UserError("no \x1b[2Jx\udcff\n- [/y]")) == "no \\x1b[2Jx\\udcff\n- [/y]"
+
+
+def test_a_setting_and_a_metric_of_one_name_have_a_column_each(tmp_path):
+    def train(config, report):
+        trial.note(pause=7.0, chosen=2)
+        for epoch in (1, 2):
+            row = {"epoch": epoch, "lr": 0.1 / epoch, "kind": epoch, "state": 5, "chosen": 9}
+            report(row | {"val_accuracy": 0.5})
+
+    other = replace(study, trainable=train)
+    arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1", "--set", "lr=0.3"]
+    assert command_line(other, arguments) == 0
+    (row,) = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").to_dict("records")
+    assert (row["lr"], row["last_lr"]) == (0.3, 0.05)
+    assert (row["kind"], row["last_kind"]) == ("train", 2)
+    assert (row["state"], row["last_state"]) == ("finished", 5)
+    assert (row["pause"], row["noted_pause"]) == (0.0, 7.0)
+    assert (row["chosen"], row["last_chosen"]) == (2, 9)
+    epochs = pd.read_csv(tmp_path / "toy" / "demo" / "history.csv")
+    assert list(epochs.lr) == [0.1, 0.05]
+    assert list(epochs.kind) == [1, 2] and list(epochs.set_kind) == ["train"] * 2
+
+
+def test_a_trial_whose_name_leads_elsewhere_is_refused(tmp_path, capsys):
+    toy(tmp_path, "--seeds", "1")
+    file = tmp_path / "toy" / "demo" / "study.json"
+    declared = json.loads(file.read_text())
+    declared["trials"][0]["trial"] = "../../../../secret"
+    file.write_text(json.dumps(declared))
+    assert toy(tmp_path, "--report-only") == 2
+    assert "names a trial '../../../../secret'" in capsys.readouterr().err
+
+
 def test_a_diverged_trial_is_never_best_and_never_repeated(tmp_path):
     assert toy(tmp_path, "--seeds", "1", "--set", "kind=diverge") == 1
     folder = tmp_path / "toy" / "demo"
@@ -227,6 +367,10 @@ REFUSED = {
     "--set epochs=0": "epochs must be at least 1",
     "--set epochs": "write it as key=value",
     "--set data_dir=x": "use --data-dir",
+    "--set lr=0.1,0.01": "toy compares lr in no part, so it takes one value; run the study once",
+    "--set lr=0.1,x": "lr must be of type float, got '0.1,x'",
+    "--set seed=18446744073709551616": "a seed is a whole number from 0 to 2^63 - 1",
+    "--set seed=0,-1": "a seed is a whole number from 0 to 2^63 - 1",
     "--seeds 0": "--seeds 0",
     "--max-concurrent 0": "--max-concurrent 0",
     "--name ../x": "--name ../x",
@@ -236,6 +380,63 @@ REFUSED = {
     "--report-only": "no study at",
     "--address auto": "give one of them",
 }
+
+
+@pytest.mark.parametrize("option", ["--name", "--results-dir"])
+def test_names_longer_than_file_systems_take_are_refused(tmp_path, capsys, option):
+    assert command_line(study, ["--local", option, "é" * 130]) == 2
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1 and shown.startswith(f"{option} éé")
+    assert "at most 200 bytes" in shown
+
+
+def test_every_seed_that_torch_takes_can_be_run(tmp_path):
+    seeds = [20241130221455, 2**63 - 1]
+    assert toy(tmp_path, "--set", f"seed={seeds[0]},{seeds[1]}") == 0
+    assert list(pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").seed) == seeds
+    images, cpu = np.zeros((4, 3, 8, 8), np.uint8), torch.device("cpu")
+    for seed in (*seeds, 5):
+        birds = Batches(ImageSet(images, np.arange(4), (), ()), 2, cpu, seed, train=True)
+        voc = LabelledImages(images, np.eye(4, dtype=np.int8), np.arange(4), 2, cpu, seed, 1.0)
+        assert all(len(list(batches.epoch(3))) == 2 for batches in (birds, voc))
+        torch.Generator().manual_seed(stream(seed, 999))
+    assert stream(5, 999) == 5_999  # small ones draw what they always drew
+
+
+def test_help_needs_no_docstrings(tmp_path):
+    """As under `python -OO`."""
+    code = (
+        "import sys; from dataclasses import replace; from tests.toy import study\n"
+        "from core.study import main\n"
+        "def act(settings, folder):\n    'Do it.'\n"
+        "main(replace(study, actions={'act': act}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lr = 0.1" in done.stdout and "--act:" in done.stdout
+
+
+def test_a_setting_can_be_set_to_none(tmp_path):
+    @dataclass(frozen=True)
+    class Config:
+        images: int | None = 7
+        norm: Literal["bn", "none"] = "bn"
+        way: Literal["none"] | None = None
+
+    other = replace(study, config=Config)
+    assert parse_settings(other, ["images=none", "norm=none", "way=none"]) == {
+        "images": None, "norm": "none", "way": "none"
+    }  # fmt: skip
+    assert "images = 7" in settings_help(other) and "way = none" in settings_help(other)
+    path = tmp_path / "config.json"
+    path.write_text('{"images": null}')
+    assert read_config(other, path) == {"images": None}
+    path.write_text('{"norm": null}')
+    assert read_config(other, path) == {"norm": "none"}
+    with pytest.raises(UserError, match="images must be of type int or none, got 'x'"):
+        parse_settings(other, ["images=x"])
 
 
 @pytest.mark.parametrize("arguments", REFUSED)

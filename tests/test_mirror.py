@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -125,6 +126,52 @@ def test_a_second_driver_is_refused_by_the_signs_of_life_of_the_first(server, tm
     driver["beat"] = "2026-01-01T00:00:00+00:00"  # it stopped giving signs of life
     s3_client(server).put_object(Bucket="lab", Key=key, Body=json.dumps(driver).encode())
     assert command_line(study, arguments) == 0
+
+
+def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_path, capsys):
+    arguments = ["--local", "--results-dir", place(server, "busy"), "--set", "kind=gather"]
+    arguments += ["--seeds", "1"]
+    waiting = {"TOY_MARKER": str(tmp_path / "gathered"), "TOY_GATHER": "2"}  # there is but one
+    first = subprocess.Popen(
+        [sys.executable, "tests/toy.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | waiting,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "gathered" / "0-came").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert command_line(study, [*arguments, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"is in use by another run of this study (process {first.pid} on " in error
+    assert command_line(study, [*arguments, "--report-only"]) == 1  # the trial has not ended yet
+    key = "busy/toy/demo/trials.csv"
+    table = s3_client(server).get_object(Bucket="lab", Key=key)["Body"].read().decode()
+    assert "unfinished" in table
+    (tmp_path / "gathered" / "1-came").touch()
+    shown, _ = first.communicate(timeout=60)
+    assert first.returncode == 0, shown
+    folder = Mirror(place(server, "busy"), "toy/demo").local
+    assert list(history(folder).epoch) == [1, 2, 3, 4]
+
+
+def test_only_what_a_command_changed_is_sent(server, tmp_path):
+    mirror = Mirror(place(server, "changed"), "study", tmp_path / "here")
+    for name in ("old", "kept"):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / name).write_text(name)
+    mirror.push_tree({})
+    before = mirror.contents()
+    s3_client(server).put_object(Bucket="lab", Key="changed/study/kept", Body=b"newer")
+    (tmp_path / "here" / "old").write_text("newer here")
+    mirror.push_tree(before)
+    other = Mirror(place(server, "changed"), "study", tmp_path / "there")
+    other.pull()
+    assert (tmp_path / "there" / "kept").read_text() == "newer"
+    assert (tmp_path / "there" / "old").read_text() == "newer here"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from core import trial
 from core.engine import command_line
 from core.study import Range
 from tests.conftest import ROOT
+from tests.faults import watch_writes
 from tests.toy import study
 
 searching = dataclasses.replace(
@@ -74,9 +77,73 @@ def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(t
     after = proposals(folder)
     assert after[:4] == before and len(after) == 7 and len(set(after)) == 7
     assert set(pd.read_csv(folder / "trials.csv").state) == {"finished"}
+    assert search(tmp_path / "whole") == 0
+    assert after == proposals(tmp_path / "whole" / "toy" / "demo")
     modified = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
     assert search(tmp_path, "--resume") == 0  # nothing is left to do
     assert {p: p.stat().st_mtime_ns for p in modified} == modified
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A search that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert search(folder) == 0
+    return folder / "toy" / "demo"
+
+
+def fail_once(folder: Path, *names: str) -> None:
+    """Run a search in which these trials find the disk full after their first epoch."""
+
+    def reached(step: str) -> None:
+        current = trial._current.get()
+        if current is not None and current.spec.name in names and current.rows:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    undo = watch_writes(reached)
+    try:
+        assert search(folder) == 1
+    finally:
+        undo()
+
+
+def test_a_search_whose_trials_failed_ends_as_an_undisturbed_one(tmp_path, whole):
+    """From the second random proposal on all fail: those of TPE knew less than they should."""
+    fail_once(tmp_path, *(f"search-{i:04}" for i in range(1, 6)))
+    folder = tmp_path / "toy" / "demo"
+    assert list(pd.read_csv(folder / "trials.csv").state) == ["finished"] * 2 + ["failed"] * 5
+    assert proposals(folder) != proposals(whole)
+    assert search(tmp_path, "--resume") == 0
+    assert proposals(folder) == proposals(whole)
+    for name in ("best_config.json", "search.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    kept = ["trial", "state", "lr", "best_val_accuracy", "epochs_run"]
+    pd.testing.assert_frame_equal(*(pd.read_csv(at / "trials.csv")[kept] for at in (folder, whole)))
+
+
+def test_what_a_failed_trial_comes_to_is_known_afterwards(tmp_path, whole):
+    """One failed and the others did not: their proposals stay, and its value counts."""
+    fail_once(tmp_path, "search-0001")
+    folder = tmp_path / "toy" / "demo"
+    before = proposals(folder)
+    assert list((folder / "trials" / "search-0001").glob("epoch-00001-*.pt"))
+    assert search(tmp_path, "--resume") == 0
+    assert proposals(folder) == before
+    assert before[:4] == proposals(whole)[:4]  # these are drawn, whatever is known
+    trials = pd.read_csv(folder / "trials.csv")
+    tried = trials[trials.trial != "default"]
+    best = before[int(tried.best_val_accuracy.idxmax())]
+    assert json.loads((folder / "best_config.json").read_text()) == {"lr": best}
+    assert json.loads((folder / "search.json").read_text())["importances"] is not None
+
+
+def test_a_space_that_has_changed_is_one_sentence(tmp_path, capsys):
+    search(tmp_path, "--set", "kind=raise")
+    other = dataclasses.replace(searching, search={"lr": Range(0.2, 0.3)})
+    command = ["--local", "--results-dir", str(tmp_path), "--set", "kind=raise", "--resume"]
+    assert command_line(other, [*command, "--search", "optuna", "--trials", "6"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the searched space has changed" in error
 
 
 def test_failed_configurations_are_told_and_never_best(tmp_path):

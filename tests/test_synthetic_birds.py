@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from core import data, synthetic_birds
-from core.errors import UserError
+from core.errors import StorageError, UserError
 from core.synthetic_birds import CLASSES, SPECIES, SYNTHETIC, default_birds, make_birds
+from tests.faults import fail_reads
 
 LAB_CLASSES = (  # as the lab's text writes them
     "Cattle Egret", "Coppersmith Barbet", "Indian Peacock", "Red Wattled Lapwing",
@@ -140,6 +142,19 @@ def test_default_birds_are_made_again_when_files_are_gone(cache):
     (folder / "train" / CLASSES[0] / "0001.jpg").unlink()
     synthetic_birds._default_birds.cache_clear()
     assert hashes(default_birds()) == before
+
+
+def test_default_birds_that_cannot_be_read_now_are_left_alone(cache):
+    folder = default_birds()
+    before = hashes(folder)
+    synthetic_birds._default_birds.cache_clear()
+    undo, _ = fail_reads("contents.json", errno.EIO)
+    try:
+        with pytest.raises(StorageError, match=r"contents\.json \(Input/output error\)"):
+            default_birds()
+    finally:
+        undo()
+    assert hashes(folder) == before
 
 
 def test_an_interrupted_making_leaves_no_folder(cache, monkeypatch):
