@@ -20,9 +20,11 @@ from analysis.results import load
 from core import synthetic_birds
 from core.corruptions import CORRUPTIONS
 from core.engine import command_line
-from core.errors import UserError
+from core.errors import Diverged, UserError
+from core.normalisation import NORMALISATIONS
 from core.resnet import resnet
 from core.study import plan
+from core.weights import load_state
 from studies.adaptation import study
 from trainables import adaptation as trainable
 from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells
@@ -155,6 +157,11 @@ def name_colour(name: str) -> tuple[int, int, int]:
     return (ord(name), 100, 200)
 
 
+def test_scores_that_are_not_finite_end_a_cell_as_diverged(cell):
+    with pytest.raises(Diverged, match="not finite"):
+        cell(method="tent", tent_lr=1e38)
+
+
 def test_the_data_are_described_with_the_model(birds, weights):
     settings = {"data_dir": str(birds), "checkpoint": str(weights), "image_size": 32}
     described = describe_cells(settings)
@@ -238,10 +245,10 @@ def test_every_part_has_its_table_figure_and_answer(whole):
     page = (whole / "report.html").read_text()
     for question in (
         "What do more updates bring?",
-        "Why do small batches fail?",
+        "What does the batch size do?",
         "What does it cost on clean images?",
         "Does the order of the images matter?",
-        "Which method is best?",
+        "How do the methods compare?",
     ):
         assert question in page
     assert "those reported" in page  # computed again from the stored scores
@@ -266,6 +273,31 @@ def test_a_resumed_study_is_the_unbroken_one(severity, birds, weights):
     after = pd.read_csv(severity / "trials.csv")
     drop = [c for c in before if "seconds" in c or "memory" in c or "allocated" in c]
     pd.testing.assert_frame_equal(before.drop(columns=drop), after.drop(columns=drop))
+
+
+def test_the_normalisation_is_settled_once_and_recorded(
+    severity, birds, weights, capsys, monkeypatch
+):
+    record = json.loads((severity / "study.json").read_text())
+    settled = record["data"]["normalisation"]
+    assert settled["how"] == "guessed" and set(settled["accuracy"]) == set(NORMALISATIONS)
+    assert settled["accuracy"][settled["name"]] == max(settled["accuracy"].values())
+    assert {t["config"]["normalisation"] for t in record["trials"]} == {settled["name"]}
+    page = (severity / "report.html").read_text()
+    assert all(f"{name} {100 * value:.1f}" in page for name, value in settled["accuracy"].items())
+    clean = pd.read_csv(severity / "trials.csv")["clean_acc_unadapted"]
+    assert set(clean) == {settled["accuracy"][settled["name"]]}
+    # a resumed study takes what was settled, whatever would be guessed now; and says so if set
+    other = next(name for name in NORMALISATIONS if name != settled["name"])
+    guess = trainable.settle
+    monkeypatch.setattr(trainable, "settle", lambda *a: guess(*a[:3], other, None))
+    forget()
+    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
+    assert run(birds, weights, severity.parents[1], *words) == 0
+    again = json.loads((severity / "study.json").read_text())
+    assert again["trials"] == record["trials"]
+    assert run(birds, weights, severity.parents[1], f"normalisation={other}", *words) == 2
+    assert f"normalisation: {settled['name']} -> {other}" in capsys.readouterr().err
 
 
 def test_other_weights_are_not_resumed(severity, birds, tmp_path, capsys):
@@ -338,6 +370,16 @@ def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, 
     assert not (tmp_path / "adaptation" / "full" / "study.json").exists()
 
 
+def test_weights_that_are_not_finite_are_refused_before_any_work(birds, weights, tmp_path, capsys):
+    state = torch.load(weights, weights_only=True)
+    state["conv.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    assert run(birds, tmp_path / "nan.pt", tmp_path) == 2
+    told = capsys.readouterr().err.strip()
+    assert "not finite" in told and "\n" not in told
+    assert not list(tmp_path.rglob("study.json"))
+
+
 def test_models_without_batch_norm_are_refused(birds, tmp_path, capsys):
     torch.save(resnet(1, 4, "gn").state_dict(), tmp_path / "gn.pt")
     assert run(birds, tmp_path / "gn.pt", tmp_path) == 2
@@ -383,6 +425,30 @@ def test_a_damaged_folder_of_python_batches_is_refused(tmp_path, weights):
 
 
 # ---- real photographs and public weights ----
+
+
+def test_foreign_weights_get_the_pixels_that_they_expect(shared_data, tmp_path):
+    state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
+    first = state["conv1.weight"] / std  # the same network, for pixels in 0 to 1
+    moved = state["bn1.running_mean"] + (first * mean).sum((1, 2, 3))
+    state |= {"conv1.weight": first, "bn1.running_mean": moved}
+    torch.save(state, tmp_path / "takes-0-to-1.th")
+    settings = {
+        "data_dir": str(shared_data / "cifar10"),
+        "checkpoint": str(tmp_path / "takes-0-to-1.th"),
+        "images": 500,
+    }
+    described = describe_cells(settings)
+    told = described["normalisation"]["accuracy"]
+    assert described["settled"] == {"normalisation": "none"}
+    assert told == {"imagenet": 0.176, "cifar10": 0.192, "none": 0.794}
+    rows: list[dict] = []
+    clean = {"corruption": "clean", "severity": 0, "method": "none", "normalisation": "none"}
+    adapt_cell(settings | clean, report=rows.append)
+    assert rows[0]["acc_unadapted"] == 0.794
+    public = settings | {"checkpoint": str(shared_data / "weights" / "cifar10-resnet20.th")}
+    assert describe_cells(public)["normalisation"]["how"] == "known"
 
 
 @pytest.mark.slow
