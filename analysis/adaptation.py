@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis import adaptation_answers as answers
 from analysis import figures, provenance, statistics, tables
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLEAN = "clean"
+# What a part may compare, also beside its own question (`--part updates --set batch_size=8,64`).
+SETTINGS = ("corruption", "severity", "method", "num_bn_updates", "batch_size", "order")
 Z = 1.959963984540054  # of a two-sided 95 % interval
 # AlexNet's errors summed over severities and divided by 5, by which ImageNet-C is normed
 # (Hendrycks & Dietterich 2019, code of AugMix).
@@ -118,16 +121,22 @@ def paired_interval(gained: float, lost: float, n: float) -> tuple[float, float]
     return middle - half, middle + half
 
 
+def told_apart(trials: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """`by`, and the settings beside it in which these trials differ: no mean goes over those."""
+    return [*by, *(k for k in SETTINGS if k not in by and trials[k].nunique() > 1)]
+
+
 def cell_numbers(trials: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Accuracy without and with adaptation, and gain, a row per combination of `by`.
+    """Accuracy without and with adaptation, and gain, a row per combination of `told_apart`.
 
     Returns:
-        `by`, seeds, n (images); acc_unadapted, acc_adapted, gain, each with low and high over
-        images; loss_unadapted, loss_adapted (nats), updates. Means over seeds: the images are the
-        same for all of them.
+        the settings that tell rows apart, seeds, n (images); acc_unadapted, acc_adapted, gain, each
+        with low and high over images; loss_unadapted, loss_adapted (nats), updates. Means over
+        seeds: the images are the same for all of them.
     """
     rows = []
-    for values, group in trials.groupby(list(by), sort=False):
+    by = told_apart(trials, by)
+    for values, group in trials.groupby(by, sort=False):
         keys = ("n", "right_unadapted", "right_adapted", "gained", "lost", "updates")
         mean = {key: float(group[key].astype(float).mean()) for key in keys}
         losses = {k: float(group[k].astype(float).mean()) for k in _LOSSES}
@@ -161,7 +170,8 @@ def severity_numbers(results: Results) -> pd.DataFrame:
     if "clean_right_adapted" not in clean or clean["clean_right_adapted"].isna().all():
         return numbers
     # Every cell reports the clean images under its own settings: once per seed is enough.
-    clean = clean.dropna(subset=["clean_right_adapted"]).drop_duplicates("seed")
+    own = [k for k in numbers if k in SETTINGS[2:]]
+    clean = clean.dropna(subset=["clean_right_adapted"]).drop_duplicates(["seed", *own])
     keys = ("right_unadapted", "right_adapted", "gained", "lost")
     renamed = clean.assign(
         **{key: clean[f"clean_{key}"] for key in keys},
@@ -185,9 +195,11 @@ def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
         return pd.DataFrame(), ""
     imagenet = len(results.study.get("data", {}).get("classes", ())) == 1000
     rows = []
-    for name, group in cells[cells["corruption"] != CLEAN].groupby("corruption", sort=False):
+    by = ["corruption", *(k for k in cells if k in SETTINGS[2:])]
+    for values, group in cells[cells["corruption"] != CLEAN].groupby(by, sort=False):
+        name = values[0]
         errors = {k: 1 - group[f"acc_{k}"].mean() for k in ("unadapted", "adapted")}
-        row = {"corruption": name, "severities": len(group)}
+        row = dict(zip(by, values, strict=True)) | {"severities": len(group)}
         row |= {f"error_{k}": value for k, value in errors.items()}
         reference = ALEXNET.get(str(name), np.nan) if imagenet else errors["unadapted"]
         if len(group) < 5 or not reference:
@@ -246,7 +258,7 @@ def severity_table(results: Results) -> tables.Table | None:
     numbers = severity_numbers(results)
     if numbers.empty:
         return None
-    columns = [tables.text("corruption", "corruption"), tables.number("severity", "severity")]
+    columns = _setting_columns(numbers)
     method = finished(results, "severity").iloc[0]
     how = (
         f"{int(method['num_bn_updates'])} updates of {int(method['batch_size'])} images"
@@ -270,7 +282,7 @@ def corruption_table(results: Results) -> tables.Table | None:
     if numbers.empty:
         return None
     columns = (
-        tables.text("corruption", "corruption"),
+        *_setting_columns(numbers),
         tables.number("error_unadapted", "error without (%)", 1, 100.0),
         tables.number("error_adapted", "error with (%)", 1, 100.0),
         tables.number("ce_unadapted", "CE without", 1, 100.0),
@@ -293,7 +305,7 @@ def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Ta
         return None
     numbers = _over_seeds(trials, [key])
     columns = (
-        *_cell_columns(numbers),
+        *_cell_columns(numbers, key),
         tables.number(key, header),
         tables.count_of("n", "of"),
         tables.interval("mean", "low", "high", "with (%)"),
@@ -318,11 +330,11 @@ def method_table(results: Results) -> tables.Table | None:
     if trials.empty:
         return None
     numbers = cell_numbers(trials, ("corruption", "severity", "method"))
-    columns = [tables.text(k, k) for k in ("corruption", "method")]
+    keys = [k for k in told_apart(trials, ("corruption", "method")) if k in numbers]
     return tables.Table(
         "methods",
         numbers,
-        (*columns, *_cells_shown()),
+        (*_setting_columns(numbers[keys]), *_cells_shown()),
         f"Methods at severity {_listed(trials['severity'])}.",
         "In brackets 95 % intervals over images.",
     )
@@ -337,7 +349,7 @@ def clean_table(results: Results) -> tables.Table | None:
     return tables.Table(
         "clean",
         numbers,
-        (tables.text("method", "method"), *_cells_shown(with_losses=True)),
+        (*_setting_columns(numbers), *_cells_shown(with_losses=True)),
         "Clean images.",
         f"{int(numbers['n'].max()):,} images; in brackets 95 % intervals over images. Loss: nats.",
     )
@@ -350,7 +362,7 @@ def stream_table(results: Results) -> tables.Table | None:
         return None
     numbers = _over_seeds(trials, ["method", "order"])
     columns = (
-        *_cell_columns(numbers),
+        *_cell_columns(numbers, "method", "order"),
         tables.text("method", "method"),
         tables.text("order", "order of the images"),
         tables.count_of("n", "of"),
@@ -394,10 +406,10 @@ def _over_seeds(trials: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Mean over seeds of accuracy and gain with t intervals, in the order of the trials.
 
     Returns:
-        corruption, severity, `keys`; mean, low, high, std of acc_adapted, n, of; gain with low and
-        high; acc_unadapted.
+        corruption, severity, `keys` and what else tells rows apart; mean, low, high, std of
+        acc_adapted, n, of; gain with low and high; acc_unadapted.
     """
-    by = ["corruption", "severity", *keys]
+    by = told_apart(trials, ["corruption", "severity", *keys])
     numbers = trials[by].drop_duplicates()
     found = {}
     for metric in ("acc_adapted", "gain", "acc_unadapted"):
@@ -410,18 +422,27 @@ def _over_seeds(trials: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return numbers
 
 
-def first_cell(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the first cell, where a part was run on several."""
-    first = table.iloc[0]
-    same = (table["corruption"] == first["corruption"]) & (table["severity"] == first["severity"])
-    return table[same]
+def first_cell(table: pd.DataFrame, *axes: str) -> pd.DataFrame:
+    """The rows that share with the first one every setting but `axes`."""
+    keys = [key for key in SETTINGS if key in table and key not in axes]
+    return table[(table[keys] == table[keys].iloc[0]).all(axis=1)]
 
 
-def _cell_columns(numbers: pd.DataFrame) -> list[tables.Column]:
-    """Columns that tell cells apart, where there are several."""
-    if len(first_cell(numbers)) == len(numbers):
+def _cell_columns(numbers: pd.DataFrame, *axes: str) -> list[tables.Column]:
+    """Columns of the settings beside `axes`, where there are several cells."""
+    if len(first_cell(numbers, *axes)) == len(numbers):
         return []
-    return [tables.text("corruption", "corruption"), tables.number("severity", "severity")]
+    return _setting_columns(numbers.drop(columns=list(axes)))
+
+
+def _setting_columns(numbers: pd.DataFrame) -> list[tables.Column]:
+    """A column for each setting that is among those of `numbers`."""
+    names = {"num_bn_updates": "updates", "batch_size": "batch size"}
+    return [
+        (tables.number if is_numeric_dtype(numbers[key]) else tables.text)(key, names.get(key, key))
+        for key in SETTINGS
+        if key in numbers
+    ]
 
 
 def _unadapted_text(numbers: pd.DataFrame) -> str:
@@ -448,9 +469,10 @@ def _listed(values: pd.Series) -> str:
 def heat_figures(results: Results) -> list[Figure]:
     """Corruption x severity: accuracy without and with, and gain."""
     cells = severity_numbers(results)
-    cells = cells[cells["corruption"] != CLEAN]
+    cells = cells[cells["corruption"] != CLEAN] if len(cells) else cells
     if len(cells) < 2:
         return []
+    cells = first_cell(cells, "corruption", "severity")
     wide = {
         key: cells.pivot(index="corruption", columns="severity", values=key).reindex(
             cells["corruption"].unique()
@@ -500,7 +522,7 @@ def _signed(value: float) -> str:
 @figures.styled
 def sweep_figure(results: Results, part: str, key: str, label: str) -> Figure:
     """Accuracy against one setting over a logarithmic axis, beside clean and unadapted."""
-    trials = finished(results, part)
+    trials = first_cell(finished(results, part), key, "corruption", "severity")
     table = _over_seeds(trials, [key])
     figure, (axes, *_) = figures.panels(width=figures.HALF, height=2.5)
     cells = table.groupby(["corruption", "severity"], sort=False)
@@ -591,7 +613,7 @@ def statistics_figure(results: Results) -> Figure | None:
 @figures.styled
 def stream_figure(results: Results) -> Figure:
     """Accuracy of each method under each order of the images."""
-    trials = first_cell(finished(results, "stream"))
+    trials = first_cell(finished(results, "stream"), "method", "order")
     methods = list(trials["method"].drop_duplicates())
     orders = [o for o in ("shuffled", "dirichlet", "sorted") if o in set(trials["order"])]
     figure, axes = figures.panels(len(methods), height=0.75 + 0.25 * len(orders))
@@ -615,7 +637,7 @@ def stream_figure(results: Results) -> Figure:
 @figures.styled
 def method_figure(results: Results) -> Figure:
     """Heat map of methods and corruptions."""
-    trials = finished(results, "methods")
+    trials = first_cell(finished(results, "methods"), "corruption", "method")
     numbers = cell_numbers(trials, ("corruption", "method"))
     wide = numbers.pivot(index="corruption", columns="method", values="acc_adapted")
     wide = wide.reindex(numbers["corruption"].unique())[list(numbers["method"].unique())] * 100
@@ -648,7 +670,7 @@ def photo_figure(results: Results) -> Figure | str:
     try:
         pixels, names = _corrupted_photo(results)
         drawn = _draw_photos(results, pixels, names)
-    except (UserError, OSError) as e:
+    except (UserError, OSError, RuntimeError) as e:  # of torchvision: batches that are not whole
         if not drawn.is_file():
             why = provenance.relative(str(e).splitlines()[0])
             return f"The figure of corrupted photographs is left out: {escape(why.rstrip('.'))}."
@@ -693,6 +715,11 @@ def _first_image(results: Results) -> np.ndarray:
         return models.embedded_images()["val"].images[0]
     if root is None or not Path(root).is_dir():
         raise UserError("the images are not where the study found them")
+    if (base := _python_batches(Path(root))) is not None:
+        from torchvision.datasets import CIFAR10
+
+        published = CIFAR10(str(base), train=False)
+        return published.data[published.targets.index(0)].transpose(2, 0, 1)
     listing = data.scan(root, ["val"])
     size = int(recorded["image_size"])
     # the sizes from which on pictures are prepared as for ImageNet
@@ -701,6 +728,14 @@ def _first_image(results: Results) -> np.ndarray:
     if not len(images):
         raise UserError("the first image cannot be read")
     return images[0]
+
+
+def _python_batches(root: Path) -> Path | None:
+    """Return the folder that holds CIFAR-10's python batches, if `root` is it or the batches'."""
+    for base in (root, root.parent):
+        if (base / "cifar-10-batches-py").is_dir() and root in (base, base / "cifar-10-batches-py"):
+            return base
+    return None
 
 
 def _private(results: Results) -> dict[str, Any]:
@@ -742,7 +777,7 @@ def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Secti
     if len(errors):
         whole = errors.dropna(subset=["ce_unadapted"])
         first.append(Text(answers.corruption_error(whole, reference)))
-    first.append(Text(recomputed(results)))
+    first += [Text(answers.normalisation(results)), Text(recomputed(results))]
     sections = [
         Section("Result", tuple(block for block in first if block != Text(""))),
         Section("The questions, answered", (Text(_answers(results, found, cells, clean)),)),
@@ -776,7 +811,7 @@ def _extras(results: Results, found: Mapping[str, tables.Table]) -> list[Section
     sections = []
     moved = statistics_figure(results)
     if moved is not None:
-        sections.append(Section("Where the shift is corrected", (moved,)))
+        sections.append(Section("How far the statistics moved", (moved,)))
     if "stream" in found:
         blocks: tuple[Block, ...] = (stream_figure(results), found["stream"])
         sections.append(Section("The order of the images", blocks))
@@ -814,21 +849,22 @@ def _answers(
     pairs = [("What does adaptation change?", answers.changed(results))]
     momentum = _momentum(results)
     if "updates" in found:
-        numbers = first_cell(found["updates"].numbers)
-        text = answers.updates(numbers, momentum, float(numbers["acc_unadapted"].iloc[0]))
-        pairs.append(("What do more updates bring?", text))
+        trials = first_cell(finished(results, "updates"), "num_bn_updates")
+        pairs.append(("What do more updates bring?", answers.updates(trials, momentum)))
     if "batch_size" in found:
-        numbers = first_cell(found["batch_size"].numbers)
-        made = int(finished(results, "batch-size")["num_bn_updates"].iloc[0])
-        text = answers.batch_sizes(numbers, momentum, float(numbers["acc_unadapted"].iloc[0]), made)
-        pairs.append(("Why do small batches fail?", text))
+        trials = first_cell(finished(results, "batch-size"), "batch_size")
+        moved = pd.concat(
+            layer_changes(results, row["trial"]).assign(batch_size=row["batch_size"])
+            for row in trials.to_dict("records")
+        )
+        pairs.append(("What does the batch size do?", answers.batch_sizes(trials, moved)))
     pairs.append(("What does it cost on clean images?", answers.clean(clean)))
     if len(cells):
         pairs.append(("Where does it harm?", answers.breaks(cells)))
     if "stream" in found:
-        numbers = first_cell(found["stream"].numbers)
-        text = answers.streams(numbers, float(numbers["acc_unadapted"].iloc[0]))
-        pairs.append(("Does the order of the images matter?", text))
+        trials = first_cell(finished(results, "stream"), "method", "order")
+        pairs.append(("Does the order of the images matter?", answers.streams(trials)))
     if "methods" in found:
-        pairs.append(("Which method is best?", answers.methods(found["methods"].numbers)))
+        numbers = first_cell(found["methods"].numbers, "corruption", "severity", "method")
+        pairs.append(("How do the methods compare?", answers.methods(numbers)))
     return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs if answer)

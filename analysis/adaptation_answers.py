@@ -5,10 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import statistics
 from analysis.markup import escape
 from analysis.report import join
 from analysis.results import Results
-from analysis.tables import decimal, significant
+from analysis.tables import bracketed, decimal, significant
 
 METHODS = {
     "none": "the source model as it is",
@@ -54,7 +55,6 @@ PUBLISHED_LINKS = (
     "[code](https://github.com/DequanWang/tent); "
     "[test-time-adaptation](https://github.com/mariodoebler/test-time-adaptation)."
 )
-Rows = Sequence[dict[Any, Any]]
 
 
 def published() -> list[tuple[str, ...]]:
@@ -69,16 +69,29 @@ def summary(results: Results, cells: pd.DataFrame) -> str:
     model = escape(results.study.get("data", {}).get("model", "the model"))
     better = int((cells["gain_low"] > 0).sum())
     worse = int((cells["gain_high"] < 0).sum())
-    best = cells.loc[cells["gain"].idxmax()].to_dict()
     mean = {key: cells[key].mean() for key in ("acc_unadapted", "acc_adapted", "gain")}
     return (
         f"{model}, {int(cells['n'].max()):,} images a cell. Over {count(len(cells), 'cell')} the "
         f"mean accuracy is **{percent(mean['acc_unadapted'])} without and "
         f"{percent(mean['acc_adapted'])} with** adaptation ({points(mean['gain'])}). Adaptation "
         f"helps in {better} of them and harms in {worse} (95 % interval over images clear of "
-        f"zero); most it gains at {cell(best)}: {percent(best['acc_unadapted'])} to "
+        f"zero).{_most(cells)}"
+    )
+
+
+def _most(cells: pd.DataFrame) -> str:
+    best = cells.loc[cells["gain"].idxmax()].to_dict()
+    if not best["gain_low"] > 0:
+        return ""
+    return (
+        f" The largest gain is at {cell(best)}: {percent(best['acc_unadapted'])} to "
         f"{percent(best['acc_adapted'])}."
     )
+
+
+def normalisation(results: Results) -> str:
+    """How pixels were normalised, and why so; nothing for studies that did not record it."""
+    return escape(results.study.get("data", {}).get("normalisation", {}).get("sentence", ""))
 
 
 def corruption_error(errors: pd.DataFrame, reference: str) -> str:
@@ -114,25 +127,18 @@ def changed(results: Results) -> str:
     )
 
 
-def updates(table: pd.DataFrame, momentum: float | None, unadapted: float) -> str:
-    """What more updates bring."""
-    rows: Rows = table.sort_values("num_bn_updates").to_dict("records")
-    best = max(rows, key=lambda row: row["mean"])
-    last = rows[-1]
-    listed = join([f"{percent(row['mean'])} after {row['num_bn_updates']}" for row in rows])
-    text = f"Unadapted {percent(unadapted)}; {listed}. "
-    text += f"The best of these is {count(best['num_bn_updates'], 'update')}"
-    if last["high"] < best["mean"]:  # more than the spread over seeds
-        text += (
-            f", {points(best['mean'] - last['mean'])} over {last['num_bn_updates']}: more updates "
-            "are not better without end"
-        )
-    text += ". "
-    if momentum:
-        left = [
-            f"{significant((1 - momentum) ** row['num_bn_updates'])} after {row['num_bn_updates']}"
-            for row in rows
-        ]
+def updates(trials: pd.DataFrame, momentum: float | None) -> str:
+    """What more updates bring; `trials` are those of one cell."""
+    means = trials.groupby("num_bn_updates")["acc_adapted"].mean()
+    listed = join([f"{percent(value)} after {number}" for number, value in means.items()])
+    text = f"{_unadapted(trials)}; {listed}. "
+    best, last = means.idxmax(), means.index[-1]
+    if best != last:
+        gap = _pair(trials, "num_bn_updates", best, last)
+        text += f"{best} updates against {last}: {_told(gap)}"
+        text += ": more updates are not better without end. " if clear(gap) > 0 else ". "
+    if momentum and (trials["method"] == "running").all():
+        left = [f"{significant((1 - momentum) ** number)} after {number}" for number in means.index]
         text += (
             f"Each update keeps {significant(1 - momentum)} of the old statistics, so that the "
             f"source's still weigh {join(left)}. Few updates are therefore a blend of source and "
@@ -143,29 +149,33 @@ def updates(table: pd.DataFrame, momentum: float | None, unadapted: float) -> st
     return text
 
 
-def batch_sizes(table: pd.DataFrame, momentum: float | None, unadapted: float, count_: int) -> str:
-    """Why small batches fail."""
-    rows: Rows = table.sort_values("batch_size").to_dict("records")
-    listed = join([f"{percent(row['mean'])} at {row['batch_size']}" for row in rows])
-    first, last = rows[0], rows[-1]
-    text = f"Unadapted {percent(unadapted)}; after {count_} updates {listed}. "
-    if first["batch_size"] != 1:
-        return text
-    verdict = "below" if first["mean"] < unadapted else "above"
-    spread = "" if pd.isna(first["std"]) else f", with a spread over seeds of {spread_of(first)}"
-    text += (
-        f"Batches of one image end {verdict} the unadapted model "
-        f"({points(first['mean'] - unadapted)}{spread}) and {points(first['mean'] - last['mean'])} "
-        f"against batches of {last['batch_size']}. Two things go wrong. The mean and the variance "
-        "of one image are a noisy estimate of those of all"
-    )
-    if momentum:
-        text += f", and the running average smooths over some {effective(momentum)} images only"
-    return text + (
-        ". And the variance inside one image lacks the variance between images: averaged over any "
-        "number of batches it stays too small, because the running variance is a mean of "
-        "variances about each batch's own mean."
-    )
+def batch_sizes(trials: pd.DataFrame, moved: pd.DataFrame) -> str:
+    """What each batch size gains, against none and against the largest, and what it leaves.
+
+    Args:
+        trials: those of one cell.
+        moved: batch_size, and the changes of the statistics of each layer and seed.
+    """
+    sizes = sorted(trials["batch_size"].unique())
+    gains = statistics.compare(trials, "batch_size", "gain").set_index("batch_size")
+    gains = gains.rename(columns={"mean": "difference"})
+    listed = "; ".join(f"{size}: {_told(gains.loc[size])}" for size in sizes)
+    text = f"{_unadapted(trials)}. Gain by batches of {listed}. "
+    if len(sizes) > 1:
+        gap = _pair(trials, "batch_size", sizes[0], sizes[-1])
+        text += f"Batches of {sizes[0]} against {sizes[-1]}: {_told(gap)}. "
+    ratios = {size: moved.loc[moved["batch_size"] == size, "ratio"] for size in sizes}
+    left = [
+        f"{significant(r.median())} at {size} ({significant(r.min())} to {significant(r.max())})"
+        for size, r in ratios.items()
+        if len(r)
+    ]
+    if left:
+        text += (
+            "The standard deviations that the layers keep then, as multiples of the source's "
+            f"(median over layers and seeds, smallest and largest): {join(left)}."
+        )
+    return text
 
 
 def clean(numbers: pd.Series | None) -> str:
@@ -177,50 +187,44 @@ def clean(numbers: pd.Series | None) -> str:
         f"{percent(numbers['acc_unadapted'])} without and {percent(numbers['acc_adapted'])} with "
         f"it, {points(numbers['gain'])} {interval}"
     )
-    if numbers["gain_high"] < 0:
-        return (
-            f"On clean images adaptation costs accuracy: {both}. Statistics of the last batches "
-            "replace those of the whole training set, where nothing had shifted."
-        )
-    verdict = "brings accuracy" if numbers["gain_low"] > 0 else "makes no clear difference"
+    verdict = "makes no clear difference"
+    if side := clear(numbers, "gain_"):
+        verdict = "brings accuracy" if side > 0 else "costs accuracy"
     return f"On clean images adaptation {verdict}: {both}."
 
 
-def streams(table: pd.DataFrame, unadapted: float) -> str:
-    """Where the order of the images breaks adaptation."""
-    sentences, collapsed = [], False
-    for method, group in table.groupby("method", sort=False):
-        by = group.set_index("order")["mean"]
-        if not {"shuffled", "sorted"} <= set(by.index):
-            continue
-        fall = by["shuffled"] - by["sorted"]
-        collapsed |= fall > 0.1
-        listed = join([f"{percent(value)} {order}" for order, value in by.items()])
-        worse = by["sorted"] < unadapted
-        sentences.append(
-            f"`{method}`: {listed}. Sorted by class it "
-            + (f"loses {points(fall, signed=False)}" if fall > 0 else "does not lose")
-            + (" and ends below the unadapted model" if worse else "")
-            + ("**, a collapse**" if fall > 0.1 else "")
-            + "."
-        )
-    if not sentences:
-        return ""
-    why = (
-        " A batch of one class has the statistics of that class: subtracting its mean takes away "
-        "what tells the class from others. A folder lists its files in that order, so adaptation "
-        "must shuffle them."
-    )
-    return f"Unadapted {percent(unadapted)}. {' '.join(sentences)}" + (why if collapsed else "")
+def streams(trials: pd.DataFrame) -> str:
+    """What each order of the images does to each method; `trials` are those of one cell."""
+    sentences, worse = [], False
+    for method, group in trials.groupby("method", sort=False):
+        means = group.groupby("order", sort=False)["acc_adapted"].mean()
+        listed = join([f"{percent(value)} {order}" for order, value in means.items()])
+        sentences.append(f"`{method}`: {listed}.")
+        for order in means.index.drop("shuffled") if "shuffled" in means else ():
+            gap = _pair(group, "order", order, "shuffled")
+            worse |= order == "sorted" and clear(gap) < 0
+            sentences.append(f"{str(order).capitalize()} against shuffled: {_told(gap)}.")
+    if worse:
+        sentences.append("A folder lists its files by class: shuffle them before adapting.")
+    return f"{_unadapted(trials)}. {' '.join(sentences)}"
 
 
 def methods(table: pd.DataFrame) -> str:
-    """The methods, best first, by their mean over corruptions."""
-    mean = table.groupby("method", sort=False)["acc_adapted"].mean().sort_values(ascending=False)
-    listed = join([f"`{method}` {percent(value)}" for method, value in mean.items()])
-    names = "; ".join(f"`{name}`: {METHODS[name]}" for name in mean.index if name in METHODS)
-    severities = join(sorted(table["severity"].unique()))
-    return f"Mean over the corruptions at severity {severities}, best first: {listed}. {names}."
+    """The methods by their mean over corruptions, and how often each gains and loses."""
+    listed = []
+    for method, group in table.groupby("method", sort=False):
+        better, worse = (group["gain_low"] > 0).sum(), (group["gain_high"] < 0).sum()
+        listed.append(
+            f"`{method}` ({METHODS.get(str(method), method)}) "
+            + percent(group["acc_adapted"].mean())
+            + (f", gains in {better} and loses in {worse}" if method != "none" else "")
+        )
+    cells = len(table[["corruption", "severity"]].drop_duplicates())
+    return (
+        f"Mean accuracy over {count(cells, 'cell')} at severity "
+        f"{join(sorted(table['severity'].unique()))}, and cells in which the 95 % interval over "
+        f"images of the gain is clear of zero: {'; '.join(listed)}."
+    )
 
 
 def breaks(cells: pd.DataFrame) -> str:
@@ -235,9 +239,9 @@ def breaks(cells: pd.DataFrame) -> str:
     shown = [f"{cell(row)} ({points(row['gain'])})" for _, row in harmed.head(6).iterrows()]
     mild = harmed["acc_unadapted"].mean()
     return (
-        f"Adaptation harms in {count(len(harmed), 'cell')}: {join(shown)}, where the unadapted "
-        f"model still has {percent(mild)} on average: a mild shift leaves little to win and the "
-        "price on clean images is paid."
+        f"Adaptation harms in {count(len(harmed), 'cell')}: {join(shown)}"
+        + (", and others" if len(harmed) > len(shown) else "")
+        + f". The unadapted model has {percent(mild)} there on average."
     )
 
 
@@ -285,9 +289,28 @@ def count(number: float, noun: str) -> str:
     return f"{int(number):,} {noun}" + ("" if number == 1 else "s")
 
 
-def spread_of(row: dict[Any, Any]) -> str:
-    """The standard deviation over seeds in points."""
-    return points(row["std"], signed=False)
+def clear(row: Any, prefix: str = "") -> int:
+    """The sign of a difference whose interval leaves out zero; 0 for others and without one."""
+    return int(row[f"{prefix}low"] > 0) - int(row[f"{prefix}high"] < 0)
+
+
+def _pair(trials: pd.DataFrame, by: str, value: Any, baseline: Any) -> Any:
+    """The difference of accuracy with adaptation, paired by seed, with its t interval."""
+    two = trials[trials[by].isin([value, baseline])]
+    return statistics.paired(two, by, "acc_adapted", baseline).iloc[0]
+
+
+def _told(row: Any) -> str:
+    """A difference over seeds in words, with its interval and whether that leaves out zero."""
+    if row["n"] < 2:
+        return f"{points(row['difference'])} (one seed, so no interval)"
+    numbers = [100 * row[key] for key in ("difference", "low", "high")]
+    text = f"{bracketed(*numbers, signed=True)} points"
+    return text if clear(row) else f"{text}, which cannot be told from 0"
+
+
+def _unadapted(trials: pd.DataFrame) -> str:
+    return f"Unadapted {percent(trials['acc_unadapted'].astype(float).mean())}"
 
 
 def percent(value: float) -> str:

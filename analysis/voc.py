@@ -83,6 +83,11 @@ def report(path: Path) -> None:
     """
     results = load(path)
     scored = scored_trials(results)
+    if not scored and (numbers := fold_numbers(results)) is not None:  # --part folds
+        sections = [_folds(results, numbers)]
+        reports.write(provenance.study_report(results, TITLE, sections, timed=False), path)
+        tables.print_table(fold_table(numbers))
+        return
     if not scored:
         raise UserError(
             f"{path}: no trial has ended with stored scores, so there is nothing to report; "
@@ -421,10 +426,7 @@ def _sections(
             found.append(Section("Curves", (Text(voc_answers.curves(results)), curves)))
     numbers = fold_numbers(results)
     if numbers is not None:
-        folds = fold_table(numbers)
-        tables.write(folds, results.path / "tables")
-        text = voc_answers.folds(numbers, results.study)
-        found.append(Section("The proper way to choose the epoch", (Text(text), folds)))
+        found.append(_folds(results, numbers))
     total = table.numbers.iloc[-1].to_dict()
     found.append(
         Section("Why accuracy misleads", (Text(voc_answers.accuracy(total, best.stored)),))
@@ -457,6 +459,13 @@ def _result(
         Text(voc_answers.difficult(best.stored.config, results.study)),
     ]
     return Section("Result", tuple(blocks))
+
+
+def _folds(results: Results, numbers: pd.DataFrame) -> Section:
+    table = fold_table(numbers)
+    tables.write(table, results.path / "tables")
+    text = voc_answers.folds(numbers, results.study)
+    return Section("The proper way to choose the epoch", (Text(text), table))
 
 
 def _training(results: Results, best: Scored) -> Section:

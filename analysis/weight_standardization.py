@@ -388,7 +388,7 @@ def _sections(
     if not layers.empty:
         text = Text(answers.mechanism(layers))
         sections.append(
-            Section("Which mode breaks, and why", (text, mechanism_figure(results, layers)))
+            Section("What each mode does in training", (text, mechanism_figure(results, layers)))
         )
     sections.append(Section("Limits", (Text(answers.limits(results, numbers)),)))
     return sections

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.results import Results
-from analysis.tables import decimal, significant
+from analysis.tables import bracketed, decimal, significant
 
 WRONG_BELOW = 0.35  # the lab's text: a mAP below it means that something is wrong
 NAMES = {"original": "the original", "A": "mode A", "B": "mode B"}
@@ -53,22 +53,26 @@ def chance(results: Results) -> str:
 
 
 def broken(ranked: pd.DataFrame) -> str:
-    """Which mode breaks in training, by the paired differences to the original."""
+    """Which mode loses in training: paired differences to the original, intervals without 0."""
     words = []
     for mode in ("A", "B"):
         rows = ranked[(ranked["variant"] == mode) & ranked["difference"].notna()]
         if rows.empty:
             continue
-        gaps = rows["difference"].to_numpy(dtype=float)
-        worst = float(gaps[np.abs(gaps).argmax()])
-        lower = (rows["difference"] < 0).all() and (
-            (rows["difference_high"] < 0) | rows["difference_high"].isna()
-        ).any()
-        gap = f"{decimal(100 * worst, 1, True)} points"
-        if lower and abs(worst) >= 0.01:
-            words.append(f"**Mode {mode} loses against the original: {gap} at worst.**")
+        lower, higher = rows[rows["difference_high"] < 0], rows[rows["difference_low"] > 0]
+        found = lower if len(lower) else higher if len(higher) else rows
+        row = found.loc[found["difference"].abs().idxmax()]
+        numbers = [100 * row[k] for k in ("difference", "difference_low", "difference_high")]
+        gap = f"{bracketed(*numbers, signed=True)} points at a rate of {significant(row['lr'])}"
+        if len(lower) or len(higher):
+            verdict = "loses" if len(lower) else "gains"
+            words.append(f"**Mode {mode} {verdict} against the original: {gap}.**")
+        elif rows["difference_low"].isna().all():
+            words.append(f"Mode {mode} minus the original: {gap}; one seed gives no interval.")
         else:
-            words.append(f"Mode {mode} trains as the original does ({gap} at most).")
+            words.append(
+                f"Mode {mode} cannot be told from the original: {gap} is the largest difference."
+            )
     return " ".join(words) or "The original or the modes are missing, so nothing can be compared."
 
 
@@ -109,15 +113,15 @@ def evaluation(rows: pd.DataFrame) -> str:
     changed, images = int(exact["changed"].sum()), int(exact["images"].max())
     relative = (double["largest"] / double["size"]).max()
     return (
-        f"In evaluation both modes give what the original gives: on {images} images the mean "
-        f"absolute difference of the logits is {significant(single['mae'].max())} at most in "
-        f"float32, the largest in float64 {significant(relative)} of the largest logit; "
-        f"{changed} predictions change."
+        f"In evaluation, on {images} images, the mean absolute difference of the logits of either "
+        f"mode to the original's is {significant(single['mae'].max())} at most in float32, the "
+        f"largest in float64 {significant(relative)} of the largest logit; {changed} predictions "
+        "change."
     )
 
 
 def mechanism(layers: pd.DataFrame) -> str:
-    """Why the breaking mode breaks, from what was recorded at the first step."""
+    """What each mode does in training: by the formulas, and as recorded at the first step."""
     first = layers[layers["step"] == 1]
     if first.empty or "original" not in set(first["variant"]):
         return "The first steps of the original were not recorded."
@@ -125,12 +129,12 @@ def mechanism(layers: pd.DataFrame) -> str:
         index="layer", columns="variant", values=["activation", "gradient", "weight"], sort=False
     )
     words = [
-        "**Why.** In training a norm takes mean and variance from the batch, not from its running "
-        "values. Those of the standardised layer are n times smaller, so the division by them gives"
-        " back what the original gives, whatever n is. Mode A has left weight and bias alone: its "
-        "output is the original's. Mode B has multiplied the weight by n and moved the bias, which "
-        "only running values would make up for: its output is n times the right one, plus an "
-        "offset that belongs to another normalisation."
+        "**By the formulas.** In training a norm takes mean and variance from the batch, not from "
+        "its running values. Those of the standardised layer are n times smaller, so the division "
+        "by them gives back what the original gives, whatever n is. Mode A has left weight and "
+        "bias alone: its output is the original's. Mode B has multiplied the weight by n and moved "
+        "the bias, which only running values would make up for: its output is n times the right "
+        "one, plus an offset that belongs to another normalisation."
     ]
     for mode in ("A", "B"):
         if mode not in set(first["variant"]):
@@ -182,8 +186,8 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         else "- One seed: there is no interval, and differences may be chance (`--seeds 3`).",
         "- Mode A is the original in training only up to the norm's eps: it acts as n² times as "
         "large there, which shows on channels whose variance is not far above it.",
-        "- Mode B can be trained for longer and recover in part; it no longer starts from the "
-        "pretrained network.",
+        "- In training mode B no longer starts from the pretrained network: what it reaches "
+        "depends on how long it is trained.",
     ]
     return "\n".join(items)
 

@@ -27,6 +27,7 @@ def report(found: Mapping[str, Any], folder: Path) -> int:
     for table in (layer_table(rows, subject), output_table(found["rows"], subject)):
         tables.write(table, folder / "check")
         tables.print_table(table)
+    print(found["normalisation"])
     print(f"Written to {folder / 'check'}")
     return 0
 

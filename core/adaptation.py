@@ -14,7 +14,8 @@ Five methods, each on a copy of the source model:
 What counts as batch norm: torch's `BatchNorm1d`, `2d`, `3d` and `SyncBatchNorm`, and this package's
 `BatchNorm` and `BatchInstanceNorm`, with running statistics. A layer with
 `track_running_stats=False` uses its batch in any case and is left as it is; so is
-`FrozenBatchNorm2d` of torchvision, which has no statistics of a batch. Batch norm whose scale and
+`FrozenBatchNorm2d` of torchvision, which has no statistics of a batch, and a subclass that never
+takes them up. Batch norm whose scale and
 shift are frozen (`requires_grad=False`) adapts by statistics as any other; `tent` leaves its scale
 and shift alone. A layer that sees a single value per channel (`BatchNorm1d`, or a 1x1 map, at batch
 size 1) has no variance to measure there: for that batch it keeps its running statistics.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +41,7 @@ Method = Literal["none", "running", "batch", "prior", "tent"]
 Order = Literal["shuffled", "sorted", "dirichlet"]
 METHODS: tuple[Method, ...] = ("none", "running", "batch", "prior", "tent")
 ORDERS: tuple[Order, ...] = ("shuffled", "sorted", "dirichlet")
+_DIMENSIONS = {nn.BatchNorm1d: 0, nn.BatchNorm3d: 3}  # of space; of others 2
 DIRICHLET = 0.1  # concentration of `dirichlet`, as in Gong et al. 2022 (arXiv:2208.05117)
 
 
@@ -61,6 +64,9 @@ def adapt(
     lr: float = 1e-3,
 ) -> Adapted:
     """Return an adapted copy of `model`, which itself is not changed in any way.
+
+    The copy of a compiled or replicated model (`torch.compile`, `DataParallel`) is the plain one:
+    compiled code keeps to the layers as they were.
 
     `running` is done with `batches` here. The other methods look at the batches that the returned
     model is given: its output depends on what else is in the batch, and under `tent` also on the
@@ -86,7 +92,9 @@ def adapt(
         raise UserError("num_bn_updates and prior must be at least 0, and lr above 0")
     if momentum is not None and not 0 < momentum <= 1:
         raise UserError(f"momentum={momentum}: it must be above 0 and at most 1")
-    copied = copy.deepcopy(model).eval()
+    while (inner := _wrapped(model)) is not None:  # of which there may be no copy
+        model = inner
+    copied = _plain(copy.deepcopy(model)).eval()
     if method == "none":
         return Adapted(copied, 0)
     layers = bn_layers(copied)
@@ -113,21 +121,56 @@ def update_bn_params(model: nn.Module, loader: Iterable[Any], args: Any) -> nn.M
 
 
 def bn_layers(model: nn.Module) -> dict[str, Any]:
-    """Return the batch-norm layers with running statistics, by name.
+    """Return the batch-norm layers with running statistics that follow batches, by name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or part of the model is compiled code.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError(
+            "a scripted or traced model cannot be adapted, as its layers are compiled in: give the"
+            " nn.Module that it was made from"
+        )
     kinds = (_BatchNorm, BatchNorm, BatchInstanceNorm)
     found = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
-    tracked = {name: layer for name, layer in found.items() if layer.running_mean is not None}
+    tracked = {n: m for n, m in found.items() if m.running_mean is not None and _follows(m)}
     if not tracked:
-        why = "none of its batch-norm layers keeps running statistics" if found else ""
+        why = "none of its batch-norm layers keeps running statistics that move" if found else ""
         raise UserError(
             f"{type(model).__name__} cannot be adapted:"
             f" {why or 'it has no batch-norm layer'}; give a model with batch norm"
         )
     return tracked
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Take out, also within, what runs compiled code or replicas of a module in its place."""
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    for name, child in module.named_children():
+        module.register_module(name, _plain(child))
+    return module
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """Return the module that `torch.compile` or `DataParallel` made a wrapper for, if any did."""
+    replicas = nn.DataParallel | nn.parallel.DistributedDataParallel
+    return module.module if isinstance(module, replicas) else getattr(module, "_orig_mod", None)
+
+
+def _follows(layer: Any) -> bool:
+    """Return whether a layer in training mode takes up its batch: frozen subclasses do not."""
+    probe = copy.deepcopy(layer)
+    probe._forward_hooks.clear()
+    probe._forward_pre_hooks.clear()
+    probe.momentum, probe.track_running_stats = 0.5, True
+    dimensions = next((d for kind, d in _DIMENSIONS.items() if isinstance(layer, kind)), 2)
+    shape = (4, probe.running_mean.numel(), *[2] * dimensions)
+    like = probe.running_mean if getattr(probe, "weight", None) is None else probe.weight
+    x = torch.arange(math.prod(shape)).sin().reshape(shape).to(like)
+    with torch.no_grad():
+        probe.train()(x)
+    return not torch.equal(probe.running_mean, layer.running_mean)
 
 
 # --- methods ---
@@ -338,8 +381,8 @@ class LayerChange(NamedTuple):
 def changed_tensors(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
     """Return the names of the parameters and buffers in which two models differ, to the bit."""
     old, new = before.state_dict(), after.state_dict()
-    assert old.keys() == new.keys()
-    return tuple(name for name, value in old.items() if not torch.equal(value, new[name]))
+    pairs = zip(old.values(), new.items(), strict=True)  # names of a compiled source are longer
+    return tuple(name for value, (name, other) in pairs if not torch.equal(value, other))
 
 
 def changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
@@ -348,8 +391,7 @@ def changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[LayerChange]:
-    for name, old in before.items():
-        new = after[name]
+    for old, (name, new) in zip(before.values(), after.items(), strict=True):
         # a channel that never fires has a variance of 0: eps is what the layer divides by there
         old_std = (old.running_var.double() + old.eps).sqrt()
         shift = (new.running_mean.double() - old.running_mean.double()) / old_std

@@ -104,6 +104,10 @@ def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) ->
         check_address(opts.address)
     private = _private(study, opts, settings)
     data = study.prepare({**planned.trials[0].config, **private})
+    if opts.resume:  # what was settled before the first trial stays
+        recorded = read_json(folder / "study.json").get("data", {}).get("settled", {})
+        data |= {"settled": {k: recorded.get(k, v) for k, v in data.get("settled", {}).items()}}
+    planned = planned.settled(data.get("settled", {}))
     if study.check is not None:
         study.check([p.config for p in planned.trials], data)
     declared = declaration(study, opts, planned, data, argv)

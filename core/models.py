@@ -25,8 +25,8 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from core import data, synthetic_birds
-from core.augment import MEAN, STD
 from core.errors import UserError
+from core.normalisation import OWN, Normalisation, of_file
 from core.pretrained import load_state, mismatch
 from core.resnet import resnet
 from core.storage import write_bytes
@@ -60,8 +60,7 @@ class Classifier:
         name: what it is, for reports; no path.
         digest: SHA-256 of names, shapes and values of its state.
         num_classes: width of its head.
-        mean: subtracted from each channel of pixels in the range 0 to 1.
-        std: each channel is divided by it.
+        normalisation: of the pixels it was trained on, see `core.normalisation`; None: not known.
         image_size: pixels of the images it was trained on, where that is known.
         fit: how its training images were made square: "squash" or "crop".
     """
@@ -70,8 +69,7 @@ class Classifier:
     name: str
     digest: str
     num_classes: int
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    normalisation: Normalisation | None = None
     image_size: int | None = None
     fit: str = "crop"
 
@@ -138,8 +136,8 @@ def _from_user(checkpoint: str) -> Classifier:
     if name in torchvision_names():
         if colon:
             state = _read(path, checkpoint)
-            return _torchvision(name, state, checkpoint)
-        return _torchvision(name, _default_state(name), checkpoint)
+            return _torchvision(name, state, checkpoint, normalisation=of_file(path))
+        return _torchvision(name, _default_state(name), checkpoint, normalisation=OWN)
     file = Path(checkpoint).expanduser()
     if file.is_dir():
         inside = [file / "checkpoints" / "best.pt", file / "best.pt"]
@@ -173,13 +171,18 @@ def _read(path: str | Path, source: str) -> State:
 
 
 def _from_state(state: State, file: Path, source: str) -> Classifier:
-    """Build the network that a state dict belongs to, by its names."""
+    """Build the network that a state dict belongs to, by its names.
+
+    What labtune trained has a note beside it, which says what the names do not.
+    """
+    config = _config_beside(file)
+    normalisation = OWN if config else of_file(file)
     public = {_our_name(name): value for name, value in state.items()}
     if any(name.startswith("layer4.") for name in state):
         name = _torchvision_name(state, source)
-        return _torchvision(name, state, source)
+        return _torchvision(name, state, source, normalisation, config)
     if "head.weight" in public and any(name.startswith("stage1.") for name in public):
-        return _small(public, file, source)
+        return _small(public, config, source, normalisation)
     raise UserError(
         f"--set checkpoint={source}: its tensors ({', '.join(list(state)[:3])}, ...) are those of"
         " no residual network that labtune knows: give NAME:PATH, NAME a torchvision ResNet"
@@ -194,9 +197,10 @@ def _our_name(name: str) -> str:
     return name.replace("layer", "stage", 1).replace(".bn", ".norm")
 
 
-def _small(state: State, file: Path, source: str) -> Classifier:
-    """Build a 6n+2 ResNet; what its file does not say is in `best.json` beside it."""
-    config = _config_beside(file)
+def _small(
+    state: State, config: Mapping[str, Any], source: str, normalisation: Normalisation | None
+) -> Classifier:
+    """Build a 6n+2 ResNet; what its file does not say is in the `config` beside it."""
     blocks = {name.split(".")[1] for name in state if name.startswith("stage1.")}
     norm = str(config.get("norm") or _norm_in(state))
     num_classes = len(state["head.weight"])
@@ -204,7 +208,8 @@ def _small(state: State, file: Path, source: str) -> Classifier:
     load_fitting(model, state, source)
     size = config.get("image_size")
     what = f"{_kind(model)} with norm {norm}" if config else _kind(model)
-    return _classifier(model, what, num_classes, image_size=size, fit="squash")
+    known = {"image_size": size, "fit": "squash", "normalisation": normalisation}
+    return _classifier(model, what, num_classes, **known)
 
 
 def _norm_in(state: State) -> str:
@@ -240,7 +245,13 @@ def _torchvision_name(state: State, source: str) -> str:
     return name
 
 
-def _torchvision(name: str, state: State, source: str) -> Classifier:
+def _torchvision(
+    name: str,
+    state: State,
+    source: str,
+    normalisation: Normalisation | None,
+    config: Mapping[str, Any] = {},
+) -> Classifier:
     head = state.get("fc.weight")
     num_classes = 1000 if head is None else len(head)
     # no weights drawn: they are all replaced, and the caller's generator is left alone
@@ -248,13 +259,17 @@ def _torchvision(name: str, state: State, source: str) -> Classifier:
         model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     stem = state.get("conv1.weight")
     small = stem is not None and stem.shape[-1] == 3
-    if small:  # the form for 32x32 images: no pooling, and no stride in the first convolution
+    if small:  # the form for 32x32 images: no stride in the first convolution, mostly no pooling
         model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        model.maxpool = nn.Identity()
+        if not config.get("maxpool"):
+            model.maxpool = nn.Identity()
     load_fitting(model, state, source)
     own = f"{name} (torchvision)" + (", stem for small images" if small else "")
     fit, size = ("squash", 32) if small else ("crop", None)
-    return _classifier(model, own, num_classes, image_size=size, fit=fit)
+    if config:
+        fit, size = config.get("fit", "squash"), config.get("image_size", size)
+    known = {"image_size": size, "fit": fit, "normalisation": normalisation}
+    return _classifier(model, own, num_classes, **known)
 
 
 def _classifier(model: nn.Module, name: str, num_classes: int, **options: Any) -> Classifier:
@@ -322,7 +337,8 @@ def _embedded() -> Classifier:
                     print("training the embedded ResNet-8, once: a minute or two", flush=True)
                     write_bytes(file, _trained(model, sets["train"], classes))
     load_fitting(model, _read(file, "none"), "none")
-    return _classifier(model, EMBEDDED, classes, image_size=_EMBEDDED_SIZE, fit="squash")
+    known = {"image_size": _EMBEDDED_SIZE, "fit": "squash", "normalisation": OWN}
+    return _classifier(model, EMBEDDED, classes, **known)
 
 
 def _trained(model: nn.Module, images: data.ImageSet, classes: int) -> bytes:

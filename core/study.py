@@ -7,7 +7,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ class Study:
         mode: "max" or "min".
         report: writes tables, figures and report of a finished result folder.
         prepare: checks and decodes the data before any trial starts; takes the settings all
-            trials share and returns a description of the data for `study.json`.
+            trials share and returns a description of the data for `study.json`. Its key `settled`,
+            if any, holds settings that were open until the data were seen: every trial gets them.
         private: settings that say where things are; used, but not part of a trial's identity.
         check: refuses, before any trial starts, configs that the data cannot serve; takes the
             configs of all trials and what `prepare` returned, raises UserError.
@@ -139,6 +140,11 @@ class Plan:
     trials: Sequence[Planned]
     grid: Mapping[str, Sequence[Any]]
     notes: Sequence[str]
+
+    def settled(self, settings: Mapping[str, Any]) -> Plan:
+        """Return the plan with these settings in every trial."""
+        trials = [replace(p, config={**p.config, **settings}) for p in self.trials]
+        return replace(self, trials=trials)
 
 
 def plan(

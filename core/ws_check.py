@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from core import data, pretrained, synthetic_birds
 from core.augment import normalise
 from core.errors import UserError
+from core.normalisation import NORMALISATIONS, OWN, Normalisation, of_file, settle
 from core.pairing import evaluation, pairs
 from core.resnet import load_weights, resnet
 from core.weight_standardization import WSConv2d, convert, setbyname2
@@ -83,6 +84,7 @@ def check(
     photos: Photos,
     modes: Sequence[str] = ("A", "B", "none"),
     precisions: Sequence[str] = tuple(PRECISIONS),
+    normalisation: Normalisation = OWN,
 ) -> list[Agreement]:
     """Compare `model` with its conversions on every image, in evaluation mode.
 
@@ -100,7 +102,7 @@ def check(
             changed = _uncompensated(original)
             if mode != "none":
                 changed = convert(original, "A" if mode == "A" else "B")
-            rows += _compare(original, changed, norms, photos, mode, precision)
+            rows += _compare(original, changed, norms, photos, mode, precision, normalisation)
     return rows
 
 
@@ -113,7 +115,8 @@ def run(settings: Mapping[str, Any]) -> dict[str, Any]:
             ResNet), `image_size`, `fit` ("squash" or "crop"), `val_images` (use so many).
 
     Returns:
-        `weights`, `images` (words for both), `image_size`, and `rows`, `Agreement` as dicts.
+        `weights`, `images`, `normalisation` (words for each), `image_size`, and `rows`, `Agreement`
+        as dicts.
 
     Raises:
         UserError: images or weights that cannot be used.
@@ -124,13 +127,20 @@ def run(settings: Mapping[str, Any]) -> dict[str, Any]:
     size = int(settings.get("image_size") or size)
     fit = settings.get("fit") or ("crop" if size >= 224 else "squash")  # as ImageNet's are prepared
     photos = load_photos(folder, size, fit, settings.get("val_images"))
+    classes = next(reversed(model.state_dict().values())).shape[0]
+    labels = photos.labels if photos.classes == classes else None
+    known = OWN if weights in pretrained.NAMES else of_file(weights)
     try:
-        rows = check(model, photos)
+        pixels = settle(model.eval(), photos.images, labels, "auto", known)
+        rows = check(model, photos, normalisation=pixels.name)
+    except UserError as e:
+        raise UserError(f"--weights {weights}: {e}") from e
     except ValueError as e:
         raise UserError(f"--weights {weights}: this network cannot be converted: {e}") from e
     return {
         "weights": name,
         "images": photos.description,
+        "normalisation": "" if weights == "none" else pixels.sentence(),
         "image_size": size,
         "rows": [asdict(row) for row in rows],
     }
@@ -271,13 +281,14 @@ def _compare(
     photos: Photos,
     mode: str,
     precision: str,
+    normalisation: Normalisation,
 ) -> list[Agreement]:
     sums = {layer: _Sums() for layer in [*norms, OUTPUT]}
     different, right, right_converted, classes = 0, 0, 0, 0
     like = next(original.parameters())
     for start in range(0, len(photos.images), _BATCH):
         part = torch.from_numpy(np.array(photos.images[start : start + _BATCH]))
-        x = normalise(part.to(like.device)).to(like.dtype)
+        x = normalise(part.to(like.device), *NORMALISATIONS[normalisation]).to(like.dtype)
         old, new = _outputs(original, norms, x), _outputs(changed, norms, x)
         for layer, one in sums.items():
             one.add(old[layer], new[layer])

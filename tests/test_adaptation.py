@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -220,6 +221,71 @@ def test_frozen_batch_norm_of_torchvision_does_not_count(batches):
 
     with pytest.raises(UserError, match="no batch-norm layer"):
         adapt(nn.Sequential(FrozenBatchNorm2d(3)), batches, "running")
+
+
+@pytest.mark.parametrize("method", [m for m in adaptation.METHODS if m != "none"])
+@pytest.mark.parametrize("wrapped", ["compiled", "in place", "within", "replicas"])
+def test_compiled_and_replicated_models_adapt_as_the_plain_one(model, batches, method, wrapped):
+    x, plain = batches[-1], copy.deepcopy(model)
+    compiled = torch.compile(model, backend="eager")
+    source: nn.Module = compiled
+    if wrapped == "in place":
+        source = model
+        model.compile(backend="eager")
+    elif wrapped == "within":
+        source = nn.Sequential(compiled).eval()
+        plain = nn.Sequential(plain).eval()
+    elif wrapped == "replicas":
+        source = nn.DataParallel(model).eval()
+    with torch.no_grad():
+        unadapted = source(x)  # what is compiled is compiled for the source
+        expected = adapt(plain, batches, method, num_bn_updates=3).model(x)
+        adapted = adapt(source, batches, method, num_bn_updates=3)
+        assert torch.equal(adapted.model(x), expected)
+        assert not torch.equal(expected, unadapted)
+        assert torch.equal(source(x), unadapted)
+    if method == "running":
+        assert [c.layer for c in changes(source, adapted.model)] == list(bn_layers(plain))
+        assert kinds(changed_tensors(source, adapted.model)) == STATISTICS
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, X)])
+def test_scripted_and_traced_models_are_refused_as_such(batches, compiled):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code = compiled(model)
+    for source in (code, nn.Sequential(nn.BatchNorm2d(3), code)):
+        with pytest.raises(UserError, match="scripted or traced"):
+            adapt(source, batches, "batch")
+
+
+X = torch.ones(2, 3, 16, 16)
+
+
+class StaysInEvaluation(nn.BatchNorm2d):
+    """Frozen by refusing to train."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
+class NeverLooks(nn.BatchNorm2d):
+    """Frozen by its forward pass."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(input, self.running_mean, self.running_var)
+
+
+@pytest.mark.parametrize("frozen", [StaysInEvaluation, NeverLooks])
+def test_frozen_subclasses_are_left_alone_and_do_not_suffice(batches, frozen):
+    model = nn.Sequential(nn.BatchNorm2d(3), frozen(3)).eval()
+    assert list(bn_layers(model)) == ["0"]
+    with torch.no_grad():
+        adapt(model, batches, "prior").model(batches[0])
+    for method in adaptation.METHODS[1:]:
+        with pytest.raises(UserError, match="keeps running statistics that move"):
+            adapt(nn.Sequential(frozen(3)).eval(), batches, method)
 
 
 def test_the_labs_function_stops_with_its_loader(model, batches):

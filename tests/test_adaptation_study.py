@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import shutil
 import typing
 from pathlib import Path
@@ -16,13 +17,16 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from analysis import adaptation as analysis
-from analysis.results import load
+from analysis import adaptation_answers as answers
+from analysis.results import Results, load
 from core import synthetic_birds
 from core.corruptions import CORRUPTIONS
 from core.engine import command_line
-from core.errors import UserError
+from core.errors import Diverged, UserError
+from core.normalisation import NORMALISATIONS
 from core.resnet import resnet
 from core.study import plan
+from core.weights import load_state
 from studies.adaptation import study
 from trainables import adaptation as trainable
 from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells
@@ -155,6 +159,11 @@ def name_colour(name: str) -> tuple[int, int, int]:
     return (ord(name), 100, 200)
 
 
+def test_scores_that_are_not_finite_end_a_cell_as_diverged(cell):
+    with pytest.raises(Diverged, match="not finite"):
+        cell(method="tent", tent_lr=1e38)
+
+
 def test_the_data_are_described_with_the_model(birds, weights):
     settings = {"data_dir": str(birds), "checkpoint": str(weights), "image_size": 32}
     described = describe_cells(settings)
@@ -238,14 +247,62 @@ def test_every_part_has_its_table_figure_and_answer(whole):
     page = (whole / "report.html").read_text()
     for question in (
         "What do more updates bring?",
-        "Why do small batches fail?",
+        "What does the batch size do?",
         "What does it cost on clean images?",
         "Does the order of the images matter?",
-        "Which method is best?",
+        "How do the methods compare?",
     ):
         assert question in page
     assert "those reported" in page  # computed again from the stored scores
     assert (whole / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+ALONE = {
+    "clean": ["method=none,batch"],
+    "severity": ["corruption=frost", "severity=2"],  # the lab's own cell
+    "updates": ["num_bn_updates=1,3"],
+    "batch-size": ["batch_size=1,8", "num_bn_updates=3"],
+    "methods": ["corruption=fog,snow", "method=none,running", "num_bn_updates=3"],
+    "stream": ["order=shuffled,sorted", "num_bn_updates=3"],
+}
+
+
+@pytest.mark.parametrize("part", ALONE)
+def test_a_part_alone_gives_a_report(birds, weights, tmp_path, part):
+    words = [*ALONE[part], "--part", part, "--wrap", "--name", "alone"]
+    assert run(birds, weights, tmp_path, *words) == 0
+    folder = tmp_path / "adaptation" / "alone"
+    trials = pd.read_csv(folder / "trials.csv")
+    assert set(trials["part"]) == {part} and set(trials["state"]) == {"finished"}
+    assert part in study.parts and (folder / "report.html").is_file()
+    assert rows_of(folder, part.replace("-", "_"))
+
+
+def test_every_part_is_run_alone():
+    assert set(ALONE) == set(study.parts)
+
+
+def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged(
+    birds, weights, tmp_path
+):
+    for part, words, by in (
+        ("updates", ["num_bn_updates=1,3", "batch_size=4,8"], ["num_bn_updates", "batch_size"]),
+        ("severity", ["corruption=fog", "severity=1,2", "method=running,batch", "seed=0,1"],
+         ["severity", "method"]),
+        ("methods", ["corruption=fog,snow", "severity=2,3", "method=none,batch"],
+         ["corruption", "severity", "method"]),
+    ):  # fmt: skip
+        words = [*words, "--part", part, "--wrap", "--name", part]
+        assert run(birds, weights, tmp_path, *words) == 0
+        folder = tmp_path / "adaptation" / part
+        trials, table = pd.read_csv(folder / "trials.csv"), pd.DataFrame(rows_of(folder, part))
+        table = table[table.get("corruption", "") != "clean"]
+        expected = trials.groupby(by)["acc_adapted"].mean()
+        assert len(table) == len(expected)
+        shown = "mean" if part == "updates" else "acc_adapted"
+        for row in table.to_dict("records"):
+            key = tuple(type(k)(row[name]) for name, k in zip(by, expected.index[0], strict=True))
+            assert float(row[shown]) == pytest.approx(expected[key])
 
 
 def test_one_value_of_the_user_holds_for_every_part(whole):
@@ -266,6 +323,31 @@ def test_a_resumed_study_is_the_unbroken_one(severity, birds, weights):
     after = pd.read_csv(severity / "trials.csv")
     drop = [c for c in before if "seconds" in c or "memory" in c or "allocated" in c]
     pd.testing.assert_frame_equal(before.drop(columns=drop), after.drop(columns=drop))
+
+
+def test_the_normalisation_is_settled_once_and_recorded(
+    severity, birds, weights, capsys, monkeypatch
+):
+    record = json.loads((severity / "study.json").read_text())
+    settled = record["data"]["normalisation"]
+    assert settled["how"] == "guessed" and set(settled["accuracy"]) == set(NORMALISATIONS)
+    assert settled["accuracy"][settled["name"]] == max(settled["accuracy"].values())
+    assert {t["config"]["normalisation"] for t in record["trials"]} == {settled["name"]}
+    page = (severity / "report.html").read_text()
+    assert all(f"{name} {100 * value:.1f}" in page for name, value in settled["accuracy"].items())
+    clean = pd.read_csv(severity / "trials.csv")["clean_acc_unadapted"]
+    assert set(clean) == {settled["accuracy"][settled["name"]]}
+    # a resumed study takes what was settled, whatever would be guessed now; and says so if set
+    other = next(name for name in NORMALISATIONS if name != settled["name"])
+    guess = trainable.settle
+    monkeypatch.setattr(trainable, "settle", lambda *a: guess(*a[:3], other, None))
+    forget()
+    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
+    assert run(birds, weights, severity.parents[1], *words) == 0
+    again = json.loads((severity / "study.json").read_text())
+    assert again["trials"] == record["trials"]
+    assert run(birds, weights, severity.parents[1], f"normalisation={other}", *words) == 2
+    assert f"normalisation: {settled['name']} -> {other}" in capsys.readouterr().err
 
 
 def test_other_weights_are_not_resumed(severity, birds, tmp_path, capsys):
@@ -291,6 +373,53 @@ def test_a_copied_folder_gives_the_same_report_without_images(severity, tmp_path
 
 
 # ---- numbers of the report ----
+
+
+def sweep(key: str, values: dict[int, list[float]], unadapted: float = 0.5) -> pd.DataFrame:
+    """Trials of a sweep: a setting's value -> accuracies by seed."""
+    rows = [
+        {key: value, "seed": seed, "acc_adapted": accuracy, "gain": accuracy - unadapted,
+         "acc_unadapted": unadapted, "method": "running", "state": "finished"}
+        for value, accuracies in values.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_sentences_name_a_gain_or_loss_only_where_the_interval_leaves_out_zero():
+    moved = pd.DataFrame({"batch_size": [1, 1, 64], "ratio": [0.8, 0.9, 1.0]})
+    told = answers.batch_sizes(
+        sweep("batch_size", {1: [0.40, 0.41, 0.42], 64: [0.45, 0.55, 0.56]}), moved
+    )
+    assert "1: −9.0 [−11.5, −6.5] points; 64: +2.0 [" in told
+    assert "points, which cannot be told from 0" in told.split("64: +2.0")[1]
+    assert "0.85 at 1 (0.8 to 0.9) and 1 at 64 (1 to 1)" in told
+    once = answers.batch_sizes(sweep("batch_size", {1: [0.76], 64: [0.7]}), moved[:0])
+    assert "1: +26.0 points (one seed, so no interval)" in once and "standard dev" not in once
+    peak = sweep("num_bn_updates", {5: [0.60, 0.61, 0.62], 50: [0.50, 0.51, 0.53]})
+    assert "not better without end" in answers.updates(peak, 0.1)
+    flat = sweep("num_bn_updates", {5: [0.60, 0.51, 0.62], 50: [0.57, 0.56, 0.55]})
+    assert "cannot be told from 0" in answers.updates(flat, 0.1)
+    orders = sweep("order", {"shuffled": [0.6, 0.62, 0.61], "sorted": [0.3, 0.31, 0.33]})  # pyrefly: ignore
+    assert "shuffle them before adapting" in answers.streams(orders)
+    assert "shuffle them" not in answers.streams(orders[orders["seed"] == 0])
+
+
+def test_the_photograph_of_python_batches_is_the_studys_first(tmp_path, monkeypatch):
+    from torchvision.datasets import cifar
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
+    labels = [(k + 3) % 10 for k in range(12)]
+    batch, meta = {"data": pixels, "labels": labels}, {"label_names": list("abcdefghij")}
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # of the published files' MD5
+    (tmp_path / ".private.json").write_text(json.dumps({"data_dir": str(folder)}))
+    results = Results(tmp_path, {"data": {"kind": "folder"}}, pd.DataFrame(), pd.DataFrame())
+    expected = trainable._first_evenly(trainable._cifar10(tmp_path), 10).images[0]
+    assert np.array_equal(analysis._first_image(results), expected)
 
 
 @pytest.mark.parametrize("right", [0, 3, 50, 97, 100])
@@ -338,6 +467,16 @@ def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, 
     assert not (tmp_path / "adaptation" / "full" / "study.json").exists()
 
 
+def test_weights_that_are_not_finite_are_refused_before_any_work(birds, weights, tmp_path, capsys):
+    state = torch.load(weights, weights_only=True)
+    state["conv.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    assert run(birds, tmp_path / "nan.pt", tmp_path) == 2
+    told = capsys.readouterr().err.strip()
+    assert "not finite" in told and "\n" not in told
+    assert not list(tmp_path.rglob("study.json"))
+
+
 def test_models_without_batch_norm_are_refused(birds, tmp_path, capsys):
     torch.save(resnet(1, 4, "gn").state_dict(), tmp_path / "gn.pt")
     assert run(birds, tmp_path / "gn.pt", tmp_path) == 2
@@ -383,6 +522,30 @@ def test_a_damaged_folder_of_python_batches_is_refused(tmp_path, weights):
 
 
 # ---- real photographs and public weights ----
+
+
+def test_foreign_weights_get_the_pixels_that_they_expect(shared_data, tmp_path):
+    state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
+    first = state["conv1.weight"] / std  # the same network, for pixels in 0 to 1
+    moved = state["bn1.running_mean"] + (first * mean).sum((1, 2, 3))
+    state |= {"conv1.weight": first, "bn1.running_mean": moved}
+    torch.save(state, tmp_path / "takes-0-to-1.th")
+    settings = {
+        "data_dir": str(shared_data / "cifar10"),
+        "checkpoint": str(tmp_path / "takes-0-to-1.th"),
+        "images": 500,
+    }
+    described = describe_cells(settings)
+    told = described["normalisation"]["accuracy"]
+    assert described["settled"] == {"normalisation": "none"}
+    assert told == {"imagenet": 0.176, "cifar10": 0.192, "none": 0.794}
+    rows: list[dict] = []
+    clean = {"corruption": "clean", "severity": 0, "method": "none", "normalisation": "none"}
+    adapt_cell(settings | clean, report=rows.append)
+    assert rows[0]["acc_unadapted"] == 0.794
+    public = settings | {"checkpoint": str(shared_data / "weights" / "cifar10-resnet20.th")}
+    assert describe_cells(public)["normalisation"]["how"] == "known"
 
 
 @pytest.mark.slow

@@ -81,6 +81,24 @@ def test_a_stem_for_small_images_is_rebuilt(tmp_path):
     assert found.image_size == 32 and same_output(found.model, model)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_stem_of_labtunes_own_keeps_the_pool_that_it_was_trained_with(tmp_path, keep):
+    model = torchvision.models.resnet18(num_classes=3)
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    if not keep:
+        model.maxpool = torch.nn.Identity()
+    file = saved(model, tmp_path / "best.pt")
+    write_json(tmp_path / "best.json", {"config": {"maxpool": keep, "image_size": 64}})
+    found = load_classifier(str(file), 3)
+    assert found.image_size == 64 and same_output(found.model, model)
+
+
+def test_what_weights_were_trained_with_is_known_of_labtunes_own(result_folder, tmp_path):
+    assert load_classifier(str(result_folder), 4).normalisation == "imagenet"
+    alone = saved(resnet(1, 4, "bn"), tmp_path / "alone" / "weights.pt")
+    assert load_classifier(str(alone), 4).normalisation is None
+
+
 def test_loading_leaves_the_callers_generators_alone(tmp_path):
     path = saved(torchvision.models.resnet18(num_classes=3), tmp_path / "w.pt")
     torch.manual_seed(5)

@@ -10,9 +10,12 @@ from PIL import Image
 from torch import nn
 
 from analysis import weight_standardization as analysis
+from analysis import weight_standardization_answers as answers
 from analysis.results import load
 from core.engine import command_line
 from core.errors import TrialError
+from core.normalisation import NORMALISATIONS
+from core.weights import load_state
 from studies.weight_standardization import study
 from trainables.weight_standardization import WATCHED, Config, Watch, converted, train_converted
 
@@ -41,7 +44,7 @@ def test_smoke_study_makes_tables_figures_and_report(smoke):
     for name in ("map", "step_loss", "mechanism"):
         assert (smoke / "figures" / f"{name}.svg").stat().st_size > 1000
     page = (smoke / "report.html").read_text()
-    for words in ("Which mode breaks, and why", "mode A", "Synthetic data", "below 0"):
+    for words in ("What each mode does in training", "mode A", "Synthetic data", "below 0"):
         assert words in page
     assert (smoke / "report.pdf").read_bytes().startswith(b"%PDF")
     losses = pd.read_csv(smoke / "tables" / "loss_difference.csv").set_index("variant")
@@ -155,6 +158,35 @@ def test_check_on_a_flat_folder(photos, tmp_path, capsys):
     assert len(table) == 6 and table["accuracy"].isna().all()
     exact = table[table["mode"] != "none"]
     assert (exact["changed"] == 0).all() and (exact["images"] == 4).all()
+
+
+def test_check_takes_the_pixels_that_foreign_weights_expect(shared_data, tmp_path, capsys):
+    state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
+    state["conv1.weight"] = state["conv1.weight"] / std  # the same network, for pixels in 0 to 1
+    state["bn1.running_mean"] += (state["conv1.weight"] * mean).sum((1, 2, 3))
+    torch.save(state, tmp_path / "takes-0-to-1.th")
+    words = ["--data-dir", shared_data / "cifar10", "--results-dir", tmp_path]
+    assert check(*words, "--weights", tmp_path / "takes-0-to-1.th", "--set", "val_images=100") == 0
+    table = pd.read_csv(next(tmp_path.rglob("check.csv")))
+    assert (table["accuracy"] > 0.7).all()  # 0.2 with ImageNet's
+    assert "normalisation=none, guessed" in capsys.readouterr().out
+
+
+def numbers_of(difference: float, low: float, high: float) -> pd.DataFrame:
+    row = {"variant": "B", "lr": 0.02, "n": 3, "difference": difference}
+    return pd.DataFrame([row | {"difference_low": low, "difference_high": high}])
+
+
+def test_a_mode_loses_or_gains_only_where_the_interval_leaves_out_zero():
+    nan = float("nan")
+    for low, high, said in (
+        (nan, nan, "Mode B minus the original: −2.3 points at a rate of 0.02; one seed"),
+        (-0.05, 0.01, "Mode B cannot be told from the original: −2.3 [−5.0, +1.0] points"),
+        (-0.04, -0.01, "**Mode B loses against the original: −2.3 [−4.0, −1.0] points"),
+    ):
+        assert said in answers.broken(numbers_of(-0.023, low, high))
+    assert "**Mode B gains" in answers.broken(numbers_of(0.02, 0.01, 0.03))
 
 
 @pytest.mark.slow

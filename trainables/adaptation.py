@@ -22,8 +22,9 @@ from core import adaptation, data, process, synthetic_birds, trial
 from core.adaptation import Method, Order
 from core.augment import normalise
 from core.corruptions import corrupt
-from core.errors import UserError
+from core.errors import Diverged, UserError
 from core.models import Classifier, embedded_images, load_classifier, subset
+from core.normalisation import NORMALISATIONS, OWN, Normalisation, Settled, settle
 
 CLEAN = "clean"
 EVAL_BATCH = 125  # images; a measure of speed only, as the model is in evaluation mode
@@ -65,6 +66,9 @@ class Config:
             224 cropped as for ImageNet.
         checkpoint: weights: a file, a result folder, resnet18 and the like, or NAME:PATH; none: the
             embedded model.
+        normalisation: mean and std of the pixels: imagenet, cifar10 or none (0 to 1); auto: that of
+            the weights' training where it is known (torchvision's, labtune's, the public CIFAR
+            ResNets), else the one under which the unadapted model is best on clean images.
         frost_dir: folder of frost photographs, in place of labtune's textures.
         data_dir: root with val/<class>/ or test/<class>/, or of CIFAR-10's python batches; none:
             the embedded synthetic birds.
@@ -88,6 +92,7 @@ class Config:
     images: int | None = None
     image_size: int | None = None
     checkpoint: str | None = None
+    normalisation: Literal["auto", Normalisation] = "auto"
     frost_dir: str | None = None
     data_dir: str | None = None
     skip_broken: bool = False
@@ -121,6 +126,7 @@ class Task:
     images: data.ImageSet
     source: Classifier
     model: nn.Module
+    normalisation: Normalisation = OWN
 
 
 class Scored(NamedTuple):
@@ -179,13 +185,17 @@ def adapt_cell(config: dict[str, Any], report: trial.Report = trial.report) -> N
 def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check data, model and frost pictures once, and return what the report says about them.
 
+    `settled` is what auto comes to; the engine puts it to every trial.
+
     Raises:
         UserError: data or weights that cannot be used, weights for other classes, or a model
             without batch norm.
     """
     cfg = Config(**settings)
-    task = _task_of(cfg)
+    task, settled = _task_of(cfg), _settled(cfg)
     layers = adaptation.bn_layers(task.model)
+    if settled.far or settled.how in ("guessed", "assumed"):
+        print(settled.sentence(), flush=True)
     synthetic = None if cfg.data_dir else synthetic_birds.SYNTHETIC
     described = data.describe({"val": task.images}, synthetic=synthetic)
     frost = _frost_digest(cfg.frost_dir)
@@ -197,6 +207,8 @@ def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
         "bn_layers": len(layers),
         "bn_momentum": next(iter(layers.values())).momentum,
         "frost": "the user's photographs" if cfg.frost_dir else "textures drawn by labtune",
+        "normalisation": settled.record(),
+        "settled": {"normalisation": settled.name} if cfg.normalisation == "auto" else {},
     }
 
 
@@ -275,8 +287,16 @@ def _in_order(count: int) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndarray]) -> Scored:
-    """Predict the images batch by batch; every image is in one batch."""
+    """Predict the images batch by batch; every image is in one batch.
+
+    Raises:
+        Diverged: a score is not finite.
+    """
     logits = torch.cat([model(_batch(task, shifted, index)).float() for index in batches]).cpu()
+    if not logits.isfinite().all():
+        raise Diverged(
+            "a score is not finite: the weights or what adaptation made of them overflow"
+        )
     ordered = torch.empty_like(logits)
     ordered[torch.from_numpy(np.concatenate(batches))] = logits
     labels = torch.from_numpy(task.images.labels)
@@ -286,7 +306,7 @@ def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndar
 
 def _batch(task: Task, shifted: Shifted, index: np.ndarray) -> Tensor:
     pixels = shifted(index).to(process.device(), non_blocking=True)
-    return normalise(pixels, task.source.mean, task.source.std, channels_last=True)
+    return normalise(pixels, *NORMALISATIONS[task.normalisation], channels_last=True)
 
 
 def _counts(before: Scored, after: Scored) -> dict[str, int]:
@@ -345,8 +365,28 @@ class Shifted:
 
 
 def _task_of(cfg: Config) -> Task:
+    wanted = cfg.normalisation
+    name = _settled(cfg).name if wanted == "auto" else wanted
+    return replace(_task(*_places(cfg)), normalisation=name)
+
+
+def _places(cfg: Config) -> tuple[Any, ...]:
     known = (cfg.checkpoint, cfg.data_dir, cfg.images, cfg.image_size, cfg.skip_broken)
-    return _task(*known, _stamp(cfg.checkpoint))
+    return (*known, _stamp(cfg.checkpoint))
+
+
+def _settled(cfg: Config) -> Settled:
+    return _settled_of(cfg.normalisation, *_places(cfg))
+
+
+@functools.lru_cache(maxsize=2)
+def _settled_of(wanted: Literal["auto", Normalisation], *places: Any) -> Settled:
+    task = _task(*places)
+    try:
+        known = task.source.normalisation
+        return settle(task.model, task.images.images, task.images.labels, wanted, known)
+    except UserError as e:
+        raise UserError(f"--set checkpoint={places[0] or 'none'}: {e}") from e
 
 
 def _stamp(checkpoint: str | None) -> int:
@@ -389,7 +429,7 @@ def _task(
 def _key(cfg: Config) -> Config:
     """Return `cfg` with every setting at its default that plays no part in corrupted images."""
     parts = ("corruption", "severity", "corruption_seed", "images", "image_size", "checkpoint")
-    places = ("frost_dir", "data_dir", "skip_broken")
+    places = ("normalisation", "frost_dir", "data_dir", "skip_broken")
     return Config(**{name: getattr(cfg, name) for name in (*parts, *places)})
 
 
