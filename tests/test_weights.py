@@ -1,4 +1,4 @@
-"""State dicts as training programs leave them: where they lie, how names and numbers are written."""
+"""State dicts as training programs leave them: place, names and types of numbers."""
 
 from __future__ import annotations
 
@@ -78,12 +78,11 @@ def test_a_head_may_be_missing_where_it_is_replaced(tmp_path, state):
         load_classifier(path, 10)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path, state, value):
+def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path, state):
     spoilt = {name: tensor.clone() for name, tensor in state.items()}
-    spoilt["layer2.0.bn1.running_var"][3] = value
+    spoilt["layer2.0.bn1.running_var"][3] = torch.nan
     path = save(spoilt, tmp_path)
-    small = {"model": resnet(1, 5).state_dict() | {"head.bias": torch.full((5,), value)}}
+    small = {"model": resnet(1, 5).state_dict() | {"head.bias": torch.full((5,), -torch.inf)}}
     other = tmp_path / "small.pth"
     torch.save(small, other)
     doors: dict[str, Callable[[], object]] = {
