@@ -62,7 +62,7 @@ class Ranked:
         self.scores = stored.scores
         self.signs = ranking.signs(stored.labels, len(stored.classes))
         self.files, self.classes = stored.files, stored.classes
-        self.cut = ranking.decision_threshold(stored.scores, stored.config.get("scores", ""))
+        self.cut = ranking.decision_threshold(stored.scores, stored.config.get("scores", "logits"))
         self.pictures = Pictures(root, stored.files)
         self._orders: dict[int, np.ndarray] = {}
         self._folded = [file.casefold() for file in stored.files]

@@ -21,6 +21,7 @@ from analysis.results import Results, load
 from core import generators
 from core.errors import UserError
 from core.storage import read_json, write_bytes, write_json
+from core.weights import check_finite
 
 _STREAM = 99  # of the best trial's seed: other images than those its report shows
 
@@ -164,6 +165,7 @@ def best_family(results: Results) -> tuple[dict[str, Any], generators.Family, li
         raise UserError(
             f"{folder / 'best.pt'} cannot be read or does not fit best.json: restore it from a copy"
         ) from e
+    check_finite(weights, folder / "best.pt")
     return best, family, classes
 
 

@@ -4,32 +4,41 @@
     python analysis/import_scores.py scores.csv --labels labels.csv --name theirs --logits
     python analysis/browse.py results/voc/resnet18 --data-dir VOCdevkit
 
-A scores file is a CSV, plain or compressed (.gz, .bz2, .xz, .zip), with a row per image:
+A scores file is a CSV (separated by commas, semicolons or tabs), plain or compressed (.gz, .bz2,
+.xz, .zip), with a row per image:
 
     image,score_cat,score_dog,label_cat,label_dog
     2008_000002,0.93,0.04,1,0
     2008_000003,0.11,0.72,-1,1
 
-The first column names the image: its path relative to the data root, or, with --files, the part
-that is put in for {image}, as in --files "VOC2012/JPEGImages/{image}.jpg". Labels are 1 present, -1
-absent, 0 only objects marked difficult (ignored); a file without any -1 uses 0 for absent. They may
-stand in a file of their own (--labels), joined by the first column, its columns the class names
-with or without label_; then the columns of scores need no score_ either.
+The column `image`, or else the first, names the image: its path relative to the data root, or, with
+--files, the part put in for {image}, as in --files "VOC2012/JPEGImages/{image}.jpg". Labels are 1
+present, -1 absent, 0 only objects marked difficult (ignored); a file without any -1 is taken to use
+0 for absent, which is said: --zero says what 0 means. Labels may stand in a file of their own
+(--labels), joined by the names, its columns the classes with or without label_; then the columns of
+scores need no score_ either.
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import csv
 import datetime
+import gzip
 import io
 import json
+import lzma
+import math
 import re
 import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,6 +49,9 @@ from core.errors import UserError
 from core.storage import write_bytes, write_json, write_text
 
 TRIAL = "imported"
+Zero = Literal["absent", "ignored"]
+_UNREADABLE = (csv.Error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class Options:
         logits: the scores are logits: a class counts as present above 0.
         probabilities: the scores are probabilities: a class counts as present above 0.5. Without
             either of the two, scores that all lie in [0, 1] are taken for probabilities.
+        zero: what a label 0 means: absent, or ignored (only objects marked difficult). Without it:
+            ignored where -1 occurs in the file, else absent.
         files: path of an image below the data root, with {image} for the first column.
         results_dir: where results go.
     """
@@ -64,6 +78,7 @@ class Options:
     labels: Path | None = None
     logits: tyro.conf.FlagCreatePairsOff[bool] = False
     probabilities: tyro.conf.FlagCreatePairsOff[bool] = False
+    zero: Zero | None = None
     files: str = "{image}"
     results_dir: Path = Path("results")
 
@@ -73,16 +88,18 @@ class Scored:
     """Scores and labels of images.
 
     Attributes:
-        images: N names, as the first column has them.
+        images: N names, as their column has them.
         classes: C names.
-        scores: (N, C) float32.
+        scores: (N, C) float64: the file's own numbers, or their ranking would have other ties.
         signs: (N, C) int8: 1 present, 0 ignored, -1 absent.
+        zero: what a 0 in the file was taken for.
     """
 
     images: tuple[str, ...]
     classes: tuple[str, ...]
     scores: np.ndarray
     signs: np.ndarray
+    zero: Zero
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,38 +126,63 @@ def import_scores(opts: Options, argv: Sequence[str] = ()) -> Path:
     folder = opts.results_dir / opts.study / opts.name
     if (folder / "study.json").exists():
         raise UserError(f"{folder} already holds a study: choose another --name")
-    found = read(opts.scores, opts.labels)
+    found = read(opts.scores, opts.labels, opts.zero)
     kind = _kind(found.scores, opts)
     files = [_file(opts.files, image) for image in found.images]
     repeated = pd.Series(files)[pd.Series(files).duplicated()]
     if len(repeated):
         raise UserError(f"--files {opts.files}: several images become {repeated.iloc[0]}")
-    config = {"scores": kind, "source": opts.scores.name}
+    config = {"scores": kind, "zero": found.zero, "source": opts.scores.name}
+    taken = _taken(opts, found, kind)
+    for sentence in taken:
+        print(sentence)
     write_bytes(folder / "predictions" / f"{TRIAL}.npz", _npz(found, files, config))
     trials = pd.DataFrame([_row(found, kind, config)])
     write_text(folder / "trials.csv", tables.to_csv(trials))
     write_text(folder / "history.csv", "trial,part,epoch\n")  # how they were trained is not known
-    write_json(folder / "study.json", _declaration(opts, found, config, argv))
+    write_json(folder / "study.json", _declaration(opts, found, config, argv, taken))
     return folder
+
+
+def _taken(opts: Options, found: Scored, kind: str) -> list[str]:
+    """Say what was taken for granted, and which option says otherwise."""
+    said = []
+    if opts.zero is None and found.zero == "absent":
+        said.append(
+            "no label is -1, so 0 is taken for absent: where it marks difficult objects, say --zero"
+            " ignored"
+        )
+    if not (opts.logits or opts.probabilities):
+        low, high = found.scores.min(), found.scores.max()
+        cut = "0.5; say --logits where they are none" if kind == "probabilities" else "0"
+        said.append(
+            f"scores from {low:.9g} to {high:.9g} are taken for {kind} (present above {cut})"
+        )
+    return said
 
 
 # ---- reading ----
 
 
-def read(scores: Path, labels: Path | None = None) -> Scored:
+def read(scores: Path, labels: Path | None = None, zero: Zero | None = None) -> Scored:
     """Read a scores file, and a labels file if there is one.
+
+    Args:
+        scores: the CSV.
+        labels: CSV of labels, unless `scores` holds them.
+        zero: what a label 0 means; None: ignored where -1 occurs in the file, else absent.
 
     Raises:
         UserError: a file that cannot be used; the message names it and the column or image.
     """
     table = _table(scores)
-    own = [name for name in table.columns[1:] if name.startswith("score_")]
+    own = [name for name in table.columns if name.startswith("score_")]
     if labels is not None and not own:
-        own = [name for name in table.columns[1:] if not name.startswith("label_")]
+        own = [name for name in table.columns if not name.startswith("label_")]
     classes = tuple(name.removeprefix("score_") for name in own)
     wanted = [f"label_{name}" for name in classes]
     if labels is not None:
-        marked = _aligned(_table(labels), labels, table.iloc[:, 0], classes)
+        marked = _aligned(_table(labels), labels, table.index, classes)
     else:
         lacking = [name for name in wanted or ["score_<class>"] if name not in table.columns]
         if lacking:
@@ -150,35 +192,115 @@ def read(scores: Path, labels: Path | None = None) -> Scored:
             )
         marked = table[wanted]
     values = _numbers(table[own], scores)
-    truth = _numbers(marked.set_axis(wanted, axis=1), labels or scores)
-    if not np.isin(truth, (1, 0, -1)).all():
-        raise UserError(f"{labels or scores}: labels must be 1 (present), -1 (absent) or 0")
-    signs = ranking.signs(truth.astype(np.int8), len(classes))
-    return Scored(tuple(table.iloc[:, 0]), classes, values.astype(np.float32), signs)
+    truth = _numbers(marked, labels or scores)
+    odd = np.argwhere(~np.isin(truth, (1, 0, -1)))
+    if len(odd):
+        row, column = odd[0]
+        cell = marked.iloc[row, column]
+        raise UserError(
+            f"{labels or scores}, line {cell.line}, column {marked.columns[column]}: {cell.text!r}:"
+            " labels must be 1 (present), -1 (absent) or 0"
+        )
+    zero = zero or ("ignored" if (truth == -1).any() else "absent")
+    signs = truth.astype(np.int8) if zero == "ignored" else ranking.signs(truth == 1, len(classes))
+    return Scored(tuple(table.index), classes, values, signs, zero)
+
+
+class _Cell(NamedTuple):
+    """A cell's text and the line of the file it stands on."""
+
+    text: str
+    line: int
 
 
 def _table(file: Path) -> pd.DataFrame:
-    """Read a CSV as text, its first column the names of images."""
+    """Read a CSV as cells, indexed by the names of images.
+
+    Raises:
+        UserError: it cannot be read, or columns or names are missing or there twice.
+    """
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        text = _text(file)
+        head = text.partition("\n")[0]
+        separator = max(",;\t", key=head.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        lines = [
+            (reader.line_num, [c.strip() for c in cells])
+            for cells in reader
+            if "".join(cells).strip()
+        ]
     except FileNotFoundError as e:
         raise UserError(f"{file}: there is no such file; give a CSV of scores") from e
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, ValueError, RuntimeError, *_UNREADABLE) as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(f"{file} cannot be read as a CSV ({why}): export it again") from e
-    if table.shape[1] < 2 or not len(table):
+    if len(lines) < 2 or len(lines[0][1]) < 2:
         raise UserError(f"{file}: a column of names, columns of numbers and rows are needed")
-    names = table.iloc[:, 0]
+    (_, header), *rows = lines
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{file}, line {line}: {len(cells)} cells where the header has {len(header)}:"
+                " export it again"
+            )
+    kept = _named_columns(file, header, [cells for _, cells in rows])
+    twice = [name for name, count in Counter(header[k] for k in kept).items() if count > 1]
+    if twice:
+        raise UserError(f"{file}: the column {twice[0]} is there twice; keep one")
+    place = next((k for k in kept if header[k] == "image"), kept[0])
+    names = pd.Index([cells[place] for _, cells in rows])
     if names.duplicated().any():
-        raise UserError(f"{file}: {names[names.duplicated()].iloc[0]} has several rows; keep one")
-    return table
+        raise UserError(f"{file}: {names[names.duplicated()][0]} has several rows; keep one")
+    # Where the comma does not separate, it is the decimal sign of many a country's spreadsheets.
+    comma = separator != ","
+    table = {
+        header[k]: [
+            _Cell(cells[k].replace(",", ".") if comma else cells[k], line) for line, cells in rows
+        ]
+        for k in kept
+        if k != place
+    }
+    return pd.DataFrame(table, index=names)
+
+
+def _text(file: Path) -> str:
+    """Return the text of a file, plain or compressed: UTF-8, or UTF-16 with its mark."""
+    if file.suffix.lower() == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            inside = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+            if len(inside) != 1:
+                raise ValueError(f"it holds {len(inside)} files, not one")
+            content = archive.read(inside[0])
+    else:
+        with _OPEN.get(file.suffix.lower(), open)(file, "rb") as stream:
+            content = stream.read()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _named_columns(file: Path, header: list[str], rows: list[list[str]]) -> list[int]:
+    """Return the places of the columns with a name.
+
+    Without one are pandas' row numbers, where the images have a column of their own, and what
+    separators at the ends of lines make.
+
+    Raises:
+        UserError: another column without a name.
+    """
+    named = [k for k, name in enumerate(header) if not re.fullmatch(r"(Unnamed: \d+)?", name)]
+    for k in sorted(set(range(len(header))) - set(named)):
+        if "image" not in header and any(cells[k] for cells in rows):
+            raise UserError(
+                f"{file}: column {k + 1} has no name: call it image if it names the images; row"
+                " numbers, as pandas writes them, are left out by to_csv(..., index=False)"
+            )
+    return named
 
 
 def _aligned(
-    table: pd.DataFrame, file: Path, images: pd.Series, classes: tuple[str, ...]
+    labelled: pd.DataFrame, file: Path, images: pd.Index, classes: tuple[str, ...]
 ) -> pd.DataFrame:
     """Return the rows of a labels file in the order of the scores, its columns in theirs."""
-    labelled = table.set_index(table.columns[0])
     labelled.columns = [name.removeprefix("label_") for name in labelled.columns]
     lacking = [name for name in classes if name not in labelled.columns]
     if lacking:
@@ -187,24 +309,38 @@ def _aligned(
     if len(absent):
         raise UserError(
             f"{file}: there are no labels of {len(absent):,} images of the scores, as "
-            f"{absent.iloc[0]}; name images alike in both files"
+            f"{absent[0]}; name images alike in both files"
         )
     return labelled.loc[list(images), list(classes)]
 
 
 def _numbers(table: pd.DataFrame, file: Path) -> np.ndarray:
-    """Return columns of text as finite numbers (N, C)."""
-    found = []
-    for name in table.columns:
-        values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            said = str(table[name].iloc[bad[0]])[:40]
-            raise UserError(
-                f"{file}: column {name}, row {bad[0] + 2} holds {said!r}, not a finite number"
-            )
-        found.append(values)
-    return np.stack(found, axis=1)
+    """Return columns of cells as finite numbers (N, C), each the float64 next to what it says.
+
+    Raises:
+        UserError: a cell holds no number, or one that no float64 holds.
+    """
+    found = np.empty(table.shape)
+    for column, name in enumerate(table.columns):
+        for row, cell in enumerate(table[name]):
+            value = _number(cell.text)
+            if value is None:
+                raise UserError(
+                    f"{file}, line {cell.line}, column {name}: {cell.text[:40]!r} is not a finite"
+                    " number that a float64 can hold (as 0.93): correct it"
+                )
+            found[row, column] = value
+    return found
+
+
+def _number(text: str) -> float | None:
+    """Return a number, or None for what is none, is not finite, or would become 0 unsaid."""
+    try:
+        value = float(text) if "_" not in text else math.nan
+    except ValueError:
+        return None
+    lost = value == 0 and re.search(r"[1-9]", re.split("[eE]", text)[0])
+    return value if math.isfinite(value) and not lost else None
 
 
 def _kind(scores: np.ndarray, opts: Options) -> str:
@@ -265,7 +401,11 @@ def _row(found: Scored, kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declaration(
-    opts: Options, found: Scored, config: dict[str, Any], argv: Sequence[str]
+    opts: Options,
+    found: Scored,
+    config: dict[str, Any],
+    argv: Sequence[str],
+    taken: Sequence[str],
 ) -> dict[str, Any]:
     from core import provenance
 
@@ -292,6 +432,7 @@ def _declaration(
             "classes": list(found.classes),
             **counts,
             "images": {"val": len(found.images)},
+            "notes": list(taken),
         },
         "command": ["python", "analysis/import_scores.py", *argv],
         "git": provenance.git(),

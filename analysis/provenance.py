@@ -241,6 +241,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Fingerprint", _words(data.get("fingerprint"))),
         ("Broken files skipped", _named(skipped) if skipped is not None else ""),
         ("Exact duplicates between splits", same),
+        ("Notes on the data", "; ".join(map(_words, data.get("notes") or []))),
     ]
 
 

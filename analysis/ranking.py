@@ -42,8 +42,8 @@ def signs(labels: np.ndarray, classes: int) -> np.ndarray:
     """Return labels in any of the stored forms as (N, C) int8 of 1, 0 (ignored) and -1.
 
     Args:
-        labels: (N,) the class of each image; or (N, C) with 1 present and either 0 absent, or, if
-            -1 occurs anywhere, -1 absent and 0 ignored.
+        labels: (N,) the class of each image; or (N, C), of integers 1 present, -1 absent and 0
+            ignored, or of booleans, whether the class is present.
         classes: C.
 
     Raises:
@@ -60,8 +60,9 @@ def signs(labels: np.ndarray, classes: int) -> np.ndarray:
         raise ValueError(f"signs: labels must be (N,) or (N, {classes}), got {labels.shape}")
     if not np.isin(labels, (PRESENT, IGNORED, ABSENT)).all():
         raise ValueError("signs: labels of several classes per image must be 1, 0 or -1")
-    known = labels.astype(np.int8)
-    return known if (known < 0).any() else np.where(known > 0, PRESENT, ABSENT).astype(np.int8)
+    if labels.dtype == bool:
+        return np.where(labels, PRESENT, ABSENT).astype(np.int8)
+    return labels.astype(np.int8)
 
 
 def ranking(scores: np.ndarray) -> np.ndarray:

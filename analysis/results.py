@@ -71,8 +71,8 @@ class Predictions:
     """Scores of one trial on the validation images.
 
     Attributes:
-        scores: float32 logits (N, C).
-        labels: int64 (N,) for one class per image, (N, C) for several.
+        scores: logits (N, C), float32; imported ones float64, which may be probabilities.
+        labels: int64 (N,) for one class per image, (N, C) of 1, 0 (ignored) and -1 for several.
         files: N names relative to the data root.
         classes: C names.
         config: the trial's configuration.

@@ -43,8 +43,8 @@ def tail_accuracy(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray
 
     Args:
         scores: (N, C), logits or probabilities.
-        labels: (N, C) of 1 present, -1 absent and 0 only difficult (counts neither way); without
-            any -1 in it, 0 means absent. Or (N,), the class of each image.
+        labels: (N, C) of 1 present, -1 absent and 0 only difficult (counts neither way), or of
+            booleans; or (N,), the class of each image.
         thresholds: (T,), compared strictly: an image counts if its score is above.
 
     Raises:

@@ -82,7 +82,7 @@ _DIFFICULT = {
 
 def decision(stored: Predictions) -> float:
     """Return the score above which a class counts as present."""
-    return ranking.decision_threshold(stored.scores, stored.config.get("scores", ""))
+    return ranking.decision_threshold(stored.scores, stored.config.get("scores", "logits"))
 
 
 def author(name: str) -> str:

@@ -65,8 +65,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Args:
         scores: (N, C), higher for more likely; of equal ones the order does not matter.
-        labels: (N, C): 1 present, -1 absent, 0 left out of the count (VOC's difficult objects). If
-            no -1 occurs in the whole array they are plain binary: 1 present, 0 absent.
+        labels: (N, C): of integers, 1 present, -1 absent, 0 left out of the count (VOC's difficult
+            objects); or of booleans, whether the class is present. The type says which, never the
+            values: a column with present and difficult objects alone has no -1.
 
     Returns:
         (C,) float64 in [0, 1]; nan where no image is labelled 1, as nothing is to be found then.
@@ -129,9 +130,10 @@ def counted_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite: the network that made them has diverged")
     if not np.isin(labels, (-1, 0, 1)).all():
-        raise ValueError("labels must be 1, 0 or -1")
-    has_absent = bool((labels == -1).any())
-    return labels == 1, (labels != 0 if has_absent else np.ones(labels.shape, dtype=bool))
+        raise ValueError("labels must be 1, 0 or -1, or booleans")
+    if labels.dtype == bool:
+        return labels, np.ones(labels.shape, dtype=bool)
+    return labels == 1, labels != 0
 
 
 def _precision_at_recall(scores: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,8 +32,8 @@ def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Mod
         weights: "default": torchvision's ImageNet weights, from torch's hub cache or downloaded
             (input normalised as in `core.augment`); "embedded": learnt once from the embedded
             synthetic birds, for demonstrations without a network; "none": random, from torch's
-            current generator; or the path of a state dict, whose head is left out if it has
-            another size.
+            current generator; or the path of a state dict, whose head may be missing, and is left
+            out if it has another size.
         num_classes: width of the head.
         small_stem: replace the first convolution by a random 3x3 one with stride 1, as the CIFAR
             lab's listing does; the max-pool stays, as it does there.
@@ -66,9 +66,9 @@ def digest(weights: str) -> str:
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load all but a head of another size."""
+    """Load all but a head that is not there or has another size."""
     own = model.state_dict()
-    if state.get("fc.weight", own["fc.weight"]).shape != own["fc.weight"].shape:
+    if "fc.weight" not in state or state["fc.weight"].shape != own["fc.weight"].shape:
         state |= {name: own[name] for name in ("fc.weight", "fc.bias")}
     wrong = mismatch(model, state)
     if wrong:

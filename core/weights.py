@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
 
+# Where training programs keep the state dict in their checkpoints, and what wrappers (data
+# parallel, torch.compile, Lightning) put before each name, one inside the other in any order.
+_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+_WRAPPERS = re.compile(r"^((module|model)\.)+|\b_orig_mod\.")
+
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a file, also one under the key `state_dict` or `model`.
+    """Return the state dict in a file, also one under a key such as `state_dict` or `net`.
 
-    Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off. Only tensors are read: a
-    file that holds code is refused.
+    Prefixes that wrappers leave (`module.`, `_orig_mod.`, `model.`) are taken off, and numbers of
+    any floating-point type become float32. Only tensors are read: a file that holds code is
+    refused.
 
     Raises:
-        UserError: no such file, or not a file of tensors.
+        UserError: no such file, not a file of tensors, or a tensor that holds nan or infinity.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -29,12 +38,48 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             f"{path} is not a file of tensors (a truncated file, or one that holds code, which is"
             " never run): save model.state_dict() with torch.save"
         ) from e
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict: save model.state_dict() with torch.save")
-    return {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in content.items()}
+    found = _state_in(content)
+    if found is None:
+        keys = (
+            f" (it holds {_some([str(k) for k in content])})" if isinstance(content, dict) else ""
+        )
+        raise UserError(
+            f"{path} holds no state dict{keys}: save model.state_dict() with torch.save"
+        )
+    state: dict[str, Tensor] = {}
+    for key, value in found.items():
+        name = key
+        while (bare := _WRAPPERS.sub("", name)) != name:
+            name = bare
+        if name in state:
+            raise UserError(f"{path} holds {name} twice, as {key} too: save one of the networks")
+        state[name] = value.detach().float() if value.is_floating_point() else value
+    check_finite(state, path)
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse weights with which every output would be nan.
+
+    Raises:
+        UserError: a tensor holds nan or infinity; it is named.
+    """
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{source}: {name} holds numbers that are not finite (nan or infinity), as the"
+                " weights of a training that diverged do: give weights from before"
+            )
+
+
+def _state_in(content: Any) -> dict[str, Tensor] | None:
+    """Return the state dict that a file's content is or has under one of the usual keys."""
+    if not isinstance(content, dict):
+        return None
+    if content and all(isinstance(v, Tensor) for v in content.values()):
+        return {str(key): value for key, value in content.items()}
+    inside = (_state_in(content.get(key)) for key in _KEYS)
+    return next((state for state in inside if state is not None), None)
 
 
 def mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:

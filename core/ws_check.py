@@ -224,9 +224,14 @@ def _torchvision(state: Mapping[str, Tensor], weights: str) -> tuple[nn.Module, 
     )
     kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
     name = _TORCHVISION.get((kind, blocks))
-    if name is None or "fc.weight" not in state:
+    if name is None:
         raise UserError(f"--weights {weights}: no torchvision ResNet has {blocks} {kind} blocks")
-    model = getattr(models, name)(num_classes=len(state["fc.weight"]))
+    head = state.get("fc.weight")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of a head of its own, where the file has none
+        model = getattr(models, name)(num_classes=1000 if head is None else len(head))
+    if head is None:
+        state = {**state, "fc.weight": model.fc.weight, "fc.bias": model.fc.bias}
     wrong = pretrained.mismatch(model, dict(state))
     if wrong:
         raise UserError(f"--weights {weights} does not fit {name} ({wrong}): give its own file")

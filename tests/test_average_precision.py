@@ -21,7 +21,6 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.where(rng.random((n, c)) < rng.uniform(0.02, 0.6), 1, -1)
     if seed % 3 == 0:
         labels[rng.random((n, c)) < 0.1] = 0
-    labels[0] = -1  # or an array of 1 and 0 alone would be binary
     return scores, labels.astype(np.int8)
 
 
@@ -34,6 +33,7 @@ def test_equals_scikit_learns(seed):
             assert np.isnan(found)
             continue
         expected = average_precision_score(labels[here, c] == 1, scores[here, c])
+        assert average_precision(scores[:, [c]], labels[:, [c]]) == expected
         assert found == expected
 
 
@@ -101,10 +101,15 @@ def test_ignored_pairs_leave_the_ranking():
     assert average_precision(scores, labels) == average_precision(scores[1:], labels[1:])
 
 
-def test_labels_without_minus_one_are_binary():
+@pytest.mark.parametrize("measure", [average_precision, voc_average_precision])
+def test_the_type_of_labels_says_what_they_mean_and_their_values_never(measure):
+    """A column of present and difficult objects alone scores what it scores beside others."""
     scores = np.array([[4.0, 1.0], [3.0, 2.0], [2.0, 0.5]])
-    binary = np.array([[0, 1], [1, 0], [0, 1]])
-    assert (average_precision(scores, binary) == average_precision(scores, 2 * binary - 1)).all()
+    labels = np.array([[0, 1], [1, 0], [0, -1]])
+    assert measure(scores[:, :1], labels[:, :1]) == measure(scores, labels)[:1] == [1.0]
+    binary = labels == 1
+    assert (measure(scores, binary) == measure(scores, 2 * binary - 1)).all()
+    assert measure(scores, binary)[0] == 0.5
 
 
 def test_a_mean_over_batches_flatters():

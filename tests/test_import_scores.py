@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from analysis import browse_page, import_scores, ranking, tail_accuracy, voc
 from analysis.results import load, load_predictions
@@ -76,7 +77,8 @@ def test_scores_labels_and_names_are_kept(tmp_path):
     code, folder = bring(tmp_path, frame, "--files", "VOC2012/{image}")
     assert code == 0
     stored = load_predictions(folder, "imported")
-    np.testing.assert_array_equal(stored.scores, frame.filter(like="score_").to_numpy())
+    written = [[float(str(x)) for x in row] for row in frame.filter(like="score_").to_numpy()]
+    np.testing.assert_array_equal(stored.scores, written)
     np.testing.assert_array_equal(stored.labels, frame.filter(like="label_").to_numpy())
     assert stored.files == tuple(f"VOC2012/a/{number}.jpg" for number in range(4))
     assert stored.classes == CLASSES and stored.config["scores"] == "logits"
@@ -84,10 +86,66 @@ def test_scores_labels_and_names_are_kept(tmp_path):
     assert str(tmp_path) not in json.dumps(stored.config)
 
 
-def test_zeros_mean_absent_where_nothing_is_negative(tmp_path):
-    _, folder = bring(tmp_path, table(labels=(1, 0, 0, 1)))
+def test_what_a_zero_means_is_said(tmp_path, capsys):
+    frame = table(labels=(1, 0, 0, 1))
+    for options, zero in (((), -1), (("--zero", "absent"), -1), (("--zero", "ignored"), 0)):
+        _, folder = bring(tmp_path, frame, *options, name=f"n{len(options)}{zero}")
+        stored = load_predictions(folder, "imported")
+        np.testing.assert_array_equal(stored.labels[:, 0], [1, zero, zero, 1])
+        assert stored.config["zero"] == ("ignored" if zero == 0 else "absent")
+        assert ("0 is taken for absent" in capsys.readouterr().out) == (not options)
+    assert "0 is taken for absent" in load(tmp_path / "results/voc/n0-1").study["data"]["notes"][0]
+    _, folder = bring(tmp_path, table(), "--zero", "absent", name="all")  # labels 1, -1, 0, 1
+    assert load_predictions(folder, "imported").labels[:, 0].tolist() == [1, -1, -1, 1]
+
+
+def test_scores_are_ranked_as_the_file_has_them(tmp_path):
+    """Near 1 float32 has ties that the file's numbers do not have (AP 0.73 and 0.69 there)."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (40, 2))
+    scores = 1 / (1 + np.exp(-17 - truth - rng.normal(0, 0.7, (40, 2))))
+    frame = pd.DataFrame({"image": np.arange(40)} | {f"score_{c}": scores[:, c] for c in (0, 1)})
+    code, folder = bring(tmp_path, frame.assign(label_0=truth[:, 0], label_1=truth[:, 1]))
+    assert code == 0 and len(np.unique(scores.astype(np.float32))) < 15
+    expected = [average_precision_score(truth[:, c], scores[:, c]) for c in (0, 1)]
+    assert load(folder).trials["val_map"].item() == np.mean(expected)
     stored = load_predictions(folder, "imported")
-    np.testing.assert_array_equal(stored.labels[:, 0], [1, -1, -1, 1])
+    np.testing.assert_array_equal(stored.scores, scores)
+    ranked = browse_page.Shown(load(folder), None).ranked("imported")
+    np.testing.assert_array_equal(ranked.order(0), np.argsort(-scores[:, 0]))
+    voc.report(folder)
+    ours = pd.read_csv(folder / "tables" / "average_precision.csv")
+    assert ours["best_ap"].tolist()[:2] == expected
+
+
+def test_tables_as_programs_write_them(tmp_path, capsys):
+    frame = table(labels=(1, -1, 1, -1))
+    numbers = frame.drop(columns="image")
+    written = {
+        "plain": frame.to_csv(index=False),
+        "pandas_index": frame.to_csv(),
+        "pandas_index_twice": frame.reset_index(names="Unnamed: 0").to_csv(),
+        "semicolons": frame.to_csv(index=False, sep=";"),
+        "tabs": frame.to_csv(index=False, sep="\t"),
+        "mark": "\ufeff" + frame.to_csv(index=False),
+        "image_last": frame[[*frame.columns[1:], "image"]].to_csv(index=False),
+        "blank": frame.to_csv(index=False, lineterminator="\r\n") + "\r\n,,,,\r\n",
+        "commas": numbers.rename_axis("image").to_csv(sep=";", decimal=","),
+    }
+    found = {}
+    for name, text in written.items():
+        file = tmp_path / f"{name}.csv"
+        file.write_text(text)
+        command = [str(file), "--name", name, "--results-dir", str(tmp_path / "results")]
+        assert import_scores.main(command) == 0, (name, capsys.readouterr().err)
+        found[name] = load_predictions(tmp_path / "results/voc" / name, "imported")
+        if name != "commas":
+            assert found[name].files == tuple(frame["image"]), name
+        np.testing.assert_array_equal(found[name].scores, found["plain"].scores)
+        np.testing.assert_array_equal(found[name].labels, found["plain"].labels)
+    file = tmp_path / "wide.csv"
+    file.write_text(frame.to_csv(index=False, sep="\t"), encoding="utf-16")
+    assert import_scores.read(file).images == tuple(frame["image"])
 
 
 def test_labels_of_their_own_are_joined_by_name(tmp_path):
@@ -129,9 +187,17 @@ def test_the_same_files_give_the_same_predictions(tmp_path):
         (table(labels=()), (), "label_cat"),
         (table(labels=(), prefix=""), (), "score_<class>"),
         (table(labels=(1, 2, 0, 1)), (), "labels must be 1"),
-        (table(score_cat=[0.1, "x", 0.2, 0.3]), (), "row 3 holds 'x'"),
-        (table(score_cat=[0.1, np.inf, 0.2, 0.3]), (), "score_cat, row 3"),
-        (table(score_cat=[0.1, None, 0.2, 0.3]), (), "row 3 holds ''"),
+        (table(score_cat=[0.1, "x", 0.2, 0.3]), (), "line 3, column score_cat: 'x' is not"),
+        (table(score_cat=[0.1, np.inf, 0.2, 0.3]), (), "line 3, column score_cat: 'inf'"),
+        (table(score_cat=[0.1, None, 0.2, 0.3]), (), "line 3, column score_cat: ''"),
+        (table(score_cat=[0.1, 0.2, "1e400", 0.3]), (), "line 4, column score_cat: '1e400' is"),
+        (table(score_cat=["nan", 0.2, 0.1, 0.3]), (), "line 2, column score_cat: 'nan' is"),
+        (table(score_cat=[0.1, 0.2, 0.1, "1e-400"]), (), "line 5, column score_cat: '1e-400' is"),
+        (table(score_cat=["0,1", 0.2, 0.1, 0.3]), (), "line 2, column score_cat: '0,1' is"),
+        (table(label_cat=[1, "abc", 1, 1]), (), "line 3, column label_cat: 'abc'"),
+        (table(label_cat=[1, 1, 1, 0.5]), (), "line 5, column label_cat: '0.5': labels must"),
+        (table().rename(columns={"image": ""}), (), "column 1 has no name: call it image"),
+        (table().rename(columns={"label_cat": "score_cat"}), (), "score_cat is there twice"),
         (table(image=["a", "a", "b", "c"]), (), "a has several rows"),
         (table(image=["../a", "a", "b", "c"]), (), "relative to the data root"),
         (table(image=["/etc/passwd", "a", "b", "c"]), (), "relative to the data root"),
