@@ -35,7 +35,7 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
         for row in rows:
             history.append({"trial": planned["trial"], "part": planned["part"], **shown, **row})
     _write_csv(folder / "trials.csv", trials)
-    _write_csv(folder / "history.csv", history)
+    _write_csv(folder / "history.csv", history, empty=("trial", "part", *keys, "epoch"))
     _keep_best(folder, trials, metric, mode)
     return trials
 
@@ -108,8 +108,10 @@ def _keep_best(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str, m
     )
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def _write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], empty: Sequence[str] = ()
+) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or list(empty)
     frame = pd.DataFrame([dict(row) for row in rows], columns=columns)
     text = io.StringIO()
     frame.to_csv(text, index=False, lineterminator="\n")
