@@ -44,6 +44,7 @@ ALEXNET = {
 }
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of the study, print its headline.
 

@@ -51,6 +51,7 @@ def no_sections(results: Results) -> list[Section]:
     return []
 
 
+@provenance.of_finished
 def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) -> None:
     """Write tables/, figures/, report.html and report.pdf of the study, print its short table.
 

@@ -29,6 +29,7 @@ _FORM_STYLES = {
 }
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of the CIFAR study, print its headline.
 

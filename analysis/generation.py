@@ -48,6 +48,7 @@ class Recomputed:
     balance: float
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf, print the headline; samples/ if asked.
 

@@ -48,6 +48,7 @@ class Recomputed:
     macro_f1: float
 
 
+@provenance.of_finished
 def report(path: Path, extra: Callable[[Results], list[Section]] = lambda results: []) -> None:
     """Write tables/, figures/, report.html and report.pdf of the norms study, print its headline.
 

@@ -1,19 +1,23 @@
 """What every report says about itself: warnings, broken trials, versions, data, cost."""
 
 import dataclasses
+import functools
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis import report as reports
 from analysis import tables
 from analysis.markup import escape
 from analysis.report import Code, Report, Section, join
-from analysis.results import Results
+from analysis.results import Results, load
 from core.slots import Slots, sentence
 
+_ENDED = ("finished", "stopped")
 _REASON_LENGTH = 300
 # /a/b, ~/a/b, C:\\a\\b; not the slash in and/or, in https:// or in a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w.:/\\~…-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;:()]+)+[/\\]?")
@@ -21,6 +25,40 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/\\~…-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;
 # Options that change no number: where results go, on what they are computed, how a run went on.
 _WITH_VALUE = ("--results-dir", "--name", "--address", "--max-concurrent", "--max-retries")
 _ALONE = ("--local", "--resume")
+
+
+def of_finished(write: Callable[..., None]) -> Callable[..., None]:
+    """Have `write` report a folder in which a trial has ended with numbers; else say why none."""
+
+    @functools.wraps(write)
+    def report(path: Path, *arguments: Any, **named: Any) -> None:
+        results = load(path)
+        if results.history["state"].isin(_ENDED).any():
+            write(path, *arguments, **named)
+            return
+        reasons = _reasons(results)
+        tables.write(reasons, path / "tables")
+        sections = [Section("Why no trial finished", (reasons,))]
+        title = f"{results.study['study']}: no trial finished"
+        reports.write(study_report(results, title, sections), path)
+        tables.print_table(reasons)
+
+    return report
+
+
+def _reasons(results: Results) -> tables.Table:
+    """Why trials did not finish, the most frequent reason first: tables/reasons."""
+    trials = results.trials.assign(reason=[_reason(words) for words in results.trials["error"]])
+    groups = trials.groupby(["reason", "state"], sort=False)
+    rows = groups.agg(trials=("trial", "size"), such_as=("trial", "first")).reset_index()
+    rows = rows.sort_values("trials", ascending=False, kind="stable").head(30)
+    columns = (
+        tables.text("reason", "reason", wrap=True),
+        tables.text("state", "state"),
+        tables.number("trials", "trials"),
+        tables.text("such_as", "such as", wrap=True),
+    )
+    return tables.Table("reasons", rows, columns, f"None of {len(trials)} trials finished.")
 
 
 def study_report(

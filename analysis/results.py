@@ -150,12 +150,15 @@ def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.reader(opened)
-            header = next(reader, [])
+            header = next(reader, None)
             rows = list(reader)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: this is not a whole result folder") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read ({error}): restore it from a copy") from error
+    if header == [] and not rows and "epoch" in required:  # how no epoch at all was once written
+        header = list(required)
+    header = header or []
     missing = [name for name in required if name not in header]
     if missing:
         raise UserError(f"{file} lacks the column {', '.join(missing)}: restore it from a copy")

@@ -31,6 +31,7 @@ _MOST_ROWS = 50
 _EDGE = 0.05  # share of a range: a best value closer to an end than this lies at the edge
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
 

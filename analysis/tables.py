@@ -228,24 +228,42 @@ def to_latex(table: Table) -> str:
 def print_table(table: Table, console: Any = None) -> None:
     """Print `table` in a terminal, or 100 columns wide into a pipe or a log.
 
+    Where it is too wide, each cell gets a line of its own.
+
     Args:
         table: what to print.
         console: a rich Console; by default one on standard output.
     """
     from rich import box
+    from rich.cells import cell_len
+    from rich.measure import Measurement
     from rich.table import Table as Grid
     from rich.text import Text
 
     console = console or terminal()
     # Text objects throughout: rich would read "[bold]" in a class name as markup.
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns:
-        grid.add_column(Text(column.header), justify=column.align, no_wrap=not column.wrap)
-    for row in table.cells():
-        grid.add_row(*(Text(printable(cell)) for cell in row))
+    rows = [[printable(cell) for cell in row] for row in table.cells()]
+    for column, *cells in zip(table.columns, *rows, strict=True):
+        needed = max(cell_len(words) for words in (column.header, *cells))
+        grid.add_column(
+            Text(column.header),
+            justify=column.align,
+            no_wrap=not column.wrap,
+            min_width=None if column.wrap else needed,
+        )
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
     # Not as the grid's own title and caption: those break lines at its width, however narrow.
     console.print(Text(printable(markup.plain(table.caption)), style="bold"))
-    console.print(grid)
+    free = console.options.update(max_width=10_000)
+    if Measurement.get(console, free, grid).minimum <= console.width:
+        console.print(grid)
+    else:  # rich would cut numbers in the middle, and names down to nothing
+        for name, *cells in rows:
+            console.print(Text(name))
+            for column, cell in zip(table.columns[1:], cells, strict=True):
+                console.print(Text(f"  {column.header}: {cell}"))
     if table.note:
         console.print(Text(printable(markup.plain(table.note))))
 

@@ -72,6 +72,7 @@ class Checked:
     difference: float
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of a VOC study, print its headline.
 

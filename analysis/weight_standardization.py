@@ -49,6 +49,7 @@ EQUATIONS = (
 )
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf, and print the headline.
 

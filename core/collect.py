@@ -56,7 +56,7 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
         shown = _renamed({key: planned["config"][key] for key in keys}, reported, "set")
         history += [{**own, **shown, **_renamed(row, own, "epoch")} for row in rows]
     _write_csv(folder / "trials.csv", trials)
-    _write_csv(folder / "history.csv", history)
+    _write_csv(folder / "history.csv", history, empty=("trial", "part", *keys, "epoch"))
     _keep_best(folder, trials, metric, mode)
     return trials
 
@@ -140,8 +140,10 @@ def _keep_best(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str, m
     )
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def _write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], empty: Sequence[str] = ()
+) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or list(empty)
     frame = pd.DataFrame([dict(row) for row in rows], columns=columns)
     text = io.StringIO()
     frame.to_csv(text, index=False, lineterminator="\n")

@@ -8,7 +8,6 @@ interrupted study from a finished one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import os
@@ -21,12 +20,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO, cast
+from typing import Any
 
 from core import collect, events, mirror, options, presence, provenance, trial
 from core.errors import UserError
 from core.options import Options
-from core.progress import Patient, Progress
+from core.progress import Progress, patient_output
 from core.search import DEFAULT, Goal, Search
 from core.stopping import Halving
 from core.storage import finite, read_json, remove, write_json
@@ -48,24 +47,29 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
         raise KeyboardInterrupt
 
-    caught = (signal.SIGTERM, signal.SIGHUP)  # a batch system's time limit, a closed terminal
-    previous = {number: signal.signal(number, terminate) for number in caught}
-    try:
-        with contextlib.redirect_stdout(cast(TextIO, Patient(sys.stdout))):
+    # A batch system's time limit, a closed terminal; ignored ones stay so, as under `nohup`.
+    both = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: before for number, before in both.items() if before is not signal.SIG_IGN}
+    for number in previous:
+        signal.signal(number, terminate)
+    with patient_output():
+        try:
             action, words = options.take_action(study, argv)
             opts = options.parse(study, words)
             return _act(study, opts, action) if action else run(study, opts, argv)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return UNUSABLE
-    except KeyboardInterrupt:
-        again = shlex.join([f"studies/{study.name}.py", *argv])
-        again += "" if "--resume" in argv else " --resume"
-        print(f"\nstopped: nothing finished is lost; go on with: python {again}", file=sys.stderr)
-        return RESUMABLE if received else INTERRUPTED
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        except UserError as e:
+            print(e, file=sys.stderr)
+            return UNUSABLE
+        except KeyboardInterrupt:
+            again = shlex.join([f"studies/{study.name}.py", *argv])
+            again += "" if "--resume" in argv else " --resume"
+            print(
+                f"\nstopped: nothing finished is lost; go on with: python {again}", file=sys.stderr
+            )
+            return RESUMABLE if received else INTERRUPTED
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
@@ -374,17 +378,38 @@ def check_address(address: str) -> None:
     Raises:
         UserError: malformed, or no answer within 5 seconds.
     """
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--address {address}: give auto or HOST:PORT")
+    shown = f"--address {address}"
+    if address == "auto":
+        named = os.environ.get("RAY_ADDRESS")
+        shown += f" with RAY_ADDRESS={named}" if named else ""
+        address = named or _cluster_here()
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise UserError(f"{shown}: give auto or HOST:PORT, the address that `ray start` prints")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as e:
+        other = "unset RAY_ADDRESS" if "RAY_ADDRESS" in shown else "leave --address out"
         raise UserError(
-            f"--address {address}: no Ray cluster answers there; start one with"
-            " `ray up cluster.yaml`, or leave --address out"
+            f"{shown}: no Ray cluster answers there; start one with `ray up cluster.yaml`, or"
+            f" {other}"
+        ) from e
+
+
+def _cluster_here() -> str:
+    """Return the address of the cluster that Ray finds on this machine.
+
+    Raises:
+        UserError: there is none.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return canonicalize_bootstrap_address("auto") or ""
+    except ConnectionError as e:
+        raise UserError(
+            "--address auto: no Ray cluster runs on this machine; start one with `ray up"
+            " cluster.yaml`, give HOST:PORT, or leave --address out"
         ) from e
 
 

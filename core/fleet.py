@@ -53,6 +53,7 @@ def look(node: str, errand: Errand) -> dict[str, Any]:
     """Return what a node has and whether it can work for this study; runs on that node."""
     return {
         "cards": slots.card_memory(),
+        "cores": slots.cores_here(),
         "host": os.uname().nodename,
         "code": provenance.code(),
         "python": provenance.versions()["python"],
@@ -261,7 +262,8 @@ class Fleet:
             if unknown and self.memory is not None:
                 refused.append((node, f"{name}: {unknown}"))
                 continue
-            cpus = info["Resources"].get("CPU", 0.0)
+            # Ray counts the machine's cores, whatever of them its processes may use.
+            cpus = min(info["Resources"].get("CPU", 0.0), float(told["cores"]))
             self.nodes[node] = Node(node, told["host"], cpus, cards)
             if time.monotonic() - self._looked > 0 and self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")

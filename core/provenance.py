@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from core.slots import cores_here
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "optuna")
@@ -46,9 +47,7 @@ def hardware() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores_here(),
         "gpus": gpus,
     }
 

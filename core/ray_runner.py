@@ -12,8 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +37,29 @@ for _key, _value in SETTINGS.items():
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
+from ray._private.authentication.authentication_token_setup import (  # noqa: E402
+    maybe_enable_token_auth_if_token_available,
+)
+from ray.job_config import JobConfig  # noqa: E402
 from ray.tune.logger import JsonLoggerCallback  # noqa: E402
 from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
 from ray.tune.result import AUTO_RESULT_KEYS  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from core import fleet, mirror  # noqa: E402
+from core import fleet, mirror, provenance, scratch  # noqa: E402
 from core.errors import StorageError, UserError  # noqa: E402
 from core.fleet import Fleet  # noqa: E402
 from core.options import Options  # noqa: E402
 from core.progress import Listener  # noqa: E402
-from core.slots import parse_memory  # noqa: E402
+from core.slots import cores_here, parse_memory  # noqa: E402
 from core.stopping import Halving  # noqa: E402
 from core.study import Study  # noqa: E402
 from core.trial import Attempt, Spec, read_attempt, read_result, read_rows, write_result  # noqa: E402
 from core.trial import run as run_trial  # noqa: E402
 from core.work import Work  # noqa: E402
 
+TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
 
 
@@ -73,8 +77,7 @@ def run(
     dispatcher = Dispatcher(work, nodes, opts.max_retries, halving)
     bridge = Bridge(dispatcher, listeners)
     # Not in the result folder, which may be full or in an object store; moved there afterwards.
-    storage = Path(tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=_scratch()))
-    try:
+    with scratch.folder() as storage:
         while not work.is_empty():
             try:
                 _fit(_objective(study.trainable, first), dispatcher, bridge, storage)
@@ -90,8 +93,6 @@ def run(
             finally:
                 with contextlib.suppress(OSError):
                     shutil.move(storage / "run", _unused(first.study / "ray"))
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _fit(
@@ -263,59 +264,90 @@ def session(
     """
     on_terminate = signal.getsignal(signal.SIGTERM)
     remote = mirror.of(study / "study.json")
-    errand, temporary = None, None
-    if opts.address is None:
-        temporary = _start()
-    else:
-        _join(opts.address)
+    errand = None
+    if opts.address is not None:
         errand = fleet.Errand(study, remote, secrets.token_hex(8), paths)
-    signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
-    nodes = Fleet(
-        parse_memory(opts.slot_memory),
-        opts.slot_cores,
-        opts.slot_memory,
-        limit=opts.max_concurrent,
-        errand=errand,
-        announce=announce,
-    )
-    try:
-        if errand is not None and remote is None:
-            fleet.leave_token(study, errand.token)
-        nodes.find()
-        yield nodes
-    finally:
-        if errand is not None:
-            nodes.want(0)
-            fleet.clean(study)
-        ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        if opts.address is None:
+            stack.enter_context(_started())
+        else:
+            _join(opts.address)
+            stack.callback(ray.shutdown)
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
+        nodes = Fleet(
+            parse_memory(opts.slot_memory),
+            opts.slot_cores,
+            opts.slot_memory,
+            limit=opts.max_concurrent,
+            errand=errand,
+            announce=announce,
+        )
+        try:
+            if errand is not None and remote is None:
+                fleet.leave_token(study, errand.token)
+            nodes.find()
+            yield nodes
+        finally:
+            if errand is not None:
+                nodes.want(0)
+                fleet.clean(study)
 
 
-def _start() -> str:
-    """Start Ray on this machine, reachable from this machine only; return its folder."""
+@contextlib.contextmanager
+def _started() -> Iterator[None]:
+    """Run Ray on this machine, reachable from this machine only."""
     # A folder of our own: Ray's default is shared, never cleaned, and may name someone
-    # else's cluster. Short, because sockets in it have a path limit of 107 characters.
-    base = _scratch()
-    _remove_stale(base)
-    temporary = tempfile.mkdtemp(prefix=f"labtune-{os.getpid()}-", dir=base)
-    # Ray listens on every interface, unless it takes this for a system on which it forms no
-    # clusters; whoever reaches its ports can run code (see docs/cluster.md). A test scans them.
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        _temp_dir=temporary,
-        runtime_env=_interpreter(),
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    return temporary
+    # else's cluster. Ray lets everybody enter what it makes, so it makes it further in.
+    with scratch.folder() as temporary, _own_token():
+        # Ray listens on every interface, unless it takes this for a system on which it forms no
+        # clusters; whoever reaches its ports can run code (see docs/cluster.md). A test scans them.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        ray.init(
+            address="local",
+            num_cpus=cores_here(),
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _temp_dir=str(temporary / "r"),
+            runtime_env=_interpreter(),
+            job_config=_our_modules_first(),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
-def _scratch() -> Path:
-    return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Give the Ray of this study a token of its own, in the environment of its processes.
+
+    Ray would leave one in the home, with which every later `ray start` there demands it.
+    """
+    own = {} if TOKENS & os.environ.keys() else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for key in own:
+            os.environ.pop(key, None)
+
+
+class _Ours(list):
+    """The folders in which workers look for modules, the one that counts most at the end."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Put what Ray adds before ours, and not the folder we were started in, or its `core` wins.
+
+        Where the driver itself looks there (`python -m`), its workers do so as well.
+        """
+        here, known = os.getcwd(), {os.path.abspath(entry) for entry in sys.path}
+        self[:0] = [folder for folder in folders if folder != here or here in known]
+
+
+def _our_modules_first() -> JobConfig:
+    return JobConfig(_py_driver_sys_path=_Ours([str(provenance.ROOT)]))
 
 
 def _interpreter() -> dict[str, str]:
@@ -332,7 +364,14 @@ def _join(address: str) -> None:
     """Connect to a running cluster; what Ray prints meanwhile is kept back."""
     try:
         with _quiet_stderr():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+            ray.init(
+                address=address,
+                runtime_env=_interpreter(),
+                job_config=_our_modules_first(),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except ray.exceptions.AuthenticationError as e:
         raise UserError(
             f"--address {address}: Ray's token is missing here: bring the cluster's"
@@ -370,20 +409,6 @@ def _quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _remove_stale(base: Path) -> None:
-    """Remove the folders of drivers that were killed before they could."""
-    for path in base.glob("labtune-*-*"):
-        pid = path.name.split("-")[1]
-        if not pid.isdigit():
-            continue
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)  # leaves what is not ours
-        except PermissionError:  # runs, as another user
-            pass
 
 
 def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

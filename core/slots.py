@@ -7,12 +7,14 @@ and asks Ray for exactly that share of a card, on exactly that node.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
@@ -153,10 +155,43 @@ def this_machine(node: str = "") -> Node:
 
 
 def cores_here() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use: of its affinity, and of its control group."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas(Path("/")))]))
+
+
+def _quotas(root: Path) -> list[float]:
+    """Return the cores that each control group of this process may use, where they are limited.
+
+    Args:
+        root: of the file system, for tests.
+    """
+    found = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, kinds, name = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        # In a container the group's own files often lie at the top, whatever its name is.
+        groups = root / "sys/fs/cgroup" / (kinds and "cpu")
+        for group in (Path(name.strip("/")), *Path(name.strip("/")).parents):
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                if kinds:  # version 1
+                    quota, period = (
+                        (groups / group / f"cpu.cfs_{what}_us").read_text().strip()
+                        for what in ("quota", "period")
+                    )
+                else:
+                    quota, period = (groups / group / "cpu.max").read_text().split()
+                if float(quota) > 0:  # "max" is no number, -1 is no limit
+                    found.append(float(quota) / float(period))
+    return found
 
 
 def card_memory() -> list[int]:

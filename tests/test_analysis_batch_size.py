@@ -429,8 +429,8 @@ def test_nothing_ran(tmp_path):
     ends = {("bn", 8, 0): ("failed", 0, ""), ("gn", 8, 0): ("unfinished", 0, "")}
     folder = build(tmp_path / "x", sizes=(8,), seeds=1, ends=ends)
     batch_size.report(folder)
-    assert "there is no result yet" in words_of(folder)
-    assert len(table_of(folder, "batch_size")) == 2
+    assert "None of 2 trials finished" in words_of(folder)
+    assert list(table_of(folder, "reasons").state) == ["failed", "unfinished"]
 
 
 def test_files_that_do_not_belong_together_are_noticed(tmp_path):

@@ -235,7 +235,8 @@ def test_one_seed_and_nothing_finished_still_make_a_report(tmp_path, part):
     assert "One seed" in words_of(folder)
     folder = write(tmp_path / "none", planned, failed=(planned[0]["trial"],))
     cifar.report(folder)
-    assert "No trial has finished" in words_of(folder)
+    assert "None of 1 trials finished" in words_of(folder)
+    assert "it broke" in words_of(folder)
 
 
 def test_a_damaged_folder_is_told(full, tmp_path):

@@ -219,7 +219,7 @@ def test_a_study_without_finished_trials_or_predictions_still_reports(tmp_path):
         return {k: row[k] for k in kept} | {"state": "failed", "error": "RuntimeError: a bug"}
 
     generation.report(build(tmp_path / "none", change=failed))
-    assert "No trial has finished" in words_of(tmp_path / "none")
+    assert "None of 18 trials finished" in words_of(tmp_path / "none")
     generation.report(build(tmp_path / "bare", predictions=False))
     assert "flow matching of width 32" in words_of(tmp_path / "bare")
     assert not (tmp_path / "bare" / "figures" / "samples.png").exists()
