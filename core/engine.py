@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import random
 import shlex
 import signal
 import socket
@@ -28,6 +27,7 @@ from core.errors import UserError
 from core.options import Options
 from core.progress import Patient, Progress
 from core.search import DEFAULT, Goal, Search
+from core.slots import too_small
 from core.stopping import Halving
 from core.storage import finite, read_json, remove, write_json
 from core.study import Plan, Planned, Study, plan
@@ -92,6 +92,7 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
 def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
     if opts.report_only:
         return report_only(study, folder)
+    options.stopping(study, opts)  # refuses rules that do not fit before data are looked at
     settings = _settings(study, opts)
     planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
     if opts.search is not None:
@@ -139,6 +140,8 @@ def _run_locked(
             slots[:] = nodes.record()
             beat()
             declared["slots"] = {"memory": nodes.memory, "cores": opts.slot_cores, "nodes": slots}
+            if study.fit is not None:
+                declared["fit"] = lay_out(study, planned, declared, nodes, opts.resume)
             write_json(folder / "study.json", declared)
             # For who looks at the images again; not in study.json, from which reports are made.
             write_json(folder / ".private.json", private)
@@ -149,6 +152,39 @@ def _run_locked(
     if search is not None:
         search.write()
     return finish(study, folder, trials)
+
+
+def lay_out(
+    study: Study, planned: Plan, declared: Mapping[str, Any], nodes: Any, resume: bool
+) -> dict[str, Any]:
+    """Choose, before the first trial, what all trials take over so that each fits its slot.
+
+    Once chosen it stays: trials of one comparison are not to differ by where and when they ran.
+
+    Returns:
+        What `study.json` keeps: the settings, the bytes that the largest trial then needs, and the
+        smallest slot; without a limit of memory, no settings and neither number.
+
+    Raises:
+        UserError: a trial fits in no way, or not in the way that was chosen at the start.
+    """
+    assert study.fit is not None
+    configs, data = [p.config for p in planned.trials], declared["data"]
+    offered = [s for s in nodes.slots if s.count and s.memory is not None]
+    chosen = declared.get("fit", {"settings": {}}) if resume else None
+    if not offered:
+        return chosen or {"settings": {}}
+    slot = min(s.memory for s in offered)
+    if chosen is None:
+        settings, needs = study.fit(configs, data, slot, all(s.bfloat16 for s in offered))
+        chosen = {"settings": settings, "needs": needs, "slot": slot}
+    elif "needs" not in chosen:  # begun where nothing was limited
+        chosen = {**chosen, "needs": study.fit(configs, data, None, True)[1], "slot": slot}
+    reason = too_small(offered, chosen["needs"])
+    if reason:
+        raise UserError(f"--resume: {reason}, or start anew under another --name")
+    nodes.least = chosen["needs"]
+    return chosen
 
 
 def run_trials(
@@ -168,8 +204,9 @@ def run_trials(
 
     def spec_of(p: Planned) -> trial.Spec:
         return trial.Spec(
-            p.trial, p.config, private, folder, study.metric, study.mode, remote, rules.patience
-        )
+            p.trial, p.config, private, folder, study.metric, study.mode, remote, rules.patience,
+            declared.get("fit", {}).get("settings", {}),
+        )  # fmt: skip
 
     def propose() -> trial.Spec | None:
         assert search is not None
@@ -190,8 +227,6 @@ def run_trials(
         halving = Halving(rules, study.metric, study.mode, max(_epochs(s.config) for s in specs))
         for spec in specs:
             halving.recall(spec.name, trial.read_rows(spec.folder))
-        # A trial is held against those that came before it: no setting is to come first as a rule.
-        random.Random(0).shuffle(pending)
     for note in planned.notes:
         print(note)
     total = len(specs) if search is None else opts.trials + 1

@@ -53,6 +53,7 @@ def look(node: str, errand: Errand) -> dict[str, Any]:
     """Return what a node has and whether it can work for this study; runs on that node."""
     return {
         "cards": slots.card_memory(),
+        "bfloat16": slots.cards_have_bfloat16(),
         "host": os.uname().nodename,
         "code": provenance.code(),
         "python": provenance.versions()["python"],
@@ -107,6 +108,7 @@ class Fleet:
     ):
         self.memory, self.cores, self.shown_memory = memory, cores, shown_memory
         self.limit, self.errand, self.announce = limit, errand, announce
+        self.least = 0  # bytes that a slot must have, once the study's trials are laid out
         self.nodes: dict[str, Node] = {}
         self.taken: Counter[str] = Counter()
         self._asked: dict[str, tuple[ray.ObjectRef, float, Mapping[str, Any]]] = {}
@@ -262,7 +264,13 @@ class Fleet:
                 refused.append((node, f"{name}: {unknown}"))
                 continue
             cpus = info["Resources"].get("CPU", 0.0)
-            self.nodes[node] = Node(node, told["host"], cpus, cards)
+            joined = Node(node, told["host"], cpus, cards, told["bfloat16"])
+            offered = slots.on_node(joined, self.memory, self.cores, use_gpus=bool(cards))
+            reason = slots.too_small([offered], self.least)
+            if reason:
+                refused.append((node, f"{name}: {reason}"))
+                continue
+            self.nodes[node] = joined
             if time.monotonic() - self._looked > 0 and self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")
         return refused

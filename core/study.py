@@ -80,7 +80,12 @@ class Study:
         private: settings that say where things are; used, but not part of a trial's identity.
         check: refuses, before any trial starts, configs that the data cannot serve; takes the
             configs of all trials and what `prepare` returned, raises UserError.
-        stopping: rules of early stopping; options of the command line change them.
+        fit: chooses, once the slots are known, settings that all trials take over so that each
+            fits; takes the configs of all trials, what `prepare` returned, the bytes of the
+            smallest slot (None: as asked) and whether every card has bfloat16, returns the
+            settings and the bytes that the largest trial then needs, raises UserError.
+        stopping: rules of early stopping; options of the command line change them. Halving (asha)
+            is for searches: among compared trials it would select.
         search: setting -> range or choice that `--search` varies; none: the study has no search.
         search_stopping: rules of early stopping of a search; none: those of the study.
         search_report: writes the report of a search.
@@ -104,6 +109,7 @@ class Study:
     prepare: Callable[[Mapping[str, Any]], dict[str, Any]]
     private: Sequence[str] = ("data_dir", "skip_broken")
     check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None
+    fit: Callable[..., tuple[dict[str, Any], int]] | None = None
     stopping: Stopping = field(default_factory=Stopping)
     search: Mapping[str, Range | Choice] = field(default_factory=dict)
     search_stopping: Stopping | None = None

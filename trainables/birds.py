@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -56,7 +56,8 @@ class Config:
         channels_last: memory format of images and weights.
         compile: compile the network with torch.compile.
         recompute: keep few activations and compute the others again (less memory, slower).
-        fit: recompute, or use bfloat16, where the trial would not fit its slot otherwise.
+        fit: let all trials recompute, then use half precision too, where one would not fit its
+            slot otherwise.
         accumulate: run each batch in so many parts (with batch norm another computation).
         data_dir: root of an image folder; none: the embedded synthetic birds.
         skip_broken: leave unreadable images out.
@@ -122,7 +123,7 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     seen = Batches(train_set, cfg.batch_size, **shared)
     val = Batches(val_set, cfg.batch_size, **shared)
 
-    way = how_to_fit(cfg, classes)
+    way = estimate(cfg, classes)
     model = resnet(cfg.n, classes, cfg.norm).to(device)
     model.recompute = way.recompute
     if cfg.channels_last:
@@ -170,30 +171,54 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     trial.save_predictions(scores.numpy(), val_set.labels, val_set.files, val_set.classes)
 
 
-def how_to_fit(cfg: Config, classes: int) -> memory.Fit:
-    """Return how a trial runs so that it fits its slot, with what it is expected to take.
+def share_slot(
+    configs: Sequence[Mapping[str, Any]],
+    described: Mapping[str, Any],
+    slot: int | None,
+    bfloat16: bool,
+) -> tuple[dict[str, Any], int]:
+    """Choose how all trials run so that the largest fits the smallest slot.
+
+    Args:
+        configs: of all trials.
+        described: what `describe_images` returned.
+        slot: bytes of the smallest slot; None: as asked.
+        bfloat16: all cards compute in bfloat16; float16, with scaled gradients, otherwise.
+
+    Returns:
+        Settings for all trials, and the bytes that the largest then needs (0 with fit=false).
 
     Raises:
-        TrialError: it fits in no way; the message gives the estimate.
+        UserError: the largest fits in no way; the message gives its estimate.
     """
-    slot = trial.slot_memory() if cfg.fit else None
+    cfgs = [Config(**config) for config in configs]
+    if not cfgs[0].fit:
+        return {}, 0
+    classes = len(described["classes"])
+    half = cfgs[0].precision
+    if half == "float32":
+        half = "bfloat16" if bfloat16 else "float16"
+
+    def step(cfg: Config) -> Callable[[Mapping[str, Any]], int]:
+        return lambda settings: estimate(replace(cfg, **settings), classes).estimate
+
+    named = {
+        f"norm={cfg.norm}: batch {cfg.batch_size} at {cfg.image_size}x{cfg.image_size}": step(cfg)
+        for cfg in cfgs
+    }
+    return memory.share(named, slot, half)
+
+
+def estimate(cfg: Config, classes: int) -> memory.Fit:
+    """Return what a training step of a trial is expected to take."""
+    measured = functools.partial(_measured, cfg.norm, cfg.n, classes, cfg.image_size)
     part = -(-cfg.batch_size // cfg.accumulate)
-    asked = (cfg.norm, cfg.n, classes, cfg.image_size, part, cfg.precision, cfg.recompute)
-    return _estimated(slot, *asked)
+    return memory.fit(measured, cfg.image_size, part, cfg.precision, cfg.recompute)
 
 
-@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in the seed only
-def _estimated(
-    slot: int | None,
-    norm: str,
-    n: int,
-    classes: int,
-    size: int,
-    batch: int,
-    precision: Precision,
-    recompute: bool,
-) -> memory.Fit:
-    return memory.fit(lambda: resnet(n, classes, norm), size, batch, slot, precision, recompute)
+@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
+def _measured(norm: str, n: int, classes: int, size: int, recompute: bool) -> memory.Line:
+    return memory.measure(lambda: resnet(n, classes, norm), size, recompute)
 
 
 def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
