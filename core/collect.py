@@ -30,7 +30,8 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
         at = folder / "trials" / planned["trial"]
         rows = sorted(trial.read_rows(at), key=lambda row: row.get("epoch", 0))
         result = trial.read_result(at) or {"state": "unfinished", "error": "never ended"}
-        trials.append(_trial_row(planned, rows, result, metric, mode))
+        own = planned.get("metric", metric)  # a search's trials are not scored by the study's
+        trials.append(_trial_row(planned, rows, result, own, mode))
         shown = {key: planned["config"][key] for key in keys}
         for row in rows:
             history.append({"trial": planned["trial"], "part": planned["part"], **shown, **row})

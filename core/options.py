@@ -234,6 +234,13 @@ def stopping(study: Study, opts: Options) -> Stopping:
     return rules
 
 
+def compared(opts: Options) -> Options:
+    """Return the options for trials that are compared, not searched: without a search's rules."""
+    return dataclasses.replace(
+        opts, search=None, scheduler=None, grace=None, reduction_factor=None, brackets=None
+    )
+
+
 def read_config(study: Study, path: Path) -> dict[str, Any]:
     """Return the settings in a JSON file, as `--set` would give them.
 

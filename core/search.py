@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from core import mirror, trial
+from core.collect import best_row
 from core.storage import write_json
 from core.study import Choice, Planned, Range
 
@@ -49,6 +50,7 @@ class Search:
         config: settings of every trial besides the searched ones.
         folder: the result folder.
         check: raises UserError for a config that the trainable does not take.
+        metric: `Planned.metric` of its trials.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Search:
         config: Mapping[str, Any],
         folder: Path,
         check: Callable[..., object] = dict,
+        metric: str = "",
     ):
+        self.metric = metric
         self.goal, self.config, self.folder, self._check = goal, dict(config), folder, check
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
@@ -137,8 +141,22 @@ class Search:
             except (RuntimeError, ValueError) as e:
                 why = str(e)
         write_json(self.folder / "search.json", {"importances": importances, "why": why})
-        if done:
-            write_json(self.folder / "best_config.json", dict(self._optuna.best_params))
+        best = self.best()
+        if best is not None:
+            found = {name: best.config[name] for name in self.space}
+            write_json(self.folder / "best_config.json", found)
+
+    def best(self) -> Planned | None:
+        """Return the first configuration with the best value at its best epoch, if any has one."""
+        found: list[tuple[float, Planned]] = []
+        for p in self.known():
+            folder = self.folder / "trials" / p.trial
+            ended = (trial.read_result(folder) or {}).get("state") in ("finished", "stopped")
+            best = best_row(trial.read_rows(folder), self.goal.metric, self.goal.mode)
+            if ended and best is not None:
+                found.append((best[self.goal.metric], p))
+        pick = max if self.goal.mode == "max" else min
+        return pick(found, key=lambda pair: pair[0])[1] if found else None
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
@@ -151,6 +169,7 @@ class Search:
         return {
             "sampler": "TPE",
             "trials": self.goal.trials,
+            "metric": self.goal.metric,
             "space": space,
             "default": {name: self.config.get(name) for name in self.space},
         }
@@ -172,4 +191,4 @@ class Search:
     def _planned(self, name: str, params: Mapping[str, Any]) -> Planned:
         config = {**self.config, **params}
         self._check(**config)
-        return Planned(name, "search", config)
+        return Planned(name, "search", config, self.metric)

@@ -87,6 +87,9 @@ class Study:
         stopping: rules of early stopping; options of the command line change them. Halving (asha)
             is for searches: among compared trials it would select.
         search: setting -> range or choice that `--search` varies; none: the study has no search.
+            A config with a setting `holdout` is trained in a search without that share of the
+            training images, which are scored in place of the validation images: the metrics are
+            then named `heldout_...`, not `val_...`.
         search_stopping: rules of early stopping of a search; none: those of the study.
         search_report: writes the report of a search.
         flags: option -> setting that it is short for (`--folds 3` for `--set folds=3`; the flag of
@@ -121,15 +124,24 @@ class Study:
 
 @dataclass(frozen=True)
 class Planned:
-    """One trial of a plan: its name, the part it belongs to, and its whole config."""
+    """One trial of a plan.
+
+    Attributes:
+        trial: its name.
+        part: the part it belongs to.
+        config: its whole config.
+        metric: what it is scored by, where that is not the study's metric.
+    """
 
     trial: str
     part: str
     config: Mapping[str, Any]
+    metric: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the trial as `study.json` keeps it."""
-        return {"trial": self.trial, "part": self.part, "config": dict(self.config)}
+        known = {"trial": self.trial, "part": self.part, "config": dict(self.config)}
+        return known | ({"metric": self.metric} if self.metric else {})
 
 
 @dataclass(frozen=True)

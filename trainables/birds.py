@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from core import data, memory, process, synthetic_birds, trial
+from core import data, folds, memory, process, synthetic_birds, trial
 from core.errors import UserError
 from core.resnet import resnet
 from core.training import (
@@ -51,6 +51,8 @@ class Config:
         augment: mirror and shift the training images.
         train_images: use this many training images, balanced over classes.
         val_images: use this many validation images, balanced over classes.
+        holdout: share of the training images that is scored in place of the validation images,
+            which are then not read; a search sets it, to 0.1 unless told otherwise.
         train_eval: score the training set once more after each epoch, with fixed weights.
         precision: float32, bfloat16 or float16 (mixed precision).
         channels_last: memory format of images and weights.
@@ -79,6 +81,7 @@ class Config:
     augment: bool = True
     train_images: int | None = None
     val_images: int | None = None
+    holdout: float = 0.0
     train_eval: bool = False
     precision: Precision = "float32"
     channels_last: bool = False
@@ -106,12 +109,17 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
+        if not 0 <= self.holdout <= 0.5:
+            raise UserError(f"--set holdout={self.holdout}: holdout is a share of at most 0.5")
         if self.warmup is not None and self.warmup >= 1:
             raise UserError(f"--set warmup={self.warmup}: warmup is a share, below 1")
 
 
 def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> None:
-    """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch."""
+    """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch.
+
+    With `holdout` the metrics of the images held out are named heldout_ in place of val_.
+    """
     cfg = Config(**config)
     device = process.device()
     torch.manual_seed(cfg.seed)
@@ -161,7 +169,11 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
             again = {"num_classes": classes, "prefix": "train_", "precision": way.precision}
             row |= evaluate(network, seen.epoch(epoch), **again)[0]
         metrics, scores = evaluate(
-            network, val.epoch(epoch), num_classes=classes, precision=way.precision
+            network,
+            val.epoch(epoch),
+            num_classes=classes,
+            prefix="heldout_" if cfg.holdout else "val_",
+            precision=way.precision,
         )
         row |= metrics | {"seconds": time.monotonic() - start}
         trial.save(state, row)
@@ -232,6 +244,7 @@ def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, 
         UserError: a batch is larger than the training set.
     """
     count = sum(described["counts"]["train"].values())
+    count = described.get("holdout", {"trained": count})["trained"]
     for config in configs:
         if config["batch_size"] > count:
             raise UserError(
@@ -241,15 +254,20 @@ def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, 
 
 
 def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
-    """Return the decoded training and validation images of a trial."""
+    """Return the decoded images that a trial is trained on, and those that it is scored on."""
     root = synthetic_birds.default_birds() if cfg.data_dir is None else cfg.data_dir
     sets = data.load(
         root,
         cfg.image_size,
+        ("train",) if cfg.holdout else ("train", "val"),
         limit={"train": cfg.train_images, "val": cfg.val_images},
         skip_broken=cfg.skip_broken,
     )
-    return sets["train"], sets["val"]
+    train = sets["train"]
+    if not cfg.holdout:
+        return train, sets["val"]
+    kept, held = folds.hold_out(train.labels, cfg.holdout, train.digests)
+    return data.part(train, kept), data.part(train, held)
 
 
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +277,12 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: folders or images that cannot be used, all named.
     """
     cfg = Config(**settings)
-    train, val = images(cfg)
-    return data.describe(
+    train, val = images(replace(cfg, holdout=0.0))
+    described = data.describe(
         {"train": train, "val": val}, synthetic=None if cfg.data_dir else synthetic_birds.SYNTHETIC
     )
+    if cfg.holdout:
+        described["holdout"] = folds.describe_hold_out(
+            train.labels, cfg.holdout, train.digests, train.classes
+        )
+    return described
