@@ -51,7 +51,8 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
     reported = {key for _, rows, _ in found for row in rows for key in row}
     trials, history = [], []
     for planned, rows, result in found:
-        trials.append(_trial_row(planned, rows, result, metric, mode, settings, facts))
+        scored = planned.get("metric", metric)  # a search's trials are not scored by the study's
+        trials.append(_trial_row(planned, rows, result, scored, mode, settings, facts))
         own = {"trial": planned["trial"], "part": planned["part"]}
         shown = _renamed({key: planned["config"][key] for key in keys}, reported, "set")
         history += [{**own, **shown, **_renamed(row, own, "epoch")} for row in rows]

@@ -18,9 +18,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -48,6 +48,7 @@ _CHUNK = 256  # images decoded before they are written: bounds the memory of a b
 _DIGITS = 32  # hexadecimal digits kept of a SHA-256
 
 _Root = str | os.PathLike[str]
+S = TypeVar("S", bound="ImageSet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +176,37 @@ def _image_set(
         digests=tuple(manifest["digests"]),
         skipped=tuple(path for path, _ in manifest["broken"]),
     )
+
+
+class Rows:
+    """Some images of an array (a memory map), read when they are asked for: (M, 3, S, S) uint8.
+
+    Args:
+        images: (N, 3, S, S).
+        rows: M indices into them.
+    """
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+
+def part(whole: S, rows: np.ndarray) -> S:
+    """Return some images of a set, as a set.
+
+    Args:
+        whole: an `ImageSet` or one of a kind of it.
+        rows: indices, ascending so that a memory map is read forwards.
+    """
+    told = [name for name in ("files", "sources", "digests", "boxes") if getattr(whole, name, ())]
+    cut: dict[str, Any] = {n: tuple(getattr(whole, n)[i] for i in rows) for n in told}
+    return replace(whole, images=Rows(whole.images, rows), labels=whole.labels[rows], **cut)
 
 
 def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import random
 import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,14 +26,20 @@ from core.errors import UserError
 from core.options import Options
 from core.progress import Progress, patient_output
 from core.search import DEFAULT, Goal, Search
+from core.slots import too_small
 from core.stopping import Halving
 from core.storage import finite, read_json, remove, write_json
-from core.study import Plan, Planned, Study, plan
+from core.study import Plan, Planned, Study, plan, trial_name
 from core.work import Work
 
 FINISHED, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials", "stopping")
+HOLDOUT = 0.1  # share of the training images that a search is scored on
+REPORTED_NOTE = (
+    "the search is done: its best and the default settings are trained on all training images and"
+    " scored on the validation images"
+)
 FINAL = ("finished", "stopped", "diverged")  # never run again; "failed" is tried again on resume
 
 
@@ -99,10 +104,16 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
 def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
     if opts.report_only:
         return report_only(study, folder)
+    options.stopping(study, opts)  # refuses rules that do not fit before data are looked at
     settings = _settings(study, opts)
     planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
     if opts.search is not None:
-        planned = search_plan(study, planned)
+        planned = search_plan(study, planned, settings)
+    elif settings.get("holdout"):
+        raise UserError(
+            f"--set holdout={settings['holdout']}: only --search holds training images out; trials"
+            " that are compared are scored on the validation images"
+        )
     check_folder(folder, resume=opts.resume)
     if opts.address is not None:
         check_address(opts.address)
@@ -134,14 +145,16 @@ def _run_locked(
     if opts.resume:
         declared = resumed(declared, read_json(folder / "study.json"))
     start = time.monotonic()
-    search = None
+    search, chosen = None, []
     if opts.search is not None:
         search = make_search(study, opts, planned, folder, declared)
         declared["search"] = search.record()
         planned = dataclasses.replace(planned, trials=[*planned.trials, *search.known()])
-        declared["trials"] = [p.record() for p in planned.trials]
+        if len(planned.trials) > opts.trials and have_ended(folder, planned.trials):
+            chosen = reported(planned, search)
+        declared["trials"] = [p.record() for p in (*planned.trials, *chosen)]
     complete = search is None or len(planned.trials) > opts.trials
-    if complete and all(is_final(folder / "trials" / p.trial) for p in planned.trials):
+    if complete and have_ended(folder, [*planned.trials, *chosen]):
         write_json(folder / "study.json", declared)
     else:
         runner = _runner(opts)
@@ -150,16 +163,57 @@ def _run_locked(
             slots[:] = nodes.record()
             beat()
             declared["slots"] = {"memory": nodes.memory, "cores": opts.slot_cores, "nodes": slots}
+            if study.fit is not None:
+                declared["fit"] = lay_out(study, planned, declared, nodes, opts.resume)
             write_json(folder / "study.json", declared)
             # For who looks at the images again; not in study.json, from which reports are made.
             write_json(folder / ".private.json", private)
             run_trials(study, opts, planned, private, declared, runner.run, nodes, folder, search)
+            if search is not None and (chosen := reported(planned, search)):
+                searched = [*planned.trials[:1], *search.known()]
+                declared["trials"] = [p.record() for p in (*searched, *chosen)]
+                write_json(folder / "study.json", declared)
+                last = Plan(chosen, planned.grid, [REPORTED_NOTE])
+                run_trials(study, opts, last, private, declared, runner.run, nodes, folder)
     declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
     write_json(folder / "study.json", declared)
     trials = collect.collect(folder, study.metric, study.mode)
     if search is not None:
         search.write()
     return finish(study, folder, trials)
+
+
+def lay_out(
+    study: Study, planned: Plan, declared: Mapping[str, Any], nodes: Any, resume: bool
+) -> dict[str, Any]:
+    """Choose, before the first trial, what all trials take over so that each fits its slot.
+
+    Once chosen it stays: trials of one comparison are not to differ by where and when they ran.
+
+    Returns:
+        What `study.json` keeps: the settings, the bytes that the largest trial then needs, and the
+        smallest slot; without a limit of memory, no settings and neither number.
+
+    Raises:
+        UserError: a trial fits in no way, or not in the way that was chosen at the start.
+    """
+    assert study.fit is not None
+    configs, data = [p.config for p in planned.trials], declared["data"]
+    offered = [s for s in nodes.slots if s.count and s.memory is not None]
+    chosen: dict[str, Any] | None = declared.get("fit", {"settings": {}}) if resume else None
+    if not offered:
+        return chosen or {"settings": {}}
+    slot = min(s.memory for s in offered)
+    if chosen is None:
+        settings, needs = study.fit(configs, data, slot, all(s.bfloat16 for s in offered))
+        chosen = {"settings": settings, "needs": needs, "slot": slot}
+    elif "needs" not in chosen:  # begun where nothing was limited
+        chosen = {**chosen, "needs": study.fit(configs, data, None, True)[1], "slot": slot}
+    reason = too_small(offered, chosen["needs"])
+    if reason:
+        raise UserError(f"--resume: {reason}, or start anew under another --name")
+    nodes.least = chosen["needs"]
+    return chosen
 
 
 def run_trials(
@@ -175,12 +229,14 @@ def run_trials(
 ) -> None:
     """Run the trials of a plan that have not ended, on the slots of `nodes`."""
     remote = mirror.of(folder / "study.json")
-    rules = options.stopping(study, opts)
+    rules = options.stopping(study, opts if search is not None else options.compared(opts))
+    metric = planned.trials[0].metric or study.metric
 
     def spec_of(p: Planned) -> trial.Spec:
         return trial.Spec(
-            p.trial, p.config, private, folder, study.metric, study.mode, remote, rules.patience
-        )
+            p.trial, p.config, private, folder, metric, study.mode, remote, rules.patience,
+            declared.get("fit", {}).get("settings", {}),
+        )  # fmt: skip
 
     def propose() -> trial.Spec | None:
         assert search is not None
@@ -199,15 +255,13 @@ def run_trials(
             remove(spec.folder / left)
     halving = None
     if rules.scheduler == "asha":
-        halving = Halving(rules, study.metric, study.mode, max(_epochs(s.config) for s in specs))
+        halving = Halving(rules, metric, study.mode, max(_epochs(s.config) for s in specs))
         for spec in specs:
             halving.recall(spec.name, trial.read_rows(spec.folder))
-        # A trial is held against those that came before it: no setting is to come first as a rule.
-        random.Random(0).shuffle(pending)
     for note in planned.notes:
         print(note)
     total = len(specs) if search is None else opts.trials + 1
-    with Progress(total, len(specs) - len(pending), study.metric, study.mode) as progress:
+    with Progress(total, len(specs) - len(pending), metric, study.mode) as progress:
         nodes.announce = progress.announce
         progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending, total)}")
         for spec in specs if opts.resume else []:
@@ -220,28 +274,66 @@ def run_trials(
         run_pending(study, work, nodes, listeners, opts, halving)
 
 
-def search_plan(study: Study, planned: Plan) -> Plan:
+def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Plan:
     """Return the plan of a search: the settings as they are, once, and then what is proposed.
 
+    Where the trainable can hold images out, a search is scored on a part of the training images:
+    what chooses settings is not what they are reported on.
+
+    Args:
+        study: the declaration.
+        planned: the plan of the study's grid; its first trial has the settings as they are.
+        settings: what the user set.
+
     Raises:
-        UserError: the study has nothing to search.
+        UserError: the study has nothing to search, or is to search on the reported images.
     """
     if not study.search:
         raise UserError(f"--search: {study.name} names no settings to search: run its grid")
-    first = planned.trials[0]
-    only = Planned(DEFAULT, "search", first.config)
-    grid = {"seed": [first.config["seed"]]} if "seed" in first.config else {}
-    return Plan([only], grid, planned.notes)
+    config, metric = dict(planned.trials[0].config), ""
+    if "holdout" in config:
+        config["holdout"] = settings.get("holdout", HOLDOUT)
+        if not config["holdout"]:
+            raise UserError(
+                "--set holdout=0: a search is never scored on the validation images: give the share"
+                f" of the training images that it is scored on, such as {HOLDOUT}"
+            )
+        metric = f"heldout_{study.metric.removeprefix('val_')}"
+    seeds = dict.fromkeys(p.config["seed"] for p in planned.trials if "seed" in p.config)
+    grid = {"seed": list(seeds)} if seeds else {}
+    return Plan([Planned(DEFAULT, "search", config, metric)], grid, planned.notes)
 
 
 def make_search(
     study: Study, opts: Options, planned: Plan, folder: Path, declared: Mapping[str, Any]
 ) -> Search:
     """Open the search of a result folder, with what a declaration of it says was proposed."""
-    goal = Goal(study.search, opts.trials, study.metric, study.mode)
+    first = planned.trials[0]
+    goal = Goal(study.search, opts.trials, first.metric or study.metric, study.mode)
     uninformed = declared.get("search", {}).get("uninformed", ())
-    config = planned.trials[0].config
-    return Search(goal, config, folder, study.config, declared["trials"], uninformed)
+    check, proposed = study.config, declared["trials"]
+    return Search(goal, first.config, folder, check, proposed, uninformed, first.metric)
+
+
+def reported(planned: Plan, search: Search) -> list[Planned]:
+    """Return the trials by which a search's outcome is reported: the default and the best.
+
+    Both are trained on all training images, over the study's seeds, and scored on the validation
+    images, which no trial of the search has seen. None where the search saw them, or found nothing.
+    """
+    best = search.best()
+    if "holdout" not in search.config or best is None:
+        return []
+    found = {name: best.config[name] for name in search.space}
+    return [
+        Planned(
+            trial_name({"reported": name} | seed),
+            "reported",
+            {**search.config, "holdout": 0.0, **settings, **seed},
+        )
+        for name, settings in ((DEFAULT, {}), (best.trial, found))
+        for seed in ([{"seed": seed} for seed in planned.grid.get("seed", ())] or [{}])
+    ]
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -286,7 +378,7 @@ def declaration(
             "parts": list(dict.fromkeys(p.part for p in planned.trials)),
             "notes": list(planned.notes),
             "grid": dict(planned.grid),
-            "constants": _constants(planned.trials),
+            "constants": _constants(planned.trials, study.search if opts.search else ()),
             "metric": study.metric,
             "mode": study.mode,
             "trials": [p.record() for p in planned.trials],
@@ -413,6 +505,11 @@ def _cluster_here() -> str:
         ) from e
 
 
+def have_ended(folder: Path, trials: Sequence[Planned]) -> bool:
+    """Return whether all these trials have ended in a way that is not tried again."""
+    return all(is_final(folder / "trials" / p.trial) for p in trials)
+
+
 def is_final(folder: Path) -> bool:
     """Return whether the trial in `folder` has ended in a way that is not tried again."""
     result = trial.read_result(folder)
@@ -464,9 +561,11 @@ def _located(value: Any) -> Any:
     return str(Path(value).expanduser().resolve())
 
 
-def _constants(trials: Sequence[Planned]) -> dict[str, Any]:
-    first = trials[0].config
-    return {k: v for k, v in first.items() if all(p.config[k] == v for p in trials)}
+def _constants(trials: Sequence[Planned], searched: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the settings that all trials share; of a search those that it does not vary."""
+    first, varied = trials[0].config, {*searched, *(["seed", "holdout"] if searched else [])}
+    same = (k for k, v in first.items() if all(p.config[k] == v for p in trials))
+    return {k: first[k] for k in same if k not in varied}
 
 
 def _epochs(config: Mapping[str, Any]) -> int:

@@ -54,6 +54,7 @@ def look(node: str, errand: Errand) -> dict[str, Any]:
     return {
         "cards": slots.card_memory(),
         "cores": slots.cores_here(),
+        "bfloat16": slots.cards_have_bfloat16(),
         "host": os.uname().nodename,
         "code": provenance.code(),
         "python": provenance.versions()["python"],
@@ -108,6 +109,7 @@ class Fleet:
     ):
         self.memory, self.cores, self.shown_memory = memory, cores, shown_memory
         self.limit, self.errand, self.announce = limit, errand, announce
+        self.least = 0  # bytes that a slot must have, once the study's trials are laid out
         self.nodes: dict[str, Node] = {}
         self.taken: Counter[str] = Counter()
         self._asked: dict[str, tuple[ray.ObjectRef, float, Mapping[str, Any]]] = {}
@@ -264,7 +266,13 @@ class Fleet:
                 continue
             # Ray counts the machine's cores, whatever of them its processes may use.
             cpus = min(info["Resources"].get("CPU", 0.0), float(told["cores"]))
-            self.nodes[node] = Node(node, told["host"], cpus, cards)
+            joined = Node(node, told["host"], cpus, cards, told["bfloat16"])
+            offered = slots.on_node(joined, self.memory, self.cores, use_gpus=bool(cards))
+            reason = slots.too_small([offered], self.least)
+            if reason:
+                refused.append((node, f"{name}: {reason}"))
+                continue
+            self.nodes[node] = joined
             if time.monotonic() - self._looked > 0 and self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")
         return refused

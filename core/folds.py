@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from core.errors import UserError
+
+LEAST_HELD = 5  # images that a search is scored on, at least
 
 
 def stratified_folds(
@@ -50,6 +55,51 @@ def stratified_folds(
         _, first, same = np.unique(np.array(digests), return_index=True, return_inverse=True)
         fold = fold[first][same]
     return fold
+
+
+def hold_out(
+    labels: np.ndarray, share: float, digests: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split images into those to train on and a share to score, the same for the same arguments.
+
+    One of 1/share stratified folds; what shows the only examples of a class is trained on.
+
+    Args:
+        labels: (N,) class of each image, or (N, C) with 1 where a class is present.
+        share: above 0, at most 0.5; the next share that is 1 over a whole number is held out.
+        digests: of each image; equal images are not split.
+
+    Returns:
+        The indices of both, ascending.
+
+    Raises:
+        UserError: too few images to tell settings apart by them.
+    """
+    present = labels == 1 if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    folds, count = round(1 / share), len(labels)
+    held = np.zeros(count, dtype=bool)
+    if count >= folds:
+        held = stratified_folds(present.astype(np.int8), folds, digests) == 0
+        held &= ~present[:, ~present[~held].any(0)].any(1)
+        if digests:
+            held &= ~np.isin(np.array(digests), np.array(digests)[~held])
+    if held.sum() < LEAST_HELD:
+        raise UserError(
+            f"--search: it is scored on {share:.2g} of the training images, which is"
+            f" {held.sum()} of {count}: give at least {LEAST_HELD}, by more images or a larger"
+            " --set holdout="
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def describe_hold_out(
+    labels: np.ndarray, share: float, digests: Sequence[str], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a report says about the images that `hold_out` holds out."""
+    kept, held = hold_out(labels, share, digests)
+    shown = labels[held] == 1 if labels.ndim == 2 else labels[held, None] == np.arange(len(classes))
+    absent = [name for name, any_ in zip(classes, shown.any(0), strict=True) if not any_]
+    return {"share": share, "trained": len(kept), "scored": len(held), "missing": absent}
 
 
 def _neediest(lacking: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> int:

@@ -26,7 +26,13 @@ class One:
         node = slots.this_machine()
         self.memory = memory
         self.announce: Callable[[str], None] = print
+        self.least = 0
         self.slot = slots.on_node(node, memory, cores, use_gpus=bool(node.cards))
+
+    @property
+    def slots(self) -> list[slots.Slots]:
+        """Return the slot of this process."""
+        return [self.slot]
 
     def count(self) -> int:
         """Return how many trials run at once."""

@@ -7,7 +7,7 @@ the peak grows linearly with the batch, so two batches give the peak of any.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.errors import TrialError
+from core.errors import UserError
 from core.training import Precision, autocast
 
 PROBES = (2, 4)  # images; batch norm needs more than one
@@ -26,7 +26,7 @@ WORKSPACE = 96 * 2**20  # bytes for cuDNN and for the norms' temporaries on a GP
 
 @dataclass(frozen=True)
 class Fit:
-    """How a trial is run so that it fits, and what it takes.
+    """What a trial's step takes.
 
     Attributes:
         precision: of the forward pass.
@@ -50,54 +50,84 @@ class Fit:
         }
 
 
-def fit(
-    build: Callable[[], nn.Module],
-    image_size: int,
-    batch: int,
-    slot: int | None,
-    precision: Precision = "float32",
-    recompute: bool = False,
-) -> Fit:
-    """Choose the first way to run a step that fits: as asked, recomputed, in bfloat16, both.
+@dataclass(frozen=True)
+class Line:
+    """Bytes of a training step in float32: `fixed`, and `per_image` for each image of the batch."""
+
+    fixed: float
+    per_image: float
+
+
+def measure(build: Callable[[], nn.Module], image_size: int, recompute: bool) -> Line:
+    """Measure a step's activations, and add the weights' gradients and momentum.
 
     Args:
         build: makes the model (with a settable `recompute`) on the CPU.
         image_size: pixels.
-        batch: images per step.
-        slot: bytes that the trial may take; None: as asked.
-        precision: as asked.
-        recompute: as asked.
-
-    Raises:
-        TrialError: none fits; the message gives the estimate.
+        recompute: whether activations are computed again for the backward pass.
     """
-    estimates = {again: _extrapolated(build, image_size, batch, again) for again in (False, True)}
-    half: Precision = "bfloat16" if precision == "float32" else precision
-    ways: list[tuple[Precision, bool]] = [(precision, recompute)]
-    if slot is not None:
-        ways += [(precision, True), (half, recompute), (half, True)]
-    needed = 0
-    for chosen, again in ways:
-        needed = _in_precision(estimates[again], image_size, batch, chosen)
-        if slot is None or needed + WORKSPACE <= slot:
-            return Fit(chosen, again, needed, estimates[False])
-    assert slot is not None
-    raise TrialError(
-        f"batch {batch} at {image_size}x{image_size} needs about {needed / 2**30:.1f} GiB even in"
-        f" {half} and with recomputation, the slot has {slot / 2**30:.1f} GiB: lower batch_size or"
-        " image_size, set accumulate (with batch norm another computation), or raise --slot-memory"
-    )
-
-
-def _extrapolated(build: Callable[[], nn.Module], size: int, batch: int, again: bool) -> int:
-    """Return the bytes of a step in float32, with the weights, gradients and momentum."""
     with torch.random.fork_rng(devices=[]):  # a trial's own draws are not to depend on this
         model = build()
-    model.recompute = again  # type: ignore[assignment]
-    small, large = (step_bytes(model, size, probe, "float32") for probe in PROBES)
+    model.recompute = recompute  # type: ignore[assignment]
+    small, large = (step_bytes(model, image_size, probe, "float32") for probe in PROBES)
     per_image = (large - small) / (PROBES[1] - PROBES[0])
     weights = sum(p.nbytes for p in model.parameters())
-    return int(small + per_image * (batch - PROBES[0])) + 2 * weights
+    return Line(small - per_image * PROBES[0] + 2 * weights, per_image)
+
+
+def fit(
+    measured: Callable[[bool], Line],
+    image_size: int,
+    batch: int,
+    precision: Precision = "float32",
+    recompute: bool = False,
+) -> Fit:
+    """Estimate the memory of a training step.
+
+    Args:
+        measured: returns what `measure` does, without recomputation or with it.
+        image_size: pixels.
+        batch: images per step.
+        precision: of the forward pass.
+        recompute: whether activations are computed again.
+    """
+    plain, again = (
+        int(line.fixed + line.per_image * batch) for line in (measured(False), measured(recompute))
+    )
+    return Fit(precision, recompute, _in_precision(again, image_size, batch, precision), plain)
+
+
+def share(
+    steps: Mapping[str, Callable[[Mapping[str, Any]], int]], slot: int | None, half: Precision
+) -> tuple[dict[str, Any], int]:
+    """Choose the first way in which all trials fit: as asked, recomputed, in half precision too.
+
+    One way for all, so that what is compared does not differ by its rounding. Recomputation comes
+    first because it changes no number.
+
+    Args:
+        steps: a trial's step in words -> its bytes under settings that replace its own.
+        slot: bytes of the smallest slot; None: as asked.
+        half: the precision that the cards compute in, should float32 not fit.
+
+    Returns:
+        The settings that every trial takes over, and the bytes that the largest then needs.
+
+    Raises:
+        UserError: the largest step fits in no way; the message gives its estimate.
+    """
+    ways: list[dict[str, Any]] = [{}, {"recompute": True}, {"recompute": True, "precision": half}]
+    needed, largest = 0, ""
+    for settings in ways:
+        needed, largest = max((step(settings) + WORKSPACE, name) for name, step in steps.items())
+        if slot is None or needed <= slot:
+            return settings, needed
+    assert slot is not None
+    raise UserError(
+        f"{largest} needs about {needed / 2**30:.1f} GiB even in {half} and with recomputation,"
+        f" the smallest slot has {slot / 2**30:.1f} GiB: lower batch_size or image_size, set"
+        " accumulate (with batch norm another computation), or raise --slot-memory"
+    )
 
 
 def _in_precision(plain: int, size: int, batch: int, precision: Precision) -> int:

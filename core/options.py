@@ -47,9 +47,9 @@ class Options:
     config: Path | None = None
     """JSON file of settings, such as a search's best_config.json; --set goes before it."""
     scheduler: Literal["asha", "none"] | None = None
-    """asha stops trials that do worse than others at the same epoch (default: the study's)."""
+    """With --search: asha stops configurations that do worse than others at the same epoch."""
     grace: int | None = None
-    """asha: epochs that every trial may run."""
+    """asha: epochs that every configuration may run."""
     reduction_factor: int | None = None
     """asha: at each rung the best 1/REDUCTION_FACTOR go on."""
     brackets: int | None = None
@@ -217,13 +217,39 @@ def settings_help(study: Study) -> str:
 
 
 def stopping(study: Study, opts: Options) -> Stopping:
-    """Return the study's rules of early stopping with those of the command line in their place."""
+    """Return the study's rules of early stopping with those of the command line in their place.
+
+    Raises:
+        UserError: halving among trials that are compared, or a rule of ASHA without ASHA.
+    """
     fields = ("scheduler", "grace", "reduction_factor", "brackets", "patience")
     given = {name: getattr(opts, name) for name in fields if getattr(opts, name) is not None}
     rules = study.stopping
     if opts.search is not None and study.search_stopping is not None:
         rules = study.search_stopping
-    return dataclasses.replace(rules, **given)
+    rules = dataclasses.replace(rules, **given)
+    if rules.scheduler == "asha":
+        if opts.search is None:
+            raise UserError(
+                "--scheduler asha: it stops whatever is behind the others, which among compared"
+                " settings and seeds selects what the comparison is to show: use it with --search,"
+                " or --patience N, which ends each trial on its own plateau"
+            )
+        return rules
+    for name in ("grace", "reduction_factor", "brackets"):
+        if name in given:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} {given[name]}: a rule of --scheduler asha, which is not used"
+            )
+    return rules
+
+
+def compared(opts: Options) -> Options:
+    """Return the options for trials that are compared, not searched: without a search's rules."""
+    return dataclasses.replace(
+        opts, search=None, scheduler=None, grace=None, reduction_factor=None, brackets=None
+    )
 
 
 def read_config(study: Study, path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from core import trial
+from core.collect import best_row
 from core.errors import UserError
 from core.storage import remove, write_json
 from core.study import Choice, Planned, Range
@@ -53,6 +54,7 @@ class Search:
         check: raises UserError for a config that the trainable does not take.
         recorded: the trials of `study.json`, of a search that is resumed.
         uninformed: what `record` said of it under this name.
+        metric: `Planned.metric` of its trials.
 
     Raises:
         UserError: what was proposed lies outside the space of the goal.
@@ -66,14 +68,16 @@ class Search:
         check: Callable[..., object] = dict,
         recorded: Sequence[Mapping[str, Any]] = (),
         uninformed: Sequence[str] = (),
+        metric: str = "",
     ):
+        self.metric = metric
         self.goal, self.config, self.folder, self._check = goal, dict(config), folder, check
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
         self._params = {
             t["trial"]: {key: t["config"][key] for key in goal.space}
             for t in recorded
-            if t["trial"] != DEFAULT
+            if t["part"] == "search" and t["trial"] != DEFAULT
         }
         self.uninformed = set(uninformed)
         self._withdraw()
@@ -136,8 +140,21 @@ class Search:
             except (RuntimeError, ValueError) as e:
                 why = str(e)
         write_json(self.folder / "search.json", {"importances": importances, "why": why})
-        if done:
-            write_json(self.folder / "best_config.json", dict(study.best_params))
+        best = self.best()
+        if best is not None:
+            found = {name: best.config[name] for name in self.space}
+            write_json(self.folder / "best_config.json", found)
+
+    def best(self) -> Planned | None:
+        """Return the first configuration with the best value at its best epoch, if any has one."""
+        found: list[tuple[float, Planned]] = []
+        for p in self.known():
+            result = trial.read_result(self.folder / "trials" / p.trial) or {}
+            value = self._value(p.trial)
+            if result.get("state") in COUNTED and value is not None:
+                found.append((value, p))
+        pick = max if self.goal.mode == "max" else min
+        return pick(found, key=lambda pair: pair[0])[1] if found else None
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
@@ -150,6 +167,7 @@ class Search:
         return {
             "sampler": "TPE",
             "trials": self.goal.trials,
+            "metric": self.goal.metric,
             "space": space,
             "default": {name: self.config.get(name) for name in self.space},
             # Proposed while what an earlier one, which had failed, comes to was not known.
@@ -226,7 +244,7 @@ class Search:
     def _planned(self, name: str) -> Planned:
         config = {**self.config, **self._params[name]}
         self._check(**config)
-        return Planned(name, "search", config)
+        return Planned(name, "search", config, self.metric)
 
 
 def _name(number: int) -> str:

@@ -43,12 +43,14 @@ class Node:
         host: its name.
         cpus: cores that Ray may hand out.
         cards: bytes of memory of each GPU; empty without GPUs.
+        bfloat16: every GPU computes in bfloat16, rather than emulate it.
     """
 
     id: str
     host: str
     cpus: float
     cards: tuple[int, ...] = ()
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Slots:
         gpu: share of one card, 0 without GPUs.
         threads: of torch on the CPU.
         memory: bytes that torch may allocate on the card; None for no cap.
+        bfloat16: the cards compute in bfloat16.
     """
 
     node: str
@@ -74,6 +77,7 @@ class Slots:
     gpu: float
     threads: int
     memory: int | None
+    bfloat16: bool = True
 
     def record(self) -> dict[str, Any]:
         """Return the slots as JSON keeps them."""
@@ -109,6 +113,7 @@ def on_node(node: Node, memory: int | None, cores: int, *, use_gpus: bool) -> Sl
         gpu=_step(1 / per_card),
         threads=cores,
         memory=cap,
+        bfloat16=node.bfloat16,
     )
 
 
@@ -133,6 +138,18 @@ def check(nodes: Sequence[Node], memory: int | None, text: str) -> None:
         )
 
 
+def too_small(offered: Sequence[Slots], least: int) -> str:
+    """Return which slot is too small for trials that need `least` bytes of a card, or nothing."""
+    for s in offered:
+        if s.count and s.memory is not None and s.memory < least:
+            return (
+                f"a slot on {s.host} has {s.memory / 2**30:.2f} GiB, and the trials of this study"
+                f" were laid out to need {least / 2**30:.2f} GiB: leave that node out, or raise"
+                " --slot-memory"
+            )
+    return ""
+
+
 def sentence(slots: Sequence[Slots], memory: int | None) -> str:
     """Return the slots of all nodes in words."""
     gpus, count = sum(s.gpus for s in slots), sum(s.count for s in slots)
@@ -149,9 +166,12 @@ def this_machine(node: str = "") -> Node:
     """Return what this machine offers to this process."""
     import torch
 
-    count = torch.cuda.device_count()
-    cards = tuple(torch.cuda.get_device_properties(i).total_memory for i in range(count))
-    return Node(node, os.uname().nodename, cores_here(), cards)
+    cards, bfloat16 = [], True
+    for i in range(torch.cuda.device_count()):
+        cards.append(torch.cuda.get_device_properties(i).total_memory)
+        with torch.cuda.device(i):
+            bfloat16 &= torch.cuda.is_bf16_supported(including_emulation=False)
+    return Node(node, os.uname().nodename, cores_here(), tuple(cards), bfloat16)
 
 
 def cores_here() -> int:
@@ -199,13 +219,27 @@ def card_memory() -> list[int]:
 
     For processes that Ray gave no GPU, in which CUDA shows none.
     """
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return [int(line) * 2**20 for line in _nvidia_smi("memory.total") if line.isdigit()]
+
+
+def cards_have_bfloat16() -> bool:
+    """Return whether every card of this machine computes in bfloat16, as the driver's tool tells.
+
+    What `torch.cuda.is_bf16_supported` asks, compute capability 8 or more, for processes in which
+    CUDA shows no card. An unknown one counts as without: float16 works on all.
+    """
+    found = [re.fullmatch(r"(\d+)\.\d+", line) for line in _nvidia_smi("compute_cap")]
+    return bool(found) and all(match is not None and int(match[1]) >= 8 for match in found)
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    """Return a line per card of this machine; none where the tool does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    lines = done.stdout.split() if done.returncode == 0 else []
-    return [int(line) * 2**20 for line in lines if line.isdigit()]
+    return done.stdout.split() if done.returncode == 0 else []
 
 
 def parse_memory(text: str, option: str = "--slot-memory") -> int | None:

@@ -81,8 +81,16 @@ class Study:
         private: settings that say where things are; used, but not part of a trial's identity.
         check: refuses, before any trial starts, configs that the data cannot serve; takes the
             configs of all trials and what `prepare` returned, raises UserError.
-        stopping: rules of early stopping; options of the command line change them.
+        fit: chooses, once the slots are known, settings that all trials take over so that each
+            fits; takes the configs of all trials, what `prepare` returned, the bytes of the
+            smallest slot (None: as asked) and whether every card has bfloat16, returns the
+            settings and the bytes that the largest trial then needs, raises UserError.
+        stopping: rules of early stopping; options of the command line change them. Halving (asha)
+            is for searches: among compared trials it would select.
         search: setting -> range or choice that `--search` varies; none: the study has no search.
+            A config with a setting `holdout` is trained in a search without that share of the
+            training images, which are scored in place of the validation images: the metrics are
+            then named `heldout_...`, not `val_...`.
         search_stopping: rules of early stopping of a search; none: those of the study.
         search_report: writes the report of a search.
         flags: option -> setting that it is short for (`--folds 3` for `--set folds=3`; the flag of
@@ -105,6 +113,7 @@ class Study:
     prepare: Callable[[Mapping[str, Any]], dict[str, Any]]
     private: Sequence[str] = ("data_dir", "skip_broken")
     check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None
+    fit: Callable[..., tuple[dict[str, Any], int]] | None = None
     stopping: Stopping = field(default_factory=Stopping)
     search: Mapping[str, Range | Choice] = field(default_factory=dict)
     search_stopping: Stopping | None = None
@@ -116,15 +125,24 @@ class Study:
 
 @dataclass(frozen=True)
 class Planned:
-    """One trial of a plan: its name, the part it belongs to, and its whole config."""
+    """One trial of a plan.
+
+    Attributes:
+        trial: its name.
+        part: the part it belongs to.
+        config: its whole config.
+        metric: what it is scored by, where that is not the study's metric.
+    """
 
     trial: str
     part: str
     config: Mapping[str, Any]
+    metric: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the trial as `study.json` keeps it."""
-        return {"trial": self.trial, "part": self.part, "config": dict(self.config)}
+        known = {"trial": self.trial, "part": self.part, "config": dict(self.config)}
+        return known | ({"metric": self.metric} if self.metric else {})
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Spec:
         mode: "max" or "min".
         remote: the object store that mirrors the result folder, if any.
         patience: epochs without a better metric after which the trial ends; 0: never.
+        shared: settings that all trials of the study take over so that each fits its slot.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Spec:
     mode: str
     remote: mirror.Mirror | None = None
     patience: int = 0
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -174,12 +176,6 @@ def note(**facts: Any) -> None:
     trial = _current.get()
     if trial is not None:
         trial.facts.update(facts)
-
-
-def slot_memory() -> int | None:
-    """Return the bytes that the trial may take on its GPU; None for no limit, or no GPU."""
-    trial = _current.get()
-    return None if trial is None or not torch.cuda.is_available() else trial.memory
 
 
 def restore(state: Mapping[str, Stateful]) -> int:
@@ -321,7 +317,7 @@ def _outcome(trainable: Callable[..., None], trial: Trial) -> tuple[str, str]:
     """
     spec = trial.spec
     try:
-        trainable({**spec.config, **spec.private}, report=trial.report)
+        trainable({**spec.config, **spec.shared, **spec.private}, report=trial.report)
     except StorageError:
         raise
     except TrialError as e:

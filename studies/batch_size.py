@@ -5,13 +5,13 @@ embedded synthetic birds; with the lab's photographs (--data-dir) up to 50 epoch
 
     python studies/batch_size.py                                     embedded birds
     python studies/batch_size.py --set batch_size=1,2,4,8,16,32,64,128   the whole row
-    python studies/batch_size.py --scheduler none --patience 0       every trial to its last epoch
+    python studies/batch_size.py --patience 0                        every trial to its last epoch
     python studies/batch_size.py --search optuna --trials 12 --set norm=bn batch_size=32
 """
 
 from analysis import batch_size, gradcam, search
 from core.study import Part, Range, Scale, Stopping, Study, main
-from trainables.birds import Config, check_batches, describe_images, train_birds
+from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
 study = Study(
     name="batch_size",
@@ -32,7 +32,8 @@ study = Study(
             settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
         ),
     },
-    stopping=Stopping(scheduler="asha", grace=6, reduction_factor=2, patience=8),
+    stopping=Stopping(patience=8),  # each trial on its own; a search stops what is behind
+    search_stopping=Stopping(scheduler="asha", grace=3, reduction_factor=2),
     search={
         "lr": Range(1e-3, 1.0, log=True),
         "weight_decay": Range(1e-5, 1e-2, log=True),
@@ -42,6 +43,7 @@ study = Study(
     mode="max",
     prepare=describe_images,
     check=check_batches,
+    fit=share_slot,
     report=lambda folder: batch_size.report(folder, extra=gradcam.sections),
     search_report=search.report,
 )

@@ -11,7 +11,7 @@ lab's photographs (--data-dir) 7 norms x 3 seeds x 50 epochs, in two recipes.
 
 from analysis import gradcam, norms
 from core.study import Part, Scale, Study, main
-from trainables.birds import Config, check_batches, describe_images, train_birds
+from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
 NORMS = ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"]
 
@@ -38,6 +38,7 @@ study = Study(
     mode="max",
     prepare=describe_images,
     check=check_batches,
+    fit=share_slot,
     report=lambda folder: norms.report(folder, extra=gradcam.sections),
 )
 

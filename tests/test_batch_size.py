@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from core import slots
 from core.engine import command_line
+from core.memory import WORKSPACE
 from studies import batch_size, norms
 
 SMOKE = ["--local", "--smoke", "--seeds", "1"]
@@ -25,8 +28,7 @@ def test_a_cell_is_the_norms_studys_trial_bit_for_bit(tmp_path):
     same = ["norm=bn", "batch_size=8", "epochs=2", "lr_scaling=none", "image_size=16"]
     small = ["train_images=100", "val_images=50"]
     alone = [*SMOKE, "--results-dir", str(tmp_path), "--set", *same, *small]
-    no_stops = ["--scheduler", "none", "--patience", "0"]
-    assert command_line(batch_size.study, [*alone, *no_stops]) == 0
+    assert command_line(batch_size.study, [*alone, "--patience", "0"]) == 0
     assert command_line(norms.study, alone) == 0
     ours, theirs = (
         pd.read_csv(tmp_path / name / "smoke" / "history.csv", dtype=str).filter(
@@ -42,7 +44,7 @@ def test_the_study_reports_every_cell_rules_rates_and_maps(smoke):
     table = pd.read_csv(smoke / "tables" / "batch_size.csv")
     assert len(table) == 4
     declared = json.loads((smoke / "study.json").read_text())["stopping"]
-    assert declared["scheduler"] == "asha" and declared["max_epochs"] == 3
+    assert declared["scheduler"] == "none" and declared["patience"] > 0
     trials = pd.read_csv(smoke / "trials.csv")
     rates = dict(zip(trials.batch_size, trials.scaled_lr, strict=True))
     assert rates == {8: pytest.approx(0.1 * 8 / 32), 128: pytest.approx(0.1 * 128 / 32)}
@@ -56,6 +58,64 @@ def test_the_study_reports_every_cell_rules_rates_and_maps(smoke):
     assert list((smoke / "figures").glob("gradcam_*.png"))
 
 
+MIB = 2**20
+CARD = 415 * MIB  # room for one slot of 110 MiB beside the driver's and the process's own needs
+
+
+def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
+    tmp_path, monkeypatch, capsys
+):
+    """A card that the test makes up: it cannot compute in bfloat16, and only batch 8 fits as asked.
+
+    The trials run here, on the CPU, in what is chosen for them: float16 with scaled gradients.
+    """
+
+    def offer(card: int, bfloat16: bool) -> None:
+        node = slots.Node("", "old", 2, (card,), bfloat16)
+        monkeypatch.setattr(slots, "this_machine", lambda name="": node)
+
+    study = replace(batch_size.study, report=lambda folder: None)
+    few = ["epochs=1", "norm=bn"]
+    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few, "--slot-memory", "110MiB"]
+    offer(CARD, bfloat16=False)
+    assert command_line(study, arguments) == 0
+    folder = tmp_path / "batch_size" / "smoke"
+    declared = json.loads((folder / "study.json").read_text())
+    assert declared["fit"]["settings"] == {"recompute": True, "precision": "float16"}
+    assert declared["fit"]["needs"] <= declared["fit"]["slot"] == 110 * MIB
+    trials = pd.read_csv(folder / "trials.csv").set_index("batch_size")
+    assert set(trials.chosen_precision) == {"float16"} and trials.chosen_recompute.all()
+    assert trials.precision.eq("float32").all()  # the setting, as it was asked for
+    assert trials.estimated_mib[128] * MIB + WORKSPACE == declared["fit"]["needs"]
+    assert trials.plain_mib[8] * MIB + WORKSPACE < declared["fit"]["slot"]  # alone it would fit
+    scaled = [json.loads(p.read_text()) for p in folder.glob("trials/*/history.json")]
+    assert all(0 < kept["rows"][0]["train_loss"] < 10 for kept in scaled)
+
+    offer(CARD, bfloat16=True)  # another cluster later: what was chosen stays
+    (folder / "trials" / "norm=bn,batch_size=8,seed=0" / "result.json").unlink()
+    assert command_line(study, [*arguments, "--resume"]) == 0
+    again = pd.read_csv(folder / "trials.csv")
+    assert set(again.chosen_precision) == {"float16"}
+    (folder / "trials" / "norm=bn,batch_size=8,seed=0" / "result.json").unlink()
+    capsys.readouterr()
+    offer(399 * MIB, bfloat16=True)
+    smaller = [word.replace("110MiB", "100MiB") for word in arguments]
+    assert command_line(study, [*smaller, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "a slot on old has 0.10 GiB" in error
+    assert "laid out to need 0.10 GiB" in error and "--name" in error
+
+
+def test_a_trial_that_fits_in_no_way_is_refused_before_any_runs(tmp_path, monkeypatch, capsys):
+    node = slots.Node("", "old", 2, (CARD,))
+    monkeypatch.setattr(slots, "this_machine", lambda name="": node)
+    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--slot-memory", "97MiB"]
+    assert command_line(batch_size.study, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "batch 128 at 16x16 needs about 0.1 GiB even in" in error
+    assert not list(tmp_path.rglob("study.json"))
+
+
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path, capsys):
     arguments = [*SMOKE, "--results-dir", str(tmp_path), "--set", "batch_size=8,151"]
     assert command_line(batch_size.study, arguments) == 2
@@ -66,7 +126,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path, capsys):
 
 def test_parts_of_a_batch_add_up_to_it_without_a_norm_over_the_batch(tmp_path):
     settings = ["norm=gn", "batch_size=50", "epochs=1", "augment=false"]
-    base = [*SMOKE, "--results-dir", str(tmp_path), "--scheduler", "none", "--patience", "0"]
+    base = [*SMOKE, "--results-dir", str(tmp_path), "--patience", "0"]
     for parts in (1, 5):
         named = ["--name", f"parts-{parts}", "--set", *settings, f"accumulate={parts}"]
         assert command_line(batch_size.study, [*base, *named]) == 0

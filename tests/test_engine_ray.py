@@ -234,7 +234,8 @@ def test_an_interrupt_stops_the_workers_and_writes_no_report(tmp_path):
 def test_trials_stopped_by_others_keep_their_epochs_and_say_why(tmp_path):
     """One slot, so that the decisions are those of `--local`, which sees the same order."""
     rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2"]
-    arguments = ["--seeds", "6", "--set", "epochs=6", "--max-concurrent", "1", *rules]
+    search = ["--search", "optuna", "--trials", "5"]
+    arguments = [*search, "--set", "epochs=6", "--max-concurrent", "1", *rules]
     done = run(tmp_path, *arguments, "--name", "ray")
     assert done.returncode == 0, done.stderr
     local = run(tmp_path, *arguments, "--name", "local", "--local")

@@ -1,20 +1,29 @@
-"""The estimate of a training step's memory, and the ways to make it fit."""
+"""The estimate of a training step's memory, and the way in which all trials fit."""
 
 from __future__ import annotations
+
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from core.errors import TrialError
-from core.memory import WORKSPACE, fit, step_bytes
+from core.errors import UserError
+from core.memory import WORKSPACE, fit, measure, share, step_bytes
 from core.resnet import resnet
+from core.training import Precision
 
 MIB, GIB = 2**20, 2**30
 
 
-def build(norm: str = "bn"):
-    return lambda: resnet(2, 25, norm)
+@functools.cache
+def measured(recompute: bool, size: int = 64):
+    return measure(lambda: resnet(2, 25, "bn"), size, recompute)
+
+
+def needs(batch: int, size: int = 64, **settings) -> int:
+    at = functools.partial(measured, size=size)
+    return fit(at, size, batch, **settings).estimate
 
 
 def test_the_peak_of_a_step_is_counted_by_hand():
@@ -27,26 +36,32 @@ def test_the_peak_of_a_step_is_counted_by_hand():
 
 def test_batch_128_at_256_pixels_fits_a_slot_of_2_gib():
     """66 MiB of saved activations per image in float32 (measured apart), so 8 GiB as it stands."""
-    found = fit(build(), 256, 128, int(1.85 * GIB))
-    assert 8.0 * GIB < found.plain < 8.7 * GIB
-    assert (found.precision, found.recompute) == ("bfloat16", True)
-    assert found.estimate + WORKSPACE < 1.85 * GIB
+    assert 8.0 * GIB < needs(128, 256) < 8.7 * GIB
+    found = needs(128, 256, precision="bfloat16", recompute=True)
+    assert found + WORKSPACE < 1.85 * GIB
 
 
-def test_the_first_way_that_fits_is_taken():
-    whole = fit(build(), 64, 32, None).estimate
-    again = fit(build(), 64, 32, None, recompute=True).estimate
+def test_the_largest_trial_decides_for_all_and_rounding_comes_last():
+    steps = {
+        f"batch {batch}": lambda settings, batch=batch: needs(batch, **settings)
+        for batch in (8, 32, 16)
+    }
+    whole, again = needs(32), needs(32, recompute=True)
     assert again < 0.45 * whole
 
-    def way(slot: float) -> tuple:
-        found = fit(build(), 64, 32, int(slot) + WORKSPACE)
-        return found.precision, found.recompute
+    def way(slot: float, half: Precision = "bfloat16") -> dict:
+        settings, needed = share(steps, int(slot) + WORKSPACE, half)
+        assert needed == needs(32, **settings) + WORKSPACE <= int(slot) + WORKSPACE
+        return settings
 
-    assert way(whole + MIB) == ("float32", False)
-    assert way(whole - MIB) == ("float32", True)
-    assert way(again - MIB) == ("bfloat16", True)
+    assert way(whole) == {}
+    assert way(whole - MIB) == {"recompute": True}
+    assert way(again) == {"recompute": True}
+    assert way(again - MIB) == {"recompute": True, "precision": "bfloat16"}
+    assert way(again - MIB, "float16") == {"recompute": True, "precision": "float16"}
+    assert share(steps, None, "bfloat16") == ({}, whole + WORKSPACE)
     with pytest.raises(
-        TrialError, match=r"batch 32 at 64x64 needs about 0\.0 GiB even in bfloat16"
+        UserError, match=r"^batch 32 needs about 0\.1 GiB even in bfloat16 and with"
     ):
         way(0.3 * again)
 
@@ -55,7 +70,7 @@ def test_the_estimate_changes_neither_a_trials_random_numbers_nor_a_model():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    fit(build(), 16, 8, None)
+    measure(lambda: resnet(2, 25, "bn"), 16, False)
     assert torch.equal(torch.rand(3), expected)
 
 

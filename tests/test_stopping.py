@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from core import options
 from core.engine import command_line
+from core.options import Options
 from core.stopping import Halving, Stopping, plateau
+from core.study import Study
+from tests.conftest import ROOT
 from tests.toy import study
 
 ASHA = Stopping(scheduler="asha", grace=1, reduction_factor=2)
+
+
+def studies() -> list[Study]:
+    """Return every study of the checkout."""
+    names = sorted(path.stem for path in (ROOT / "studies").glob("[a-z]*.py"))
+    return [importlib.import_module(f"studies.{name}").study for name in names]
 
 
 def rows(values) -> list[dict]:
@@ -91,7 +103,7 @@ def toy(tmp_path, *arguments: str) -> int:
 
 def test_stopped_trials_say_why_and_are_not_run_again(tmp_path):
     rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2", "--patience", "3"]
-    arguments = ["--seeds", "8", "--set", "epochs=8", *rules]
+    arguments = ["--search", "optuna", "--trials", "7", "--set", "epochs=8", *rules]
     assert toy(tmp_path, *arguments) == 0
     folder = tmp_path / "toy" / "demo"
     trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
@@ -119,7 +131,7 @@ def test_stopped_trials_say_why_and_are_not_run_again(tmp_path):
 
 def test_without_stopping_nothing_changes(tmp_path):
     toy(tmp_path, "--name", "a")
-    toy(tmp_path, "--name", "b", "--scheduler", "none", "--patience", "0")
+    toy(tmp_path, "--name", "b", "--patience", "0")
     a, b = (tmp_path / "toy" / name / "history.csv" for name in "ab")
     pd.testing.assert_frame_equal(
         pd.read_csv(a).drop(columns="seconds", errors="ignore"),
@@ -133,7 +145,9 @@ def test_without_stopping_nothing_changes(tmp_path):
         (["--grace", "0"], "--grace 0"),
         (["--reduction-factor", "1"], "--reduction-factor 1"),
         (["--patience", "-1"], "--patience -1"),
-        (["--search", "optuna"], "names no settings to search"),
+        (["--scheduler", "asha"], "selects what the comparison is to show: use it with --search"),
+        (["--grace", "2"], "--grace 2: a rule of --scheduler asha, which is not used"),
+        (["--search", "optuna", "--brackets", "2"], "--brackets 2: a rule of --scheduler asha"),
         (["--trials", "0"], "--trials 0"),
         (["--config", "absent.json"], "--config absent.json"),
     ],
@@ -142,3 +156,21 @@ def test_rules_that_make_no_sense_are_refused(tmp_path, capsys, arguments, words
     assert toy(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error
+
+
+@pytest.mark.parametrize("declared", studies(), ids=lambda declared: declared.name)
+def test_no_study_halves_what_it_compares(declared, tmp_path, capsys):
+    """Neither asked to nor by its own rules, and before its data are looked at."""
+    arguments = ["--local", "--results-dir", str(tmp_path)]
+    assert command_line(declared, [*arguments, "--scheduler", "asha"]) == 2
+    assert "use it with --search" in capsys.readouterr().err
+    halving = replace(declared, stopping=ASHA)
+    assert command_line(halving, arguments) == 2
+    assert "use it with --search" in capsys.readouterr().err
+    assert options.stopping(declared, Options()).scheduler == "none"
+
+
+def test_a_study_without_a_search_says_so(tmp_path, capsys):
+    arguments = ["--local", "--results-dir", str(tmp_path), "--search", "optuna"]
+    assert command_line(replace(study, search={}), arguments) == 2
+    assert "names no settings to search" in capsys.readouterr().err

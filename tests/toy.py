@@ -17,7 +17,7 @@ from torch import nn
 
 from core import trial
 from core.errors import Diverged, TrialError, UserError
-from core.study import Part, Scale, Study, main
+from core.study import Part, Range, Scale, Study, main
 from tests import faults
 
 _armed: list[bool] = []  # once per process
@@ -150,6 +150,7 @@ study = Study(
     config=Config,
     parts={"main": Part(grid={"kind": ["train"]})},
     scales={"demo": Scale(seeds=3), "full": Scale(seeds=3), "smoke": Scale(seeds=1)},
+    search={"lr": Range(1e-3, 0.3, log=True)},
     metric="val_accuracy",
     mode="max",
     prepare=lambda settings: {"kind": "synthetic", "fingerprint": "toy"},

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from core import data, memory, process, synthetic_birds, trial
+from core import data, folds, memory, process, synthetic_birds, trial
 from core.errors import UserError
 from core.resnet import resnet
 from core.training import (
@@ -51,12 +51,15 @@ class Config:
         augment: mirror and shift the training images.
         train_images: use this many training images, balanced over classes.
         val_images: use this many validation images, balanced over classes.
+        holdout: share of the training images that is scored in place of the validation images,
+            which are then not read; a search sets it, to 0.1 unless told otherwise.
         train_eval: score the training set once more after each epoch, with fixed weights.
         precision: float32, bfloat16 or float16 (mixed precision).
         channels_last: memory format of images and weights.
         compile: compile the network with torch.compile.
         recompute: keep few activations and compute the others again (less memory, slower).
-        fit: recompute, or use bfloat16, where the trial would not fit its slot otherwise.
+        fit: let all trials recompute, then use half precision too, where one would not fit its
+            slot otherwise.
         accumulate: run each batch in so many parts (with batch norm another computation).
         data_dir: root of an image folder; none: the embedded synthetic birds.
         skip_broken: leave unreadable images out.
@@ -78,6 +81,7 @@ class Config:
     augment: bool = True
     train_images: int | None = None
     val_images: int | None = None
+    holdout: float = 0.0
     train_eval: bool = False
     precision: Precision = "float32"
     channels_last: bool = False
@@ -105,12 +109,17 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
+        if not 0 <= self.holdout <= 0.5:
+            raise UserError(f"--set holdout={self.holdout}: holdout is a share of at most 0.5")
         if self.warmup is not None and self.warmup >= 1:
             raise UserError(f"--set warmup={self.warmup}: warmup is a share, below 1")
 
 
 def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> None:
-    """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch."""
+    """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch.
+
+    With `holdout` the metrics of the images held out are named heldout_ in place of val_.
+    """
     cfg = Config(**config)
     device = process.device()
     torch.manual_seed(cfg.seed)
@@ -122,7 +131,7 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     seen = Batches(train_set, cfg.batch_size, **shared)
     val = Batches(val_set, cfg.batch_size, **shared)
 
-    way = how_to_fit(cfg, classes)
+    way = estimate(cfg, classes)
     model = resnet(cfg.n, classes, cfg.norm).to(device)
     model.recompute = way.recompute
     if cfg.channels_last:
@@ -160,7 +169,11 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
             again = {"num_classes": classes, "prefix": "train_", "precision": way.precision}
             row |= evaluate(network, seen.epoch(epoch), **again)[0]
         metrics, scores = evaluate(
-            network, val.epoch(epoch), num_classes=classes, precision=way.precision
+            network,
+            val.epoch(epoch),
+            num_classes=classes,
+            prefix="heldout_" if cfg.holdout else "val_",
+            precision=way.precision,
         )
         row |= metrics | {"seconds": time.monotonic() - start}
         trial.save(state, row)
@@ -170,30 +183,54 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     trial.save_predictions(scores.numpy(), val_set.labels, val_set.files, val_set.classes)
 
 
-def how_to_fit(cfg: Config, classes: int) -> memory.Fit:
-    """Return how a trial runs so that it fits its slot, with what it is expected to take.
+def share_slot(
+    configs: Sequence[Mapping[str, Any]],
+    described: Mapping[str, Any],
+    slot: int | None,
+    bfloat16: bool,
+) -> tuple[dict[str, Any], int]:
+    """Choose how all trials run so that the largest fits the smallest slot.
+
+    Args:
+        configs: of all trials.
+        described: what `describe_images` returned.
+        slot: bytes of the smallest slot; None: as asked.
+        bfloat16: all cards compute in bfloat16; float16, with scaled gradients, otherwise.
+
+    Returns:
+        Settings for all trials, and the bytes that the largest then needs (0 with fit=false).
 
     Raises:
-        TrialError: it fits in no way; the message gives the estimate.
+        UserError: the largest fits in no way; the message gives its estimate.
     """
-    slot = trial.slot_memory() if cfg.fit else None
+    cfgs = [Config(**config) for config in configs]
+    if not cfgs[0].fit:
+        return {}, 0
+    classes = len(described["classes"])
+    half = cfgs[0].precision
+    if half == "float32":
+        half = "bfloat16" if bfloat16 else "float16"
+
+    def step(cfg: Config) -> Callable[[Mapping[str, Any]], int]:
+        return lambda settings: estimate(replace(cfg, **settings), classes).estimate
+
+    named = {
+        f"norm={cfg.norm}: batch {cfg.batch_size} at {cfg.image_size}x{cfg.image_size}": step(cfg)
+        for cfg in cfgs
+    }
+    return memory.share(named, slot, half)
+
+
+def estimate(cfg: Config, classes: int) -> memory.Fit:
+    """Return what a training step of a trial is expected to take."""
+    measured = functools.partial(_measured, cfg.norm, cfg.n, classes, cfg.image_size)
     part = -(-cfg.batch_size // cfg.accumulate)
-    asked = (cfg.norm, cfg.n, classes, cfg.image_size, part, cfg.precision, cfg.recompute)
-    return _estimated(slot, *asked)
+    return memory.fit(measured, cfg.image_size, part, cfg.precision, cfg.recompute)
 
 
-@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in the seed only
-def _estimated(
-    slot: int | None,
-    norm: str,
-    n: int,
-    classes: int,
-    size: int,
-    batch: int,
-    precision: Precision,
-    recompute: bool,
-) -> memory.Fit:
-    return memory.fit(lambda: resnet(n, classes, norm), size, batch, slot, precision, recompute)
+@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
+def _measured(norm: str, n: int, classes: int, size: int, recompute: bool) -> memory.Line:
+    return memory.measure(lambda: resnet(n, classes, norm), size, recompute)
 
 
 def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
@@ -207,6 +244,7 @@ def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, 
         UserError: a batch is larger than the training set.
     """
     count = sum(described["counts"]["train"].values())
+    count = described.get("holdout", {"trained": count})["trained"]
     for config in configs:
         if config["batch_size"] > count:
             raise UserError(
@@ -216,15 +254,20 @@ def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, 
 
 
 def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
-    """Return the decoded training and validation images of a trial."""
+    """Return the decoded images that a trial is trained on, and those that it is scored on."""
     root = synthetic_birds.default_birds() if cfg.data_dir is None else cfg.data_dir
     sets = data.load(
         root,
         cfg.image_size,
+        ("train",) if cfg.holdout else ("train", "val"),
         limit={"train": cfg.train_images, "val": cfg.val_images},
         skip_broken=cfg.skip_broken,
     )
-    return sets["train"], sets["val"]
+    train = sets["train"]
+    if not cfg.holdout:
+        return train, sets["val"]
+    kept, held = folds.hold_out(train.labels, cfg.holdout, train.digests)
+    return data.part(train, kept), data.part(train, held)
 
 
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +277,12 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: folders or images that cannot be used, all named.
     """
     cfg = Config(**settings)
-    train, val = images(cfg)
-    return data.describe(
+    train, val = images(replace(cfg, holdout=0.0))
+    described = data.describe(
         {"train": train, "val": val}, synthetic=None if cfg.data_dir else synthetic_birds.SYNTHETIC
     )
+    if cfg.holdout:
+        described["holdout"] = folds.describe_hold_out(
+            train.labels, cfg.holdout, train.digests, train.classes
+        )
+    return described

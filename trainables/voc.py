@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import folds, pretrained, process, synthetic_voc, trial, voc, voc_archive
+from core import data, folds, pretrained, process, synthetic_voc, trial, voc, voc_archive
 from core.data import Fit
 from core.errors import UserError
 from core.multilabel import LabelledImages, Loss, balance, evaluate, make_loss, train_epoch
@@ -49,6 +49,8 @@ class Config:
         difficult: a class with difficult objects only is left out (ignore), absent or present.
         folds: K of a K-fold cross-validation; 0: none.
         fold: train without this fold and score it; none: train on all training images.
+        holdout: share of the training images that is scored in place of the validation images,
+            which are then not read; a search sets it, to 0.1 unless told otherwise.
         train_images: use this many training images.
         val_images: use this many validation images.
         untrained: refuse or keep classes without training example; none: keep VOC's own only.
@@ -80,6 +82,7 @@ class Config:
     difficult: voc.Difficult = "ignore"
     folds: int = 0
     fold: int | None = None
+    holdout: float = 0.0
     train_images: int | None = None
     val_images: int | None = None
     untrained: Literal["refuse", "keep"] | None = None
@@ -108,6 +111,10 @@ class Config:
             raise UserError(f"--folds {self.folds}: give at least 2, or 0 for none")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise UserError(f"--set fold={self.fold}: there are --folds {self.folds}, from 0 on")
+        if not 0 <= self.holdout <= (0.5 if self.fold is None else 0):
+            raise UserError(
+                f"--set holdout={self.holdout}: holdout is a share of at most 0.5, without a fold"
+            )
 
 
 def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> None:
@@ -116,7 +123,8 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     Without a fold, the validation images are scored after each epoch, and the scores of the epoch
     with the best mAP on them are kept: the lab's short cut. With a fold, this fold is scored (it
     tells which epoch is best), and the scores of the validation images are kept of every epoch,
-    unseen: nothing about them is reported.
+    unseen: nothing about them is reported. With `holdout`, the images held out take the place of
+    the validation images, and their metrics are named heldout_ in place of val_.
     """
     cfg = Config(**config)
     device = process.device()
@@ -128,7 +136,8 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     train = LabelledImages(
         train_set.images, train_set.labels, chosen, cfg.batch_size, augment=cfg.augment, **shared
     )
-    sources = {"val": (val_set, np.arange(len(val_set)))}
+    name = "heldout" if cfg.holdout else "val"
+    sources = {name: (val_set, np.arange(len(val_set)))}
     if cfg.fold is not None:
         sources = {"heldout": (train_set, held), **sources}
     scored = {
@@ -212,16 +221,17 @@ def score(
 
 
 class Best:
-    """The validation scores of the epoch with the best mAP, through interruptions."""
+    """The scores of the epoch with the best mAP, through interruptions."""
 
     def __init__(self) -> None:
         self.epoch, self.map, self.scores = 0, float("-inf"), torch.empty(0)
 
     def add(self, epoch: int, metrics: Mapping[str, float], logits: Mapping[str, Tensor]) -> None:
         """Take an epoch's scores if they are the first or better than those before."""
-        value = metrics["val_map"]
+        (name,) = logits
+        value = metrics[f"{name}_map"]
         if value > self.map or self.epoch == 0:
-            self.epoch, self.map, self.scores = epoch, value, logits["val"]
+            self.epoch, self.map, self.scores = epoch, value, logits[name]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
@@ -320,7 +330,7 @@ def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
 
 
 def images(cfg: Config) -> tuple[voc.VocSet, voc.VocSet]:
-    """Return the decoded training and validation images of a trial."""
+    """Return the decoded images that a trial is trained on, and those that it is scored on."""
     root = synthetic_voc.default_voc() if cfg.data_dir is None else cfg.data_dir
     sets = voc.load(
         root,
@@ -332,7 +342,11 @@ def images(cfg: Config) -> tuple[voc.VocSet, voc.VocSet]:
         untrained=cfg.untrained,
         skip_broken=cfg.skip_broken,
     )
-    return sets["train"], sets["val"]
+    train = sets["train"]
+    if not cfg.holdout:
+        return train, sets["val"]
+    kept, held = folds.hold_out(train.labels, cfg.holdout, train.digests)
+    return data.part(train, kept), data.part(train, held)
 
 
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,7 +364,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     weights = {"given": named, "digest": pretrained.digest(cfg.weights)}
     root = voc.open_root(cfg.data_dir or synthetic_voc.default_voc())
     kit = voc.read_devkit(root, cfg.year)
-    train_set, val_set = images(cfg)
+    train_set, val_set = images(replace(cfg, holdout=0.0))
     synthetic = None if cfg.data_dir else synthetic_voc.SYNTHETIC
     described = voc.describe({"train": train_set, "val": val_set}, kit, synthetic)
     told = f"{described['fingerprint']} {weights['digest']}"
@@ -365,6 +379,10 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
             "sizes": np.bincount(fold, minlength=cfg.folds).tolist(),
             "missing": [pair for pair in missing if pair[0] not in absent],
         }
+    if cfg.holdout:
+        described["holdout"] = folds.describe_hold_out(
+            train_set.labels, cfg.holdout, train_set.digests, train_set.classes
+        )
     for note in described["notes"]:
         print(note)
     return described
@@ -382,6 +400,7 @@ def check_sizes(configs: Sequence[Mapping[str, Any]], described: Mapping[str, An
     """
     for config in configs:
         count = described["images"]["train"]
+        count = described.get("holdout", {"trained": count})["trained"]
         if config["fold"] is not None:
             count -= described["folds"]["sizes"][config["fold"]]
         if config["batch_size"] > count:
