@@ -163,7 +163,8 @@ def cnn_table(cnn: Results) -> tables.Table:
         f"Last epoch; {_spread(numbers)}. {training_note(cnn)} “minus none”: "
         "validation accuracy less that without batch norm at the same learning rate and seed, mean "
         "over seeds [95 % t interval], paired t test with Holm's correction. “the lab prints”: the "
-        "mean as `100 * correct // total` shows it. “dead”: parameters to be trained that no gradient reaches."
+        "mean as `100 * correct // total` shows it. “dead”: parameters to be trained that no "
+        "gradient reaches."
     )
     return tables.Table("cnn", numbers, columns, "The small CNN with and without batch norm.", note)
 
@@ -221,9 +222,9 @@ def tuned_table(tuned: Results) -> tables.Table:
         f"Last epoch; {_spread(numbers)}. {training_note(tuned)} “minus all”: "
         "validation accuracy less that of the whole network retrained from the same weights, same "
         "seeds, paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
-        "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds are of training only. “frozen "
-        "kept”: whether all frozen weights and statistics are bit for bit what they were "
-        "(“weights”: those are, and the statistics were to move)."
+        "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds "
+        "are of training only. “frozen kept”: whether all frozen weights and statistics are bit "
+        "for bit what they were (“weights”: those are, and the statistics were to move)."
     )
     return tables.Table(
         "resnet18", numbers, columns, "ResNet-18 retrained in full and in part.", note
