@@ -32,7 +32,7 @@ LEARNING_RATES: dict[OptimizerName, float] = {
     "sgd": 0.1,
     "adam": 3e-3,
     "adamw": 3e-3,
-    "rmsprop": 1e-3,
+    "rmsprop": 3e-3,
 }
 
 
