@@ -16,10 +16,10 @@ import pandas as pd
 from analysis import figures, provenance, statistics, tables
 from analysis import report as reports
 from analysis.markup import escape
-from analysis.norms_answers import percent, training_note
+from analysis.norms_answers import curve_note, percent
 from analysis.provenance import duration
 from analysis.report import Block, Figure, Section, Text, join
-from analysis.results import Results, load
+from analysis.results import Results, load, train_metric
 from analysis.tables import decimal, significant
 
 COUNTED = ("finished", "stopped")  # states whose epochs enter means
@@ -717,7 +717,8 @@ def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure
     words = label.split(" (")[0]
     caption = f"{words[0].upper()}{words[1:]} over epochs for each batch size. "
     if metric.startswith("train_"):
-        caption += f"Lines and marks as above. {training_note(results)}"
+        running = metric.endswith("_running")
+        caption += f"Lines and marks as above. {curve_note(running)}".rstrip()
     else:
         caption += (
             "Thin lines: single seeds; they end in a square where ASHA stopped them, a triangle "
@@ -725,6 +726,13 @@ def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure
             f"seeds as far as all of them ran, band: {_band_words(results)}."
         )
     return Figure(path, caption, f"Curves of {words}, a panel per batch size, a line per seed.")
+
+
+def _train_curves(results: Results) -> Figure | None:
+    """Accuracy on training images over epochs, running unless every epoch was scored anew."""
+    metric = train_metric(results.history, "accuracy")
+    label = "running training accuracy" if metric.endswith("_running") else "training accuracy"
+    return curve_figure(results, metric, "train_curves", f"{label} (%)")
 
 
 _ENDS = {"ASHA": "s", "plateau": "^", "other": "d", "failed": "x", "diverged": "x"}
@@ -1147,7 +1155,7 @@ def _sections(results: Results, table: tables.Table, extra: list[Section]) -> li
     sections = [Section("Result", tuple(blocks)), _gap_section(results)]
     drawn = [
         curve_figure(results, "val_accuracy", "curves", "validation accuracy (%)"),
-        curve_figure(results, "train_accuracy", "train_curves", "training accuracy (%)"),
+        _train_curves(results),
     ]
     if (results.history["epoch"].nunique() > 0) and any(drawn):
         sections.append(Section("Curves", tuple(one for one in drawn if one)))

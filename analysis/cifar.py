@@ -13,7 +13,7 @@ import pandas as pd
 from analysis import cifar_answers, figures, provenance, statistics, tables
 from analysis import report as reports
 from analysis.report import Block, Figure, Section, Text
-from analysis.results import Results, load
+from analysis.results import Results, load, train_metric
 from core.errors import UserError
 from core.freezing import small_stem
 from core.layer_sizes import LayerSize, as_text, layer_sizes, times
@@ -120,14 +120,15 @@ def cnn_numbers(cnn: Results) -> pd.DataFrame:
     """A row per form of the CNN and learning rate, in the study's order.
 
     Returns:
-        bn, lr, n, of; val_accuracy with low and high; train_accuracy; train_loss (nats); the
-        paired difference of val_accuracy to bn=none at the same lr with low, high, p, p_holm
-        (Holm over the rows), pairs; dead_parameters, trainable_parameters; seconds_per_epoch.
+        bn, lr, n, of; val_accuracy with low and high at the last epoch; train_accuracy and
+        train_loss (nats) at the best; the paired difference of val_accuracy to bn=none at the same
+        lr with low, high, p, p_holm (Holm over the rows), pairs; dead_parameters,
+        trainable_parameters; seconds_per_epoch.
     """
     trials, keys = cnn.trials, ["bn", "lr"]
     table = _with_interval(trials, keys)
-    for metric in ("train_accuracy", "train_loss", "seconds_per_epoch"):
-        table = _with_mean(table, trials, keys, metric)
+    table = _with_training(table, cnn, keys)
+    table = _with_mean(table, trials, keys, "seconds_per_epoch")
     against = []
     for lr in cnn.levels("lr"):
         one = trials[trials["lr"] == lr]
@@ -160,10 +161,11 @@ def cnn_table(cnn: Results) -> tables.Table:
         tables.number("seconds_per_epoch", "s/epoch", 2),
     )
     note = (
-        f"Last epoch; {_spread(numbers)}. “minus none”: validation accuracy less that without "
-        "batch norm at the same learning rate and seed, mean over seeds [95 % t interval], paired "
-        "t test with Holm's correction. “the lab prints”: the mean as `100 * correct // total` "
-        "shows it. “dead”: parameters to be trained that no gradient reaches."
+        f"Last epoch; {_spread(numbers)}. {training_note(cnn)} “minus none”: "
+        "validation accuracy less that without batch norm at the same learning rate and seed, mean "
+        "over seeds [95 % t interval], paired t test with Holm's correction. “the lab prints”: the "
+        "mean as `100 * correct // total` shows it. “dead”: parameters to be trained that no "
+        "gradient reaches."
     )
     return tables.Table("cnn", numbers, columns, "The small CNN with and without batch norm.", note)
 
@@ -172,9 +174,10 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
     """A row per setup of ResNet-18.
 
     Returns:
-        setup, n, of; variant, conv1, statistics; val_accuracy with low and high; train_accuracy;
-        the paired difference of val_accuracy to the setup "all" with low, high, p, p_holm, pairs;
-        parameters, trainable_parameters; train_seconds (per epoch, without validation);
+        setup, n, of; variant, conv1, statistics; val_accuracy with low and high at the last epoch;
+        train_accuracy at the best; the paired difference of val_accuracy to the setup "all" with
+        low, high, p, p_holm, pairs; parameters, trainable_parameters; train_seconds (per epoch,
+        without validation);
         peak_memory_mib (largest); unchanged: "yes" if all that was frozen is as it was, bit for
         bit, "no" if not, "" where nothing was frozen.
     """
@@ -183,8 +186,8 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
     finished = trials["state"].isin(statistics.FINISHED)
     seconds = tuned.history.groupby("trial")["train_seconds"].mean()
     timed = trials.assign(train_seconds=trials["trial"].map(seconds))
-    for metric in ("train_accuracy", "train_seconds"):
-        table = _with_mean(table, timed, keys, metric)
+    table = _with_training(table, tuned, keys)
+    table = _with_mean(table, timed, keys, "train_seconds")
     table = _with_difference(
         table, [statistics.paired(trials, "setup", "val_accuracy", "all")], keys
     )
@@ -217,12 +220,12 @@ def tuned_table(tuned: Results) -> tables.Table:
         tables.text("unchanged", "frozen kept"),
     )
     note = (
-        f"Last epoch; {_spread(numbers)}. “minus all”: validation accuracy less that of the whole "
-        "network retrained from the same weights, same seeds, paired t test with Holm's "
-        "correction. Where nothing else is said, the 3x3 first convolution is new and random, and "
-        "frozen with what precedes layer4 or the head. Seconds are of training only. “frozen "
-        "kept”: whether all frozen weights and statistics are bit for bit what they were "
-        "(“weights”: those are, and the statistics were to move)."
+        f"Last epoch; {_spread(numbers)}. {training_note(tuned)} “minus all”: "
+        "validation accuracy less that of the whole network retrained from the same weights, same "
+        "seeds, paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
+        "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds "
+        "are of training only. “frozen kept”: whether all frozen weights and statistics are bit "
+        "for bit what they were (“weights”: those are, and the statistics were to move)."
     )
     return tables.Table(
         "resnet18", numbers, columns, "ResNet-18 retrained in full and in part.", note
@@ -330,9 +333,11 @@ def trial_table(results: Results) -> tables.Table:
     """Every trial by itself: tables/trials."""
     values = ["val_accuracy", "val_macro_f1", "val_loss", "train_accuracy", "train_loss"]
     keys = ["model", "bn", "lr", "variant", "conv1", "statistics", "seed"]
-    numbers = results.trials.reindex(
-        columns=["trial", *keys, "state", *values, "seconds", "peak_memory_mib"]
-    )
+    rest = ["best_epoch", "seconds", "peak_memory_mib"]
+    best = results.at_best()
+    training = {m: best.get(train_metric(best, m), float("nan")) for m in ("accuracy", "loss")}
+    trials = results.trials.assign(**{f"train_{m}": found for m, found in training.items()})
+    numbers = trials.reindex(columns=["trial", *keys, "state", *values, *rest])
     numbers[values] = numbers[values].astype(float)
     columns = (
         tables.text("trial", "trial", wrap=True),
@@ -341,9 +346,11 @@ def trial_table(results: Results) -> tables.Table:
         tables.number("val_macro_f1", "val macro-F1 (%)", 2, 100.0),
         tables.number("val_loss", "val loss (nats)", 3),
         tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
+        tables.number("best_epoch", "best epoch"),
         tables.number("seconds", "s", 1),
     )
-    return tables.Table("trials", numbers, columns, "Every trial at its last epoch.")
+    caption = "Every trial: validation at its last epoch, training at its best."
+    return tables.Table("trials", numbers, columns, caption, training_note(results))
 
 
 def layer_table(form: str) -> tables.Table:
@@ -411,11 +418,20 @@ def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
     )
 
 
+def _loss_figure(cnn: Results) -> Figure:
+    """Training loss of the CNN over epochs, running unless every epoch was scored anew."""
+    metric = train_metric(cnn.history, "loss")
+    label = "running training loss" if metric.endswith("_running") else "training loss"
+    return cnn_figure(cnn, metric, f"{label} (nats)", 1.0)
+
+
 @figures.styled
 def tuned_figure(tuned: Results) -> Figure:
     """Accuracy of every setup of ResNet-18 over epochs."""
-    titles = {"train_accuracy": "training", "val_accuracy": "validation"}
     order, history = setups(tuned), tuned.history
+    train = train_metric(history, "accuracy")
+    running = "running " if train.endswith("_running") else ""
+    titles = {train: f"{running}training", "val_accuracy": "validation"}
     look = figures.styles(order)
     figure, axes = figures.panels(2, height=2.6, sharey=True)
     for panel, (metric, title) in zip(axes, titles.items(), strict=True):
@@ -483,7 +499,7 @@ def _sections(results: Results, cnn: Results, tuned: Results) -> list[Section]:
                 "Curves of the CNN",
                 (
                     cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
-                    cnn_figure(cnn, "train_loss", "training loss (nats)", 1.0),
+                    _loss_figure(cnn),
                 ),
             )
         )
@@ -564,6 +580,24 @@ def _with_difference(
     both = pd.concat(against).drop(columns="std").rename(columns=names)
     both["p_holm"] = statistics.holm(both["p"].to_numpy(dtype=float))
     return table.merge(both, on=keys, how="left")
+
+
+def _with_training(table: pd.DataFrame, part: Results, keys: list[str]) -> pd.DataFrame:
+    """Add train_accuracy and train_loss at each trial's best epoch, running ones if no others."""
+    best = part.at_best()
+    for metric in ("accuracy", "loss"):
+        values = best.get(train_metric(best, metric), float("nan"))
+        table = _with_mean(
+            table, best.assign(**{f"train_{metric}": values}), keys, f"train_{metric}"
+        )
+    return table
+
+
+def training_note(part: Results) -> str:
+    """At which epoch and on which images the training values of a table were measured."""
+    if train_metric(part.at_best(), "accuracy").endswith("_running"):
+        return "Training values: best epoch, running (augmented images, weights still moving)."
+    return "Training values: best epoch, fixed weights, images without augmentation."
 
 
 def _fact(table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], name: str) -> list[Any]:

@@ -171,9 +171,9 @@ def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         frame,
         columns,
         "Nearest training images of the samples, in pixels.",
-        "Medians, averaged over seeds. The last column is the share of images for which one "
-        f"training image stands out: nearer than {sample_quality.COPY} of the mean distance to the "
-        "50 nearest.",
+        "Medians, averaged over seeds, of the stored samples. The last column is the "
+        "share of images for which one training image stands out: nearer than "
+        f"{sample_quality.COPY} of the mean distance to the 50 nearest.",
     )
 
 
@@ -196,7 +196,12 @@ def seed_table(results: Results) -> tables.Table:
         tables.number("copies", "copies (%)", 1, 100.0),
         tables.number("seconds_per_epoch", "s/epoch", 1),
     )
-    return tables.Table("generation_by_seed", trials, columns, "Every trial at its last epoch.")
+    return tables.Table(
+        "generation_by_seed",
+        trials,
+        columns,
+        "Every trial at its last epoch; copies are of its stored samples.",
+    )
 
 
 def published_table() -> tables.Table:
@@ -243,12 +248,13 @@ def recompute(results: Results) -> Recomputed | None:
     checked, agreement, balance = 0, 0.0, 0.0
     if "class_balance" not in results.trials:
         return None
-    trials = results.trials.set_index("trial")
+    done = set(pictures.finished(results)["trial"])
     for trial in results.with_predictions():
-        stored, reported = load_stored(results.path, trial), trials.loc[trial]
+        stored = load_stored(results.path, trial)
         whole = len(stored.samples) == len(stored.nearest_ratio)
-        if reported["state"] not in statistics.FINISHED or not whole:
+        if trial not in done or not whole:
             continue
+        reported = results.reported(trial, stored.epoch)
         predicted = stored.logits.argmax(axis=1)
         again = _balance(predicted, len(stored.classes))
         balance = max(balance, abs(again - float(reported["class_balance"])))

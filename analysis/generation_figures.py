@@ -72,10 +72,19 @@ def samples_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
     )
     return Figure(
         path,
-        "Samples after the last epoch, not chosen: the first of a fixed seed, from each family's "
+        f"Samples of {_epochs(shown)}, not chosen: the first of a fixed seed, from each family's "
         f"best width.{asked}",
         "Grids of real images and of the samples of each family.",
     )
+
+
+def _epochs(shown: Mapping[str, Stored]) -> str:
+    """Which epoch's weights made the samples."""
+    epochs = {stored.epoch for stored in shown.values()}
+    if None in epochs:
+        return "the last epoch"
+    said = ", ".join(f"{NAMES[name]} {stored.epoch}" for name, stored in shown.items())
+    return f"the epoch whose weights are kept ({said})"
 
 
 @figures.styled

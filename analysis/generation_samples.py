@@ -31,7 +31,7 @@ class Stored:
     """What a trial of the generation study left in predictions/.
 
     Attributes:
-        samples: (N, C, S, S) uint8, made after the last epoch.
+        samples: (N, C, S, S) uint8, made with the weights of `epoch`.
         labels: (N,) that were asked for.
         logits: (N, classes) of the classifier.
         classes: names.
@@ -51,6 +51,7 @@ class Stored:
         trajectory: (states, rows, C, S, S) from latent to image.
         trajectory_times: (states,) in [0, 1].
         config: of the trial.
+        epoch: whose weights made all but the grids; None: the last.
     """
 
     samples: np.ndarray
@@ -73,6 +74,7 @@ class Stored:
     trajectory: np.ndarray
     trajectory_times: np.ndarray
     config: dict[str, Any]
+    epoch: int | None
 
 
 def load_stored(path: Path, trial: str) -> Stored:
@@ -89,10 +91,14 @@ def load_stored(path: Path, trial: str) -> Stored:
             arrays = {
                 field: stored[renamed.get(field, field)]
                 for field in Stored.__dataclass_fields__
-                if field not in ("classes", "config")
+                if field not in ("classes", "config", "epoch")
             }
-            config = json.loads(str(stored["config"]))
-            return Stored(**arrays, classes=tuple(stored["classes"].tolist()), config=config)
+            return Stored(
+                **arrays,
+                classes=tuple(stored["classes"].tolist()),
+                config=json.loads(str(stored["config"])),
+                epoch=int(stored["epoch"]) if "epoch" in stored else None,
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
@@ -156,7 +162,7 @@ def best_family(results: Results) -> tuple[dict[str, Any], generators.Family, li
         (int(data["channels"]), size, size),
         config["width"],
         len(classes) if config["conditional"] else 0,
-        **{name: config[name] for name in generators.OPTIONS},
+        **{name: config[name] for name in generators.OPTIONS if name in config},
     )
     try:
         weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from analysis import figures, norms_answers, provenance, statistics, tables
 from analysis import report as reports
 from analysis.report import Block, Figure, Section, Text
-from analysis.results import Results, load, load_predictions
+from analysis.results import Results, load, load_predictions, train_metric
 
 BASELINE = "bn"
 MAIN_RECIPE = "good"
@@ -29,6 +29,7 @@ CURVES = {
     "macro_f1": ("macro-F1 (%)", 100.0),
 }
 _MOST_CLASSES = 30
+_SHOWN = {"val": "val", "best_train": "train"}  # validation of the last epoch, training of the best
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def report(path: Path, extra: Callable[[Results], list[Section]] = lambda result
     results = load(path)
     main = main_recipe(results)
     table = norm_table(main)
-    written = [table, seed_table(results), *([recipe_table(results)] if _several(results) else [])]
+    written = [table, splits_table(main), seed_table(results)]
+    if _several(results):
+        written += [recipe_table(results), *(splits_table(one) for one in other_recipes(results))]
     for one in written:
         tables.write(one, path / "tables")
     title = "Normalisation layers in a small ResNet"
@@ -91,26 +94,47 @@ def main_recipe(results: Results) -> Results:
     return results.where(recipe=MAIN_RECIPE if MAIN_RECIPE in recipes else recipes[0])
 
 
+def other_recipes(results: Results) -> list[Results]:
+    """The trials of each recipe but the main one."""
+    names = results.levels("recipe")
+    main = MAIN_RECIPE if MAIN_RECIPE in names else names[0]
+    return [results.where(recipe=name) for name in names if name != main]
+
+
 # ---- tables ----
+
+
+def with_best(results: Results) -> pd.DataFrame:
+    """The trials, with `best_<split>_<metric>` of both splits: those of each trial's best epoch."""
+    kept = results.at_best()
+    found = {
+        f"best_{split}_{metric}": train_metric(kept, metric)
+        if split == "train"
+        else f"val_{metric}"
+        for split in SPLITS
+        for metric in (*METRICS, "loss")
+    }
+    values = {name: kept[column].astype(float) for name, column in found.items() if column in kept}
+    return results.trials.assign(**dict.fromkeys(found, float("nan")), **values)
 
 
 def norm_numbers(results: Results) -> pd.DataFrame:
     """Every number of the main table in full precision, a row per norm, best first.
 
     Returns:
-        norm, n, of; mean, low, high of each of the six metrics; the paired difference of
-        validation accuracy to bn with low, high, p, p_holm, pairs (NaN without bn); means of
-        seconds_per_epoch and the largest peak_memory_mib.
+        norm, n, of; mean, low, high of val_accuracy, val_micro_f1, val_macro_f1 at the last epoch
+        and of these and the loss of both splits at each trial's best epoch (`best_val_accuracy`,
+        `best_train_accuracy`, ...); the paired difference of validation accuracy to bn with low,
+        high, p, p_holm, pairs (NaN without bn); means of seconds_per_epoch and the largest
+        peak_memory_mib.
     """
     table = statistics.compare(results.trials, "norm", "val_accuracy")[["norm", "n", "of"]]
-    for split in SPLITS:
-        for metric in METRICS:
-            name = f"{split}_{metric}"
-            interval = statistics.compare(results.trials, "norm", name)[
-                ["norm", "mean", "low", "high"]
-            ]
-            interval.columns = ["norm", name, f"{name}_low", f"{name}_high"]
-            table = table.merge(interval, on="norm", how="left")
+    trials = with_best(results)
+    best = [f"best_{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
+    for name in (*(f"val_{metric}" for metric in METRICS), *best):
+        interval = statistics.compare(trials, "norm", name)[["norm", "mean", "low", "high"]]
+        interval.columns = ["norm", name, f"{name}_low", f"{name}_high"]
+        table = table.merge(interval, on="norm", how="left")
     against = statistics.paired(results.trials, "norm", "val_accuracy", BASELINE)
     against = against[["norm", "difference", "low", "high", "p", "p_holm", "n"]]
     against.columns = [
@@ -138,12 +162,9 @@ def norm_table(results: Results) -> tables.Table:
     """The main table: tables/norms."""
     numbers = norm_numbers(results)
     columns = [tables.text("norm", "norm"), tables.count_of("n", "of")]
-    for split in ("val", "train"):
-        for metric, words in METRICS.items():
-            name = f"{split}_{metric}"
-            columns.append(
-                tables.interval(name, f"{name}_low", f"{name}_high", f"{split} {words} (%)")
-            )
+    for metric, words in METRICS.items():
+        name = f"val_{metric}"
+        columns.append(tables.interval(name, f"{name}_low", f"{name}_high", f"val {words} (%)"))
     columns += [
         tables.difference(
             "difference", "difference_low", "difference_high", f"minus {BASELINE} (points)"
@@ -153,6 +174,29 @@ def norm_table(results: Results) -> tables.Table:
         tables.number("peak_memory_mib", "peak MiB", 0),
     ]
     return tables.Table("norms", numbers, tuple(columns), _caption(results), _note(numbers))
+
+
+def splits_table(results: Results) -> tables.Table:
+    """Both splits at each trial's best epoch: tables/splits, of another recipe splits_<recipe>."""
+    recipes = results.levels("recipe")
+    other = f"_{recipes[0]}" if recipes and recipes[0] != MAIN_RECIPE else ""
+    numbers = norm_numbers(results)
+    columns = [tables.text("norm", "norm")]
+    for split in ("val", "train"):
+        for metric, words in {**METRICS, "loss": "loss (nats)"}.items():
+            name, percent = f"best_{split}_{metric}", metric != "loss"
+            digits, scale = (1, 100.0) if percent else (3, 1.0)
+            high = f"{name}_high"
+            columns.append(tables.plus_minus(name, high, f"{split} {words}", digits, scale))
+    return tables.Table(
+        f"splits{other}",
+        numbers,
+        tuple(columns),
+        "Accuracy, micro-F1, macro-F1 (%) and loss on validation and training images"
+        + (f", recipe {recipes[0]}." if other else "."),
+        "Best epoch of each trial by validation accuracy, whose weights are kept; mean ± half of "
+        f"the 95 % t interval over seeds. {norms_answers.training_note(results)}",
+    )
 
 
 def _note(numbers: pd.DataFrame) -> str:
@@ -176,34 +220,42 @@ def _has_baseline(numbers: pd.DataFrame) -> bool:
 def seed_table(results: Results) -> tables.Table:
     """Every trial by itself: tables/norms_by_seed."""
     keys = [key for key in ("recipe", "norm", "seed") if key in results.trials]
-    values = [f"{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
-    rest = ["state", "epochs_run", "seconds_per_epoch", "peak_memory_mib"]
-    trials = results.trials.reindex(columns=["trial", *keys, *values, *rest])
+    values = [f"{of}_{metric}" for of in _SHOWN for metric in (*METRICS, "loss")]
+    rest = ["state", "epochs_run", "best_epoch", "seconds_per_epoch", "peak_memory_mib"]
+    trials = with_best(results).reindex(columns=["trial", *keys, *values, *rest])
     trials[values] = trials[values].astype(float)
     columns = [tables.text(key, key) for key in keys] + [tables.text("state", "state")]
-    for split in ("val", "train"):
+    for of, split in _SHOWN.items():
         columns += [
-            tables.number(f"{split}_{metric}", f"{split} {words} (%)", 1, 100.0)
+            tables.number(f"{of}_{metric}", f"{split} {words} (%)", 1, 100.0)
             for metric, words in METRICS.items()
         ]
-        columns.append(tables.number(f"{split}_loss", f"{split} loss (nats)", 3))
+        columns.append(tables.number(f"{of}_loss", f"{split} loss (nats)", 3))
+    columns.append(tables.number("best_epoch", "best epoch"))
     columns.append(tables.number("seconds_per_epoch", "s/epoch", 2))
-    return tables.Table("norms_by_seed", trials, tuple(columns), "Every trial at its last epoch.")
+    return tables.Table(
+        "norms_by_seed",
+        trials,
+        tuple(columns),
+        "Every trial: validation at its last epoch, training at its best.",
+        norms_answers.training_note(results),
+    )
 
 
 def recipe_numbers(results: Results) -> pd.DataFrame:
     """A row per norm and recipe: accuracies, loss, learning rates and how far it could move.
 
     Returns:
-        norm, recipe, n, of, val_accuracy with low and high, train_accuracy, train_loss (nats), lr
-        of the first epoch, lr_sum (sum of the learning rates over the epochs).
+        norm, recipe, n, of, val_accuracy with low and high at the last epoch; best_val_accuracy,
+        best_train_accuracy, best_train_loss (nats) at the best; lr of the first epoch, lr_sum (sum
+        of the learning rates over the epochs).
     """
-    trials, keys = results.trials, ["norm", "recipe"]
+    trials, keys = with_best(results), ["norm", "recipe"]
     table = statistics.compare(trials, keys, "val_accuracy")
     table = table.rename(
         columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
     ).drop(columns="std")
-    for metric in ("train_accuracy", "train_loss"):
+    for metric in ("best_val_accuracy", "best_train_accuracy", "best_train_loss"):
         mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
         table = table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
     history = results.history[results.history["state"].isin(statistics.FINISHED)]
@@ -228,8 +280,8 @@ def recipe_table(results: Results) -> tables.Table:
         tables.interval(
             "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
         ),
-        tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
-        tables.number("train_loss", "train loss (nats)", 3),
+        tables.number("best_train_accuracy", "train accuracy (%)", 1, 100.0),
+        tables.number("best_train_loss", "train loss (nats)", 3),
     ]
     if "lr" in numbers:
         columns.append(tables.scientific("lr", "first lr"))
@@ -238,9 +290,11 @@ def recipe_table(results: Results) -> tables.Table:
         "recipes",
         numbers,
         tuple(columns),
-        "The same networks under different recipes, at the last epoch.",
-        "Mean [95 % t interval] over seeds. Sum of lr: the learning rates of all epochs added up, "
-        "a measure of how far plain SGD could move the weights.",
+        "The same networks under different recipes: validation at the last epoch, training at the "
+        "best.",
+        f"{norms_answers.training_note(results)} Mean [95 % t interval] over seeds. Sum of lr: the "
+        "learning rates of all epochs added up, a measure of how far plain SGD could move the "
+        "weights.",
     )
 
 
@@ -267,22 +321,23 @@ def own_against_torch(results: Results) -> pd.DataFrame:
     """Curves of bn minus those of torch_bn for every shared seed and epoch.
 
     Returns:
-        seed, epoch, and the differences of val_accuracy, train_accuracy, val_loss and train_loss;
-        empty when either norm is missing.
+        seed, epoch, and the differences of val_accuracy, train_accuracy_running, val_loss and
+        train_loss_running; empty when either norm is missing.
     """
-    metrics = ["val_accuracy", "train_accuracy", "val_loss", "train_loss"]
     history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    metrics = ["val_accuracy", "train_accuracy_running", "val_loss", "train_loss_running"]
+    history = history.reindex(columns=[*history, *(m for m in metrics if m not in history)])
     own, torch = (
         history[history["norm"] == norm].set_index(["seed", "epoch"])[metrics]
         for norm in ("bn", "torch_bn")
     )
-    return (own - torch).dropna().reset_index()
+    return (own - torch).dropna(how="all").reset_index()
 
 
 def recompute(results: Results) -> Recomputed | None:
     """Compute validation accuracy and macro-F1 again from the stored scores; None without any.
 
-    Scores are stored after the last epoch, so they are compared with its metrics.
+    They are compared with the metrics of the epoch that the file names, or of the last.
     """
     worst = {"accuracy": 0.0, "macro_f1": 0.0}
     trials = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
@@ -294,7 +349,7 @@ def recompute(results: Results) -> Recomputed | None:
             stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
         )
         images = len(stored.labels)
-        reported = results.trials[results.trials["trial"] == trial].iloc[0]
+        reported = results.reported(trial, stored.epoch)
         again = {"accuracy": statistics.accuracy(matrix), "macro_f1": statistics.macro_f1(matrix)}
         for metric, value in again.items():
             worst[metric] = max(worst[metric], abs(value - float(reported[f"val_{metric}"])))
@@ -306,9 +361,10 @@ def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
 
     Returns:
         A frame (class, norm) of recalls in [0, 1], each norm by its trial of best validation
-        accuracy among those with stored scores; the matrix of the best of these. None without any.
+        accuracy (at the epoch whose scores are stored) among those with stored scores; the matrix
+        of the best of these. None without any.
     """
-    trials = statistics.usable(results.trials, "val_accuracy")
+    trials = statistics.usable(results.at_best(), "val_accuracy")
     trials = trials[trials["trial"].isin(results.with_predictions())]
     if trials.empty:
         return None
@@ -337,8 +393,12 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
     found = []
     norms = results.levels("norm")
     history = results.history
+    of = f", recipe {results.levels('recipe')[0]}" if suffix else ""
     for metric, (label, scale) in CURVES.items():
-        names = {f"train_{metric}": "training", f"val_{metric}": "validation"}
+        train = train_metric(history, metric)
+        running = train.endswith("_running")
+        names = {train: "running training" if running else "training"}
+        names |= {f"val_{metric}": "validation"}
         if not set(names) <= set(history):
             continue
         drawn = figures.curves(history, names, "norm", norms, label, scale=scale, height=2.1)
@@ -348,8 +408,9 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
         found.append(
             Figure(
                 path,
-                f"{words[0].upper()}{words[1:]} of every norm on training and validation images. "
-                f"{figures.band_text(history, 'norm')}{_broken_text(history)}",
+                f"{words[0].upper()}{words[1:]} of every norm on training and validation images"
+                f"{of}. {norms_answers.curve_note(running)}{figures.band_text(history, 'norm')}"
+                f"{_broken_text(history)}",
                 line,
             )
         )
@@ -364,7 +425,10 @@ def sanity_figure(results: Results) -> Figure:
     figure, axes = figures.panels(2, height=2.1)
     for panel, (metric, label, scale) in zip(
         axes,
-        (("val_error", "validation error (%)", 100.0), ("train_loss", "training loss (nats)", 1.0)),
+        (
+            ("val_error", "validation error (%)", 100.0),
+            ("train_loss_running", "running training loss (nats)", 1.0),
+        ),
         strict=True,
     ):
         for norm, width, line in (("torch_bn", 3.2, "-"), ("bn", 1.1, "--")):
@@ -440,7 +504,7 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
     return Figure(
         path,
         "Recall (%) of each class on validation images, hardest class first, for the best trial of "
-        f"each norm (one seed each).{cut}",
+        f"each norm (one seed each), at the epoch whose scores are stored.{cut}",
         "Heat map of recall per class and norm.",
     )
 
@@ -510,7 +574,10 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
     if _several(results):
         recipes = recipe_table(results)
         text = norms_answers.recipes(results, recipes.numbers)
-        sections.append(Section("Recipes", (Text(text), recipes, recipe_figure(results))))
+        blocks: list[Block] = [Text(text), recipes, recipe_figure(results)]
+        for other in other_recipes(results):
+            blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
+        sections.append(Section("Recipes", tuple(blocks)))
     sections.append(
         Section(
             "Beside published figures", (Text(norms_answers.beside(results)), published_table())
@@ -524,21 +591,8 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
 def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> Section:
     against = ["minus bn (points)", "p (Holm)"] if _has_baseline(table.numbers) else []
     compared = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB")
-    both = replace(
-        table,
-        columns=(
-            table.columns[0],
-            *(
-                tables.plus_minus(f"{split}_{metric}", f"{split}_{metric}_high", f"{split} {words}")
-                for split in ("val", "train")
-                for metric, words in METRICS.items()
-            ),
-        ),
-        caption="Accuracy, micro-F1 and macro-F1 (%) on validation and training images.",
-        note="Last epoch; mean ± half of the 95 % t interval over seeds. "
-        + norms_answers.training_note(main),
-    )
-    blocks: list[Block] = [Text(norms_answers.summary(main, table.numbers)), compared, both]
+    summary = Text(norms_answers.summary(main, table.numbers))
+    blocks: list[Block] = [summary, compared, splits_table(main)]
     blocks.append(Text(norms_answers.recomputed(checked)))
     return Section("Result", tuple(blocks))
 
@@ -561,7 +615,9 @@ def _seeds_shown(results: Results) -> tables.Table:
 def _caption(results: Results) -> str:
     recipes = results.levels("recipe")
     recipe = f", recipe {recipes[0]}" if recipes else ""
-    return f"Norms compared{recipe}, best validation accuracy first."
+    return (
+        f"Norms compared{recipe}{norms_answers.optimised(results)}, best validation accuracy first."
+    )
 
 
 def _subject(numbers: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ from analysis import statistics
 from analysis.markup import escape
 from analysis.provenance import duration, image_counts
 from analysis.report import join
-from analysis.results import Results
+from analysis.results import Results, train_metric
 from analysis.tables import decimal, show_p, significant
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def identical(differences: pd.DataFrame) -> str:
         )
     seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
     sizes = differences.drop(columns=["seed", "epoch"]).abs()
-    accuracies = sizes[["val_accuracy", "train_accuracy"]].max(axis=1)
-    worst, loss = accuracies.max(), sizes["train_loss"].max()
+    accuracies = sizes[["val_accuracy", "train_accuracy_running"]].max(axis=1)
+    worst, loss = accuracies.max(), sizes["train_loss_running"].max()
     first = accuracies[differences["epoch"] <= 3].max()
     if worst == loss == 0:
         verdict = "to the last digit"
@@ -145,7 +145,7 @@ def identical(differences: pd.DataFrame) -> str:
         f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epochs the curves of "
         f"`bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
         f"accuracy ({points(first)} in the first 3 epochs) and {significant(loss)} nats in "
-        "training loss."
+        "running training loss."
     )
 
 
@@ -200,7 +200,7 @@ def recipes(results: Results, numbers: pd.DataFrame) -> str:
     low, high = average[weak], average[strong]
     chance = _classes(results)
     guess = f" (guessing among {chance} classes: {decimal(math.log(chance), 3)})" if chance else ""
-    gap = low["train_accuracy"] - low["val_accuracy"]
+    gap = low["best_train_accuracy"] - low["best_val_accuracy"]
     verdict = (
         "it does not overfit, it has hardly moved: larger or more steps are missing, not "
         "regularisation."
@@ -211,10 +211,10 @@ def recipes(results: Results, numbers: pd.DataFrame) -> str:
         f"Recipe `{escape(weak)}` reaches {percent(low['val_accuracy'])} validation accuracy on "
         f"average over the norms, recipe `{escape(strong)}` {percent(high['val_accuracy'])}. "
         f"{_rates(low, high, weak, strong)}{_steps(results, weak)}"
-        f"Its training loss ends at {decimal(low['train_loss'], 3)} nats, that of "
-        f"`{escape(strong)}` at {decimal(high['train_loss'], 3)}{guess}. On its training images it "
-        f"is at {percent(low['train_accuracy'])}, {decimal(gap * 100, 1, True)} points from "
-        f"validation: {verdict}"
+        f"At the best epoch its training loss is {decimal(low['best_train_loss'], 3)} nats, that "
+        f"of `{escape(strong)}` {decimal(high['best_train_loss'], 3)}{guess}. On its training "
+        f"images it is then at {percent(low['best_train_accuracy'])}, "
+        f"{decimal(gap * 100, 1, True)} points from validation: {verdict}"
     )
 
 
@@ -289,7 +289,8 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         )
     items.append(
         "One learning rate for all norms; a rate tuned for each could change the order. Results "
-        "are of the last epoch, not the best: nothing is chosen on the validation images."
+        "are of the last epoch, where nothing is chosen on the validation images; what is said of "
+        "a best epoch (training values, stored scores, weights) has its epoch chosen on them."
     )
     return "\n".join(f"- {item}" for item in items)
 
@@ -364,13 +365,15 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
             f"Against `bn` it is {points(best['difference'], signed=True)} "
             f"({_span(best['difference_low'], best['difference_high'])}{p}). "
         )
-    loss = statistics.compare(results.trials, "norm", "train_loss", mode="min")
-    loss = loss[(loss["n"] > 0) & (loss["norm"] != "torch_bn")]
+    loss = own.dropna(subset=["best_train_loss"]).sort_values("best_train_loss", kind="stable")
     if len(loss):
         low = loss.iloc[0]
         same = "also " if low["norm"] == best["norm"] else ""
-        size = decimal(low["mean"], 3)
-        text += f"The lowest training loss is {same}that of `{low['norm']}`, {size} nats."
+        size = decimal(low["best_train_loss"], 3)
+        text += (
+            f"The lowest training loss at the best epoch is {same}that of `{low['norm']}`, {size} "
+            "nats."
+        )
     return text + _separated(ranked)
 
 
@@ -412,11 +415,12 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
     place = _own(ranked)["norm"].tolist().index("none") + 1
     text += f", place {place} of {len(_own(ranked))}. "
     curves = results.history[results.history["state"].isin(statistics.FINISHED)]
-    first = curves[curves["epoch"] == 1].groupby("norm")["train_loss"].mean()
-    if {"none", "bn"} <= set(first.index):
+    loss = "train_loss_running"
+    first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
+    if {"none", "bn"} <= set(getattr(first, "index", ())):
         text += (
-            f"In the first epoch its training loss averages {decimal(first['none'], 2)} nats, that "
-            f"of `bn` {decimal(first['bn'], 2)}: "
+            "In the first epoch its running training loss averages "
+            f"{decimal(first['none'], 2)} nats, that of `bn` {decimal(first['bn'], 2)}: "
             + (
                 "without normalisation the same steps achieve less."
                 if first["none"] > first["bn"]
@@ -428,7 +432,8 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
 
 def _micro(results: Results, ranked: pd.DataFrame) -> str:
     history = results.history
-    pairs = [(f"{split}_accuracy", f"{split}_micro_f1") for split in ("train", "val")]
+    train = "train_accuracy_running", "train_micro_f1_running"
+    pairs = [train, ("val_accuracy", "val_micro_f1")]
     found = [
         (history[left] - history[right]).abs().max()
         for left, right in pairs
@@ -447,26 +452,42 @@ def _micro(results: Results, ranked: pd.DataFrame) -> str:
 
 
 def _gap(results: Results, ranked: pd.DataFrame) -> str:
-    gaps = (ranked["train_accuracy"] - ranked["val_accuracy"]).set_axis(ranked["norm"])
+    gaps = (ranked["best_train_accuracy"] - ranked["best_val_accuracy"]).set_axis(ranked["norm"])
     gaps = gaps.dropna().sort_values(ascending=False)
     if gaps.empty:
         return "Not recorded."
     listed = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
     negative = " A negative gap is no error then." if (gaps < 0).any() else ""
     return (
-        f"Training minus validation accuracy at the last epoch: {listed}. "
+        f"Training minus validation accuracy at each trial's best epoch: {listed}. "
         f"{training_note(results)}{negative}"
     )
 
 
 def training_note(results: Results) -> str:
     """On which images and weights the training metrics were measured."""
-    if "train_eval" in results.trials and results.trials["train_eval"].all():
-        return "Training values are measured after each epoch, with its final weights."
+    if train_metric(results.at_best(), "accuracy") == "train_accuracy":
+        return "Training values are of these weights, on the training images without augmentation."
     return (
-        "Training values are those of the training batches themselves: augmented images, weights "
-        "still moving."
+        "Training values are running ones, of the training batches themselves: augmented images, "
+        "weights still moving."
     )
+
+
+def curve_note(running: bool) -> str:
+    """What training curves are of, if they are running ones."""
+    return "Running: of augmented images, with the weights of each step. " if running else ""
+
+
+def optimised(results: Results) -> str:
+    """Optimiser and learning rates of the trials, where they were recorded."""
+    if not {"optimizer", "base_lr"} <= set(results.trials):
+        return ""
+    names = join([str(name) for name in results.trials["optimizer"].dropna().unique()])
+    rates = join(
+        [significant(rate) for rate in sorted(results.trials["base_lr"].dropna().unique())]
+    )
+    return f", {names} at learning rate {rates}" if rates else ""
 
 
 def _cost_sentence(ranked: pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ from core.storage import read_json
 # Columns that stay text whatever they hold: a trial called "00012" is not the number 12.
 _TEXT = {"trial", "part", "state", "error"}
 _STUDY_KEYS = ("study", "question", "grid", "metric", "trials")
+_METRICS = ("loss", "accuracy", "error", "micro_f1", "macro_f1", "map")  # of train and val alike
 _STATES = ("finished", "failed", "diverged", "stopped", "unfinished")
 
 
@@ -60,6 +61,29 @@ class Results:
             self.path, self.study, trials.reset_index(drop=True), history.reset_index(drop=True)
         )
 
+    def at_best(self) -> pd.DataFrame:
+        """`trials` with the metrics of each trial's best epoch, whose weights and scores are kept.
+
+        `train_*` are then those of these weights on unaugmented images, where they were measured.
+        """
+        if "best_epoch" not in self.trials:
+            return self.trials
+        best = self.trials.set_index("trial")["best_epoch"]
+        rows = self.history[self.history["epoch"] == self.history["trial"].map(best)]
+        settings = {key for entry in self.study["trials"] for key in entry.get("config", {})}
+        names = [c for c in map(str, rows) if c.startswith(("train_", "val_"))]
+        names = [c for c in names if c not in settings]
+        found = rows.set_index("trial")[names].reindex(self.trials["trial"]).reset_index(drop=True)
+        fixed = [c for c in map(str, self.trials) if c.startswith("best_train_")]
+        found = found.assign(**{c.removeprefix("best_"): self.trials[c] for c in fixed})
+        return self.trials.drop(columns=found.columns, errors="ignore").join(found)
+
+    def reported(self, trial: str, epoch: int | None) -> dict[str, Any]:
+        """What a trial reported after an epoch; None: after its last."""
+        table = self.trials if epoch is None else self.history[self.history["epoch"] == epoch]
+        row = table[table["trial"] == trial].iloc[0]
+        return {str(key): value for key, value in row.items()}
+
     def with_predictions(self) -> list[str]:
         """Names of the trials whose scores are stored."""
         stored = {file.stem for file in (self.path / "predictions").glob("*.npz")}
@@ -76,6 +100,7 @@ class Predictions:
         files: N names relative to the data root.
         classes: C names.
         config: the trial's configuration.
+        epoch: of the weights that gave the scores; None: the last.
     """
 
     scores: np.ndarray
@@ -83,6 +108,7 @@ class Predictions:
     files: tuple[str, ...]
     classes: tuple[str, ...]
     config: dict[str, Any]
+    epoch: int | None = None
 
 
 def load(path: str | Path) -> Results:
@@ -100,10 +126,25 @@ def load(path: str | Path) -> Results:
     study = _read_study(path / "study.json")
     trials = _read_table(path / "trials.csv", required=("trial", "state"))
     history = _read_table(path / "history.csv", required=("trial", "epoch"))
-    trials = _complete(
-        trials.drop_duplicates("trial", keep="last"), study, {str(key) for key in history}
-    )
-    return Results(path, study, trials, _sorted_history(history, trials, study))
+    trials = trials.drop_duplicates("trial", keep="last")
+    trials = _complete(trials, study, {str(key) for key in history})
+    history = _sorted_history(history, trials, study)
+    return Results(path, study, _named_running(trials), _named_running(history))
+
+
+def train_metric(table: pd.DataFrame, metric: str) -> str:
+    """Return the column of a training metric: with fixed weights where measured, else running."""
+    fixed = f"train_{metric}"
+    return fixed if fixed in table and table[fixed].notna().any() else f"{fixed}_running"
+
+
+def _named_running(table: pd.DataFrame) -> pd.DataFrame:
+    """Name figures of augmented batches and moving weights running: once they were `train_*`."""
+    fixed = "train_eval" in table and bool(table["train_eval"].eq(True).any())
+    if fixed or any(c.endswith("_running") for c in map(str, table)):
+        return table
+    scored = [m for m in _METRICS if f"val_{m}" in table or f"heldout_{m}" in table]
+    return table.rename(columns={f"train_{m}": f"train_{m}_running" for m in scored})
 
 
 def load_predictions(path: Path, trial: str) -> Predictions:
@@ -123,6 +164,7 @@ def load_predictions(path: Path, trial: str) -> Predictions:
                 files=tuple(stored["files"].tolist()),
                 classes=tuple(stored["classes"].tolist()),
                 config=json.loads(str(stored["config"])),
+                epoch=int(stored["epoch"]) if "epoch" in stored else None,
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.generators import Average, Family, Shape, halvings, labelled
+from core.generators import Average, Family, Shape, build_optimizer, halvings, labelled
+from core.training import OptimizerName
 
 LR = 2e-4  # from 64 channels on, as in the paper; narrower networks get more, with 1 / width
 BETAS = (0.5, 0.999)  # of Adam, from the paper (section 4)
@@ -92,7 +93,8 @@ class DCGAN(Family):
         shape: (C, S, S).
         width: channels at S/2; a multiple of 8.
         classes: number of labels, or 0.
-        lr: of both optimisers; None: the paper's 2e-4, below 64 channels times 64 / width.
+        optimizer: of both: sgd, adam, adamw or rmsprop.
+        lr: of both; None: the paper's 2e-4 of adam, below 64 channels times 64 / width.
         ema: decay of the generator's moving average.
         latent: entries of a latent; None: the paper's 100.
     """
@@ -103,6 +105,7 @@ class DCGAN(Family):
         width: int,
         classes: int,
         *,
+        optimizer: OptimizerName = "adam",
         lr: float | None = None,
         ema: float = 0.0,
         latent: int | None = None,
@@ -115,7 +118,7 @@ class DCGAN(Family):
         self.networks = {"generator": self.maker, "discriminator": self.judge}
         own = LR * max(1.0, 64 / width)
         self.optimizers = {
-            name: torch.optim.Adam(part.parameters(), own if lr is None else lr, BETAS, fused=True)
+            name: build_optimizer(optimizer, part.parameters(), lr, own, BETAS)
             for name, part in self.networks.items()
         }
         self.average = Average(self.maker, ema)

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.generators import Average, Family, Shape, halvings
+from core.generators import Average, Family, Shape, build_optimizer, halvings
+from core.training import OptimizerName
 
 LR = 2e-3  # up to 32 channels; wider networks get less, in proportion to 1 / width
 MAX_NORM = 1.0  # of the gradient: a few steps at the start are far larger than the rest
@@ -177,7 +178,8 @@ class FlowMatching(Family):
         shape: (C, S, S).
         width: channels of the first level; a multiple of 8.
         classes: number of labels, or 0.
-        lr: of Adam; None: 2e-3, for more than 32 channels times 32 / width.
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: learning rate; None: 2e-3 of adam, for more than 32 channels times 32 / width.
         ema: decay of the network's moving average.
         patch: see `UNet`.
         guidance: weight of the label.
@@ -192,6 +194,7 @@ class FlowMatching(Family):
         width: int,
         classes: int,
         *,
+        optimizer: OptimizerName = "adam",
         lr: float | None = None,
         ema: float = 0.0,
         patch: int = 1,
@@ -209,8 +212,8 @@ class FlowMatching(Family):
         self.network = UNet(shape, width, classes, patch)
         self.networks = {"network": self.network}
         own = LR * min(1.0, 32 / width)
-        adam = torch.optim.Adam(self.network.parameters(), own if lr is None else lr, fused=True)
-        self.optimizers = {"network": adam}
+        weights = self.network.parameters()
+        self.optimizers = {"network": build_optimizer(optimizer, weights, lr, own)}
         self.average = Average(self.network, ema)
 
     def train_step(

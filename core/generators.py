@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.training import OptimizerName, converted_rate, make_optimizer
 
 Name = Literal["vae", "dcgan", "flow"]
 NAMES: tuple[str, ...] = ("vae", "dcgan", "flow")
 SIZES = (8, 16, 32, 64, 128)  # pixels: halved until 4x4 are left
 # Settings of `build` that a trial's config holds under the same names.
 OPTIONS = (
-    "lr", "ema", "latent", "patch", "guidance", "sampler", "sampler_steps", "label_dropout",
+    "optimizer", "lr", "ema", "latent", "patch", "guidance", "sampler", "sampler_steps",
+    "label_dropout",
 )  # fmt: skip
 _AT_ONCE = 250  # images decoded together: bounds the memory of sampling
 Shape = tuple[int, int, int]
@@ -203,6 +205,26 @@ class Draws:
             generator.set_state(state_dict[name])
 
 
+def build_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[Tensor],
+    lr: float | None,
+    own: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """Build a family's optimiser.
+
+    Args:
+        name: see `core.training.make_optimizer`.
+        parameters: of the networks.
+        lr: learning rate; None: the family's own.
+        own: the family's learning rate of adam, converted for another optimiser.
+        betas: of adam and adamw.
+    """
+    rate = converted_rate(own, "adam", name) if lr is None else lr
+    return make_optimizer(name, parameters, rate, betas=betas, fused=True)
+
+
 def stream(seed: int, number: int) -> int:
     """Return the seed of stream `number` (below 1000) of a trial's seed."""
     return (seed * 1000 + number) % 2**63  # as torch takes no larger ones
@@ -214,6 +236,7 @@ def build(
     width: int,
     classes: int,
     *,
+    optimizer: OptimizerName = "adam",
     lr: float | None = None,
     ema: float = 0.0,
     latent: int | None = None,
@@ -230,6 +253,7 @@ def build(
         shape: (C, S, S) of the images; S one of `SIZES`.
         width: channels of the widest-resolution layer; a multiple of 8.
         classes: number of labels; 0 for images without labels.
+        optimizer: sgd, adam, adamw or rmsprop.
         lr: learning rate; None: the family's own.
         ema: decay of the moving average that samples are made with.
         latent: entries of a latent (vae, dcgan); None: the family's own.
@@ -247,17 +271,18 @@ def build(
     if family == "vae":
         from core.vae import VAE
 
-        return VAE(shape, width, classes, lr=lr, ema=ema, latent=latent)
+        return VAE(shape, width, classes, optimizer=optimizer, lr=lr, ema=ema, latent=latent)
     if family == "dcgan":
         from core.dcgan import DCGAN
 
-        return DCGAN(shape, width, classes, lr=lr, ema=ema, latent=latent)
+        return DCGAN(shape, width, classes, optimizer=optimizer, lr=lr, ema=ema, latent=latent)
     from core.flow_matching import FlowMatching
 
     return FlowMatching(
         shape,
         width,
         classes,
+        optimizer=optimizer,
         lr=lr,
         ema=ema,
         patch=patch,

@@ -1,15 +1,17 @@
-"""How much memory a training step takes, before it is tried on a card.
+"""How much memory a training step takes: before it is tried on a card, and of a trial on a CPU.
 
-The step is run on a few small batches on the CPU while every tensor's birth and death is watched;
-the peak grows linearly with the batch, so two batches give the peak of any.
+Before: the step is run on a few small batches on the CPU while every tensor's birth and death is
+watched; the peak grows linearly with the batch, so two batches give the peak of any. On a CPU the
+first steps of the trial itself are watched, since a process that has run other trials has grown.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,8 @@ from core.training import Precision, autocast
 
 PROBES = (2, 4)  # images; batch norm needs more than one
 WORKSPACE = 96 * 2**20  # bytes for cuDNN and for the norms' temporaries on a GPU
+COUNTED = 2  # steps of a trial: the optimiser's state is made in the first
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -187,3 +191,23 @@ def step_bytes(model: nn.Module, image_size: int, batch: int, precision: Precisi
         del loss
     model.zero_grad(set_to_none=True)
     return watch.peak
+
+
+def counted(
+    batches: Iterable[B], tensors: Iterable[torch.Tensor], note: Callable[[int], None]
+) -> Iterator[B]:
+    """Yield `batches`; count the first two steps made of them, without changing a number.
+
+    Args:
+        batches: of an epoch, on the CPU; all but the first two pass unwatched.
+        tensors: what is there already and belongs to the trial: weights, buffers.
+        note: is told the most bytes that were alive in tensors during these steps: `tensors`, the
+            batch, activations, gradients and the optimiser's state. What libraries hold beside
+            (oneDNN's copies of weights, the decoded images) is not counted.
+    """
+    left, known = iter(batches), list(tensors)
+    sizes = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in known)}
+    with _Watch(known) as watch:
+        yield from islice(left, COUNTED)
+    note(sum(sizes.values()) + watch.peak)
+    yield from left

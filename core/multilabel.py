@@ -139,8 +139,8 @@ def train_epoch(
     """Train on every batch once with the mean loss of the pairs that count.
 
     Returns:
-        train_loss (nats per pair), train_map and train_accuracy of the scores given while training
-        (augmented images, the weights of each step) over the whole epoch.
+        train_loss_running (nats per pair), train_map_running and train_accuracy_running of the
+        scores given while training (augmented images, the weights of each step).
 
     Raises:
         Diverged: the loss is not finite; the message names epoch, step and learning rate.
@@ -171,7 +171,7 @@ def train_epoch(
         schedule.step()
         seen.add(logits, y, total)
     check_finite(losses, lrs, epoch)
-    return {f"train_{key}": value for key, value in seen.metrics().items()}
+    return {f"train_{key}_running": value for key, value in seen.metrics().items()}
 
 
 @torch.inference_mode()

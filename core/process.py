@@ -8,14 +8,11 @@ import ctypes
 import gc
 import random
 import re
-import resource
-from pathlib import Path
 
 import numpy as np
 import torch
 
-UNKNOWN_MEMORY = {"peak_memory_mib": None, "peak_allocated_mib": None}
-_started_mib = 0.0
+UNKNOWN_MEMORY: dict[str, float | None] = {"peak_memory_mib": None, "peak_allocated_mib": None}
 _capped: int | None = None  # bytes on the GPU
 _warm = False
 atexit.register(gc.unfreeze)  # or libraries report what `reset` froze as leaked
@@ -32,7 +29,7 @@ def reset(seed: int, threads: int, memory: int | None = None) -> None:
         threads: of torch; on a CPU sums depend on it, so it is part of what reproduces a curve.
         memory: bytes that torch may allocate on the GPU; None for all of it.
     """
-    global _started_mib, _warm
+    global _warm
     _cap(memory)  # before anything is allocated there
     if not _warm:
         _first_use()
@@ -51,7 +48,6 @@ def reset(seed: int, threads: int, memory: int | None = None) -> None:
     torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    _started_mib = _reset_peak()
 
 
 def release() -> None:
@@ -63,18 +59,17 @@ def release() -> None:
 
 
 def peak_memory() -> dict[str, float | None]:
-    """Return the most memory, in MiB, that was in use since `reset`.
+    """Return the most memory, in MiB, that was in use on the GPU since `reset`; None without one.
 
-    `peak_memory_mib` is what torch reserved on the GPU, or what the process grew by in main
-    memory where there is none; `peak_allocated_mib` is what its tensors took on the GPU.
+    `peak_memory_mib` is what torch reserved, `peak_allocated_mib` what its tensors took. On a CPU
+    the trial counts its own (`core.memory.counted`): a process keeps what trials before it took.
     """
-    if torch.cuda.is_available():
-        return {
-            "peak_memory_mib": torch.cuda.max_memory_reserved() / 2**20,
-            "peak_allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
-        }
-    grown = max(0.0, _status_mib("VmHWM") - _started_mib)
-    return {"peak_memory_mib": grown, "peak_allocated_mib": None}
+    if not torch.cuda.is_available():
+        return dict(UNKNOWN_MEMORY)
+    return {
+        "peak_memory_mib": torch.cuda.max_memory_reserved() / 2**20,
+        "peak_allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
+    }
 
 
 def memory_sentence(error: Exception) -> str:
@@ -118,7 +113,7 @@ def _readable(size: str) -> str:
 
 
 def _first_use() -> None:
-    """Load what torch loads at the first step, or it would count as the first trial's memory."""
+    """Load what torch loads at the first step, or it would count as the first trial's time."""
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     optimizer = torch.optim.SGD(layers.parameters(), 0.1, momentum=0.9)
     layers(torch.zeros(2, 3, 8, 8)).sum().backward()
@@ -126,25 +121,6 @@ def _first_use() -> None:
 
 
 def _release_heap() -> None:
-    """Hand freed memory back to the system, so that the next trial's growth is its own."""
-    with contextlib.suppress(OSError, AttributeError):  # with another C library: a lower bound
+    """Hand freed memory back to the system: other workers need it."""
+    with contextlib.suppress(OSError, AttributeError):  # with another C library: it stays
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _reset_peak() -> float:
-    """Start a new peak measurement; return the memory in use now, in MiB."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
-    except OSError:
-        return _status_mib("VmHWM")
-    return _status_mib("VmRSS")
-
-
-def _status_mib(key: str) -> float:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -14,7 +14,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from core import trial
-from core.collect import best_row
 from core.errors import UserError
 from core.storage import remove, write_json
 from core.study import Choice, Planned, Range

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import re
@@ -97,6 +98,8 @@ class Study:
             a setting that is true or false takes no value).
         adjust: further settings that follow from what the user set (grid settings as lists) at a
             scale; what the user set goes before them.
+        rates: settings that are learning rates: those that the study states are converted for
+            another `optimizer` that the user chooses; those that the user sets stay.
         actions: option -> what the file does instead of running the study: takes the settings that
             the user gave and the study's result folder, returns the exit code.
     """
@@ -120,6 +123,7 @@ class Study:
     search_report: Callable[[Path], None] | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
     adjust: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
+    rates: Sequence[str] = ()
     actions: Mapping[str, Callable[[Mapping[str, Any], Path], int]] = field(default_factory=dict)
 
 
@@ -190,7 +194,8 @@ def plan(
     grid: dict[str, list[Any]] = {}
     for name, p in chosen.items():
         fixed = {**p.fixed, **p.at.get(scale, {})}
-        axes = {key: lists.get(key, list(values)) for key, values in p.grid.items()}
+        rates = _converted_rates(study, {**size.settings, **fixed, **p.grid}, settings)
+        axes = {key: lists.get(key, list(rates.get(key, p.grid[key]))) for key in p.grid}
         # What other parts compare and this one leaves open: one value holds for all parts.
         open_keys = lists.keys() - p.grid.keys() - fixed.keys() - {"seed"}
         axes |= {
@@ -200,7 +205,7 @@ def plan(
         axes["seed"] = lists.get("seed", own_seeds if seeds is None else seed_values)
         for values in itertools.product(*axes.values()):
             varied = dict(zip(axes, values, strict=True))
-            config = {**size.settings, **fixed, **single, **varied}
+            config = {**size.settings, **fixed, **rates, **single, **varied}
             shown = (
                 varied if len(study.parts) == 1 or len(chosen) == 1 else {"part": name, **varied}
             )
@@ -248,6 +253,25 @@ def _chosen_parts(
             continue
         chosen[name] = p
     return chosen, notes
+
+
+def _converted_rates(
+    study: Study, stated: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the learning rates of a part for the optimiser that the user chose."""
+    if "optimizer" not in settings:
+        return {}
+    from core.training import converted_rate  # torch is not needed to declare a study
+
+    known: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(study.config)}
+    known |= stated
+
+    def convert(rate: Any) -> Any:
+        if isinstance(rate, list):
+            return [convert(one) for one in rate]
+        return rate and converted_rate(rate, known["optimizer"], settings["optimizer"])
+
+    return {name: convert(known[name]) for name in study.rates}
 
 
 def _complete(study: Study, config: Mapping[str, Any]) -> dict[str, Any]:

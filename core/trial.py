@@ -14,17 +14,18 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor, nn
 
-from core import checkpoint, mirror, process
+from core import checkpoint, memory, mirror, process
 from core.errors import DamagedError, StorageError, TrialError, printable
 from core.stopping import plateau
 from core.storage import read_json, remove, reserve, write_bytes, write_json, write_text
@@ -32,6 +33,7 @@ from core.storage import read_json, remove, reserve, write_bytes, write_json, wr
 RESERVE = 1 << 16  # bytes set aside, so that a full disk still takes the record of the failure
 Row = dict[str, Any]
 Report = Callable[[Row], None]
+B = TypeVar("B")
 
 
 class Stateful(Protocol):
@@ -107,6 +109,7 @@ class Trial:
     elapsed: float = 0.0  # seconds in earlier processes, of the epochs that are kept
     started: float = field(default_factory=time.monotonic)
     memory: int | None = None  # bytes that it may take on its GPU
+    step_bytes: int | None = None  # that a step took in main memory, where there is no GPU
     facts: dict[str, Any] = field(default_factory=dict)
     told_to_stop: str = ""
 
@@ -119,7 +122,13 @@ class Trial:
     def history(self) -> dict[str, Any]:
         """Return what `history.json` holds."""
         known = {"rows": self.rows, "seconds": self.seconds(), "facts": self.facts}
-        return known | {"memory": process.peak_memory()}
+        return known | {"memory": self.peak_memory()}
+
+    def peak_memory(self) -> dict[str, float | None]:
+        """Return the most memory in MiB: on the GPU, or in tensors during a step on a CPU."""
+        if self.step_bytes is None:
+            return process.peak_memory()
+        return process.UNKNOWN_MEMORY | {"peak_memory_mib": self.step_bytes / 2**20}
 
     def seconds(self) -> float:
         """Return the seconds spent on this trial, in this process and those before."""
@@ -198,6 +207,8 @@ def restore(state: Mapping[str, Stateful]) -> int:
         part.load_state_dict(content["state"][name])
     checkpoint.set_rng_state(content["rng"])
     trial.rows, trial.elapsed = content["rows"], content["seconds"]
+    trial.step_bytes = content.get("step_bytes")
+    trial.facts = json.loads(content.get("facts", "{}")) | trial.facts
     write_json(trial.spec.folder / "history.json", trial.history())
     return content["epoch"]
 
@@ -220,10 +231,68 @@ def save(state: Mapping[str, Stateful], row: Row) -> None:
         "epoch": row["epoch"],
         "rows": kept,
         "seconds": trial.seconds(),
+        "step_bytes": trial.step_bytes,
+        "facts": json.dumps(trial.facts),
         "rng": checkpoint.rng_state(),
         "state": states,
     }
     checkpoint.save(trial.spec.folder, row["epoch"], content)
+
+
+def load_best(model: nn.Module) -> None:
+    """Load the weights that `save` kept as `best.pt`; outside the engine they stay the last."""
+    trial = _current.get()
+    if trial is not None and (path := trial.spec.folder / "best.pt").is_file():
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+class Best:
+    """The scores of the epoch whose weights are kept, through interruptions.
+
+    It is part of what `save` checkpoints. Outside the engine the epoch is the last.
+
+    Attributes:
+        epoch: counted from 1; 0 before the first.
+        scores: of that epoch, such as logits (N, C).
+    """
+
+    def __init__(self) -> None:
+        self.epoch, self.scores = 0, torch.empty(0)
+        self._sure = False  # whether an epoch had a metric; without any, the last one counts
+
+    def add(self, row: Row, scores: Tensor | None = None) -> None:
+        """Take the scores of the epoch that `row` describes if it is the best; before `save`."""
+        trial = _current.get()
+        better = trial is None or trial.is_best(row)
+        if better or not self._sure:
+            self.epoch, self._sure = row["epoch"], better
+            self.scores = self.scores if scores is None else scores
+
+    def named(self) -> dict[str, np.ndarray]:
+        """Return the epoch as `save_predictions` takes it."""
+        return {"epoch": np.array(self.epoch)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {"epoch": self.epoch, "sure": self._sure, "scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.epoch, self._sure = state_dict["epoch"], state_dict["sure"]
+        self.scores = state_dict["scores"]
+
+
+def counted(batches: Iterable[B], *models: nn.Module) -> Iterable[B]:
+    """Return the batches of an epoch; the first steps on a CPU tell the trial's peak memory."""
+    trial = _current.get()
+    if trial is None or trial.step_bytes is not None or torch.cuda.is_available():
+        return batches
+
+    def note(size: int) -> None:
+        trial.step_bytes = size
+
+    tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
+    return memory.counted(batches, tensors, note)
 
 
 def save_predictions(
@@ -301,7 +370,7 @@ def run(
             state, error = "failed", str(e)
         finally:
             _current.reset(token)
-        result = _result(trial, state, error, process.peak_memory())
+        result = _result(trial, state, error, trial.peak_memory())
         process.release()
         if state in ("finished", "stopped"):
             with contextlib.suppress(StorageError):  # what stays there takes room, no more

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.generators import Average, Family, Shape, halvings, labelled
+from core.generators import Average, Family, Shape, build_optimizer, halvings, labelled
+from core.training import OptimizerName
 
 LR = 2e-3  # up to 32 channels; wider networks get less, in proportion to 1 / width
 LEAST_VARIANCE = 0.05  # of a pixel in [-1, 1]: finer errors are not paid for with latents
@@ -98,7 +99,8 @@ class VAE(Family):
         shape: (C, S, S).
         width: channels at S/2; a multiple of 8.
         classes: number of labels, or 0.
-        lr: of Adam; None: 2e-3, for more than 32 channels times 32 / width.
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: learning rate; None: 2e-3 of adam, for more than 32 channels times 32 / width.
         ema: decay of the decoder's moving average.
         latent: entries of a latent; None: S, 16 for images of 16x16.
     """
@@ -109,6 +111,7 @@ class VAE(Family):
         width: int,
         classes: int,
         *,
+        optimizer: OptimizerName = "adam",
         lr: float | None = None,
         ema: float = 0.0,
         latent: int | None = None,
@@ -121,8 +124,7 @@ class VAE(Family):
         self.networks = {"encoder": self.encoder, "decoder": self.decoder}
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]
         own = LR * min(1.0, 32 / width)
-        adam = torch.optim.Adam(weights, own if lr is None else lr, fused=True)
-        self.optimizers = {"both": adam}
+        self.optimizers = {"both": build_optimizer(optimizer, weights, lr, own)}
         self.average = Average(self.decoder, ema)
 
     def train_step(

@@ -66,6 +66,7 @@ study = Study(
     flags={"weights": "weights", "download": "download"},
     private=("data_dir", "skip_broken", "download", "weights"),
     adjust=follow,
+    rates=("lr", "tune_lr"),
     actions={"layers": cifar.print_layers},
     metric="val_accuracy",
     mode="max",

@@ -24,7 +24,10 @@ study = Study(
         "norms": Part(grid={"norm": NORMS}, fixed={"recipe": "good"}),
         # The lab's own words, to the letter: SGD at 1e-4 hardly learns, and the report shows it.
         "lab-recipe": Part(
-            grid={"norm": NORMS}, fixed={"recipe": "lab"}, scales=["full"], literal=True
+            grid={"norm": NORMS},
+            fixed={"recipe": "lab", "train_eval": True},
+            scales=["full"],
+            literal=True,
         ),
     },
     scales={

@@ -44,6 +44,7 @@ study = Study(
     flags={"folds": "folds", "weights": "weights", "download": "download"},
     private=("data_dir", "skip_broken", "download", "weights"),
     adjust=follow,
+    rates=("lr", "head_lr"),
     search={
         "lr": Range(1e-3, 1e-1, log=True),
         "weight_decay": Range(1e-6, 1e-2, log=True),

@@ -59,6 +59,7 @@ study = Study(
     flags={"weights": "weights"},
     private=("data_dir", "skip_broken", "weights"),
     adjust=follow,
+    rates=("lr", "head_lr"),
     actions={"check": check},
     metric="val_map",
     mode="max",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core import data, folds, memory, process, synthetic_birds, trial
 from core.errors import UserError
@@ -18,6 +18,7 @@ from core.resnet import resnet
 from core.training import (
     RECIPES,
     Batches,
+    OptimizerName,
     Precision,
     evaluate,
     grad_scaler,
@@ -41,8 +42,9 @@ class Config:
         image_size: pixels; images are resized to image_size x image_size.
         batch_size: images per step.
         epochs: passes over the training set.
-        recipe: lab (SGD 1e-4, as in the lab's text) or good (SGD 0.1, momentum, cosine).
-        lr: highest learning rate, in place of the recipe's.
+        recipe: lab (learning rate 1e-4, as in the lab's text) or good (momentum, warm-up, cosine).
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: highest learning rate; none: 1e-4 of recipe lab, of good the optimiser's (sgd 0.1).
         lr_scaling: how lr follows the batch size, from 32 images on: linear, sqrt or none.
         momentum: of SGD, in place of the recipe's.
         weight_decay: in place of the recipe's.
@@ -53,7 +55,8 @@ class Config:
         val_images: use this many validation images, balanced over classes.
         holdout: share of the training images that is scored in place of the validation images,
             which are then not read; a search sets it, to 0.1 unless told otherwise.
-        train_eval: score the training set once more after each epoch, with fixed weights.
+        train_eval: score the training images with fixed weights after each epoch, not only those
+            of the epoch whose weights are kept.
         precision: float32, bfloat16 or float16 (mixed precision).
         channels_last: memory format of images and weights.
         compile: compile the network with torch.compile.
@@ -72,6 +75,7 @@ class Config:
     batch_size: int = 32
     epochs: int = 50
     recipe: Literal["lab", "good"] = "good"
+    optimizer: OptimizerName = "sgd"
     lr: float | None = None
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
     momentum: float | None = None
@@ -136,18 +140,22 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     model.recompute = way.recompute
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    fields = ("lr", "momentum", "weight_decay", "warmup", "max_norm")
+    fields = ("optimizer", "lr", "momentum", "weight_decay", "warmup", "max_norm")
     recipe = override(RECIPES[cfg.recipe], **{name: getattr(cfg, name) for name in fields})
     base_lr = recipe.lr
     recipe = override(recipe, lr=base_lr * SCALING[cfg.lr_scaling](cfg.batch_size / LAB_BATCH))
     trial.note(base_lr=base_lr, scaled_lr=recipe.lr, **way.facts())
     optimizer, schedule = optimizer_and_schedule(model, recipe, cfg.epochs * len(train))
-    scaler = grad_scaler(device, way.precision)
+    scaler, kept = grad_scaler(device, way.precision), trial.Best()
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    state |= {"kept": kept}
     done = trial.restore(state)
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
 
-    scores = None
+    def score(batches: Batches, prefix: str) -> tuple[dict[str, float], Tensor]:
+        known = {"num_classes": classes, "precision": way.precision}
+        return evaluate(network, batches.epoch(0), prefix=prefix, **known)
+
     for epoch in range(done + 1, cfg.epochs + 1):
         if trial.stopped():
             break
@@ -155,7 +163,7 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
         row: dict[str, Any] = {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
         row |= train_epoch(
             network,
-            train.epoch(epoch),
+            trial.counted(train.epoch(epoch), model),
             optimizer,
             schedule,
             epoch=epoch,
@@ -166,21 +174,17 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
             accumulate=cfg.accumulate,
         )
         if cfg.train_eval:
-            again = {"num_classes": classes, "prefix": "train_", "precision": way.precision}
-            row |= evaluate(network, seen.epoch(epoch), **again)[0]
-        metrics, scores = evaluate(
-            network,
-            val.epoch(epoch),
-            num_classes=classes,
-            prefix="heldout_" if cfg.holdout else "val_",
-            precision=way.precision,
-        )
+            row |= score(seen, "train_")[0]
+        metrics, scores = score(val, "heldout_" if cfg.holdout else "val_")
         row |= metrics | {"seconds": time.monotonic() - start}
+        kept.add(row, scores)
         trial.save(state, row)
         report(row)
-    if scores is None:  # resumed after the last epoch, before its scores were kept
-        scores = evaluate(network, val.epoch(0), num_classes=classes, precision=way.precision)[1]
-    trial.save_predictions(scores.numpy(), val_set.labels, val_set.files, val_set.classes)
+    trial.load_best(model)
+    trial.note(scores_epoch=kept.epoch, **score(seen, "best_train_")[0])
+    trial.save_predictions(
+        kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, kept.named()
+    )
 
 
 def share_slot(

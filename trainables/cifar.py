@@ -31,6 +31,7 @@ from core.training import (
     RECIPES,
     Batch,
     Batches,
+    OptimizerName,
     Precision,
     evaluate,
     grad_scaler,
@@ -69,7 +70,8 @@ class Config:
         image_size: pixels; cnn needs 32.
         batch_size: images per step, at least 2; a last batch of one image joins the one before.
         epochs: passes over the training set.
-        lr: highest learning rate of cnn (SGD with momentum, warm-up, then cosine).
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: highest learning rate of cnn (warm-up, then cosine).
         tune_lr: highest learning rate of resnet18.
         momentum: of SGD, in place of the recipe's 0.9.
         weight_decay: in place of the recipe's 0.0005.
@@ -78,6 +80,8 @@ class Config:
         augment: shift the training images, and mirror them unless they are digits.
         train_images: use this many training images, balanced over classes.
         val_images: use this many validation images, balanced over classes.
+        train_eval: score the training images with fixed weights after each epoch, not only those
+            of the epoch whose weights are kept.
         precision: float32, bfloat16 or float16 (mixed precision).
         data_dir: where the data are; none: the embedded digits.
         skip_broken: leave unreadable images out.
@@ -96,6 +100,7 @@ class Config:
     image_size: int = CNN_SIZE
     batch_size: int = 64
     epochs: int = 30
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.05
     tune_lr: float = 0.02
     momentum: float | None = None
@@ -105,6 +110,7 @@ class Config:
     augment: bool = True
     train_images: int | None = None
     val_images: int | None = None
+    train_eval: bool = False
     precision: Precision = "float32"
     data_dir: str | None = None
     skip_broken: bool = False
@@ -136,25 +142,27 @@ def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> 
     torch.manual_seed(cfg.seed)
     sets = images(cfg)
     classes = len(sets["train"].classes)
-    train, val = batches(cfg, sets, device)
+    train, seen, val = batches(cfg, sets, device)
 
     network = build(cfg, classes).to(device)
     model = PartlyFrozen(network, cfg.statistics)
-    fields = ("momentum", "weight_decay", "warmup", "max_norm")
+    fields = ("optimizer", "momentum", "weight_decay", "warmup", "max_norm")
     recipe = override(RECIPES["good"], **{name: getattr(cfg, name) for name in fields})
     recipe = override(recipe, lr=cfg.lr if cfg.model == "cnn" else cfg.tune_lr)
     steps = cfg.epochs * steps_of(len(sets["train"]), cfg.batch_size)
     optimizer, schedule = optimizer_and_schedule(trained_part(network), recipe, steps)
-    scaler = grad_scaler(device, cfg.precision)
+    scaler, kept = grad_scaler(device, cfg.precision), trial.Best()
+    trial.note(base_lr=recipe.lr)
     trial.note(**facts(cfg, network))
     trial.note(**digests(network, "before"))  # of the start, also when the trial is resumed
     state = {"model": network, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    state |= {"kept": kept}
     done = trial.restore(state)
 
-    def score(epoch: int) -> tuple[dict[str, float], Tensor]:
-        return evaluate(model, val.epoch(epoch), num_classes=classes, precision=cfg.precision)
+    def score(batches: Batches, prefix: str) -> tuple[dict[str, float], Tensor]:
+        known = {"num_classes": classes, "precision": cfg.precision}
+        return evaluate(model, batches.epoch(0), prefix=prefix, **known)
 
-    scores = None
     for epoch in range(done + 1, cfg.epochs + 1):
         if trial.stopped():
             break
@@ -162,7 +170,7 @@ def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> 
         row: dict[str, Any] = {"epoch": epoch, "step_lr": schedule.get_last_lr()[0]}
         row |= train_epoch(
             model,
-            merge_single(train.epoch(epoch)),
+            trial.counted(merge_single(train.epoch(epoch)), network),
             optimizer,
             schedule,
             epoch=epoch,
@@ -172,17 +180,22 @@ def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> 
             max_norm=recipe.max_norm,
         )
         trained = time.monotonic() - start
-        metrics, scores = score(epoch)
+        if cfg.train_eval:
+            row |= score(seen, "train_")[0]
+        metrics, scores = score(val, "val_")
         row |= metrics | {"train_seconds": trained, "seconds": time.monotonic() - start}
+        kept.add(row, scores)
         trial.save(state, row)
         report(row)
-    if scores is None:  # resumed after the last epoch, before its scores were kept
-        scores = score(0)[1]
     trial.note(**digests(network, "after"))
     if cfg.model == "cnn":
         trial.note(training_mode_accuracy=training_mode_accuracy(network, val.epoch(0)))
+    trial.load_best(network)
+    trial.note(scores_epoch=kept.epoch, **score(seen, "best_train_")[0])
     shown = sets["val"]
-    trial.save_predictions(scores.numpy(), shown.labels, shown.files, shown.classes)
+    trial.save_predictions(
+        kept.scores.numpy(), shown.labels, shown.files, shown.classes, kept.named()
+    )
 
 
 def build(cfg: Config, classes: int) -> nn.Module:
@@ -197,13 +210,14 @@ def build(cfg: Config, classes: int) -> nn.Module:
 
 def batches(
     cfg: Config, sets: Mapping[str, ImageSet], device: torch.device
-) -> tuple[Batches, Batches]:
-    """Return the training batches, augmented as the data allow, and those for validation."""
+) -> tuple[Batches, Batches, Batches]:
+    """Return the training batches, augmented as the data allow, those as they are, and val's."""
     mirrored = small_images.MIRRORED[small_images.resolve(cfg.dataset, cfg.data_dir)]
     flip, shift = cfg.augment and mirrored, -1 if cfg.augment else 0
     shared = {"device": device, "seed": cfg.seed}
     train = Batches(sets["train"], cfg.batch_size, train=True, flip=flip, shift=shift, **shared)
-    return train, Batches(sets["val"], cfg.batch_size, **shared)
+    seen, val = (Batches(sets[split], cfg.batch_size, **shared) for split in ("train", "val"))
+    return train, seen, val
 
 
 def facts(cfg: Config, network: nn.Module) -> dict[str, Any]:

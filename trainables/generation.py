@@ -21,6 +21,7 @@ from core.errors import Diverged, UserError
 from core.generators import Draws, Family, slerp, stream
 from core.sample_features import Reference, copying, quantised, scaled
 from core.sample_quality import NEIGHBOURS, frechet, moments
+from core.training import OptimizerName
 
 SHOWN = 4  # images of each class in a grid, at most `GRID` in all
 GRID = 40
@@ -44,7 +45,8 @@ class Config:
         epochs: rounds of training, each followed by a report.
         epoch_steps: batches in a round; none: as many as one pass over the training images has.
         batch_size: images per step.
-        lr: learning rate of Adam; none: the family's own.
+        optimizer: adam, adamw, sgd or rmsprop.
+        lr: learning rate; none: the family's own of adam, converted for another optimiser.
         ema: decay of the moving average of weights that samples are made with; 0: none.
         conditional: tell the family the class of each image.
         latent: entries of a latent (vae, dcgan); none: the family's own.
@@ -75,6 +77,7 @@ class Config:
     epochs: int = 100
     epoch_steps: int | None = None
     batch_size: int = 128
+    optimizer: OptimizerName = "adam"
     lr: float | None = None
     ema: float = 0.999
     conditional: bool = True
@@ -172,11 +175,14 @@ def train_generator(config: dict[str, Any], report: trial.Report = trial.report)
     pictures = opened(cfg)
     family = build(cfg, pictures).to(device)
     draws = Draws(cfg.seed, ("order", "noise"))
-    grids = Grids()
+    grids, kept = Grids(), trial.Best()
     trial.note(
         parameters=family.parameters(), channels_used=family.shape[0], size_used=family.shape[1]
     )
+    optimizer = next(iter(family.optimizers.values()))
+    trial.note(base_lr=optimizer.param_groups[0]["lr"])
     state = {"model": family.average.network, "family": family, "draws": draws, "grids": grids}
+    state |= {"kept": kept}
     asked = wanted(pictures.labels.cpu(), pictures.reference.count)
     columns = shown_labels(len(pictures.names))
     for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
@@ -192,9 +198,12 @@ def train_generator(config: dict[str, Any], report: trial.Report = trial.report)
         grids.images.append(quantised(family.sample(columns, _generator(cfg, _SHOWS))))
         trial.save_picture("samples", epoch, grid_png(grids.images[-1]))
         row["seconds"] = time.monotonic() - start
+        kept.add(row)
         trial.save(state, row)
         report(row)
-    keep(cfg, family, pictures, grids, asked, columns)
+    trial.load_best(family.average.network)
+    trial.note(scores_epoch=kept.epoch)
+    keep(cfg, family, pictures, grids, asked, columns, kept)
 
 
 def train_epoch(
@@ -207,7 +216,8 @@ def train_epoch(
     """
     sums: dict[str, Tensor] = {}
     steps = 0
-    for images, labels in batches(cfg, pictures, draws["order"]):
+    networks = (*family.networks.values(), family.average.network)
+    for images, labels in trial.counted(batches(cfg, pictures, draws["order"]), *networks):
         losses = family.train_step(images, labels, draws["noise"])
         steps += 1
         for name, value in losses.items():
@@ -255,8 +265,12 @@ def keep(
     grids: Grids,
     asked: Tensor,
     columns: Tensor,
+    kept: trial.Best,
 ) -> None:
-    """Store what the report shows: samples, grids, neighbours, interpolations, trajectories."""
+    """Store what the report shows: samples, grids, neighbours, interpolations, trajectories.
+
+    All but the grids, of which every epoch has one, are of the epoch whose weights are kept.
+    """
     reference = pictures.reference
     made = quantised(family.sample(asked, _generator(cfg, _SAMPLES)))
     _, logits = reference.classifier.look(made.to(reference.train.device))
@@ -280,6 +294,7 @@ def keep(
         tuple(f"sample-{number:05d}" for number in range(stored)),
         pictures.names,
         more={
+            **kept.named(),
             "samples": made.numpy()[:stored],
             "grids": torch.stack(grids.images).numpy() if grids.images else np.zeros(0, np.uint8),
             "grid_labels": columns.numpy(),

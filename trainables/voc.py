@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import data, folds, pretrained, process, synthetic_voc, trial, voc, voc_archive
+from core import (
+    data,
+    folds,
+    pretrained,
+    process,
+    synthetic_voc,
+    training,
+    trial,
+    voc,
+    voc_archive,
+)
 from core.data import Fit
 from core.errors import UserError
 from core.multilabel import LabelledImages, Loss, balance, evaluate, make_loss, train_epoch
-from core.training import Precision, Shape, grad_scaler, lr_schedule
+from core.training import OptimizerName, Precision, Shape, grad_scaler, lr_schedule
 
 HEAD_FACTOR = 10  # the new head learns so much faster than the pretrained body
 EVAL_FACTOR = 4  # batches without gradients take less memory
@@ -35,7 +46,7 @@ class Config:
         fit: squash the whole image into the square, or crop its middle.
         batch_size: images per step.
         epochs: passes over the training images.
-        optimizer: sgd (with Nesterov momentum) or adamw.
+        optimizer: sgd (with Nesterov momentum), adam, adamw or rmsprop.
         lr: highest learning rate of the body.
         head_lr: highest learning rate of the head; none: ten times lr.
         momentum: of sgd.
@@ -53,6 +64,8 @@ class Config:
             which are then not read; a search sets it, to 0.1 unless told otherwise.
         train_images: use this many training images.
         val_images: use this many validation images.
+        train_eval: score the training images with fixed weights after each epoch, not only those
+            of the epoch whose weights are kept.
         untrained: refuse or keep classes without training example; none: keep VOC's own only.
         year: which year's folder of a root with several.
         precision: float32, bfloat16 or float16 (mixed precision).
@@ -68,7 +81,7 @@ class Config:
     fit: Fit = "squash"
     batch_size: int = 16
     epochs: int = 15
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.01
     head_lr: float | None = None
     momentum: float = 0.9
@@ -85,6 +98,7 @@ class Config:
     holdout: float = 0.0
     train_images: int | None = None
     val_images: int | None = None
+    train_eval: bool = False
     untrained: Literal["refuse", "keep"] | None = None
     year: str | None = None
     precision: Precision = "float32"
@@ -121,7 +135,8 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     """Train one network; report loss (nats per pair), mAP and accuracy each epoch.
 
     Without a fold, the validation images are scored after each epoch, and the scores of the epoch
-    with the best mAP on them are kept: the lab's short cut. With a fold, this fold is scored (it
+    with the best mAP on them are kept, with the mAP of the training images under the weights of
+    that epoch: the lab's short cut. With a fold, this fold is scored (it
     tells which epoch is best), and the scores of the validation images are kept of every epoch,
     unseen: nothing about them is reported. With `holdout`, the images held out take the place of
     the validation images, and their metrics are named heldout_ in place of val_.
@@ -140,9 +155,11 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     sources = {name: (val_set, np.arange(len(val_set)))}
     if cfg.fold is not None:
         sources = {"heldout": (train_set, held), **sources}
+    if cfg.train_eval:
+        sources["train"] = (train_set, chosen)
     scored = {
-        name: LabelledImages(s.images, s.labels, index, EVAL_FACTOR * cfg.batch_size, **shared)
-        for name, (s, index) in sources.items()
+        key: LabelledImages(s.images, s.labels, index, EVAL_FACTOR * cfg.batch_size, **shared)
+        for key, (s, index) in sources.items()
     }
     model = pretrained.resnet18(cfg.weights, classes).to(device)
     if cfg.channels_last:
@@ -152,7 +169,7 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     optimizer = make_optimizer(cfg, model)
     schedule = lr_schedule(optimizer, cfg.epochs * len(train), cfg.warmup, cfg.schedule)
     scaler = grad_scaler(device, cfg.precision)
-    kept: Best | Every = Best() if cfg.fold is None else Every()
+    kept: trial.Best | Every = trial.Best() if cfg.fold is None else Every()
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept}
     for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
@@ -163,7 +180,7 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
         row: dict[str, Any] = {"epoch": epoch, "lr": body, "head_lr": head}
         row |= train_epoch(
             model,
-            train.epoch(epoch),
+            trial.counted(train.epoch(epoch), model),
             optimizer,
             schedule,
             loss,
@@ -172,10 +189,19 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
             scaler=scaler,
             max_norm=cfg.max_norm,
         )
-        row |= score(model, scored, loss, epoch, cfg.precision, kept)
-        row["seconds"] = time.monotonic() - start
+        metrics, logits = score(model, scored, loss, cfg.precision)
+        if isinstance(kept, Every):
+            kept.add(logits)
+            metrics = {key: value for key, value in metrics.items() if not key.startswith("val_")}
+        row |= metrics | {"seconds": time.monotonic() - start}
+        if isinstance(kept, trial.Best):
+            kept.add(row, logits[name])
         trial.save(state, row)
         report(row)
+    if isinstance(kept, trial.Best):
+        trial.load_best(model)
+        seen = dataclasses.replace(train, augment=None, batch_size=EVAL_FACTOR * cfg.batch_size)
+        trial.note(**score(model, {"best_train": seen}, loss, cfg.precision)[0])
     keep_predictions(kept, train_set, val_set, chosen, held, cfg)
 
 
@@ -188,59 +214,27 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     body = [p for name, p in model.named_parameters() if not name.startswith("fc.")]
     head_lr = HEAD_FACTOR * cfg.lr if cfg.head_lr is None else cfg.head_lr
     groups = [{"params": body, "lr": cfg.lr}, {"params": head, "lr": head_lr}]
-    if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    return torch.optim.SGD(
+    return training.make_optimizer(
+        cfg.optimizer,
         groups,
         cfg.lr,
-        cfg.momentum,
+        momentum=cfg.momentum,
         weight_decay=cfg.weight_decay,
-        nesterov=cfg.momentum > 0,
         fused=True,
     )
 
 
 def score(
-    model: nn.Module,
-    scored: Mapping[str, LabelledImages],
-    loss: Loss,
-    epoch: int,
-    precision: Precision,
-    kept: Best | Every,
-) -> dict[str, float]:
-    """Score the images, keep the scores, and return the metrics that may be known."""
+    model: nn.Module, scored: Mapping[str, LabelledImages], loss: Loss, precision: Precision
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Score images; return the metrics, their names led by those of the images, and the logits."""
     metrics, logits = {}, {}
     for name, batches in scored.items():
         found, logits[name] = evaluate(
-            model, batches.epoch(epoch), loss, prefix=f"{name}_", precision=precision
+            model, batches.epoch(0), loss, prefix=f"{name}_", precision=precision
         )
-        if name == "heldout" or "heldout" not in scored:
-            metrics |= found
-    kept.add(epoch, metrics, logits)
-    return metrics
-
-
-class Best:
-    """The scores of the epoch with the best mAP, through interruptions."""
-
-    def __init__(self) -> None:
-        self.epoch, self.map, self.scores = 0, float("-inf"), torch.empty(0)
-
-    def add(self, epoch: int, metrics: Mapping[str, float], logits: Mapping[str, Tensor]) -> None:
-        """Take an epoch's scores if they are the first or better than those before."""
-        (name,) = logits
-        value = metrics[f"{name}_map"]
-        if value > self.map or self.epoch == 0:
-            self.epoch, self.map, self.scores = epoch, value, logits[name]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
-        return {"epoch": self.epoch, "map": self.map, "scores": self.scores}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what a checkpoint holds."""
-        self.epoch, self.map = state_dict["epoch"], state_dict["map"]
-        self.scores = state_dict["scores"]
+        metrics |= found
+    return metrics, logits
 
 
 class Every:
@@ -249,7 +243,7 @@ class Every:
     def __init__(self) -> None:
         self.scores: dict[str, list[Tensor]] = {"heldout": [], "val": []}
 
-    def add(self, epoch: int, metrics: Mapping[str, float], logits: Mapping[str, Tensor]) -> None:
+    def add(self, logits: Mapping[str, Tensor]) -> None:
         """Take an epoch's scores."""
         for name, scores in self.scores.items():
             scores.append(logits[name])
@@ -264,7 +258,7 @@ class Every:
 
 
 def keep_predictions(
-    kept: Best | Every,
+    kept: trial.Best | Every,
     train_set: voc.VocSet,
     val_set: voc.VocSet,
     chosen: np.ndarray,
@@ -277,9 +271,9 @@ def keep_predictions(
     `val_scores` (epochs, images, classes) hold every epoch's.
     """
     trained = np.array([train_set.files[i] for i in chosen])
-    if isinstance(kept, Best):
+    if isinstance(kept, trial.Best):
         trial.note(scores_epoch=kept.epoch)
-        more = {"epoch": np.array(kept.epoch), "train_files": trained}
+        more = {**kept.named(), "train_files": trained}
         trial.save_predictions(
             kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, more
         )

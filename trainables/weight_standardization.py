@@ -20,7 +20,7 @@ from core import pairing, pretrained, process, trial, voc, ws_check
 from core.data import Fit
 from core.errors import TrialError, UserError
 from core.multilabel import LabelledImages, Loss, evaluate, make_loss, train_epoch
-from core.training import Precision, Shape, grad_scaler, lr_schedule
+from core.training import OptimizerName, Precision, Shape, grad_scaler, lr_schedule
 from core.weight_standardization import conversion, convert
 from trainables import voc as voc_task
 
@@ -42,7 +42,7 @@ class Config:
         fit: squash the whole image into the square, or crop its middle.
         batch_size: images per step.
         epochs: passes over the training images.
-        optimizer: sgd (with Nesterov momentum) or adamw.
+        optimizer: sgd (with Nesterov momentum), adam, adamw or rmsprop.
         lr: highest learning rate of the body.
         head_lr: highest learning rate of the head; none: ten times lr.
         momentum: of sgd.
@@ -55,6 +55,8 @@ class Config:
         watch_steps: steps at the start whose layers are recorded.
         train_images: use this many training images.
         val_images: use this many validation images, or images of --check.
+        train_eval: score the training images with fixed weights after each epoch, not only those
+            of the epoch whose weights are kept.
         year: which year's folder of a root with several.
         precision: float32, bfloat16 or float16 (mixed precision).
         channels_last: memory format of images and weights.
@@ -69,7 +71,7 @@ class Config:
     fit: Fit = "squash"
     batch_size: int = 16
     epochs: int = 3
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.01
     head_lr: float | None = None
     momentum: float = 0.9
@@ -82,6 +84,7 @@ class Config:
     watch_steps: int = 10
     train_images: int | None = None
     val_images: int | None = None
+    train_eval: bool = False
     year: str | None = None
     precision: Precision = "float32"
     channels_last: bool = True
@@ -120,12 +123,11 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
         augment=cfg.augment,
         **shared,
     )
-    val = LabelledImages(
-        val_set.images,
-        val_set.labels,
-        np.arange(len(val_set)),
-        voc_task.EVAL_FACTOR * cfg.batch_size,
-        **shared,
+    seen, val = (
+        LabelledImages(
+            s.images, s.labels, np.arange(len(s)), voc_task.EVAL_FACTOR * cfg.batch_size, **shared
+        )
+        for s in (train_set, val_set)
     )
     model = pretrained.resnet18(cfg.weights, len(train_set.classes))
     model = converted(model, cfg.variant).to(device)
@@ -135,7 +137,7 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
     optimizer = voc_task.make_optimizer(task, model)
     schedule = lr_schedule(optimizer, cfg.epochs * len(train), cfg.warmup, cfg.schedule)
     scaler = grad_scaler(device, cfg.precision)
-    kept, watch = voc_task.Best(), Watch(model, loss, cfg.watch_steps)
+    kept, watch = trial.Best(), Watch(model, loss, cfg.watch_steps)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept, "watch": watch}
     done = trial.restore(state)
@@ -149,7 +151,7 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
         row: dict[str, Any] = {"epoch": epoch, "body_lr": schedule.get_last_lr()[0]}
         row |= train_epoch(
             model,
-            train.epoch(epoch),
+            trial.counted(train.epoch(epoch), model),
             optimizer,
             schedule,
             watch.loss,
@@ -158,13 +160,16 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
             scaler=scaler,
             max_norm=cfg.max_norm,
         )
-        scored = {"val": val}
-        row |= voc_task.score(model, scored, loss, epoch, cfg.precision, kept)
-        row["seconds"] = time.monotonic() - start
+        scored = {"train": seen, "val": val} if cfg.train_eval else {"val": val}
+        metrics, logits = voc_task.score(model, scored, loss, cfg.precision)
+        row |= metrics | {"seconds": time.monotonic() - start}
+        kept.add(row, logits["val"])
         trial.save(state, row)
         report(row)
-    trial.note(scores_epoch=kept.epoch)
-    more = {"epoch": np.array(kept.epoch), **watch.arrays()}
+    trial.load_best(model)
+    best = voc_task.score(model, {"best_train": seen}, loss, cfg.precision)[0]
+    trial.note(scores_epoch=kept.epoch, **best)
+    more = {**kept.named(), **watch.arrays()}
     trial.save_predictions(
         kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, more
     )
