@@ -44,7 +44,7 @@ from ray.tune.result import AUTO_RESULT_KEYS  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from core import fleet, mirror  # noqa: E402
+from core import fleet, instruction_set, mirror  # noqa: E402
 from core.errors import StorageError, UserError  # noqa: E402
 from core.fleet import Fleet  # noqa: E402
 from core.options import Options  # noqa: E402
@@ -265,7 +265,8 @@ def session(
         temporary = _start()
     else:
         _join(opts.address)
-        errand = fleet.Errand(study, remote, secrets.token_hex(8), paths)
+        token = secrets.token_hex(8)
+        errand = fleet.Errand(study, remote, token, paths, opts.slot_cores)
     signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
     nodes = Fleet(
         parse_memory(opts.slot_memory),
@@ -329,7 +330,12 @@ def _join(address: str) -> None:
     """Connect to a running cluster; what Ray prints meanwhile is kept back."""
     try:
         with _quiet_stderr():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": instruction_set.passed_on()},
+            )
     except ray.exceptions.AuthenticationError as e:
         raise UserError(
             f"--address {address}: Ray's token is missing here: bring the cluster's"
