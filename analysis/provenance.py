@@ -104,9 +104,26 @@ def banners(results: Results) -> tuple[str, ...]:
             f"**{bad} of {len(results.trials)} trials failed or diverged** and are in no mean; "
             "they are listed with their reasons below."
         )
+    if "numerics" in results.trials and len(kinds := _numerics(results)) > 1:
+        found.append(
+            "**Trials ran on machines that add up differently**, so that their last digits differ "
+            "for no setting's sake: " + "; ".join(escape(kind) for kind in kinds) + "."
+        )
     if results.study.get("scale") == "smoke":
         found.append("**Smoke run:** it shows that every step works; the numbers mean nothing.")
     return tuple(found)
+
+
+def _numerics(results: Results) -> list[str]:
+    """Name each fingerprint of numerics (`core.numerics`) and the trials that ran under it."""
+    known = results.trials[results.trials["numerics"].fillna("").astype(str) != ""]
+    groups = known.groupby("numerics", sort=False)["trial"]
+    return [f"{name}: {_some(list(trials))}" for name, trials in groups]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def broken_trials(results: Results) -> Section | None:
@@ -144,6 +161,7 @@ def how_made(results: Results, timed: bool = True) -> Section:
         ("Started", _words(study.get("started")) if timed else ""),
         ("Versions", _words(study.get("versions"))),
         ("Hardware", _words(study.get("hardware"))),
+        ("Numerics", _arithmetic(study.get("numerics") or {})),
         ("Slots", _slots(study.get("slots")) if timed else ""),
         ("Time", _time(results) if timed else "in study.json and trials.csv"),
         *_data_rows(study.get("data") or {}),
@@ -227,6 +245,13 @@ def _commit(git: Mapping[str, Any]) -> str:
     return f"{git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
 
 
+def _arithmetic(numerics: Mapping[str, Any]) -> str:
+    """Instruction set, threads and digest: equal digests, equal digits."""
+    if not numerics:
+        return ""
+    return f"CPU {numerics['cpu']}, threads {numerics['threads']}, digest {numerics['digest']}"
+
+
 def _resumed(study: Mapping[str, Any], always: bool = True) -> str:
     """How often the study was continued, and with other code or libraries or not.
 
@@ -237,10 +262,11 @@ def _resumed(study: Mapping[str, Any], always: bool = True) -> str:
     again = study.get("resumed") or []
     if not again:
         return ""
-    changed = [part for part in ("git", "versions") if any(r[part] != study[part] for r in again)]
+    parts = [part for part in ("git", "versions", "numerics") if part in study]
+    changed = [part for part in parts if any(r.get(part) != study[part] for r in again)]
     if not (always or changed):
         return ""
-    what = {"git": "the code", "versions": "library versions"}
+    what = {"git": "the code", "versions": "library versions", "numerics": "numerics"}
     note = f"; {join([what[part] for part in changed])} had changed" if changed else ""
     return f"{len(again)} time{'s' if len(again) > 1 else ''}{note}"
 

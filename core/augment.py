@@ -79,10 +79,11 @@ def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
     signed = 2 * draws - 1
     zoom = 1.5 ** (signed[:, 1] * strength)
     ratio = 1.25 ** (signed[:, 2] * strength / 2)
-    theta = torch.zeros(n, 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 1, 1] = flip * zoom * ratio, zoom / ratio
-    theta[:, :, 2] = signed[:, 3:5] * (strength / 2)  # the frame is 2 wide
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    shift = signed[:, 3:5] * (strength / 2)  # the frame is 2 wide
+    # Not by affine_grid, a matrix product: its last digit depends on the maker of the CPU.
+    across = (flip * zoom * ratio)[:, None] * _centres(x, 3) + shift[:, :1]
+    down = (zoom / ratio)[:, None] * _centres(x, 2) + shift[:, 1:]
+    grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), 3)
     x = F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
     brightness, contrast, saturation = (
         (1 + 0.4 * strength * signed[:, 5:]).view(n, 3, 1, 1).split(1, dim=1)
@@ -90,6 +91,12 @@ def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
     x = x * brightness
     x = x.mean((1, 2, 3), keepdim=True).lerp(x, contrast)
     return x.mean(1, keepdim=True).lerp(x, saturation).clamp_(0, 255)
+
+
+def _centres(images: Tensor, dim: int) -> Tensor:
+    """Return where pixels lie along a side, in a frame from -1 to 1."""
+    size = images.shape[dim]
+    return (2 * torch.arange(size, device=images.device) + 1) / size - 1
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

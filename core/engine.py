@@ -21,7 +21,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from core import collect, events, mirror, options, presence, provenance, trial
+from core import (
+    collect,
+    events,
+    instruction_set,
+    mirror,
+    numerics,
+    options,
+    presence,
+    provenance,
+    trial,
+)
 from core.errors import UserError
 from core.options import Options
 from core.progress import Progress, patient_output
@@ -59,6 +69,7 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
         signal.signal(number, terminate)
     with patient_output():
         try:
+            instruction_set.check()
             action, words = options.take_action(study, argv)
             opts = options.parse(study, words)
             return _act(study, opts, action) if action else run(study, opts, argv)
@@ -264,6 +275,8 @@ def run_trials(
     with Progress(total, len(specs) - len(pending), metric, study.mode) as progress:
         nodes.announce = progress.announce
         progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending, total)}")
+        on_gpus = any(slot["gpu"] for slot in nodes.record())
+        progress.announce(numerics.fingerprint(opts.slot_cores).sentence(on_gpus))
         for spec in specs if opts.resume else []:
             progress.recall(spec.name, trial.read_rows(spec.folder))
         curves = events.Live(folder, declared, trial.read_rows, progress.announce)
@@ -387,6 +400,7 @@ def declaration(
             "git": provenance.git(),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(),
+            "numerics": numerics.fingerprint(opts.slot_cores).record(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     )
@@ -404,7 +418,7 @@ def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any
     changed = [key for key in IDENTITY if declared.get(key) != recorded.get(key)]
     fingerprints = [d.get("data", {}).get("fingerprint") for d in (declared, recorded)]
     if not changed and fingerprints[0] == fingerprints[1]:
-        again = {key: declared[key] for key in ("git", "versions")}
+        again = {key: declared[key] for key in ("git", "versions", "numerics")}
         return {**whole, "resumed": [*recorded.get("resumed", []), again]}
     lines = difference(recorded, declared)
     if fingerprints[0] != fingerprints[1]:

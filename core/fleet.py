@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from core import provenance, slots
+from core import numerics, provenance, slots
 from core.errors import StorageError, UserError
 from core.mirror import Mirror
 from core.slots import Node, Slots
@@ -41,12 +41,14 @@ class Errand:
         remote: the object store that mirrors it, if any.
         token: what the driver wrote to the file `.driver-check` there, to be found again.
         paths: files and folders that trials read.
+        threads: of a trial on a CPU.
     """
 
     study: Path
     remote: Mirror | None
     token: str
     paths: tuple[str, ...] = ()
+    threads: int = 1
 
 
 def look(node: str, errand: Errand) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def look(node: str, errand: Errand) -> dict[str, Any]:
         "host": os.uname().nodename,
         "code": provenance.code(),
         "python": provenance.versions()["python"],
+        "numerics": dict(numerics.fingerprint(errand.threads).groups),
         "trouble": _trouble(node, errand),
     }
 
@@ -275,6 +278,10 @@ class Fleet:
             self.nodes[node] = joined
             if time.monotonic() - self._looked > 0 and self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")
+            other = numerics.difference(told["numerics"], numerics.fingerprint(self.cores).groups)
+            if other and not cards:
+                words = ", ".join(other)
+                self.announce(f"{name} has other digits than the driver's machine: {words} differ")
         return refused
 
     def _share_back(self, node: str) -> str:

@@ -16,6 +16,7 @@ import docstring_parser
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from core import instruction_set
 from core.errors import UserError
 from core.mirror import Mirror, is_remote
 from core.slots import parse_memory
@@ -213,6 +214,10 @@ def settings_help(study: Study) -> str:
     for name, part in study.parts.items():
         grid = "; ".join(f"{k}={','.join(map(str, v))}" for k, v in part.grid.items())
         lines.append(f"Part {name}: {grid}")
+    lines.append(
+        f"Environment: {instruction_set.CHOICE}=native computes with this CPU's own instructions:"
+        " faster on some, and other digits than elsewhere (docs/numerics.md)"
+    )
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ import re
 import numpy as np
 import torch
 
+from core import numerics
+
 UNKNOWN_MEMORY: dict[str, float | None] = {"peak_memory_mib": None, "peak_allocated_mib": None}
 _capped: int | None = None  # bytes on the GPU
 _warm = False
@@ -34,6 +36,7 @@ def reset(seed: int, threads: int, memory: int | None = None) -> None:
     if not _warm:
         _first_use()
         _warm = True
+    numerics.fingerprint(threads)  # for the trial's record, and no part of its time and memory
     release()
     gc.freeze()  # what lives on (modules) need not be searched again: 0.2 s at each later trial
     random.seed(seed)

@@ -47,7 +47,7 @@ from ray.tune.result import AUTO_RESULT_KEYS  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from core import fleet, mirror, provenance, scratch  # noqa: E402
+from core import fleet, instruction_set, mirror, provenance, scratch  # noqa: E402
 from core.errors import StorageError, UserError  # noqa: E402
 from core.fleet import Fleet  # noqa: E402
 from core.options import Options  # noqa: E402
@@ -266,7 +266,8 @@ def session(
     remote = mirror.of(study / "study.json")
     errand = None
     if opts.address is not None:
-        errand = fleet.Errand(study, remote, secrets.token_hex(8), paths)
+        token = secrets.token_hex(8)
+        errand = fleet.Errand(study, remote, token, paths, opts.slot_cores)
     with contextlib.ExitStack() as stack:
         if opts.address is None:
             stack.enter_context(_started())
@@ -367,7 +368,7 @@ def _join(address: str) -> None:
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             ray.init(
                 address=address,
-                runtime_env=_interpreter(),
+                runtime_env={**_interpreter(), "env_vars": instruction_set.passed_on()},
                 job_config=_our_modules_first(),
                 logging_level=logging.ERROR,
                 log_to_driver=False,

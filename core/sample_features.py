@@ -128,7 +128,7 @@ def _train(images: Tensor, labels: Tensor, classes: int, flip: bool) -> Classifi
     generator = torch.Generator().manual_seed(0)
     per_pass = -(-len(images) // _BATCH)
     steps = max(_LEAST_STEPS, _PASSES * per_pass)
-    optimizer = torch.optim.AdamW(model.parameters(), _LR, weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), _LR, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     done = 0
     while done < steps:

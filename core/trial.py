@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from core import checkpoint, memory, mirror, process
+from core import checkpoint, memory, mirror, numerics, process
 from core.errors import DamagedError, StorageError, TrialError, printable
 from core.stopping import plateau
 from core.storage import read_json, remove, reserve, write_bytes, write_json, write_text
@@ -208,9 +208,16 @@ def restore(state: Mapping[str, Stateful]) -> int:
     checkpoint.set_rng_state(content["rng"])
     trial.rows, trial.elapsed = content["rows"], content["seconds"]
     trial.step_bytes = content.get("step_bytes")
-    trial.facts = json.loads(content.get("facts", "{}")) | trial.facts
+    earlier = json.loads(content.get("facts", "{}"))
+    trial.facts = earlier | trial.facts
+    trial.facts["numerics"] = _both(earlier.get("numerics", ""), trial.facts["numerics"])
     write_json(trial.spec.folder / "history.json", trial.history())
     return content["epoch"]
+
+
+def _both(earlier: str, own: str) -> str:
+    """Return under which numerics the epochs of earlier processes and this one's ran."""
+    return earlier if own in earlier.split(", ") else ", ".join(filter(None, (earlier, own)))
 
 
 def save(state: Mapping[str, Stateful], row: Row) -> None:
@@ -361,6 +368,7 @@ def run(
         process.reset(int(spec.config.get("seed", 0)), attempt.threads, attempt.memory)
         # Its clock starts here: what a new worker loads is not its.
         trial = Trial(spec, forward, memory=attempt.memory)
+        trial.facts["numerics"] = numerics.label(attempt.threads)
         token = _current.set(trial)
         try:
             with reserve(spec.folder / "reserve", RESERVE):
