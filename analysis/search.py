@@ -437,8 +437,8 @@ def verdict(results: Results) -> str:
     tried = int(configurations(results)["value"].notna().sum())
     if gain <= 0:
         return (
-            f"**The search does not improve on the default {rate}:** {size} "
-            f"({points(gain, True)}). Keep the default."
+            f"**No configuration scored higher than the default {rate}:** {size} "
+            f"({points(gain, True)}; one seed each). Keep the default."
         )
     caution = f"one seed each, and the best of {tried} is picked for being high, partly by chance"
     noise = _sampling(results, best["value"], default["value"])
@@ -448,9 +448,9 @@ def verdict(results: Results) -> str:
             f"{points(noise)} in such a difference"
         )
     return (
-        f"**The best configuration improves on the default {rate}:** {size} "
-        f"({points(gain, True)}), with caution: {caution}. Run both with several seeds before "
-        "relying on it."
+        f"The best configuration scored higher than the default {rate}: {size} "
+        f"({points(gain, True)}). That is no proof that it is better: {caution}. Run both with "
+        "several seeds before relying on it."
     )
 
 

@@ -103,7 +103,7 @@ def summary(results: Results, total: Mapping[str, Any], trials: int, best: str) 
     factor = total["best_ap"] / total["random"] if total["random"] else math.nan
     chosen = (
         "Scores are those of the epoch that is best on the validation images themselves, the lab's "
-        "short cut, which flatters a little. "
+        "short cut, which may flatter. "
         if results.study.get("scale") != "imported"
         else ""
     )
@@ -267,8 +267,8 @@ def folds(numbers: pd.DataFrame, study: Mapping[str, Any]) -> str:
     both = numbers.dropna(subset=["proper", "shortcut"])
     over = f"mean of {len(numbers)} seed{'s' if len(numbers) > 1 else ''}"
     text = (
-        "The lab chooses the epoch on the very images it then reports on, so its number is a "
-        "little too good for new images. The proper way never looks at them while choosing: "
+        "The lab chooses the epoch on the very images it then reports on, so its number may be "
+        "too good for new images. The proper way never looks at them while choosing: "
         f"{number} networks, each trained without one of {number} parts of the training images, "
         "choose the epoch by their mean mAP on the parts left out; their scores are averaged and "
         "evaluated on the validation images once."
@@ -276,14 +276,14 @@ def folds(numbers: pd.DataFrame, study: Mapping[str, Any]) -> str:
     if both.empty:
         return f"{text} Proper: mAP {points(numbers['proper'].mean())}\u00a0% ({over})."
     gap = statistics.t_interval((both["shortcut"] - both["proper"]).to_numpy())
-    optimism = both["shortcut"] - both["same_epoch"]
+    optimism = statistics.t_interval((both["shortcut"] - both["same_epoch"]).to_numpy())
     return (
         f"{text}\n\n**Proper: {points(both['proper'].mean())}\u00a0%. Short cut: "
         f"{points(both['shortcut'].mean())}\u00a0%. Difference (short cut minus proper): "
         f"{signed(gap.mean)} points**{_bracket(gap)} ({over}). Two things are in it: choosing on "
-        f"val, which alone is worth {signed(float(optimism.mean()), 2)} points (the short cut's "
-        "own network at the epoch that the folds chose), and averaging several networks that each "
-        "saw fewer images."
+        f"val, which alone makes {signed(optimism.mean, 2)} points{_bracket(optimism)} (the short "
+        "cut's own network, against its score at the epoch that the folds chose), and averaging "
+        "several networks that each saw fewer images."
     )
 
 
@@ -321,12 +321,9 @@ def tail(found: TailAccuracy, mean_ap: float) -> str:
     rises = len(defined) > 1 and last > first
     reason = (
         "Tail accuracy is the precision among the images that the network is surest of, and who "
-        "looks at a ranking sees its top: there errors are rarer than in the whole, which mAP "
-        "measures down to the last image with the class."
+        "looks at a ranking sees its top. mAP measures down to the last image with the class."
         if rises
-        else "**Here it does not rise**, so the top of these rankings looks no better than the "
-        "rest. Where a network has learnt more, those images that it is surest of hold fewer "
-        "errors than the whole, which mAP measures down to the last image with the class."
+        else "**Here it does not rise**: the top of these rankings looks no better than the rest."
     )
     return (
         f"**Why do the top 50 look good although mAP is {points(mean_ap)}\u00a0%?** "

@@ -166,8 +166,11 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
     assert "TPE proposed 12 of 12 configurations" in words
     assert "10 finished, 1 stopped early and 1 failed" in words
     assert "The best, search-0007, has 70.0" in words
-    assert "improves on the default learning rate of 0.1 and the other default settings" in words
-    assert "(+10.0 points), with caution: one seed each, and the best of 11" in words
+    assert (
+        "scored higher than the default learning rate of 0.1 and the other default settings"
+        in words
+    )
+    assert "That is no proof that it is better: one seed each, and the best of 11" in words
     assert "python studies/norms.py --config best_config.json" in words
     assert "lr 0.80, weight_decay 0.15 and momentum 0.05" in words
     assert "ASHA (asynchronous successive halving) over epochs: grace 1" in words
@@ -181,8 +184,8 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
 @pytest.mark.parametrize(
     ("default", "said"),
     [
-        (0.7, "does not improve on the default"),
-        (0.75, "does not improve on the default"),
+        (0.7, "No configuration scored higher than the default"),
+        (0.75, "No configuration scored higher than the default"),
         (0.69, "validation images alone leave an error of about"),
         (None, "cannot be said whether the best improves"),
     ],
