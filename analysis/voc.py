@@ -80,10 +80,13 @@ def report(path: Path) -> None:
         path: result folder with study.json, trials.csv, history.csv and predictions/.
 
     Raises:
-        UserError: a file of the folder is missing or damaged, or no trial left scores.
+        UserError: a file of the folder is missing or damaged, or ended trials left no scores.
     """
     results = load(path)
     scored = scored_trials(results)
+    if not scored and not main_trials(results)["state"].isin(ENDED).any():
+        provenance.report_reasons(results)  # of folds alone no report is made
+        return
     if not scored:
         raise UserError(
             f"{path}: no trial has ended with stored scores, so there is nothing to report; "

@@ -108,9 +108,7 @@ def _keep_best(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str, m
     )
 
 
-def _write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], empty: Sequence[str] = ()
-) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], empty: Sequence[str] = ()) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row)) or list(empty)
     frame = pd.DataFrame([dict(row) for row in rows], columns=columns)
     text = io.StringIO()
