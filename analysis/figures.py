@@ -92,6 +92,8 @@ def house_style() -> Iterator[None]:
 def matplotlib() -> Any:
     """Matplotlib, loaded without the backend of a notebook or window, of which it may know none."""
     backend = os.environ.pop("MPLBACKEND", None)
+    if os.path.expanduser("~") == "~":  # no home: it then takes a temporary folder
+        os.environ.setdefault("MPLCONFIGDIR", os.devnull)
     try:
         import matplotlib as loaded
     finally:

@@ -52,7 +52,9 @@ def test_a_study_without_a_finished_trial_says_why(tmp_path, capsys, name):
     folder = tmp_path / name / "smoke"
     reasons = told(folder)
     trials = pd.read_csv(folder / "trials.csv")
-    assert dict(trials.state.value_counts()) == dict(zip(reasons.state, reasons.trials))
+    assert dict(trials.state.value_counts()) == dict(
+        zip(reasons.state, reasons.trials, strict=True)
+    )
     assert set(reasons.state) == {"failed", "diverged"}
     assert BUG in " ".join(capsys.readouterr().out.split())
 
