@@ -7,6 +7,7 @@ first figure is made: importing this module stays quick.
 import functools
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,11 +83,25 @@ _RC = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's settings for everything drawn inside; restored afterwards."""
-    import matplotlib
-
-    with matplotlib.rc_context(_RC):
+    """Matplotlib's settings for everything drawn inside, none of the user's; restored after."""
+    with matplotlib().rc_context():
+        matplotlib().rcdefaults()
+        matplotlib().rcParams.update(_RC)
         yield
+
+
+@functools.cache
+def matplotlib() -> Any:
+    """Matplotlib, loaded without the backend of a notebook or window, of which it may know none."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    if os.path.expanduser("~") == "~":  # no home: it then takes a temporary folder
+        os.environ.setdefault("MPLCONFIGDIR", os.devnull)
+    try:
+        import matplotlib as loaded
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return loaded
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -378,10 +393,11 @@ def heatmap(
 
 def equation(tex: str, size: float = 12.0) -> str:
     r"""An SVG of a formula in Matplotlib's TeX subset, such as y = \frac{x - \mu}{\sigma}."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    with house_style():
+        from matplotlib import rcParams
+        from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_RC, "mathtext.fontset": "stix"}):
+        rcParams["mathtext.fontset"] = "stix"
         figure = Figure(figsize=(0.1, 0.1))
         figure.text(0, 0, f"${tex}$", fontsize=size)
         buffer = io.BytesIO()

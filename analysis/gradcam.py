@@ -26,7 +26,7 @@ import pandas as pd
 import tyro
 from PIL import Image
 
-from analysis import gradcam_page, provenance, tables
+from analysis import figures, gradcam_page, provenance, tables
 from analysis import report as reports
 from analysis.gradcam_page import EACH, Maps, enlarge
 from analysis.markup import escape
@@ -484,6 +484,7 @@ def layer_maps(model: ResNet, images: Tensor, labels: np.ndarray) -> np.ndarray:
         (B, 2n, h, w) float32 in [0, 1], layers from first to last; h = w = ceil(S / 4). A map is
         all 0 where no channel speaks for the class.
     """
+    figures.matplotlib()  # before it is loaded with whatever backend the environment names
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

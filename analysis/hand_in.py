@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -246,7 +247,7 @@ def _check_arrays(name: str, data: bytes, places: Sequence[str]) -> None:
 
 def _places(folder: Path) -> list[str]:
     """Return the folders of this machine that no file may name."""
-    known = {ROOT, Path.cwd(), Path.home(), folder.resolve()}
+    known = {ROOT, Path.cwd(), Path(os.path.expanduser("~")), folder.resolve()}
     private = folder / ".private.json"
     if private.is_file():
         values = read_json(private).values()

@@ -35,20 +35,26 @@ def of_finished(write: Callable[..., None]) -> Callable[..., None]:
         results = load(path)
         if results.history["state"].isin(_ENDED).any():
             write(path, *arguments, **named)
-            return
-        reasons = _reasons(results)
-        tables.write(reasons, path / "tables")
-        sections = [Section("Why no trial finished", (reasons,))]
-        title = f"{results.study['study']}: no trial finished"
-        reports.write(study_report(results, title, sections), path)
-        tables.print_table(reasons)
+        else:
+            report_reasons(results)
 
     return report
 
 
+def report_reasons(results: Results) -> None:
+    """Write tables/reasons and a report that says why trials did not finish, and nothing else."""
+    reasons = _reasons(results)
+    tables.write(reasons, results.path / "tables")
+    sections = [Section("Why nothing can be compared", (reasons,))]
+    title = f"{results.study['study']}: no numbers"
+    reports.write(study_report(results, title, sections), results.path)
+    tables.print_table(reasons)
+
+
 def _reasons(results: Results) -> tables.Table:
-    """Why trials did not finish, the most frequent reason first: tables/reasons."""
-    trials = results.trials.assign(reason=[_reason(words) for words in results.trials["error"]])
+    """Why trials did not finish, the most frequent reason first."""
+    trials = results.trials[~results.trials["state"].isin(_ENDED)]
+    trials = trials.assign(reason=[_reason(words) for words in trials["error"]])
     groups = trials.groupby(["reason", "state"], sort=False)
     rows = groups.agg(trials=("trial", "size"), such_as=("trial", "first")).reset_index()
     rows = rows.sort_values("trials", ascending=False, kind="stable").head(30)
@@ -58,7 +64,9 @@ def _reasons(results: Results) -> tables.Table:
         tables.number("trials", "trials"),
         tables.text("such_as", "such as", wrap=True),
     )
-    return tables.Table("reasons", rows, columns, f"None of {len(trials)} trials finished.")
+    total = len(results.trials)
+    done = f"{total - len(trials)}" if len(trials) < total else "None"
+    return tables.Table("reasons", rows, columns, f"{done} of {total} trials finished.")
 
 
 def study_report(

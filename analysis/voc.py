@@ -80,7 +80,7 @@ def report(path: Path) -> None:
         path: result folder with study.json, trials.csv, history.csv and predictions/.
 
     Raises:
-        UserError: a file of the folder is missing or damaged, or no trial left scores.
+        UserError: a file of the folder is missing or damaged, or ended trials left no scores.
     """
     results = load(path)
     scored = scored_trials(results)
@@ -88,6 +88,9 @@ def report(path: Path) -> None:
         sections = [_folds(results, numbers)]
         reports.write(provenance.study_report(results, TITLE, sections, timed=False), path)
         tables.print_table(fold_table(numbers))
+        return
+    if not scored and not main_trials(results)["state"].isin(ENDED).any():
+        provenance.report_reasons(results)
         return
     if not scored:
         raise UserError(

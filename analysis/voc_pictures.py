@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis import ranking
+from analysis import figures, ranking
 from analysis.markup import escape
 from analysis.pictures import Pictures, find_root
 from analysis.provenance import relative
@@ -117,9 +117,8 @@ def _tile(canvas: Image.Image, at: tuple[int, int], content: bytes | None) -> bo
 @lru_cache(maxsize=4)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return the font that comes with Matplotlib: the same letters on every machine."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    fonts = Path(figures.matplotlib().get_data_path(), "fonts/ttf")
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
 
 
 def _draw(results: Results, stored: Predictions, files: dict[int, str], folder: Path) -> str:

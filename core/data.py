@@ -428,8 +428,15 @@ def some(names: Sequence[str], most: int = 10) -> str:
 
 
 def cache_dir() -> Path:
-    """Return the folder of what can be made again: LABTUNE_CACHE, or else ~/.cache/labtune."""
-    return Path(os.environ.get("LABTUNE_CACHE") or "~/.cache/labtune").expanduser()
+    """Return the folder of what can be made again: LABTUNE_CACHE, or else ~/.cache/labtune.
+
+    Raises:
+        UserError: there is no home.
+    """
+    try:
+        return Path(os.environ.get("LABTUNE_CACHE") or "~/.cache/labtune").expanduser()
+    except RuntimeError as e:
+        raise UserError("there is no home for the cache: set LABTUNE_CACHE to a folder") from e
 
 
 @contextlib.contextmanager

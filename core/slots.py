@@ -195,12 +195,14 @@ def _quotas(root: Path) -> list[float]:
     except OSError:
         return []
     for line in lines:
-        _, kinds, name = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        kinds, _, name = rest.partition(":")
         if kinds and "cpu" not in kinds.split(","):
             continue
-        # In a container the group's own files often lie at the top, whatever its name is.
         groups = root / "sys/fs/cgroup" / (kinds and "cpu")
-        for group in (Path(name.strip("/")), *Path(name.strip("/")).parents):
+        # In a container the group's own files often lie at the top, whatever its name is.
+        path = Path(os.path.normpath(f"/{name}").lstrip("/"))
+        for group in dict.fromkeys([path, *path.parents]):
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 if kinds:  # version 1
                     quota, period = (
