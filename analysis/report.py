@@ -320,7 +320,6 @@ def _without_font(signs: list[str], root: Path) -> list[str]:
 
     if not signs:
         return []
-
     (root / "signs.json").write_text(json.dumps(signs))
     (root / "signs.typ").write_text(_SIGNS)
     try:

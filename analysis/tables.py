@@ -306,7 +306,7 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def _markdown_cell(words: str) -> str:
-    return " ".join(printable(words).split("\n")).replace("\\", "\\\\").replace("|", "\\|")
+    return printable(words).replace("\n", " ").replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _csv_cell(value: Any) -> str:

@@ -145,8 +145,11 @@ class Mirror:
                 shutil.rmtree(self.local / below, ignore_errors=True)
             for relative, info in entries.items():
                 target = self.local / relative
-                with store.open_input_stream(info.path) as stream:
-                    data = stream.read()
+                try:
+                    with store.open_input_stream(info.path) as stream:
+                        data = stream.read()
+                except FileNotFoundError:  # went since: a running study deletes old checkpoints
+                    continue
                 temporary = target.with_name(f".{target.name}.pull")
                 with _here(target):
                     target.parent.mkdir(parents=True, exist_ok=True)

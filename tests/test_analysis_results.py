@@ -33,6 +33,8 @@ def test_cells_that_only_look_like_numbers_stay_text(folder):
     assert set(load(folder).trials["recipe"]) == {"good"}  # the declaration decides on grid keys
     study = json.loads((folder / "study.json").read_text())
     del study["grid"]["recipe"]
+    for entry in study["trials"]:
+        del entry["config"]["recipe"]
     (folder / "study.json").write_text(json.dumps(study))
     assert set(load(folder).trials["recipe"]) == {"1_000"}
 

@@ -143,19 +143,46 @@ def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_
     deadline = time.monotonic() + 60
     while not (tmp_path / "gathered" / "0-came").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    folder = Mirror(place(server, "busy"), "toy/demo").local
+    before = {p: p.stat().st_ino for p in folder.rglob("*") if p.name != "driver.json"}
     assert command_line(study, [*arguments, "--resume"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"is in use by another run of this study (process {first.pid} on " in error
     assert command_line(study, [*arguments, "--report-only"]) == 1  # the trial has not ended yet
+    assert len(before) > 5 and all(p.stat().st_ino == inode for p, inode in before.items())
     key = "busy/toy/demo/trials.csv"
     table = s3_client(server).get_object(Bucket="lab", Key=key)["Body"].read().decode()
     assert "unfinished" in table
     (tmp_path / "gathered" / "1-came").touch()
     shown, _ = first.communicate(timeout=60)
     assert first.returncode == 0, shown
-    folder = Mirror(place(server, "busy"), "toy/demo").local
     assert list(history(folder).epoch) == [1, 2, 3, 4]
+
+
+def test_an_object_that_goes_while_others_are_fetched_is_left_out(server, tmp_path):
+    mirror = Mirror(place(server, "going"), "study", tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    for name in ("a.json", "b.json", "c.json"):
+        (tmp_path / "here" / name).write_text(name)
+    mirror.push_tree({})
+    other = Mirror(place(server, "going"), "study", tmp_path / "there")
+    store, root = other._store
+
+    class Going:
+        """The store, in which an object goes once it has been listed."""
+
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def get_file_info(self, selector):
+            found = store.get_file_info(selector)
+            mirror.remove(tmp_path / "here" / "b.json")
+            return found
+
+    other._store = Going(), root
+    other.pull()
+    assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["a.json", "c.json"]
 
 
 def test_only_what_a_command_changed_is_sent(server, tmp_path):
