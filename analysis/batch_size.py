@@ -810,6 +810,15 @@ def epochs_figure(results: Results) -> Figure | None:
 # ---- texts ----
 
 
+def measured_words(study: dict[str, Any]) -> str:
+    """What trials are stopped and chosen by: "validation accuracy", "held-out mAP"."""
+    metric = (study.get("search") or {}).get("metric") or study.get("metric", "val_accuracy")
+    where, _, name = str(metric).partition("_")
+    name = {"map": "mAP"}.get(name, name)
+    kind = {"val": "validation", "heldout": "held-out"}.get(where, where)
+    return f"{kind} {name}"
+
+
 def stopping_text(study: dict[str, Any]) -> str:
     """The values of ASHA and the plateau stop that were used, in words."""
     stopping = study.get("stopping")
@@ -822,8 +831,8 @@ def stopping_text(study: dict[str, Any]) -> str:
         first = (
             f"**ASHA** (asynchronous successive halving) over epochs: grace {grace}, reduction "
             f"factor {factor}, brackets {brackets}, at most {epochs} epochs. A trial is looked at "
-            f"after {_rungs(grace, factor, epochs)} and goes on if its validation accuracy is in "
-            f"the best 1/{factor} of the trials seen there so far"
+            f"after {_rungs(grace, factor, epochs)} and goes on if its {measured_words(study)} is "
+            f"in the best 1/{factor} of the trials seen there so far"
         )
         first += (
             f"; with {brackets} brackets some trials start at a later rung."
@@ -834,8 +843,8 @@ def stopping_text(study: dict[str, Any]) -> str:
         first = f"No scheduler compared the trials while they ran; at most {epochs} epochs."
     patience = int(stopping.get("patience") or 0)
     second = (
-        f" **Plateau**: a trial ends when its validation accuracy has not improved for {patience} "
-        "epochs."
+        f" **Plateau**: a trial ends when its {measured_words(study)} has not improved for "
+        f"{patience} epochs."
         if patience
         else " The plateau stop was off."
     )

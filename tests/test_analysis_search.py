@@ -166,7 +166,7 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
     assert "TPE proposed 12 of 12 configurations" in words
     assert "10 finished, 1 stopped early and 1 failed" in words
     assert "The best, search-0007, has 70.0" in words
-    assert "improves on the default learning rate of 0.1 and the other default settings" in words
+    assert "scores higher than the default learning rate of 0.1 and the other default" in words
     assert "(+10.0 points), with caution: one seed each, and the best of 11" in words
     assert "python studies/norms.py --config best_config.json" in words
     assert "lr 0.80, weight_decay 0.15 and momentum 0.05" in words
@@ -181,10 +181,10 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
 @pytest.mark.parametrize(
     ("default", "said"),
     [
-        (0.7, "does not improve on the default"),
-        (0.75, "does not improve on the default"),
+        (0.7, "No configuration scores higher than the default"),
+        (0.75, "No configuration scores higher than the default"),
         (0.69, "validation images alone leave an error of about"),
-        (None, "cannot be said whether the best improves"),
+        (None, "cannot be said whether the best scores higher"),
     ],
 )
 def test_the_verdict_follows_the_values(tmp_path, default, said):
