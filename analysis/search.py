@@ -538,8 +538,8 @@ def outcome(results: Results) -> str:
         return ""
     seeds = f"{found['n']:.0f} seed" + ("" if found["n"] == 1 else "s")
     size = f"{points(found['difference'], True)}"
-    if math.isnan(found["low"]):
-        return f"On the validation images it differs by {size} in one seed, which may be chance."
+    if not found["std"] > 0:  # one seed, or the same difference in each: no interval
+        return f"On the validation images it differs by {size} in {seeds}, which may be chance."
     low, high = (decimal(found[key] * 100, 1, True) for key in ("low", "high"))
     size += f" [{low}, {high}] over {seeds}"
     if found["low"] > 0 or found["high"] < 0:
