@@ -233,8 +233,8 @@ def cell_table(results: Results) -> tables.Table:
     note = (
         "Mean [95 % t interval] over seeds; one seed has no interval (n/a). "
         f"{_equal_words(results)} “best”: each seed's highest validation accuracy over the epochs "
-        "it ran. “2 to 50 (finished); 1 to 4 (ASHA)”: two seeds ran all 50 epochs, ASHA stopped "
-        "one after epoch 4. Failed or diverged seeds are in no mean."
+        "it ran. “2 to 50 (finished); 1 to 40 (plateau)”: two seeds ran all 50 epochs, one ended "
+        "on a plateau after epoch 40. Failed or diverged seeds are in no mean."
     )
     if early:
         note += (
@@ -475,10 +475,14 @@ def _steps(results: Results, group: pd.DataFrame) -> float:
 def memory_table(results: Results) -> tables.Table:
     """Memory estimated, chosen and measured in each cell: tables/memory."""
     rows = []
+    nodes = (results.study.get("slots") or {}).get("nodes") or []
+    sizes_of_slots = [n["memory"] for n in nodes if n.get("count") and n.get("memory")]
+    slot = min(sizes_of_slots) / 2**20 if sizes_of_slots else math.nan
     for norm, size, group in _cells(results, results.trials):
         row: dict[str, Any] = {"norm": norm, "batch_size": size}
         for key in ("plain_mib", "slot_mib", "estimated_mib", "peak_memory_mib"):
             row[key] = _facts(group, key).max()
+        row["slot_mib"] = slot if math.isnan(row["slot_mib"]) else row["slot_mib"]
         for key in ("chosen_precision", "chosen_recompute"):
             row[key] = ", ".join(sorted({words for words in _words(group, key) if words}))
         rows.append(row)
@@ -819,6 +823,15 @@ def epochs_figure(results: Results) -> Figure | None:
 # ---- texts ----
 
 
+def measured_words(study: dict[str, Any]) -> str:
+    """What trials are stopped and chosen by: "validation accuracy", "held-out mAP"."""
+    metric = (study.get("search") or {}).get("metric") or study.get("metric", "val_accuracy")
+    where, _, name = str(metric).partition("_")
+    name = {"map": "mAP"}.get(name, name)
+    kind = {"val": "validation", "heldout": "held-out"}.get(where, where)
+    return f"{kind} {name}"
+
+
 def stopping_text(study: dict[str, Any]) -> str:
     """The values of ASHA and the plateau stop that were used, in words."""
     stopping = study.get("stopping")
@@ -831,8 +844,8 @@ def stopping_text(study: dict[str, Any]) -> str:
         first = (
             f"**ASHA** (asynchronous successive halving) over epochs: grace {grace}, reduction "
             f"factor {factor}, brackets {brackets}, at most {epochs} epochs. A trial is looked at "
-            f"after {_rungs(grace, factor, epochs)} and goes on if its validation accuracy is in "
-            f"the best 1/{factor} of the trials seen there so far"
+            f"after {_rungs(grace, factor, epochs)} and goes on if its {measured_words(study)} is "
+            f"in the best 1/{factor} of the trials seen there so far"
         )
         first += (
             f"; with {brackets} brackets some trials start at a later rung."
@@ -843,8 +856,8 @@ def stopping_text(study: dict[str, Any]) -> str:
         first = f"No scheduler compared the trials while they ran; at most {epochs} epochs."
     patience = int(stopping.get("patience") or 0)
     second = (
-        f" **Plateau**: a trial ends when its validation accuracy has not improved for {patience} "
-        "epochs."
+        f" **Plateau**: a trial ends when its {measured_words(study)} has not improved for "
+        f"{patience} epochs."
         if patience
         else " The plateau stop was off."
     )
@@ -1078,7 +1091,13 @@ def memory_text(results: Results) -> str:
     if len(chosen) == 1:
         one = chosen.iloc[0]
         recompute = "with" if one["chosen_recompute"] == "True" else "without"
-        return text + f"All cells ran in {one['chosen_precision']} {recompute} recomputation."
+        text += f"All cells ran in {one['chosen_precision']} {recompute} recomputation"
+        laid_out = (results.study.get("fit") or {}).get("settings")
+        return text + (
+            ", chosen before the first trial so that the largest fits its slot."
+            if laid_out
+            else "."
+        )
     return (
         text + "**The cells did not all run with the same precision and recomputation** (table): "
         "recomputation changes time only, lower precision can change accuracy too."
@@ -1101,10 +1120,16 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         )
     stopped = _counted(results.trials)["state"].eq("stopped")
     if stopped.any():
+        halved = (measured(results)["reason"] == "ASHA").any()
         items.append(
-            f"{int(stopped.sum())} trials are censored. ASHA stops what is behind early, so it "
-            "also cuts slow starters: a large batch takes fewer steps per epoch. A cell with "
-            "stopped trials might have done better, never worse, at its best."
+            f"{int(stopped.sum())} trials are censored. "
+            + (
+                "ASHA stops what is behind early, so it also cuts slow starters: a large batch "
+                "takes fewer steps per epoch. "
+                if halved
+                else ""
+            )
+            + "A cell with stopped trials might have done better, never worse, at its best."
         )
     items.append(
         "The best epoch is chosen on the validation images that also measure it, and a trial with "

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import figures, provenance, tables
+from analysis import figures, provenance, statistics, tables
 from analysis import report as reports
-from analysis.batch_size import stopping_text
+from analysis.batch_size import measured_words, stopping_text
 from analysis.markup import escape
 from analysis.norms_answers import percent, points
 from analysis.report import Block, Code, Figure, Section, Text, join
@@ -27,11 +27,12 @@ from core.storage import read_json
 
 DEFAULT = "default"
 COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
+# Parts of the trials that ran after the search, on all training images, and what they hold.
+REPORTED = {"reported-default": "default", "reported-best": "best found"}
 _MOST_ROWS = 50
 _EDGE = 0.05  # share of a range: a best value closer to an end than this lies at the edge
 
 
-@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
 
@@ -44,13 +45,17 @@ def report(path: Path) -> None:
     results = load(path)
     if not results.study.get("search"):
         raise UserError(f"{path / 'study.json'} holds no search: it was not made with --search")
-    settings, every = settings_table(results), trial_table(results)
-    for table in (settings, every):
+    settings, every, final = (
+        settings_table(results), trial_table(results), reported_table(results)
+    )  # fmt: skip
+    for table in (settings, every, *([final] if final else [])):
         tables.write(table, path / "tables")
     title = f"Search for the best settings of {results.study['study']}"
-    sections = _sections(results, settings, every)
+    sections = _sections(results, settings, every, final)
     reports.write(provenance.study_report(results, title, sections), path)
     tables.print_table(replace(settings, note=_plain(verdict(results))))
+    if final:
+        tables.print_table(replace(final, note=_plain(outcome(results))))
     if best_trial(results) is not None:
         file = shlex.quote(str(path / "best_config.json"))
         print(f"use it: python {_script(results)} --config {file}")
@@ -75,14 +80,23 @@ def space(results: Results) -> dict[str, dict[str, Any]]:
     return results.study["search"]["space"]
 
 
+def metric(results: Results) -> str:
+    """What the search is scored by: `heldout_accuracy`; in older folders `val_accuracy`."""
+    return results.study["search"].get("metric") or results.study.get("metric", "val_accuracy")
+
+
 def measure(results: Results) -> str:
-    """The searched metric in words: what `best_val_<name>` of trials.csv holds."""
-    name = str(results.study.get("metric", "val_accuracy")).removeprefix("val_")
-    return {"map": "mAP"}.get(name, name)
+    """The searched metric in words, without the images that it is of: "accuracy", "mAP"."""
+    return measured_words(results.study).partition(" ")[2]
+
+
+def held_out(results: Results) -> bool:
+    """Whether the search was scored on a part of the training images."""
+    return metric(results).startswith("heldout_")
 
 
 def _best_value(results: Results) -> str:
-    return f"best val {measure(results)} (%)"
+    return f"best {'held-out' if held_out(results) else 'val'} {measure(results)} (%)"
 
 
 def _coded(span: dict[str, Any], value: Any) -> Any:
@@ -111,7 +125,8 @@ def configurations(results: Results) -> pd.DataFrame:
         epochs_run, stopped_by.
     """
     trials = _with_settings(results)
-    trials = trials[trials["trial"] != DEFAULT].reset_index(drop=True)
+    searched = (trials["trial"] != DEFAULT) & ~trials["part"].isin(list(REPORTED))
+    trials = trials[searched].reset_index(drop=True)
     trials["so_far"] = trials["value"].cummax().ffill()
     trials["number"] = range(len(trials))
     keys = ["number", "trial", "state", *space(results), "value", "so_far"]
@@ -135,7 +150,10 @@ def best_trial(results: Results) -> dict[str, Any] | None:
 
 
 def _with_settings(results: Results) -> pd.DataFrame:
-    """All trials with the searched settings as declared and their value."""
+    """All trials with the searched settings as declared and their value.
+
+    The column lr of trials.csv may hold the rate of the last epoch; study.json has what was set.
+    """
     trials = results.trials.copy()
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}
@@ -150,7 +168,7 @@ def _with_settings(results: Results) -> pd.DataFrame:
             values.append(math.nan if value is None else value)
         trials[key] = pd.Series(values, index=trials.index, dtype=float)
     counted = trials["state"].isin(COUNTED)
-    column = f"best_{results.study.get('metric', 'val_accuracy')}"
+    column = f"best_{metric(results)}"
     value = trials.get(column, pd.Series(math.nan, index=trials.index)).astype(float)
     trials["value"] = value.where(counted & np.isfinite(value))
     for key in ("epochs_run", "stopped_by"):
@@ -171,7 +189,65 @@ def _own_rate(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
     return trials
 
 
+def gain(results: Results) -> dict[str, Any]:
+    """Best minus default in the reported metric, paired over seeds; empty without a pair.
+
+    Returns:
+        difference, low, high, n as of `statistics.paired`.
+    """
+    trials, column = results.trials, f"best_{results.study['metric']}"
+    trials = trials[trials["part"].isin(list(REPORTED))]
+    if column not in trials or not set(REPORTED) <= set(trials["part"]):
+        return {}
+    found = statistics.paired(trials, "part", column, "reported-default", states=COUNTED)
+    return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else {}
+
+
 # ---- tables ----
+
+
+def reported_table(results: Results) -> tables.Table | None:
+    """Default and best, trained on all images and scored on the reported: tables/reported."""
+    column, rows = f"best_{results.study['metric']}", []
+    for part, words in REPORTED.items():
+        trials = results.trials[results.trials["part"] == part]
+        if trials.empty or column not in trials:
+            continue
+        found = statistics.t_interval(statistics.usable(trials, column, COUNTED)[column])
+        difference = gain(results) if part == "reported-best" else {}
+        rows.append(
+            {"settings": words, **found._asdict(), "of": len(trials)}
+            | {key: difference.get(key, math.nan) for key in ("difference",)}
+            | {f"difference_{key}": difference.get(key, math.nan) for key in ("low", "high")}
+        )
+    if not rows:
+        return None
+
+    def interval(row: Any, mean: str, low: str, high: str, signed: bool = False) -> str:
+        return tables.bracketed(*(row[key] * 100 for key in (mean, low, high)), signed=signed)
+
+    columns = (
+        tables.text("settings", "settings"),
+        tables.count_of("n", "of"),
+        tables.Column(
+            f"best val {measure(results)} (%)", lambda row: interval(row, "mean", "low", "high")
+        ),
+        tables.Column(
+            "minus default (points)",
+            lambda row: (
+                ""
+                if math.isnan(row["difference"])
+                else interval(row, "difference", "difference_low", "difference_high", True)
+            ),
+        ),
+    )
+    note = (
+        "Mean [95 % t interval] over seeds, at each trial's best epoch; the difference is paired "
+        "over seeds. These trials were trained on all training images; no trial of the search "
+        "read the validation images."
+    )
+    caption = "Default and best settings on the validation images."
+    return tables.Table("reported", pd.DataFrame(rows), columns, caption, note)
 
 
 def settings_table(results: Results) -> tables.Table:
@@ -285,7 +361,7 @@ def history_figure(results: Results) -> Figure:
     path = figures.save(figure, results.path / "figures", "search_history")
     return Figure(
         path,
-        f"Best validation {measure(results)} of each configuration over its epochs, in the order "
+        f"Best {measured_words(results.study)} of each configuration over its epochs, in the order "
         "of the search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One "
         "seed each.",
         "Value of each configuration in the order of the search, with the best so far.",
@@ -385,7 +461,7 @@ def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
     path = figures.save(figure, results.path / "figures", "importances")
     return Figure(
         path,
-        f"Importance of each setting for the best validation {measure(results)} within the "
+        f"Importance of each setting for the best {measured_words(results.study)} within the "
         "searched ranges (fANOVA over the configurations with a value).",
         f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
     )
@@ -412,22 +488,23 @@ def summary(results: Results) -> str:
         return f"{first}**None has a value, so there is no result yet.**"
     chosen = join([f"`{key}` = {_told(span, best[key])}" for key, span in space(results).items()])
     return (
-        f"{first}The best, `{best['trial']}`, has {percent(best['value'])} validation "
-        f"{measure(results)} at its best epoch, with {chosen}. {verdict(results)}"
+        f"{first}The best, `{best['trial']}`, has {percent(best['value'])} "
+        f"{measured_words(results.study)} at its best epoch, with {chosen}. {verdict(results)} "
+        f"{outcome(results)}".rstrip()
     )
 
 
 def verdict(results: Results) -> str:
-    """Is the best configuration better than the default? One sentence, and how sure it is."""
+    """Does the best score higher in the search than the default? One sentence, and how sure."""
     best, default = best_trial(results), default_trial(results)
     if best is None:
         return "No configuration has a value yet."
     if default is None:
         return (
             "The default settings did not finish beside the search, so it cannot be said whether "
-            "the best improves on them."
+            "the best scores higher."
         )
-    gain = best["value"] - default["value"]
+    lead = best["value"] - default["value"]
     rate = "settings"
     if "lr" in space(results) and not math.isnan(default["lr"]):
         rate = f"learning rate of {significant(default['lr'])}"
@@ -435,27 +512,48 @@ def verdict(results: Results) -> str:
             rate += " and the other default settings"
     size = f"{percent(best['value'])} against {percent(default['value'])}"
     tried = int(configurations(results)["value"].notna().sum())
-    if gain <= 0:
+    if lead <= 0:
         return (
-            f"**No configuration scored higher than the default {rate}:** {size} "
-            f"({points(gain, True)}; one seed each). Keep the default."
+            f"**No configuration scores higher than the default {rate}:** {size} "
+            f"({points(lead, True)}). Keep the default."
         )
     caution = f"one seed each, and the best of {tried} is picked for being high, partly by chance"
     noise = _sampling(results, best["value"], default["value"])
-    if noise and gain < 2 * noise:
+    if noise and lead < 2 * noise:
+        kind = "held-out" if held_out(results) else "validation"
         caution += (
-            f"; the {_images(results):,} validation images alone leave an error of about "
+            f"; the {_images(results):,} {kind} images alone leave an error of about "
             f"{points(noise)} in such a difference"
         )
     return (
-        f"The best configuration scored higher than the default {rate}: {size} "
-        f"({points(gain, True)}). That is no proof that it is better: {caution}. Run both with "
-        "several seeds before relying on it."
+        f"It scores higher than the default {rate}: {size} ({points(lead, True)}), with caution: "
+        f"{caution}."
     )
 
 
+def outcome(results: Results) -> str:
+    """Is the best better than the default on the reported images? "" where that was not run."""
+    found = gain(results)
+    if not found:
+        return ""
+    seeds = f"{found['n']:.0f} seed" + ("" if found["n"] == 1 else "s")
+    size = f"{points(found['difference'], True)}"
+    if not found["std"] > 0:  # one seed, or the same difference in each: no interval
+        return f"On the validation images it differs by {size} in {seeds}, which may be chance."
+    low, high = (decimal(found[key] * 100, 1, True) for key in ("low", "high"))
+    size += f" [{low}, {high}] over {seeds}"
+    if found["low"] > 0 or found["high"] < 0:
+        way = "better" if found["low"] > 0 else "worse"
+        return f"**On the validation images it is {way} than the default settings:** {size}."
+    return f"On the validation images these seeds show no difference to the default: {size}."
+
+
 def _images(results: Results) -> int:
-    return provenance.image_counts(results.study.get("data") or {}).get("val", 0)
+    """How many images the search is scored on."""
+    data = results.study.get("data") or {}
+    if held_out(results):
+        return (data.get("holdout") or {}).get("scored", 0)
+    return provenance.image_counts(data).get("val", 0)
 
 
 def _sampling(results: Results, *fractions: float) -> float:
@@ -503,13 +601,28 @@ def importance_text(results: Results) -> str:
     )
 
 
+def _chosen_on(results: Results) -> str:
+    """On which images settings and epochs are chosen."""
+    if not held_out(results):
+        return (
+            "Settings are chosen on the validation images, so the best value is no estimate for "
+            "new images; a test set or other seeds have to confirm it."
+        )
+    absent = ((results.study.get("data") or {}).get("holdout") or {}).get("missing") or []
+    few = f" None of them shows {join([escape(name) for name in absent])}." if absent else ""
+    return (
+        f"Settings are chosen on {_images(results):,} images held out of the training images, so "
+        f"their values are no estimate for new images.{few} The trials on the validation images "
+        "choose their best epoch on these, as every trial of a comparison does."
+    )
+
+
 def limits(results: Results) -> str:
     """What the numbers cannot carry."""
     items = [
         "One seed for each configuration: a lead may be luck of the seed. The largest of many "
         "noisy values is higher than its own mean would be.",
-        "Settings are chosen on the validation images, so the best value is no estimate for new "
-        "images; a test set or other seeds have to confirm it.",
+        _chosen_on(results),
         "TPE proposes more often where values were high: the marks are not spread evenly, and the "
         "scatter plots show settings together, not one alone.",
     ]
@@ -532,7 +645,9 @@ def limits(results: Results) -> str:
 # ---- the report ----
 
 
-def _sections(results: Results, settings: tables.Table, every: tables.Table) -> list[Section]:
+def _sections(
+    results: Results, settings: tables.Table, every: tables.Table, final: tables.Table | None
+) -> list[Section]:
     drawn: Sequence[Block] = (
         (history_figure(results), settings_figure(results)) if best_trial(results) else ()
     )
@@ -543,7 +658,7 @@ def _sections(results: Results, settings: tables.Table, every: tables.Table) -> 
     if rest > 0:
         shown = replace(shown, note=f"{rest} more are in tables/search_trials.csv.")
     return [
-        Section("Result", (Text(words), settings)),
+        Section("Result", (Text(words), *([final] if final else []), settings)),
         Section("Use it", _use(results)),
         Section(
             "What was tried", (*drawn, Text(f"Early stopping. {stopping_text(results.study)}"))

@@ -91,6 +91,7 @@ class Trial:
         gpus: the GPUs that process was given, e.g. "0".
         node: the id of that node.
         attempt: how many processes have begun it.
+        metric: the name of what it is scored by.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Trial:
     gpus: str
     node: str
     attempt: int
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,12 @@ class Snapshot:
     damaged: list[Path]
 
     def best(self) -> Trial | None:
-        """Return the trial with the best metric of those that did not fail."""
+        """Return the trial with the best metric of those that did not fail.
+
+        The study's metric goes before the one that a search is scored by.
+        """
         good = [t for t in self.trials if t.best is not None and t.state not in _BAD]
+        good = [t for t in good if t.metric == self.declared.get("metric")] or good
         pick = min if self.declared.get("mode") == "min" else max
         return pick(good, key=lambda t: t.best or 0.0) if good else None
 
@@ -453,7 +459,7 @@ def overview(snapshots: Sequence[Snapshot | tuple[Path, str]], width: int, now: 
                 f"{sum(t.ended > 0 for t in s.trials)} of {len(s.trials)}",
                 str(s.count("running") or ""),
                 Text(str(bad or ""), "red"),
-                f"{_plain(s.declared['metric'])} {_value(best.best)}" if best else "",
+                f"{_plain(best.metric)} {_value(best.best)}" if best else "",
                 f"{clock(now - s.changed)} ago",
             )
         )
@@ -581,7 +587,8 @@ def _trial(
     rows = _rows(history)
     config = planned.get("config")
     epochs = config.get("epochs") if isinstance(config, dict) else None
-    values = [(_number(row.get(declared["metric"])), row["epoch"]) for row in rows]
+    metric = planned.get("metric", declared["metric"])  # a search's trials have their own
+    values = [(_number(row.get(metric)), row["epoch"]) for row in rows]
     known = [pair for pair in values if pair[0] is not None]
     sign = -1 if declared["mode"] == "min" else 1
     best = max(known, key=lambda pair: sign * (pair[0] or 0.0), default=(None, None))
@@ -608,6 +615,7 @@ def _trial(
         gpus=",".join(map(_plain, gpus)) if isinstance(gpus, list) else "",
         node=_plain(attempt.get("node")),
         attempt=int(_number(attempt.get("attempt")) or 1),
+        metric=str(metric),
     )
 
 
@@ -692,7 +700,7 @@ def _head(s: Snapshot, now: float, cut: bool) -> list[Text]:
         head.append(_slots(s, cut))
     best = s.best()
     if best is not None:
-        text = f"best {_plain(s.declared['metric'])} {_value(best.best)}"
+        text = f"best {_plain(best.metric)} {_value(best.best)}"
         head.append(Text.assemble((text, "bold"), f" ({best.name}, epoch {best.best_epoch})"))
     head += [Text(f"cannot be read: {_plain(path)}", "yellow") for path in s.damaged[:3]]
     head += _more(len(s.damaged) - 3, "unreadable files")
@@ -737,8 +745,14 @@ def _slots(s: Snapshot, cut: bool) -> Text:
     return Text(f"slots: {used} of {total} used: " + ", ".join(each))
 
 
+def _metric(trials: Sequence[Trial], s: Snapshot) -> str:
+    """Return what these trials are scored by, if it is the same for all."""
+    named = {t.metric for t in trials} or {str(s.declared["metric"])}
+    return named.pop() if len(named) == 1 else "metric"
+
+
 def _active_table(trials: Sequence[Trial], s: Snapshot, width: int) -> Table:
-    metric = _plain(s.declared["metric"])
+    metric = _plain(_metric(trials, s))
     headers = (
         ("host", 3),
         ("process", 5),
@@ -769,7 +783,7 @@ def _ended_table(trials: Sequence[Trial], s: Snapshot, width: int, now: float) -
     headers = (
         ("state", 0),
         ("epochs", 2),
-        (_plain(s.declared["metric"]), 1),
+        (_plain(_metric(trials, s)), 1),
         ("best", 1),
         ("took", 3),
         ("ended", 2),

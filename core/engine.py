@@ -340,11 +340,11 @@ def reported(planned: Plan, search: Search) -> list[Planned]:
     found = {name: best.config[name] for name in search.space}
     return [
         Planned(
-            trial_name({"reported": name} | seed),
-            "reported",
+            trial_name({"reported": p.trial} | seed),
+            f"reported-{kind}",
             {**search.config, "holdout": 0.0, **settings, **seed},
         )
-        for name, settings in ((DEFAULT, {}), (best.trial, found))
+        for kind, p, settings in (("default", planned.trials[0], {}), ("best", best, found))
         for seed in ([{"seed": seed} for seed in planned.grid.get("seed", ())] or [{}])
     ]
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from analysis import report, search
 from analysis.results import load
@@ -115,6 +117,35 @@ def build(
     return path
 
 
+def hold_out(path: Path, default: list[float], best: list[float]) -> Path:
+    """Turn a folder of `build` into one whose search was scored on images held out of train.
+
+    Args:
+        path: the result folder.
+        default: values of the default on the validation images, by seed.
+        best: those of search-0007.
+    """
+    study = json.loads((path / "study.json").read_text())
+    study["search"]["metric"] = "heldout_accuracy"
+    study["data"]["holdout"] = {"share": 0.1, "trained": 450, "scored": 50, "missing": ["Owl"]}
+    trials = pd.read_csv(path / "trials.csv", keep_default_na=False)
+    trials = trials.rename(columns={"best_val_accuracy": "best_heldout_accuracy"})
+    added = []
+    for kind, name, values in (("default", "default", default), ("best", "search-0007", best)):
+        planned = next(entry for entry in study["trials"] if entry["trial"] == name)
+        for seed, value in enumerate(values):
+            trial, part = f"reported={name},seed={seed}", f"reported-{kind}"
+            config = planned["config"] | {"seed": seed}
+            study["trials"].append({"trial": trial, "part": part, "config": config})
+            row = trials[trials["trial"] == name].iloc[0].to_dict() | config
+            row |= {"trial": trial, "part": part, "best_heldout_accuracy": ""}
+            added.append(row | {"best_val_accuracy": value})
+    trials = pd.concat([trials, pd.DataFrame(added)])
+    trials.to_csv(path / "trials.csv", index=False)
+    (path / "study.json").write_text(json.dumps(study), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     folder = build(tmp_path_factory.mktemp("search") / "full")
@@ -134,6 +165,46 @@ def test_everything_is_written(full):
     assert len(page.named("svg")) == 3
     for file in [full / "report.html", full / "report.pdf", *(full / "tables").iterdir()]:
         assert str(full).encode() not in file.read_bytes()
+
+
+def test_one_report_has_what_was_tried_and_what_came_of_it(tmp_path, capsys):
+    default, best = [0.60, 0.62, 0.61], [0.66, 0.67, 0.68]
+    folder = hold_out(build(tmp_path / "x"), default, best)
+    search.report(folder)
+    tried = pd.read_csv(folder / "tables" / "search_trials.csv")
+    assert len(tried) == 12 and tried["value"].max() == 0.7
+    found = pd.read_csv(folder / "tables" / "reported.csv").set_index("settings")
+    assert found["n"].to_dict() == {"default": 3, "best found": 3}
+    assert found.loc["best found", "mean"] == pytest.approx(np.mean(best))
+    gains = np.subtract(best, default)
+    low, high = scipy.stats.t.interval(0.95, 2, gains.mean(), scipy.stats.sem(gains))
+    assert found.loc["best found", "difference"] == pytest.approx(gains.mean())
+    assert found.loc["best found", "difference_low"] == pytest.approx(low)
+    assert found.loc["best found", "difference_high"] == pytest.approx(high)
+    words = words_of(folder)
+    assert "best held-out accuracy (%)" in words and "best val accuracy (%)" in words
+    assert "has 70.0" in words and "held-out accuracy at its best epoch" in words
+    assert "On the validation images it is better than the default settings: +6.0" in words
+    assert "chosen on 50 images held out of the training images" in words
+    assert "None of them shows Owl." in words
+    assert "if its held-out accuracy is in the best 1/4" in words
+    assert "+6.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ([0.55, 0.58, 0.55], "it is worse than the default settings: −5.0 points [−7.5, −2.5]"),
+        ([0.58, 0.68, 0.61], "these seeds show no difference to the default: +1.3 points [−"),
+        ([0.66], "it differs by +6.0 points in 1 seed, which may be chance"),
+        ([0.65, 0.67], "it differs by +5.0 points in 2 seeds, which may be chance"),
+        ([], ""),
+    ],
+)
+def test_a_winner_is_named_where_the_interval_excludes_zero(tmp_path, best, said):
+    results = load(hold_out(build(tmp_path / "x"), [0.60, 0.62, 0.61], best))
+    found = search.outcome(results).replace("\u00a0", " ")
+    assert said in found and bool(said) == bool(found)
 
 
 def test_tables_are_recomputed_from_trials_csv(full):
@@ -166,11 +237,8 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
     assert "TPE proposed 12 of 12 configurations" in words
     assert "10 finished, 1 stopped early and 1 failed" in words
     assert "The best, search-0007, has 70.0" in words
-    assert (
-        "scored higher than the default learning rate of 0.1 and the other default settings"
-        in words
-    )
-    assert "That is no proof that it is better: one seed each, and the best of 11" in words
+    assert "scores higher than the default learning rate of 0.1 and the other default" in words
+    assert "(+10.0 points), with caution: one seed each, and the best of 11" in words
     assert "python studies/norms.py --config best_config.json" in words
     assert "lr 0.80, weight_decay 0.15 and momentum 0.05" in words
     assert "ASHA (asynchronous successive halving) over epochs: grace 1" in words
@@ -184,10 +252,10 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
 @pytest.mark.parametrize(
     ("default", "said"),
     [
-        (0.7, "No configuration scored higher than the default"),
-        (0.75, "No configuration scored higher than the default"),
+        (0.7, "No configuration scores higher than the default"),
+        (0.75, "No configuration scores higher than the default"),
         (0.69, "validation images alone leave an error of about"),
-        (None, "cannot be said whether the best improves"),
+        (None, "cannot be said whether the best scores higher"),
     ],
 )
 def test_the_verdict_follows_the_values(tmp_path, default, said):

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from core import slots
+from analysis.results import load_predictions
+from core import data, slots, synthetic_birds, trial
 from core.engine import command_line
 from core.memory import WORKSPACE
 from studies import batch_size, norms
@@ -114,6 +115,86 @@ def test_a_trial_that_fits_in_no_way_is_refused_before_any_runs(tmp_path, monkey
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "batch 128 at 16x16 needs about 0.1 GiB even in" in error
     assert not list(tmp_path.rglob("study.json"))
+
+
+def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, monkeypatch):
+    read, load = {}, data.load
+
+    def watching(root, size, splits, **options):
+        running = trial._current.get()
+        if running is not None:
+            read[running.spec.name] = splits
+        return load(root, size, splits, **options)
+
+    monkeypatch.setattr(data, "load", watching)
+    few = ["norm=gn", "batch_size=30", "n=1", "epochs=2"]
+    base = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few]
+    search = [*base, "--search", "optuna", "--trials", "2", "--grace", "1"]
+    assert command_line(batch_size.study, search) == 0
+    folder = tmp_path / "batch_size" / "smoke"
+    declared = json.loads((folder / "study.json").read_text())
+    assert declared["stopping"]["scheduler"] == "asha"
+    assert declared["search"]["metric"] == "heldout_accuracy"
+    searched = ["default", "search-0000", "search-0001"]
+    chosen = [t["trial"] for t in declared["trials"] if t["part"] == "reported-best"]
+    assert [t["trial"] for t in declared["trials"]] == [
+        *searched, "reported=default,seed=0", *chosen
+    ]  # fmt: skip
+    assert {name: read[name] for name in searched} == dict.fromkeys(searched, ("train",))
+    assert read[chosen[0]] == ("train", "val")
+
+    sets = load(synthetic_birds.default_birds(), 16, limit={"train": 150, "val": 50})
+    files = load_predictions(folder, "default").files.tolist()
+    assert set(files) < set(sets["train"].files) and len(files) == 15
+    assert declared["data"]["holdout"]["scored"] == 15
+    assert load_predictions(folder, chosen[0]).files.tolist() == list(sets["val"].files)
+
+    history = pd.read_csv(folder / "history.csv").set_index("trial")
+    assert history.loc[searched].val_accuracy.isna().all()
+    assert history.loc[searched].heldout_accuracy.notna().all()
+    trials = pd.read_csv(folder / "trials.csv").set_index("trial")
+    best = trials.loc[searched[1:]].best_heldout_accuracy.idxmax()
+    assert chosen == [f"reported={best},seed=0"]
+    assert trials.holdout.loc[searched].eq(0.1).all() and trials.holdout[chosen[0]] == 0
+    kept = json.loads((folder / "checkpoints" / "best.json").read_text())
+    assert kept["trial"].startswith("reported=")
+    tables = {path.name for path in (folder / "tables").iterdir()}
+    assert {"search_trials.csv", "reported.csv"} <= tables
+
+    config = ["--config", str(folder / "best_config.json"), "--name", "again"]
+    study = replace(batch_size.study, report=lambda folder: None)
+    assert command_line(study, [*base, *config]) == 0
+    again = pd.read_csv(tmp_path / "batch_size" / "again" / "history.csv")
+    assert again.val_loss.tolist() == history.val_loss.loc[chosen[0]].tolist()
+
+    modified = {p: p.stat().st_mtime_ns for p in folder.glob("trials/search-*/result.json")}
+    (folder / "trials" / chosen[0] / "result.json").unlink()
+    assert command_line(replace(study, search_report=study.report), [*search, "--resume"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in modified} == modified
+    resumed = pd.read_csv(folder / "history.csv").set_index("trial")
+    pd.testing.assert_frame_equal(resumed, history)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--set", "holdout=0.1"], "--set holdout=0.1: only --search holds training images out"),
+        (["--search", "optuna", "--set", "holdout=0"], "never scored on the validation images"),
+        (["--set", "holdout=0.7"], "a share of at most 0.5"),
+        (
+            ["--search", "optuna", "--set", "train_images=40"],
+            "0.1 of the training images, which is 4 of 40: give at least 5",
+        ),
+        (
+            ["--search", "optuna", "--set", "batch_size=140"],
+            "there are only 135 training images: give at most 135",
+        ),
+    ],
+)
+def test_images_held_out_are_for_searches_and_enough(tmp_path, capsys, arguments, words):
+    assert command_line(batch_size.study, [*SMOKE, "--results-dir", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path, capsys):

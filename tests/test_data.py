@@ -572,3 +572,14 @@ def test_a_crop_is_that_of_imagenets_validation(tmp_path, width, height):
     images, _ = data.decoded(tmp_path, [file], 224, "crop")
     theirs = transforms.CenterCrop(224)(transforms.Resize(256)(Image.fromarray(pixels)))
     assert np.array_equal(images[0].transpose(1, 2, 0), np.asarray(theirs))
+
+
+def test_a_part_of_a_set_reads_the_pixels_it_is_asked_for():
+    images = np.arange(5 * 3 * 4 * 4, dtype=np.uint8).reshape(5, 3, 4, 4)
+    names = tuple("abcde")
+    whole = data.ImageSet(images, np.arange(5), names, names, digests=names, skipped=("x",))
+    some = data.part(whole, np.array([1, 3, 4]))
+    assert len(some) == 3 and some.files == some.digests == ("b", "d", "e")
+    assert some.labels.tolist() == [1, 3, 4] and some.classes == names and some.skipped == ("x",)
+    assert some.images.shape == (3, 3, 4, 4) and len(some.images) == 3
+    assert (some.images[np.array([2, 0])] == images[[4, 1]]).all()

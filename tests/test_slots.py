@@ -112,3 +112,23 @@ def test_a_node_that_has_just_lost_a_trial_gets_the_next_one_last():
         fleet.give("second")
     fleet.suspect("second")  # both are suspect: the one with the older loss is tried
     assert [fleet.take().node for _ in range(5)] == ["first"] * 5
+
+
+def test_a_slot_smaller_than_the_trials_were_laid_out_for_is_named():
+    small, large = (on_node(node(size), TWO, 1, use_gpus=True) for size in (2.2 * GIB, 24e9))
+    assert small.memory is not None and small.memory < TWO == large.memory
+    assert slots.too_small([large, small], small.memory) == ""
+    told = slots.too_small([large, small], TWO)
+    assert told.startswith("a slot on host has 1.9") and "2.00 GiB" in told
+    nothing = [on_node(node(), TWO, 1, use_gpus=gpus) for gpus in (True, False)]
+    assert slots.too_small(nothing, TWO) == ""  # no slot, or no limit
+
+
+@pytest.mark.parametrize("told, native", [("8.0\\n9.0", True), ("8.6\\n7.5", False), ("", False)])
+def test_bfloat16_is_taken_where_every_card_computes_in_it(tmp_path, monkeypatch, told, native):
+    """As torch.cuda.is_bf16_supported(including_emulation=False) has it: capability 8 or more."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{told}\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert slots.cards_have_bfloat16() == native

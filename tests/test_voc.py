@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,26 @@ def test_equal_images_share_a_fold():
     assert (fold[::2] == fold[1::2]).all() and len(set(fold.tolist())) > 1
 
 
+def test_a_share_is_held_out_evenly_and_every_class_stays_in_training():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((200, 6)) < np.linspace(0.05, 0.5, 6), 1, -1)
+    labels = np.concatenate([labels, -np.ones((200, 1), dtype=int)], axis=1)
+    digests = [f"{min(i, 198)}" for i in range(200)]  # the last two images are equal
+    for alone in range(200):  # wherever the only example of a class is, it is trained on
+        labels[:, 6], labels[alone, 6] = -1, 1
+        if alone % 40 == 0:
+            kept, held = folds.hold_out(labels, 0.1, digests)
+            assert sorted([*kept, *held]) == list(range(200)) and 17 <= len(held) <= 23
+            assert alone in kept and (198 in kept) == (199 in kept)
+            share = (labels[held] == 1).sum(0)[:6] / (labels == 1).sum(0)[:6]
+            assert (abs(share - 0.1) < 0.06).all()
+    again = folds.hold_out(labels, 0.1, digests)
+    assert (again[1] == folds.hold_out(labels, 0.1, digests)[1]).all()
+    species = np.arange(100) % 4
+    _, held = folds.hold_out(species, 0.2)
+    assert np.bincount(species[held]).tolist() == [5, 5, 5, 5]
+
+
 @pytest.fixture(scope="module")
 def crossed(pictures, tmp_path_factory) -> Path:
     """A finished study of one seed with three folds."""
@@ -302,6 +323,40 @@ def test_folds_are_described(pictures):
     described = describe_images(SMALL | {"data_dir": str(pictures), "folds": 3})
     assert sum(described["folds"]["sizes"]) == 40 and described["folds"]["number"] == 3
     assert str(pictures.parent) not in json.dumps(described)
+
+
+def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
+    arguments = ("--seeds", "2", "--set", "holdout=0.25", "epochs=1", "batch_size=15")
+    plain = replace(study, search_report=lambda folder: None)
+    fixed = ["--local", "--data-dir", str(pictures), "--results-dir", str(tmp_path)]
+    small = ["--weights", "none", "--name", "few", "--set", "image_size=32"]
+    search = ["--search", "optuna", "--trials", "1"]
+    assert command_line(plain, [*fixed, *small, *search, *arguments]) == 0
+    folder = tmp_path / "voc" / "few"
+    declared = json.loads((folder / "study.json").read_text())
+    assert (
+        declared["data"]["holdout"]["scored"] == 10 == 40 - declared["data"]["holdout"]["trained"]
+    )
+    history = pd.read_csv(folder / "history.csv").set_index("trial")
+    held, trained = set(), set()
+    for name in ("default", "search-0000"):
+        found = stored(folder, name)
+        held, trained = set(found["files"].tolist()), set(found["train_files"].tolist())
+        assert len(held) == 10 and len(trained) == 30 and not held & trained
+        counted = found["labels"] != 0
+        values = [
+            average_precision_score(found["labels"][m, c] == 1, found["scores"][m, c])
+            for c, m in enumerate(counted.T)
+            if (found["labels"][m, c] == 1).any()
+        ]
+        assert np.mean(values) == pytest.approx(history.heldout_map[name], abs=1e-12)
+        assert np.isnan(history.val_map[name])
+    for seed in (0, 1):
+        for name in ("default", "search-0000"):
+            found = stored(folder, f"reported={name},seed={seed}")
+            assert set(found["train_files"].tolist()) == held | trained
+            assert len(found["files"]) == 20 and not set(found["files"].tolist()) & trained
+            assert history.val_map[f"reported={name},seed={seed}"] > 0
 
 
 # --- the study ---
