@@ -614,9 +614,7 @@ def _seeds_shown(results: Results) -> tables.Table:
 def _caption(results: Results) -> str:
     recipes = results.levels("recipe")
     recipe = f", recipe {recipes[0]}" if recipes else ""
-    return (
-        f"Norms compared{recipe}{norms_answers.optimised(results)}, best validation accuracy first."
-    )
+    return f"Norms compared{recipe}, best validation accuracy first."
 
 
 def _subject(numbers: pd.DataFrame) -> str:
