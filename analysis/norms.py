@@ -114,7 +114,7 @@ def with_best(results: Results) -> pd.DataFrame:
         for metric in (*METRICS, "loss")
     }
     values = {name: kept[column].astype(float) for name, column in found.items() if column in kept}
-    return results.trials.assign(**dict.fromkeys(found, float("nan")), **values)
+    return results.trials.assign(**{**dict.fromkeys(found, float("nan")), **values})
 
 
 def norm_numbers(results: Results) -> pd.DataFrame:
