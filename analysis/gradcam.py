@@ -377,18 +377,19 @@ def _check(
 
     Returns:
         images, accuracy (now), recorded (of the same epoch; None if not told) and difference (the
-        largest of any probability; None unless the stored scores are of the same epoch: they are
-        always of the last).
+        largest of any probability; None unless the stored scores are of the same epoch: they once
+        were of the last).
     """
     history = results.history
     row = history[(history["trial"] == best["trial"]) & (history["epoch"] == best["epoch"])]
     recorded = row["val_accuracy"].iloc[0] if len(row) and "val_accuracy" in row else None
     last = history.loc[history["trial"] == best["trial"], "epoch"].max()
     difference = None
-    if last == best["epoch"] and best["trial"] in results.with_predictions():
+    if best["trial"] in results.with_predictions():
         stored = load_predictions(results.path, best["trial"])
         place = {file: number for number, file in enumerate(stored.files)}
-        if all(file in place for file in val.files):
+        same = best["epoch"] == (last if stored.epoch is None else stored.epoch)
+        if same and all(file in place for file in val.files):
             scores = stored.scores[[place[file] for file in val.files]].astype(np.float64)
             odds = np.exp(scores - scores.max(axis=1, keepdims=True))
             stored_probabilities = odds / odds.sum(axis=1, keepdims=True)

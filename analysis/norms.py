@@ -115,7 +115,7 @@ def with_best(results: Results) -> pd.DataFrame:
         for metric in (*METRICS, "loss")
     }
     values = {name: kept[column].astype(float) for name, column in found.items() if column in kept}
-    return results.trials.assign(**dict.fromkeys(found, float("nan")), **values)
+    return results.trials.assign(**{**dict.fromkeys(found, float("nan")), **values})
 
 
 def norm_numbers(results: Results) -> pd.DataFrame:
@@ -615,9 +615,7 @@ def _seeds_shown(results: Results) -> tables.Table:
 def _caption(results: Results) -> str:
     recipes = results.levels("recipe")
     recipe = f", recipe {recipes[0]}" if recipes else ""
-    return (
-        f"Norms compared{recipe}{norms_answers.optimised(results)}, best validation accuracy first."
-    )
+    return f"Norms compared{recipe}, best validation accuracy first."
 
 
 def _subject(numbers: pd.DataFrame) -> str:

@@ -153,8 +153,10 @@ def cost(results: Results, numbers: pd.DataFrame) -> str:
     """Time and memory, and on what they were measured."""
     seconds = results.trials["seconds"].dropna() if "seconds" in results.trials else pd.Series()
     total = f" All trials shown here took {duration(seconds.sum())}." if len(seconds) else ""
+    counted = "optimizer" in results.trials  # commits before took what the process had grown by
+    cpu = ", on a CPU that of the tensors of a training step" if counted else ""
     memory = (
-        " Peak memory is what the trial itself recorded, on a GPU that of its CUDA allocator."
+        f" Peak memory is what the trial itself recorded, on a GPU that of its CUDA allocator{cpu}."
         if numbers["peak_memory_mib"].notna().any()
         else " Peak memory was not recorded."
     )
@@ -466,17 +468,6 @@ def training_note(results: Results) -> str:
 def curve_note(running: bool) -> str:
     """What training curves are of, if they are running ones."""
     return "Running: of augmented images, with the weights of each step. " if running else ""
-
-
-def optimised(results: Results) -> str:
-    """Optimiser and learning rates of the trials, where they were recorded."""
-    if not {"optimizer", "base_lr"} <= set(results.trials):
-        return ""
-    names = join([str(name) for name in results.trials["optimizer"].dropna().unique()])
-    rates = join(
-        [significant(rate) for rate in sorted(results.trials["base_lr"].dropna().unique())]
-    )
-    return f", {names} at learning rate {rates}" if rates else ""
 
 
 def _cost_sentence(ranked: pd.DataFrame) -> str:

@@ -166,6 +166,7 @@ def how_made(results: Results, timed: bool = True) -> Section:
         ("Commit", _commit(study.get("git") or {})),
         ("Scale", _words(study.get("scale"))),
         ("Seeds", _seeds(results)),
+        ("Optimiser", _optimisers(results)),
         ("Started", _words(study.get("started")) if timed else ""),
         ("Versions", _words(study.get("versions"))),
         ("Hardware", _words(study.get("hardware"))),
@@ -187,6 +188,19 @@ def how_made(results: Results, timed: bool = True) -> Section:
         "How this was made",
         (*([Code(wrap_command(command))] if command else []), table),
     )
+
+
+def _optimisers(results: Results) -> str:
+    """Each optimiser with the learning rates at their highest, where they are known."""
+    noted = results.trials.set_index("trial").get("base_lr", pd.Series(dtype=float))
+    rates: dict[str, dict[str, None]] = {}
+    for entry in results.study["trials"]:
+        config = entry.get("config", {})
+        rate = noted.get(entry["trial"])
+        rate = config.get("lr") if rate is None or pd.isna(rate) else rate
+        if "optimizer" in config and rate is not None:
+            rates.setdefault(str(config["optimizer"]), {})[tables.significant(float(rate))] = None
+    return "; ".join(f"{name}, learning rate {join(list(found))}" for name, found in rates.items())
 
 
 def _repeatable(command: Sequence[str]) -> list[str]:

@@ -67,6 +67,7 @@ MEANING = {
     "fold": "left out; None: trained on all training images",
     "train_images": "limit; None: all",
     "val_images": "limit; None: all",
+    "train_eval": "training images are scored after each epoch too",
     "untrained": "classes without training example; None: only VOC's own are kept",
     "year": "folder of the devkit; None: the only one",
     "precision": "of the arithmetic",
@@ -234,7 +235,9 @@ def schedule(config: Mapping[str, Any]) -> str:
 
 def procedure(config: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     """Optimiser, batches, augmentation, evaluation and seeds in short sentences."""
-    optimizer = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW"}[str(config["optimizer"])]
+    optimizer = {
+        "sgd": "SGD with Nesterov momentum", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"
+    }[str(config["optimizer"])]  # fmt: skip
     weights = ((study.get("data") or {}).get("weights") or {}).get("given", "-")
     return (
         f"**Procedure.** {optimizer}, batches of {config['batch_size']}, {config['epochs']} "

@@ -74,6 +74,8 @@ def build(
                 config = {"norm": norm, "seed": seed, "batch_size": 32, "epochs": epochs}
                 if recipe:
                     config["recipe"] = recipe
+                if not old:
+                    config["optimizer"] = "sgd"
                 name = f"norm={norm},seed={seed}" + (f",recipe={recipe}" if recipe else "")
                 planned.append({"trial": name, "part": "norms", "config": config})
                 if (norm, seed) in unfinished:
@@ -103,7 +105,7 @@ def _best(best: dict, old: bool) -> dict:
         return told
     for metric in ("loss", "accuracy", "micro_f1", "macro_f1", "error"):
         told[f"best_train_{metric}"] = best[f"train_{metric}_running"] + 0.02
-    return told | {"optimizer": "sgd", "base_lr": 0.1}
+    return told | {"base_lr": 0.1}
 
 
 def _epoch(config: dict, epoch: int, epochs: int, old: bool) -> dict:

@@ -61,10 +61,10 @@ def rows_of(folder: Path, name: str) -> dict[str, dict]:
 
 
 def test_everything_is_written(full):
-    tables = {"norms", "norms_by_seed", "recipes"}
+    tables = {"norms", "norms_by_seed", "recipes", "splits", "splits_lab"}
     found = {file.name for file in (full / "tables").iterdir()}
     assert found == {f"{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")}
-    drawn = {*CURVES, "sanity", "cost", "classes", "recipes"}
+    drawn = {*CURVES, "sanity", "cost", "classes", "recipes", *(f"{c}_lab" for c in CURVES)}
     found = {file.name for file in (full / "figures").iterdir()}
     assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
 
@@ -112,7 +112,9 @@ def test_text_answers_from_the_numbers(full):
     assert "the largest difference is 0.00396 points in accuracy" in words
     assert "1 of 3 trials without normalisation did not survive training" in words
     assert "Over all epochs and trials here the two are equal" in words
-    assert "Training minus validation accuracy at the last epoch: " in words
+    assert "Training minus validation accuracy at each trial's best epoch: " in words
+    assert "Training values are of these weights, on the training images without" in words
+    assert "Optimiser sgd, learning rate 0.1 " in words
     assert "good has 1,000 times as much" in words
     assert "It takes 6 epochs of 47 steps, 282 in all" in words
     assert "(guessing among 25 classes: 3.219)" in words
@@ -137,7 +139,7 @@ def test_report_names_data_trouble_and_origin(full):
 
 def test_html_is_self_contained(full, lean):
     page = assert_self_contained((full / "report.html").read_text())
-    assert len(page.named("svg")) == 9
+    assert len(page.named("svg")) == 14
     assert_self_contained((lean / "report.html").read_text())
 
 
@@ -165,7 +167,7 @@ def test_a_copy_without_engine_files_gives_the_same_bytes(full, tmp_path):
     written = ["report.html", "report.pdf"]
     for kind in ("tables", "figures"):
         written += [f"{kind}/{file.name}" for file in (full / kind).iterdir()]
-    assert len(written) == 2 + 9 + 18
+    assert len(written) == 2 + 15 + 28
     for name in written:
         assert (copy / name).read_bytes() == (full / name).read_bytes(), name
 
@@ -213,18 +215,53 @@ def test_scores_that_do_not_belong_to_the_metrics_are_noticed(tmp_path):
     assert right == norms.Recomputed(trials=2, images=IMAGES, accuracy=0.0, macro_f1=right.macro_f1)
     assert right.macro_f1 < 1e-12
     assert "do not belong" not in norms_answers.recomputed(right)
-    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
-    trials.loc[1, "val_accuracy"] += 0.01
-    trials.to_csv(folder / "trials.csv", index=False)
+    history = pd.read_csv(folder / "history.csv", keep_default_na=False)
+    best = pd.read_csv(folder / "trials.csv", keep_default_na=False).best_epoch[1]
+    history.loc[(history.norm == "in") & (history.epoch == best), "val_accuracy"] += 0.01
+    history.to_csv(folder / "history.csv", index=False)
     wrong = norms.recompute(load(folder))
     assert wrong.accuracy == pytest.approx(0.01)
     assert "do not belong" in norms_answers.recomputed(wrong)
 
 
+def test_both_splits_are_of_the_kept_epoch_and_training_of_fixed_weights(full):
+    trials = pd.read_csv(full / "trials.csv", keep_default_na=False)
+    history = pd.read_csv(full / "history.csv", keep_default_na=False)
+    assert (trials.best_epoch.astype(int) < trials.epochs_run).any()
+    for recipe, name in (("good", "splits"), ("lab", "splits_lab")):
+        good = trials[(trials.recipe == recipe) & (trials.state == "finished")]
+        for norm, row in rows_of(full, name).items():
+            mine = good[good.norm == norm]
+            fixed = mine.best_train_accuracy.astype(float).mean()
+            assert float(row["best_train_accuracy"]) == pytest.approx(fixed, abs=1e-12)
+            rows = history.merge(mine[["trial", "best_epoch"]], on="trial")
+            rows = rows[rows.epoch == rows.best_epoch]
+            assert float(row["best_val_macro_f1"]) == pytest.approx(rows.val_macro_f1.mean())
+    assert "Best epoch of each trial" in (full / "tables" / "splits.md").read_text()
+
+
+def test_a_folder_of_before_is_read_and_its_running_figures_are_named_so(tmp_path):
+    """Commit 8948c4d wrote train_accuracy for what was running, and scores of the last epoch."""
+    folder = build(tmp_path / "x", norms=("bn", "in"), seeds=2, diverged=(), old=True)
+    norms.report(folder)
+    results = load(folder)
+    for table in (results.trials, results.history):
+        assert "train_accuracy" not in table and "train_loss_running" in table
+    assert norms.recompute(results).accuracy == 0
+    words = words_of(folder)
+    assert "Training values are running ones" in words and "augmented images" in words
+    best = results.trials.set_index("trial").best_epoch
+    rows = results.history[results.history.epoch == results.history.trial.map(best)]
+    running = rows[rows.norm == "in"].train_accuracy_running.mean()
+    found = float(rows_of(folder, "splits")["in"]["best_train_accuracy"])
+    assert found == pytest.approx(running, abs=1e-12)
+
+
 def test_differences_of_own_and_torch_bn_are_taken_per_seed_and_epoch(full):
     found = norms.own_against_torch(norms.main_recipe(load(full)))
     assert len(found) == 3 * 6
-    assert found["train_accuracy"].abs().max() == pytest.approx(4e-5 * 0.98999, rel=1e-4)
+    largest = found["train_accuracy_running"].abs().max()
+    assert largest == pytest.approx(4e-5 * 0.98999, rel=1e-4)
     assert found["val_accuracy"].abs().max() == 0
 
 
@@ -233,7 +270,7 @@ def test_recall_per_class_of_the_best_trials(full):
     assert list(recalls.index) == list(SPECIES)
     assert set(recalls.columns) == set(NORMS)
     assert matrix.sum() == IMAGES
-    best = float(load(full).trials["val_accuracy"].max())
+    best = float(load(full).trials["best_val_accuracy"].max())
     assert recalls["bin"].mean() == pytest.approx(best)
 
 
@@ -271,7 +308,7 @@ def test_a_browser_shows_it_without_a_request_or_sideways_scrolling(full):
         for width in (390, 1200):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("svg").count() == 9
+        assert page.locator("svg").count() == 14
         browser.close()
     assert asked == [address]
     assert said == []

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from analysis.results import load_predictions
 from core import data, synthetic_birds, trial
 from core.engine import command_line
 from core.errors import Diverged, UserError
+from core.training import LEARNING_RATES
 from studies.norms import study
 from trainables.birds import Config, describe_images, train_birds
 
@@ -48,7 +50,10 @@ def test_every_norm_trains_and_reports_every_metric(birds, norm):
     assert [row["epoch"] for row in rows] == [1, 2]
     names = ("loss", "accuracy", "error", "micro_f1", "macro_f1")
     for row in rows:
-        assert {f"{split}_{name}" for split in ("train", "val") for name in names} < row.keys()
+        assert {f"{n}" for name in names for n in (f"val_{name}", f"train_{name}_running")} < set(
+            row
+        )
+        assert not {f"train_{name}" for name in names} & set(row)
         assert row["val_micro_f1"] == pytest.approx(row["val_accuracy"], abs=1e-12)
 
 
@@ -73,7 +78,8 @@ def test_one_seed_one_curve(birds):
 )  # fmt: skip
 def test_options_train(birds, option):
     rows = train(config(birds, epochs=1, **option))
-    assert np.isfinite(rows[0]["train_loss"]) and np.isfinite(rows[0]["val_loss"])
+    assert np.isfinite(rows[0]["train_loss_running"]) and np.isfinite(rows[0]["val_loss"])
+    assert ("train_accuracy" in rows[0]) == ("train_eval" in option)
 
 
 def test_recomputation_leaves_the_curve_as_it_is(birds):
@@ -115,14 +121,47 @@ def finished(birds, tmp_path_factory) -> Path:
 
 def test_predictions_give_the_reported_metrics_again(finished):
     trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
+    history = pd.read_csv(finished / "history.csv", keep_default_na=False)
     assert len(trials) == 6 and set(trials.state) == {"finished"}
     for row in trials.itertuples():
         saved = load_predictions(finished, row.trial)
+        assert saved.epoch == row.best_epoch == row.scores_epoch
+        told = history[(history.trial == row.trial) & (history.epoch == saved.epoch)].iloc[0]
         predicted = saved.scores.argmax(1)
-        assert accuracy_score(saved.labels, predicted) == pytest.approx(row.val_accuracy, abs=1e-12)
+        accuracy = accuracy_score(saved.labels, predicted)
+        assert accuracy == pytest.approx(told.val_accuracy, abs=1e-12)
+        assert accuracy == pytest.approx(row.best_val_accuracy, abs=1e-12)
         macro = f1_score(saved.labels, predicted, average="macro")
-        assert macro == pytest.approx(row.val_macro_f1, abs=1e-12)
+        assert macro == pytest.approx(told.val_macro_f1, abs=1e-12)
         assert not any(str(name).startswith("/") for name in saved.files)
+    assert (trials.best_epoch < trials.epochs_run).any()  # or the last epoch's would do as well
+
+
+def test_training_metrics_are_of_the_kept_weights_on_images_as_they_are(finished, birds):
+    from core.resnet import load_weights, resnet
+    from core.training import Batches, evaluate
+
+    trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
+    seen = data.load(birds, 16)["train"]
+    for row in trials.itertuples():
+        model = resnet(1, len(seen.classes), row.norm)
+        load_weights(model, finished / "trials" / row.trial / "best.pt")
+        batches = Batches(seen, 10, torch.device("cpu"))
+        found, _ = evaluate(model, batches.epoch(0), num_classes=len(seen.classes), prefix="")
+        for name, value in found.items():
+            assert getattr(row, f"best_train_{name}") == pytest.approx(value, abs=1e-12)
+
+
+def test_memory_is_that_of_a_step_not_of_a_process_that_has_grown(finished):
+    """All six trials ran in this process; of one norm each takes the same, to the byte."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has its own counter")
+    trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
+    peaks = trials.groupby("norm").peak_memory_mib.agg(["nunique", "first"])
+    assert (peaks["nunique"] == 1).all()
+    # The estimate counts gradients where activations peak; with images, momentum and the rest
+    assert (trials.peak_memory_mib < 2 * trials.plain_mib).all()
+    assert (trials.peak_memory_mib > 0.5 * trials.plain_mib).all()
 
 
 def test_a_copied_folder_gives_the_same_tables_without_data_and_ray(finished, birds, tmp_path):
@@ -153,8 +192,6 @@ def test_the_report_is_whole_and_needs_no_network(finished):
 
 def test_best_weights_score_what_the_table_says(finished, birds):
     """Rebuild the best network from its plain state dict and score the validation images."""
-    import torch
-
     from core.resnet import load_weights, resnet
     from core.training import Batches, evaluate
 
@@ -191,6 +228,16 @@ def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(
     whole = pd.read_csv(finished / "history.csv", keep_default_na=False)
     columns = [c for c in whole.columns if c != "seconds"]
     pd.testing.assert_frame_equal(again[columns], whole[columns], check_exact=True)
+    both = [
+        pd.read_csv(folder / "trials.csv", keep_default_na=False).drop(
+            columns=["seconds", "seconds_per_epoch"]
+        )
+        for folder in (tmp_path / "norms" / "few", finished)
+    ]
+    pd.testing.assert_frame_equal(*both, check_exact=True)
+    for stored in (finished / "predictions").iterdir():
+        one, other = (load_predictions(p, stored.stem) for p in (tmp_path / "norms/few", finished))
+        assert one.epoch == other.epoch and (one.scores == other.scores).all()
 
 
 def test_a_repeated_validation_image_is_told(birds, tmp_path):
@@ -199,3 +246,40 @@ def test_a_repeated_validation_image_is_told(birds, tmp_path):
     name = next((copied / "train").iterdir())
     shutil.copy(next(name.glob("*.jpg")), copied / "val" / name.name / "again.jpg")
     assert describe_images(config(copied))["duplicates"] == 1
+
+
+# --- optimisers ---
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_every_optimizer_comes_with_its_learning_rate(birds, name, tmp_path):
+    """Of the recipe good the table's, of the lab's text 1e-4; one set by hand goes before both."""
+
+    def noted(**settings) -> tuple[float, float]:
+        asked = config(birds, optimizer=name, epochs=1, **settings)
+        number = len(list(tmp_path.glob("trials/*")))
+        spec = trial.Spec(f"{number}", asked, {}, tmp_path, "val_accuracy", "max")
+        trial.run(train_birds, spec, lambda row: None)
+        facts = (trial.read_result(spec.folder) or {})["facts"]
+        return facts["base_lr"], trial.read_rows(spec.folder)[0]["train_loss_running"]
+
+    found = [noted(), noted(recipe="lab"), noted(lr=0.007), noted(recipe="lab", lr=0.007)]
+    rates = [rate for rate, _ in found]
+    assert rates == [LEARNING_RATES[name], 1e-4, 0.007, 0.007]
+    assert all(np.isfinite(loss) for _, loss in found)
+
+
+def test_the_literal_recipe_scores_both_splits_after_each_epoch(birds, tmp_path):
+    """Loss, accuracy and both F1 of fixed weights on training images too, as curves and table."""
+    assert norms(birds, tmp_path, "--part", "lab-recipe", "--set", "norm=bn", "--seeds", "1") == 0
+    folder = tmp_path / "norms" / "few"
+    history = pd.read_csv(folder / "history.csv", keep_default_na=False)
+    table = pd.read_csv(folder / "tables" / "splits_lab.csv")
+    for split in ("train", "val"):
+        for metric in ("loss", "accuracy", "micro_f1", "macro_f1"):
+            assert np.isfinite(history[f"{split}_{metric}"]).all()
+            assert np.isfinite(table[f"best_{split}_{metric}"]).all()
+            assert (folder / "figures" / f"{metric}.svg").is_file()
+    page = (folder / "report.html").read_text()
+    assert "running training" not in (folder / "figures" / "accuracy.svg").read_text()
+    assert "sgd, learning rate 1e-4" in page

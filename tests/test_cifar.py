@@ -15,7 +15,8 @@ from core import small_images, trial
 from core.engine import command_line
 from core.errors import UserError
 from core.small_cnn import FORMS, SmallCNN, without_gradient
-from core.training import Batches, evaluate
+from core.study import plan
+from core.training import LEARNING_RATES, Batches, evaluate
 from studies.cifar import study
 from trainables.cifar import (
     Config,
@@ -104,9 +105,9 @@ def test_every_form_learns_and_reports_every_metric(bn):
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     names = ("loss", "accuracy", "error", "micro_f1", "macro_f1")
     for row in rows:
-        assert {f"{split}_{name}" for split in ("train", "val") for name in names} < row.keys()
+        assert {n for name in names for n in (f"val_{name}", f"train_{name}_running")} < row.keys()
         assert 0 < row["train_seconds"] <= row["seconds"]
-    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["train_loss_running"] < rows[0]["train_loss_running"]
 
 
 @pytest.mark.parametrize("settings", [CNN, RESNET | {"variant": "layer4"}], ids=["cnn", "resnet18"])
@@ -159,7 +160,7 @@ def test_a_last_batch_of_one_joins_the_one_before(count):
 
 def test_an_epoch_with_one_image_left_over_trains():
     rows = train({**CNN, "train_images": 67, "batch_size": 33, "epochs": 1})
-    assert np.isfinite(rows[0]["train_loss"])
+    assert np.isfinite(rows[0]["train_loss_running"])
 
 
 def test_digits_are_not_mirrored_and_photographs_are(shared_data):
@@ -168,7 +169,7 @@ def test_digits_are_not_mirrored_and_photographs_are(shared_data):
         cfg = Config(**settings)
         assert small_images.MIRRORED[small_images.resolve(cfg.dataset, cfg.data_dir)] == mirrored
     cfg = Config(augment=False, train_images=20)
-    train_set, _ = batches(cfg, images(cfg), device)
+    train_set, _, _ = batches(cfg, images(cfg), device)
     seen = torch.cat([x for x, _ in train_set.epoch(1)])
     plain = torch.cat([x for x, _ in Batches(images(cfg)["train"], 20, device).epoch(0)])
     assert {float(v) for v in seen.sum((1, 2, 3))} == {float(v) for v in plain.sum((1, 2, 3))}
@@ -283,8 +284,9 @@ def test_the_smoke_study_reports_everything(tmp_path):
     results = load(folder)
     row = results.trials[results.trials["bn"] == "meant"].iloc[-1]
     saved = load_predictions(folder, row["trial"])
+    assert saved.epoch == row["best_epoch"]
     assert accuracy_score(saved.labels, saved.scores.argmax(1)) == pytest.approx(
-        row["val_accuracy"], abs=1e-12
+        row["best_val_accuracy"], abs=1e-12
     )
 
 
@@ -321,8 +323,44 @@ def test_interrupted_trials_go_on_to_the_same_bits(tmp_path, monkeypatch):
             pd.read_csv(tmp_path / where / "cifar" / part / "trials.csv", keep_default_na=False)
             for where in ("whole", "cut")
         ]
-        kept = ["frozen_weights_before", "frozen_weights_after", "frozen_statistics_after"]
-        pd.testing.assert_frame_equal(tables[1][kept], tables[0][kept])
+        kept = [c for c in tables[0].columns if "seconds" not in c]
+        pd.testing.assert_frame_equal(tables[1][kept], tables[0][kept], check_exact=True)
+        assert {"peak_memory_mib", "best_train_accuracy", "scores_epoch"} < set(kept)
+
+
+@pytest.mark.parametrize("part", ["cnn", "resnet18"])
+def test_learning_rates_of_the_study_follow_the_optimizer_and_those_of_the_user_do_not(part):
+    def rates(**settings):
+        trials = plan(study, "demo", part, 1, settings).trials
+        name = "lr" if part == "cnn" else "tune_lr"
+        return len(trials), list(dict.fromkeys(t.config[name] for t in trials))
+
+    plain, (count, adam) = rates()[1], rates(optimizer="adam")
+    ratio = LEARNING_RATES["adam"] / LEARNING_RATES["sgd"]
+    assert adam == pytest.approx([ratio * rate for rate in plain], rel=1e-2)
+    assert count == rates()[0] and rates(optimizer="sgd")[1] == plain
+    by_hand = {"lr": [0.5], "tune_lr": 0.5}
+    assert rates(optimizer="adam", **by_hand)[1] == [0.5]
+
+
+def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
+    """A learning rate that ruins the last epochs: the best one is not the last."""
+    settings = CNN | {"epochs": 4, "lr": 0.05, "max_norm": 0.0, "warmup": 0.9, "seed": 1}
+    spec = trial.Spec("one", settings, {}, tmp_path, "val_loss", "min")
+    trial.run(train_cifar, spec, lambda row: None)
+    result, rows = trial.read_result(spec.folder), trial.read_rows(spec.folder)
+    assert result is not None and result["state"] == "finished"
+    saved = load_predictions(tmp_path, "one")
+    best = min(rows, key=lambda row: row["val_loss"])
+    assert saved.epoch == best["epoch"] == result["facts"]["scores_epoch"]
+    found = accuracy_score(saved.labels, saved.scores.argmax(1))
+    assert found == pytest.approx(best["val_accuracy"], abs=1e-12)
+    cfg = Config(**settings)
+    network = build(cfg, 10)
+    network.load_state_dict(torch.load(spec.folder / "best.pt", weights_only=True))
+    seen = Batches(images(cfg)["train"], cfg.batch_size, torch.device("cpu"))
+    again, _ = evaluate(network, seen.epoch(0), num_classes=10, prefix="best_train_")
+    assert again == pytest.approx({key: result["facts"][key] for key in again}, rel=1e-5)
 
 
 def test_real_photos_train(shared_data, tmp_path):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from core.errors import UserError
-from core.memory import WORKSPACE, fit, measure, share, step_bytes
+from core.memory import WORKSPACE, counted, fit, measure, share, step_bytes
 from core.resnet import resnet
-from core.training import Precision
+from core.training import RECIPES, Precision, optimizer_and_schedule, train_epoch
 
 MIB, GIB = 2**20, 2**30
 
@@ -32,6 +32,49 @@ def test_the_peak_of_a_step_is_counted_by_hand():
     found = step_bytes(model, 8, 64, "float32")
     images, logits, weight = 64 * 192 * 4, 64 * 1000 * 4, 192 * 1000 * 4
     assert images + logits + weight <= found <= images + logits + weight + 1000  # labels, loss
+
+
+def test_steps_of_a_trial_are_counted_by_hand_and_only_its_own():
+    """In the second step weight, momentum, images, logits and gradients are alive together."""
+    lasting = torch.ones(10_000_000)  # another trial's, in the same process
+    model = torch.nn.Linear(192, 1000, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    found: list[int] = []
+    for steps in (3, 2, 1):
+        optimizer.state.clear()
+        made = (torch.ones(64, 192) + 0 for _ in range(steps))
+        for x in counted(made, model.parameters(), found.append):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), torch.zeros(64, dtype=torch.int64)).backward()
+            optimizer.step()
+    weight, images, logits = 192 * 1000 * 4, 64 * 192 * 4, 64 * 1000 * 4
+    least = 3 * weight + images + logits
+    assert found[0] == found[1] and least <= found[0] <= least + 2 * images + 2 * logits + 2000
+    assert 2 * weight + images + logits <= found[2] <= found[0]
+    assert lasting.nbytes > found[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_counting_changes_no_number(precision):
+    """Losses, weights and running statistics of three counted steps, bit for bit."""
+
+    def trained(count: bool):
+        torch.manual_seed(0)
+        model = resnet(1, 5, "bin")
+        optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], 3)
+        x, y = torch.randn(3, 6, 3, 16, 16), torch.randint(0, 5, (3, 6))
+        batches = list(zip(x, y, strict=True))
+        if count:
+            batches = counted(batches, model.parameters(), lambda size: None)
+        told = train_epoch(
+            model, batches, optimizer, schedule, epoch=1, num_classes=5, precision=precision,
+            max_norm=1.0,
+        )  # fmt: skip
+        return told, model.state_dict(), torch.rand(1)
+
+    (plain, weights, after), (told, again, also) = trained(False), trained(True)
+    assert plain == told and torch.equal(after, also)
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
 def test_batch_128_at_256_pixels_fits_a_slot_of_2_gib():

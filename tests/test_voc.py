@@ -13,12 +13,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from core import folds, multilabel, synthetic_voc, trial
+from core import folds, multilabel, pretrained, synthetic_voc, trial
 from core.engine import command_line
 from core.errors import Diverged, UserError
 from core.voc import VOC_CLASSES
 from studies.voc import study
-from trainables.voc import Config, describe_images, train_voc
+from trainables.voc import Config, describe_images, images, train_voc
 
 SMALL = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 24, "lr": 0.02}
 
@@ -52,9 +52,10 @@ def test_every_epoch_reports_loss_map_and_accuracy(pictures):
     rows = train(pictures)
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
-        for split in ("train", "val"):
-            assert row[f"{split}_loss"] > 0
-            assert 0 < row[f"{split}_map"] < 1 and 0.5 < row[f"{split}_accuracy"] <= 1
+        for split, running in (("train", "_running"), ("val", "")):
+            assert row[f"{split}_loss{running}"] > 0
+            assert 0 < row[f"{split}_map{running}"] < 1
+            assert 0.5 < row[f"{split}_accuracy{running}"] <= 1
         assert row["head_lr"] == pytest.approx(10 * row["lr"])
 
 
@@ -73,21 +74,22 @@ def plain(pictures) -> dict:
 @pytest.mark.parametrize(
     "option",
     [{"loss": "asymmetric"}, {"class_weights": "balanced"}, {"optimizer": "adamw"},
+     {"optimizer": "rmsprop", "lr": 3e-4}, {"train_eval": True},
      {"schedule": "step"}, {"schedule": "constant"}, {"augment": 0.0}, {"difficult": "negative"},
      {"fit": "crop"}, {"head_lr": 0.0}, {"max_norm": 1.0}, {"channels_last": True}],
     ids=lambda option: ",".join(option),
 )  # fmt: skip
 def test_options_train_and_matter(pictures, plain, option):
     changed = without_times(train(pictures, epochs=1, train_images=16, val_images=8, **option))[0]
-    assert np.isfinite(changed["train_loss"]) and np.isfinite(changed["val_loss"])
+    assert np.isfinite(changed["train_loss_running"]) and np.isfinite(changed["val_loss"])
     if option.keys() <= {"schedule", "channels_last"}:
-        assert changed["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+        assert changed["train_loss_running"] == pytest.approx(plain["train_loss_running"], rel=1e-3)
     else:
         assert changed != plain
 
 
 def test_a_last_batch_of_one_image_is_joined_to_the_one_before(pictures):
-    assert np.isfinite(train(pictures, epochs=1, train_images=25)[0]["train_loss"])
+    assert np.isfinite(train(pictures, epochs=1, train_images=25)[0]["train_loss_running"])
 
 
 def test_a_loss_that_explodes_is_told(pictures):
@@ -145,7 +147,7 @@ def test_ignored_pairs_move_no_weight():
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         x @ before[0] + model.bias.detach()[0], (y[:, 0] == 1).float()
     )
-    assert row["train_loss"] == pytest.approx(expected.item(), abs=0.2)
+    assert row["train_loss_running"] == pytest.approx(expected.item(), abs=0.2)
 
 
 def test_balanced_weights_are_absent_over_present():
@@ -317,6 +319,23 @@ def test_predictions_of_the_best_epoch_give_its_map_again(crossed):
         if (found["labels"][m, c] == 1).any()
     ]
     assert np.mean(values) == pytest.approx(row.best_val_map, abs=1e-12)
+
+
+def test_the_training_images_are_scored_once_with_the_kept_weights(crossed, pictures):
+    trials = pd.read_csv(crossed / "trials.csv").set_index("trial")
+    row = trials.loc["part=main,seed=0"]
+    cfg = Config(**SMALL | {"data_dir": str(pictures)})
+    seen, _ = images(cfg)
+    model = pretrained.resnet18("none", len(seen.classes))
+    weights = crossed / "trials" / "part=main,seed=0" / "best.pt"
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    batches = multilabel.LabelledImages(
+        seen.images, seen.labels, np.arange(len(seen)), 16, torch.device("cpu")
+    )
+    loss = multilabel.make_loss("bce", None, torch.device("cpu"))
+    found, _ = multilabel.evaluate(model, batches.epoch(0), loss, prefix="best_train_")
+    assert found == pytest.approx({key: row[key] for key in found}, rel=1e-4)
+    assert trials.drop("part=main,seed=0").best_train_map.isna().all()  # folds keep no weights
 
 
 def test_folds_are_described(pictures):

@@ -41,6 +41,8 @@ def test_smoke_study_makes_tables_figures_and_report(smoke):
     assert (results.trials.set_index("variant").loc[["A", "B"], "converted_layers"] == 20).all()
     start = results.trials["start_loss"].to_numpy(dtype=float)
     assert np.ptp(start) < 1e-4  # in evaluation all three are the same network
+    assert (results.trials["scores_epoch"] == results.trials["best_epoch"]).all()
+    assert (results.trials["best_train_map"] > 0).all()
     for name in ("map", "step_loss", "mechanism"):
         assert (smoke / "figures" / f"{name}.svg").stat().st_size > 1000
     page = (smoke / "report.html").read_text()
