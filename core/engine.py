@@ -101,6 +101,8 @@ def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) ->
         check_address(opts.address)
     private = _private(study, opts, settings)
     data = study.prepare({**planned.trials[0].config, **private})
+    for note in data.get("notes", []):
+        print(note)
     if study.check is not None:
         study.check([p.config for p in planned.trials], data)
     declared = declaration(study, opts, planned, data, argv)

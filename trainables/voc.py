@@ -349,7 +349,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     named = cfg.weights if cfg.weights in pretrained.NAMES else Path(cfg.weights).name
     weights = {"given": named, "digest": pretrained.digest(cfg.weights)}
     root = voc.open_root(cfg.data_dir or synthetic_voc.default_voc())
-    kit = voc.read_devkit(root, cfg.year)
+    kit = voc.read_devkit(root, cfg.year, cfg.skip_broken)
     train_set, val_set = images(cfg)
     synthetic = None if cfg.data_dir else synthetic_voc.SYNTHETIC
     described = voc.describe({"train": train_set, "val": val_set}, kit, synthetic)
@@ -365,8 +365,6 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
             "sizes": np.bincount(fold, minlength=cfg.folds).tolist(),
             "missing": [pair for pair in missing if pair[0] not in absent],
         }
-    for note in described["notes"]:
-        print(note)
     return described
 
 
