@@ -46,6 +46,7 @@ _DEPTH = 3  # folders between a root and a year's folder
 _LARGEST_XML = 1 << 20  # bytes; the largest of VOC 2012 has 15 thousand
 _UNQUOTED = re.compile("^[\"']|[\"']$")
 _SIGNED = re.compile(r"(.*?)[\s,;]+([+-]?[01])")
+_COLUMNS = re.compile(r"[,;\t]|\s+\S+\.xml$")
 _FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no", "n", "none", "unspecified"), False)
 _FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes", "y"), True)
 _NO_CLASSES = ("background", "__background__", "_background_")  # as converters list them
@@ -329,7 +330,7 @@ class _Files:
     def several(self, stems: Iterable[str]) -> list[str]:
         """Say which of the names have several files."""
         rivals = [[e.name for e in self._by_stem[stem]] for stem in stems]
-        told = [f"{names[0]}, not {', '.join(names[1:])}" for names in rivals if len(names) > 1]
+        told = [f"{names[0]} (not {', '.join(names[1:])})" for names in rivals if len(names) > 1]
         return [f"of several files with one name counts: {data.some(told, 3)}"] if told else []
 
 
@@ -363,7 +364,8 @@ def _read_list(path: Path, pictures: _Files) -> tuple[list[str], list[str]]:
     lines = _lines(path)
     if not lines:
         raise UserError(f"{path} is empty: list its images there, a name a line")
-    meant = {line: _meant(line, pictures) for line in lines}
+    signed = all(_SIGNED.fullmatch(line) for line in lines)
+    meant = {line: _meant(line, pictures, signed) for line in lines}
     gone = sorted({_UNQUOTED.sub("", line) for line, stem in meant.items() if stem is None})
     bad = [name for name in gone if re.search(r"[/\\\x00]", name) or name in (".", "..")]
     if bad:
@@ -373,14 +375,15 @@ def _read_list(path: Path, pictures: _Files) -> tuple[list[str], list[str]]:
     return sorted({stem for stem in meant.values() if stem is not None}), gone
 
 
-def _meant(line: str, pictures: _Files) -> str | None:
+def _meant(line: str, pictures: _Files, signed: bool = False) -> str | None:
     """Return the image that a line of a list names, whatever program wrote it.
 
-    The whole line, what stands before a last column of 1, 0 or -1, or the first column; in quotes
-    or not, with or without the folder JPEGImages, with or without ending.
+    The whole line, what stands before a last column of 1, 0 or -1 where every line has one
+    (`signed`), or before a comma, semicolon, tab or annotation; in quotes or not, with or without
+    the folder JPEGImages, with or without ending.
     """
-    signed = _SIGNED.fullmatch(line)
-    columns = [line, *([signed[1]] if signed else []), re.split(r"[\s,;]+", line)[0]]
+    sign = _SIGNED.fullmatch(line) if signed else None
+    columns = [line, *([sign[1]] if sign else []), _COLUMNS.split(line)[0]]
     for name in (line, *(_UNQUOTED.sub("", column).replace("\\", "/") for column in columns)):
         folder, _, file = name.rpartition("/")
         if folder and folder.split("/")[-1] != "JPEGImages":

@@ -383,7 +383,7 @@ def test_bad_data_end_with_one_sentence_and_code_2(pictures, tmp_path, capsys):
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_one_class_with_images_of_difficult_objects_alone(tmp_path, monkeypatch):
+def test_one_class_with_images_of_difficult_objects_alone(tmp_path, monkeypatch, capsys):
     """Every image shows it, or nothing that counts: whatever is said, all of it is right."""
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
     images = {f"{k:02}": [thing("raccoon", int(k % 4 == 0))] for k in range(24)}
@@ -401,7 +401,9 @@ def test_one_class_with_images_of_difficult_objects_alone(tmp_path, monkeypatch)
     best = pd.read_csv(folder / "trials.csv")["best_epoch"].item()
     assert found["accuracy"] == history.set_index("epoch")["val_accuracy"][best]
     notes = json.loads((folder / "study.json").read_text())["data"]["notes"]
-    assert "every image of train.txt that counts shows raccoon" in notes[0]
+    told = "every image of train.txt that counts shows raccoon"
+    assert told in notes[0] and told in (folder / "report.html").read_text()
+    assert told in capsys.readouterr().out
 
 
 def test_a_class_without_training_example_is_refused(pictures, tmp_path, capsys):

@@ -317,8 +317,15 @@ def test_lists_as_programs_write_them(small, kind):
     assert [len(boxes) for boxes in kit.boxes["train"]] == [2, 3] and not kit.notes
 
 
+@pytest.mark.parametrize("text", ["a\nb 1\n", "a\nb 7\n"])
+def test_a_missing_image_is_not_taken_for_another(small, text):
+    (small / "ImageSets/Main/train.txt").write_text(text)
+    with pytest.raises(UserError, match=r"train\.txt names b \d: no such image"):
+        voc.read_devkit(small)
+
+
 def test_an_image_in_both_lists_is_found_however_they_write_it(small):
-    (small / "ImageSets/Main/train.txt").write_text("a\nb\n'c.jpg' 1\n")
+    (small / "ImageSets/Main/train.txt").write_text("a\nb\n'c.jpg'\n")
     with pytest.raises(UserError, match=r"c in both train\.txt and val\.txt"):
         voc.read_devkit(small)
 
@@ -415,7 +422,7 @@ def test_of_several_files_with_one_name_the_photograph_counts(small):
     kit = voc.read_devkit(small)
     assert [f.path for f in kit.files["train"]] == ["JPEGImages/a.jpg", "JPEGImages/b.JPEG"]
     (told,) = kit.notes
-    assert told.endswith("counts: a.jpg, not a.bmp, b.JPEG, not b.PNG")
+    assert told.endswith("counts: a.jpg (not a.bmp), b.JPEG (not b.PNG)")
 
 
 def test_an_image_with_another_ending_is_told_so(small):
