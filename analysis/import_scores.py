@@ -279,21 +279,24 @@ def _text(file: Path) -> str:
 
 
 def _named_columns(file: Path, header: list[str], rows: list[list[str]]) -> list[int]:
-    """Return the places of the columns with a name.
+    """Return the places of the columns that count: of those without a name, the images' at most.
 
-    Without one are pandas' row numbers, where the images have a column of their own, and what
-    separators at the ends of lines make.
+    Row numbers, as pandas writes them, are none of theirs.
 
     Raises:
-        UserError: another column without a name.
+        UserError: another column without a name, or none for the images.
     """
-    named = [k for k, name in enumerate(header) if not re.fullmatch(r"(Unnamed: \d+)?", name)]
-    for k in sorted(set(range(len(header))) - set(named)):
-        if "image" not in header and any(cells[k] for cells in rows):
-            raise UserError(
-                f"{file}: column {k + 1} has no name: call it image if it names the images; row"
-                " numbers, as pandas writes them, are left out by to_csv(..., index=False)"
-            )
+    bare = [k for k, name in enumerate(header) if re.fullmatch(r"(Unnamed: \d+)?", name)]
+    if "image" not in header:
+        numbers = [[str(k + start) for k in range(len(rows))] for start in (0, 1)]
+        if 0 in bare and [cells[0] for cells in rows] not in numbers:
+            bare.remove(0)
+        odd = [k + 1 for k in bare if k and any(cells[k] for cells in rows)]
+        if odd:
+            raise UserError(f"{file}: column {odd[0]} has no name: give it one or take it out")
+    named = [k for k in range(len(header)) if k not in bare]
+    if "image" not in header and (not named or header[named[0]].startswith(("score_", "label_"))):
+        raise UserError(f"{file}: no column names the images: call it image")
     return named
 
 

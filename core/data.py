@@ -16,9 +16,10 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
@@ -37,6 +38,7 @@ EXTENSIONS = (
 Image.preinit()
 assert TiffImagePlugin and WebPImagePlugin
 _FORMATS = tuple({"JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF"} & Image.OPEN.keys())
+_JUNK = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 _STAND_INS = {"val": ("val", "valid", "validation", "test")}
 # Part of every cache key: raise the number when a change below can move a pixel.
 _RULES = {
@@ -64,6 +66,7 @@ class ImageSet:
         sources: SHA-256 of each file, 32 digits.
         digests: SHA-256 of each decoded image, 32 digits.
         skipped: broken files that were left out, as relative paths.
+        left_out: how many files were passed over as no images, by their extension.
     """
 
     images: np.ndarray
@@ -74,6 +77,7 @@ class ImageSet:
     sources: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -98,12 +102,14 @@ class Listing:
             ("House Crow", "house_crow") it is the first split's.
         files: per split, sorted by class and path.
         folders: per split the folder that was used.
+        left_out: per split, how many files were passed over, by their extension.
     """
 
     root: Path
     classes: tuple[str, ...]
     files: dict[str, tuple[ImageFile, ...]]
     folders: dict[str, str]
+    left_out: dict[str, Counter[str]]
 
 
 def load(
@@ -175,6 +181,7 @@ def _image_set(
         sources=tuple(manifest["sources"]),
         digests=tuple(manifest["digests"]),
         skipped=tuple(path for path, _ in manifest["broken"]),
+        left_out=listing.left_out[split],
     )
 
 
@@ -220,6 +227,7 @@ def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict
     used = [f"{s.folder}/ serves as {split}" for split, s in sets.items() if s.folder != split]
     pairs = duplicates(sets["train"], sets["val"]) if {"train", "val"} <= sets.keys() else []
     counts = {s: np.bincount(x.labels, minlength=len(x.classes)) for s, x in sets.items()}
+    left_out = sum((Counter(s.left_out) for s in sets.values()), Counter())
     return {
         "kind": "synthetic" if synthetic else "folder",
         "description": synthetic or "; ".join(used),
@@ -230,7 +238,14 @@ def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict
         "duplicates": len(pairs),
         "duplicate_examples": [list(pair) for pair in pairs[:5]],
         "skipped": [path for s in sets.values() for path in s.skipped],
+        "notes": [left_out_sentence(left_out)] if left_out else [],
     }
+
+
+def left_out_sentence(left_out: Mapping[str, int]) -> str:
+    """Say how many files of which extension were passed over."""
+    each = [f"{count:,} {kind}" for kind, count in sorted(left_out.items())]
+    return f"files that count as no images are left out: {some(each)}"
 
 
 def fingerprint(sets: Mapping[str, ImageSet]) -> str:
@@ -264,6 +279,24 @@ def match_class(name: str, classes: Sequence[str]) -> str | None:
     return {_fold(c): c for c in classes}.get(_fold(name))
 
 
+def twins(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two names that `match_class` takes for one class, None if there are none."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        twin = spelled.setdefault(_fold(name), name)
+        if twin != name:
+            return twin, name
+    return None
+
+
+def twins_sentence(one: str, other: str) -> str:
+    """Return the refusal of two spellings of one class, each with its place."""
+    return (
+        f"{one} and {other} are the same class name but for case, hyphens, spaces and underscores:"
+        " merge or rename them"
+    )
+
+
 def _fold(name: str) -> str:
     return re.sub(r"[-\s_]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
@@ -274,9 +307,10 @@ def _fold(name: str) -> str:
 def scan(root: _Root, splits: Sequence[str] = ("train", "val")) -> Listing:
     """List the images of a root by split and class, without opening them.
 
-    Hidden files and files with other extensions are passed over; class folders may have folders
-    inside. Where there is no `val` folder, `valid`, `validation` or `test` is used, and
-    `Listing.folders` says so.
+    Class folders may have folders inside, also linked ones. Hidden files and what file managers
+    leave behind are passed over; files with other extensions, and images in no class folder, are
+    counted in `Listing.left_out`. Where there is no `val` folder, `valid`, `validation` or `test`
+    is used, and `Listing.folders` says so.
 
     Raises:
         UserError: no such root or split, a class folder without images, fewer than two classes, or
@@ -293,8 +327,11 @@ def scan(root: _Root, splits: Sequence[str] = ("train", "val")) -> Listing:
         first, *others = folders.values()
         _check_classes(names, first, others)
         label = {_fold(name): label for label, name in enumerate(names[first])}
+        left_out = {folder: _stray(base / folder) for folder in names}
         found = {
-            f"{folder}/{name}": _images(base, f"{folder}/{name}", label[_fold(name)])
+            f"{folder}/{name}": _images(
+                base, f"{folder}/{name}", label[_fold(name)], left_out[folder]
+            )
             for folder in names
             for name in names[folder]
         }
@@ -312,7 +349,8 @@ def scan(root: _Root, splits: Sequence[str] = ("train", "val")) -> Listing:
         )
         for split, folder in folders.items()
     }
-    return Listing(base, tuple(names[first]), files, folders)
+    passed = {split: left_out[folder] for split, folder in folders.items()}
+    return Listing(base, tuple(names[first]), files, folders, passed)
 
 
 def _split_folder(base: Path, split: str) -> str:
@@ -326,16 +364,14 @@ def _split_folder(base: Path, split: str) -> str:
     )
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
     """Tell whether a file manager or an archiver left this behind."""
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+    return name.startswith(".") or name.lower() in _JUNK
 
 
 def _class_folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if entry.is_dir() and not _is_junk(entry.name)
-        )
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
 
 
 def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[str]) -> None:
@@ -346,14 +382,8 @@ def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[
             f" (found: {some(names[first]) or 'none'})"
         )
     for folder in (first, *others):
-        spelled: dict[str, str] = {}
-        for name in names[folder]:
-            twin = spelled.setdefault(_fold(name), name)
-            if twin != name:
-                raise UserError(
-                    f"{folder}/{twin} and {folder}/{name} are the same class name but for case,"
-                    " hyphens, spaces and underscores: merge or rename them"
-                )
+        if (same := twins(names[folder])) is not None:
+            raise UserError(twins_sentence(*(f"{folder}/{name}" for name in same)))
     for other in others:
         one, two = ({_fold(name) for name in names[folder]} for folder in (first, other))
         if one != two:
@@ -376,26 +406,67 @@ def _check_filled(found: Mapping[str, list[ImageFile]]) -> None:
         )
 
 
-def _images(base: Path, folder: str, label: int) -> list[ImageFile]:
-    """List the image files under a class folder, in any order."""
+def _images(base: Path, folder: str, label: int, left_out: Counter[str]) -> list[ImageFile]:
+    """List the image files under a class folder, in any order; others are counted in `left_out`."""
     found: list[ImageFile] = []
-    inside: list[str] = []
-    with os.scandir(base / folder) as entries:
-        for entry in entries:
-            path = f"{folder}/{entry.name}"
-            if _is_junk(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                inside.append(path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                try:
-                    status = entry.stat()
-                    found.append(ImageFile(path, label, status.st_size, status.st_mtime_ns))
-                except OSError:  # a link to nowhere: named later, with the other broken files
-                    found.append(ImageFile(path, label, -1, 0))
-    for path in inside:
-        found += _images(base, path, label)
+    for path, entry in files_below(base, folder):
+        if not entry.name.lower().endswith(EXTENSIONS):
+            left_out[_kind(entry.name)] += 1
+            continue
+        try:
+            status = entry.stat()
+            found.append(ImageFile(path, label, status.st_size, status.st_mtime_ns))
+        except OSError:  # a link to nowhere: named later, with the other broken files
+            found.append(ImageFile(path, label, -1, 0))
     return found
+
+
+def _stray(folder: Path) -> Counter[str]:
+    """Count the images of a split's folder that lie beside its class folders."""
+    with os.scandir(folder) as entries:
+        return Counter(
+            f"{_kind(entry.name)} in no class folder"
+            for entry in entries
+            if entry.name.lower().endswith(EXTENSIONS)
+            and not (is_junk(entry.name) or entry.is_dir())
+        )
+
+
+def _kind(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without extension"
+
+
+def files_below(base: Path, folder: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files in a folder and the folders inside, but for junk, with their paths.
+
+    Linked folders count too, each folder once: those that are no links come first, and links that
+    lead back to where they lie are passed over.
+
+    Args:
+        base: what the paths are relative to.
+        folder: relative to `base`, with forward slashes.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    start = Path(os.path.realpath(base / folder))
+    seen: set[str] = set()
+    inside, linked = [folder], list[str]()
+    while inside or linked:
+        place = inside.pop() if inside else linked.pop(0)
+        real = os.path.realpath(base / place)
+        if real in seen or (start != Path(real) and start.is_relative_to(real)):
+            continue
+        seen.add(real)
+        with os.scandir(base / place) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                path = f"{place}/{entry.name}" if place else entry.name
+                if is_junk(entry.name):
+                    continue
+                if entry.is_dir():
+                    (linked if entry.is_symlink() else inside).append(path)
+                else:
+                    yield path, entry
 
 
 def _balanced(

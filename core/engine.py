@@ -130,6 +130,8 @@ def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) ->
         check_address(opts.address)
     private = _private(study, opts, settings)
     data = study.prepare({**planned.trials[0].config, **private})
+    for note in data.get("notes", []):
+        print(note)
     if opts.resume:  # what was settled before the first trial stays
         recorded = read_json(folder / "study.json").get("data", {}).get("settled", {})
         data |= {"settled": {k: recorded.get(k, v) for k, v in data.get("settled", {}).items()}}

@@ -110,9 +110,13 @@ def asymmetric_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None
 
 
 def balance(labels: np.ndarray) -> np.ndarray:
-    """Return, per class, absent over present images (C,) float32: 1 where none is present."""
+    """Return, per class, absent over present images (C,) float32: 1 where there are none of either.
+
+    A class on every image would have the weight 0 and train nothing.
+    """
     present, absent = (labels == 1).sum(0), (labels == -1).sum(0)
-    return np.where(present > 0, absent / np.maximum(present, 1), 1).astype(np.float32)
+    both = (present > 0) & (absent > 0)
+    return np.where(both, absent / np.maximum(present, 1), 1).astype(np.float32)
 
 
 def make_loss(

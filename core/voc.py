@@ -4,6 +4,10 @@ A year's folder (VOC2012, or any other name) holds `JPEGImages/`, `Annotations/*
 `ImageSets/Main/train.txt` and `val.txt`. The root that a user gives is that folder, or a folder at
 most three levels above it, or the archive as it is published. Nothing in the root is written.
 
+Lists and annotations are taken as programs write them: names with an ending, in quotes, in another
+Unicode form or beside further columns; images without an annotation show nothing, and are counted
+in a note.
+
 A label is 1 where a class has an object that is not marked difficult, 0 where all its objects are,
 -1 where it has none, as in the kit's own lists (Everingham et al. 2010, "The Pascal Visual Object
 Classes (VOC) Challenge", section 4.1 on difficult objects).
@@ -16,7 +20,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,6 +44,12 @@ Difficult = Literal["ignore", "negative", "positive"]
 _MAIN = "ImageSets/Main"
 _DEPTH = 3  # folders between a root and a year's folder
 _LARGEST_XML = 1 << 20  # bytes; the largest of VOC 2012 has 15 thousand
+_UNQUOTED = re.compile("^[\"']|[\"']$")
+_SIGNED = re.compile(r"(.*?)[\s,;]+([+-]?[01])")
+_COLUMNS = re.compile(r"[,;\t]|\s+\S+\.xml$")
+_FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no", "n", "none", "unspecified"), False)
+_FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes", "y"), True)
+_NO_CLASSES = ("background", "__background__", "_background_")  # as converters list them
 _MOSTLY = 10  # so many of the 20 names make a data set VOC's, in which others are mistakes
 
 
@@ -74,6 +85,8 @@ class Devkit:
         lists: "train" and "val" -> name of the list in ImageSets/Main.
         files: per split the images, sorted by name.
         boxes: per split the objects of each image.
+        skipped: per split the images left out for want of a file or for a broken annotation.
+        notes: sentences on what was not as in the published kits.
     """
 
     root: Path
@@ -83,6 +96,8 @@ class Devkit:
     lists: dict[str, str]
     files: dict[str, tuple[data.ImageFile, ...]]
     boxes: dict[str, tuple[tuple[Box, ...], ...]]
+    skipped: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
 
 
 def load(
@@ -108,13 +123,14 @@ def load(
         limit: per list, use this many images only; the same ones each time.
         untrained: what happens if a class has no training example; None refuses this for a data
             set's own classes and keeps it for VOC's twenty, which are the same for every subset.
-        skip_broken: leave images out that cannot be decoded, instead of refusing the data.
+        skip_broken: leave images out that are missing or cannot be decoded, or whose annotation
+            cannot be used, instead of refusing the data.
 
     Raises:
         UserError: no devkit or several, files missing or damaged (all are named), a class without
             an example, or the cache cannot be written.
     """
-    kit = read_devkit(open_root(root), year)
+    kit = read_devkit(open_root(root), year, skip_broken)
     check_examples(kit, difficult, untrained)
     kept, opened = {}, {}
     for split, files in kit.files.items():
@@ -188,44 +204,59 @@ def _year_folders(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
     except OSError:
         return
     for path in inside:
-        if not Path(path).name.startswith("."):
+        if not data.is_junk(Path(path).name):
             yield from _year_folders(Path(path), depth - 1)
 
 
 # --- lists and annotations ---
 
 
-def read_devkit(root: Path, year: str | None = None) -> Devkit:
+def read_devkit(root: Path, year: str | None = None, skip_broken: bool = False) -> Devkit:
     """Read the lists and annotations of a devkit, without opening any image.
+
+    Args:
+        root: absolute.
+        year: see `load`.
+        skip_broken: leave out images that are missing or whose annotation cannot be used.
 
     Raises:
         UserError: one sentence for all that is wrong, with the paths.
     """
-    return _read_devkit(root, find_year(root, year))
+    return _read_devkit(root, find_year(root, year), skip_broken)
 
 
 @functools.lru_cache(maxsize=4)  # once per process: VOC 2012 has 11,540 annotations
-def _read_devkit(root: Path, folder: Path) -> Devkit:
+def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
     missing = [d for d in ("Annotations", "JPEGImages") if not (folder / d).is_dir()]
     if missing:
         raise UserError(f"{folder}: no folder {' and '.join(missing)} in it")
+    place = "" if folder == root else f"{_inside(root, folder)}/"
     lists = {"train": "train.txt", "val": _val_list(folder)}
-    names = {split: _read_list(folder / _MAIN / name) for split, name in lists.items()}
+    pictures = _Files(folder / "JPEGImages", data.EXTENSIONS)
+    names, gone = {}, {}
+    for split, name in lists.items():
+        names[split], gone[split] = _read_list(folder / _MAIN / name, pictures)
+    if any(gone.values()) and not skip_broken:
+        told = [
+            f"{folder}/{_MAIN}/{lists[split]} names {data.some([pictures.told(n) for n in absent])}"
+            for split, absent in gone.items()
+            if absent
+        ]
+        raise UserError(f"{'; '.join(told)}: no such image in JPEGImages/")
     both = sorted(set(names["train"]) & set(names["val"]))
     if both:
         raise UserError(
             f"{folder}/{_MAIN}: {data.some(both)} in both {lists['train']} and {lists['val']}: what"
             " is trained on cannot be scored, so take them out of one"
         )
-    place = "" if folder == root else f"{_inside(root, folder)}/"
-    files = _image_files(folder, place, lists, names)
-    found, problems = {}, []
-    for split in names:
-        for name in names[split]:
-            found[name] = _annotation(folder / "Annotations" / f"{name}.xml", problems)
-    if problems:
-        raise UserError(f"annotations that cannot be used: {data.some(problems)}")
-    classes, own = _classes(root, folder, found)
+    listed = _class_lists(folder / _MAIN, pictures)
+    found, broken, notes = _annotations(folder, [*names["train"], *names["val"]], listed)
+    if broken and not skip_broken:
+        raise UserError(
+            f"annotations that cannot be used: {data.some(list(broken.values()))}; repair them, or"
+            " leave their images out with --skip-broken"
+        )
+    classes, own, more = _classes(root, folder, found, listed)
     index = {name: label for label, name in enumerate(classes)}
     unknown = [
         f"{folder}/Annotations/{name}.xml ({obj.name})"
@@ -238,14 +269,73 @@ def _read_devkit(root: Path, folder: Path) -> Devkit:
             f"{data.some(unknown)}: no such class among {data.some(classes, 20)}: correct the name,"
             " or list all classes in a file classes.txt in the root"
         )
+    kept = {split: [name for name in names[split] if name in found] for split in names}
+    files = {
+        split: tuple(_image_file(place, pictures.entry(name)) for name in kept[split])
+        for split in kept
+    }
     boxes = {
         split: tuple(
             tuple(Box(index[o.name], o.box, o.difficult) for o in found[name])
-            for name in names[split]
+            for name in kept[split]
+        )
+        for split in kept
+    }
+    skipped = {
+        split: (
+            *(f"{place}Annotations/{name}.xml" for name in names[split] if name in broken),
+            *(f"{place}JPEGImages/{name}" for name in gone[split]),
         )
         for split in names
     }
-    return Devkit(root, place.rstrip("/") or ".", classes, own, lists, files, boxes)
+    notes += [*more, *pictures.several(sorted(found))]
+    inside = place.rstrip("/") or "."
+    return Devkit(root, inside, classes, own, lists, files, boxes, skipped, tuple(notes))
+
+
+class _Files:
+    """The files of a folder by their names without ending, in either Unicode form.
+
+    Of several files with one name a .jpg counts, or else the first in the alphabet.
+    """
+
+    def __init__(self, folder: Path, endings: Sequence[str]):
+        self._by_stem: dict[str, list[os.DirEntry[str]]] = {}
+        self._other: dict[str, str] = {}
+        for entry in os.scandir(folder):
+            stem, ending = os.path.splitext(entry.name)
+            if data.is_junk(entry.name) or entry.is_dir():
+                continue
+            if ending.lower() in endings:
+                self._by_stem.setdefault(stem, []).append(entry)
+            else:
+                self._other |= {stem: entry.name, entry.name: entry.name}
+        for entries in self._by_stem.values():
+            entries.sort(key=lambda e: (not e.name.lower().endswith((".jpg", ".jpeg")), e.name))
+        self._composed = {_composed(stem): stem for stem in self._by_stem}
+
+    def stem(self, name: str) -> str | None:
+        """Return the file name without ending that `name` means, None if there is none."""
+        return name if name in self._by_stem else self._composed.get(_composed(name))
+
+    def entry(self, stem: str) -> os.DirEntry[str]:
+        """Return the file that counts."""
+        return self._by_stem[stem][0]
+
+    def told(self, name: str) -> str:
+        """Return a name that has no file, with the file that has it but for the ending."""
+        other = self._other.get(name)
+        return name if other is None else f"{name} (there is {other}, no image by its ending)"
+
+    def several(self, stems: Iterable[str]) -> list[str]:
+        """Say which of the names have several files."""
+        rivals = [[e.name for e in self._by_stem[stem]] for stem in stems]
+        told = [f"{names[0]} (not {', '.join(names[1:])})" for names in rivals if len(names) > 1]
+        return [f"of several files with one name counts: {data.some(told, 3)}"] if told else []
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _val_list(folder: Path) -> str:
@@ -269,42 +359,61 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _read_list(path: Path) -> list[str]:
-    """Return the image names in a list, each once, sorted."""
-    names = sorted(set(_lines(path)))
-    if not names:
+def _read_list(path: Path, pictures: _Files) -> tuple[list[str], list[str]]:
+    """Return the image names in a list, each once, sorted; and those without an image."""
+    lines = _lines(path)
+    if not lines:
         raise UserError(f"{path} is empty: list its images there, a name a line")
-    bad = [name for name in names if re.search(r"[/\\\x00]", name) or name in (".", "..")]
+    signed = all(_SIGNED.fullmatch(line) for line in lines)
+    meant = {line: _meant(line, pictures, signed) for line in lines}
+    gone = sorted({_UNQUOTED.sub("", line) for line, stem in meant.items() if stem is None})
+    bad = [name for name in gone if re.search(r"[/\\\x00]", name) or name in (".", "..")]
     if bad:
         raise UserError(
             f"{path}: {data.some(bad)}: write names of images, without folder and ending"
         )
-    return names
+    return sorted({stem for stem in meant.values() if stem is not None}), gone
 
 
-def _image_files(
-    folder: Path, place: str, lists: Mapping[str, str], names: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[data.ImageFile, ...]]:
-    """Find the image of each name.
+def _meant(line: str, pictures: _Files, signed: bool = False) -> str | None:
+    """Return the image that a line of a list names, whatever program wrote it.
 
-    Raises:
-        UserError: some are not there.
+    The whole line, what stands before a last column of 1, 0 or -1 where every line has one
+    (`signed`), or before a comma, semicolon, tab or annotation; in quotes or not, with or without
+    the folder JPEGImages, with or without ending.
     """
-    by_stem: dict[str, os.DirEntry[str]] = {}
-    for entry in sorted(os.scandir(folder / "JPEGImages"), key=lambda e: e.name, reverse=True):
-        stem, ending = os.path.splitext(entry.name)
-        if ending.lower() in data.EXTENSIONS and not entry.is_dir():
-            by_stem[stem] = entry  # the first in the alphabet, if there are several
-    missing, files = [], {}
-    for split, listed in names.items():
-        gone = [name for name in listed if name not in by_stem]
-        if gone:
-            missing.append(f"{folder}/{_MAIN}/{lists[split]} names {data.some(gone)}")
+    sign = _SIGNED.fullmatch(line) if signed else None
+    columns = [line, *([sign[1]] if sign else []), _COLUMNS.split(line)[0]]
+    for name in (line, *(_UNQUOTED.sub("", column).replace("\\", "/") for column in columns)):
+        folder, _, file = name.rpartition("/")
+        if folder and folder.split("/")[-1] != "JPEGImages":
             continue
-        files[split] = tuple(_image_file(place, by_stem[name]) for name in listed)
-    if missing:
-        raise UserError(f"{'; '.join(missing)}: no such image in JPEGImages/")
-    return files
+        stem, ending = os.path.splitext(file)
+        for form in (file, stem) if ending.lower() in data.EXTENSIONS else (file,):
+            found = pictures.stem(form)
+            if found is not None:
+                return found
+    return None
+
+
+def _class_lists(main: Path, pictures: _Files) -> dict[str, set[str]]:
+    """Return the classes that have lists (cat_train.txt and cat_val.txt) with the images they show.
+
+    A class's list says 1, 0 or -1 behind each name; others, as fold1_train.txt, name images only.
+    """
+    shown: dict[str, dict[str, set[str]]] = {"train": {}, "val": {}}
+    for split, of_split in shown.items():
+        for path in main.glob(f"?*_{split}.txt"):
+            if data.is_junk(path.name):
+                continue
+            lines = _lines(path)
+            signs = [_SIGNED.fullmatch(line) for line in lines]
+            if all(signs) and not any(pictures.stem(line) for line in lines[:1]):
+                name = _composed(path.name[: -len(split) - 5])
+                told = (_meant(s[1], pictures) for s in signs if s and s[2] != "-1")
+                of_split[name] = {stem for stem in told if stem is not None}
+    both = sorted(shown["train"].keys() & shown["val"].keys())
+    return {name: shown["train"][name] | shown["val"][name] for name in both}
 
 
 def _image_file(place: str, entry: os.DirEntry[str]) -> data.ImageFile:
@@ -320,10 +429,62 @@ class _Object(NamedTuple):
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
+    turned: bool  # its corners stood the wrong way round
 
 
-def _annotation(path: Path, problems: list[str]) -> list[_Object]:
-    """Return the objects of an annotation; what is wrong with it is added to `problems`."""
+def _annotations(
+    folder: Path, names: Sequence[str], listed: Mapping[str, set[str]]
+) -> tuple[dict[str, list[_Object]], dict[str, str], list[str]]:
+    """Return the objects of each image, what is wrong with others' annotations, and notes.
+
+    An image without annotation shows nothing, unless a class's list says that it does.
+
+    Raises:
+        UserError: no image has an annotation.
+    """
+    files = _Files(folder / "Annotations", (".xml",))
+    shown = {name for images in listed.values() for name in images}
+    found: dict[str, list[_Object]] = {}
+    broken: dict[str, str] = {}
+    bare, turned = [], []
+    for name in names:
+        stem = files.stem(name)
+        if stem is not None:
+            path = folder / "Annotations" / files.entry(stem).name
+            try:
+                found[name] = _annotation(path)
+            except ValueError as e:
+                broken[name] = f"{path} ({e})"
+                continue
+            turned += [path.name for o in found[name] if o.turned]
+        elif name in shown:
+            path = folder / "Annotations" / f"{name}.xml"
+            broken[name] = f"{path} (missing, though the list of a class says what the image shows)"
+        else:
+            found[name] = []
+            bare.append(name)
+    if len(bare) == len(names):
+        raise UserError(f"{folder}/Annotations: no annotation of any listed image in it")
+    notes = []
+    if bare:
+        notes.append(
+            f"images without annotation count as showing none of the classes: {len(bare):,} of"
+            f" {len(names):,} ({data.some(bare, 3)})"
+        )
+    if turned:
+        notes.append(
+            f"boxes that ended before they started were turned round: {len(turned):,}"
+            f" ({data.some(list(dict.fromkeys(turned)), 3)})"
+        )
+    return found, broken, notes
+
+
+def _annotation(path: Path) -> list[_Object]:
+    """Return the objects of an annotation.
+
+    Raises:
+        ValueError: what is wrong with it, in words.
+    """
     try:
         if path.stat().st_size > _LARGEST_XML:
             raise ValueError("larger than 1 MB")
@@ -331,18 +492,15 @@ def _annotation(path: Path, problems: list[str]) -> list[_Object]:
         if not content.strip():
             raise ValueError("empty")
         tree = fromstring(content, forbid_dtd=True)
-        if tree.tag != "annotation":
-            raise ValueError(f"its element is {tree.tag[:40]}, not annotation")
-        return [_object(node) for node in tree.findall("object")]
-    except DefusedXmlException:
-        problems.append(f"{path} (it defines a DOCTYPE or entities, which is refused)")
+    except DefusedXmlException as e:
+        raise ValueError("it defines a DOCTYPE or entities, which is refused") from e
     except ParseError as e:
-        problems.append(f"{path} (no whole XML: {e})")
-    except OSError as e:
-        problems.append(f"{path} ({'missing' if isinstance(e, FileNotFoundError) else e.strerror})")
-    except (ValueError, LookupError) as e:
-        problems.append(f"{path} ({e})")
-    return []
+        raise ValueError(f"no whole XML: {e}") from e
+    except (OSError, LookupError) as e:  # a link to nowhere; an encoding that nobody knows
+        raise ValueError(getattr(e, "strerror", None) or str(e)) from e
+    if tree.tag != "annotation":
+        raise ValueError(f"its element is {tree.tag[:40]}, not annotation")
+    return [_object(node) for node in tree.findall("object")]
 
 
 def _object(node: Element) -> _Object:
@@ -351,12 +509,13 @@ def _object(node: Element) -> _Object:
     Raises:
         ValueError: a field is missing or is no number.
     """
-    name = (node.findtext("name") or "").strip()
+    name = _composed((node.findtext("name") or "").strip())
     if not name:
         raise ValueError("an object without a name")
-    difficult = (node.findtext("difficult") or "0").strip()
-    if difficult not in ("0", "1"):
-        raise ValueError(f"{name}: difficult is {difficult[:20]}, not 0 or 1")
+    flag = (node.findtext("difficult") or "").strip()
+    difficult = _FLAGS.get(flag.lower())
+    if difficult is None:
+        raise ValueError(f"{name}: difficult is {flag[:20]}, not 0 or 1")
     sides = []
     for side in ("xmin", "ymin", "xmax", "ymax"):
         text = node.findtext(f"bndbox/{side}")
@@ -369,39 +528,46 @@ def _object(node: Element) -> _Object:
                 f"{name}: bndbox/{side} is {'missing' if text is None else 'no number'}"
             )
         sides.append(value)
-    if sides[0] > sides[2] or sides[1] > sides[3]:
-        raise ValueError(f"{name}: its bndbox ends before it starts")
-    return _Object(name, (sides[0], sides[1], sides[2], sides[3]), difficult == "1")
+    (left, right), (top, bottom) = sorted(sides[::2]), sorted(sides[1::2])
+    box = (left, top, right, bottom)
+    return _Object(name, box, difficult, list(box) != sides)
 
 
 def _classes(
-    root: Path, folder: Path, found: Mapping[str, Sequence[_Object]]
-) -> tuple[tuple[str, ...], bool]:
-    """Return the names of the classes, and whether they are the data set's own.
+    root: Path,
+    folder: Path,
+    found: Mapping[str, Sequence[_Object]],
+    listed: Mapping[str, set[str]],
+) -> tuple[tuple[str, ...], bool, list[str]]:
+    """Return the names of the classes, whether they are the data set's own, and notes.
 
     They are those of `classes.txt` in the root or the year's folder; or else those that have lists
     (cat_train.txt and cat_val.txt); or else VOC's, if these are all that occur or most of them do;
-    or else those that occur, sorted.
+    or else those that occur, sorted. A background that no object is called is no class.
 
     Raises:
         UserError: no class, or one twice.
     """
-    for path in dict.fromkeys((root / "classes.txt", folder / "classes.txt")):
-        if path.exists():
-            names = _lines(path)
-            if not names or len(set(names)) < len(names):
-                raise UserError(f"{path}: list each class once, a name a line")
-            return tuple(names), set(names) != set(VOC_CLASSES)
-    listed = {
-        split: {p.name[: -len(split) - 5] for p in (folder / _MAIN).glob(f"?*_{split}.txt")}
-        for split in ("train", "val")
-    }
-    names = sorted(listed["train"] & listed["val"])
-    used = {o.name for objects in found.values() for o in objects}
+    first: dict[str, str] = {}  # class -> where it occurs
+    for image, objects in found.items():
+        for obj in objects:
+            first.setdefault(obj.name, f"{folder}/Annotations/{image}.xml ({obj.name})")
+    paths = [p for p in (root / "classes.txt", folder / "classes.txt") if p.exists()]
+    if paths:
+        names = [_composed(line) for line in _lines(paths[0])]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{paths[0]}: list each class once, a name a line")
+    else:
+        names = list(listed)
+    empty = [name for name in names if name.lower() in _NO_CLASSES and name not in first]
+    names = [name for name in names if name not in empty]
     if not names:
-        is_voc = used <= set(VOC_CLASSES) or len(used & set(VOC_CLASSES)) >= _MOSTLY
-        names = list(VOC_CLASSES) if is_voc else sorted(used)
-    return tuple(names), set(names) != set(VOC_CLASSES)
+        is_voc = first.keys() <= set(VOC_CLASSES) or len(first.keys() & VOC_CLASSES) >= _MOSTLY
+        names = list(VOC_CLASSES) if is_voc else sorted(first)
+    if (same := data.twins(names)) is not None:
+        raise UserError(data.twins_sentence(*(first.get(name, name) for name in same)))
+    notes = [f"{data.some(empty)} is listed as a class, but no object is called so: it is none"]
+    return tuple(names), set(names) != set(VOC_CLASSES), notes if empty else []
 
 
 def check_examples(
@@ -469,7 +635,7 @@ def _voc_set(
         folder=kit.lists[split],
         sources=tuple(manifest["sources"]),
         digests=tuple(manifest["digests"]),
-        skipped=tuple(path for path, _ in manifest["broken"]),
+        skipped=(*kit.skipped[split], *(path for path, _ in manifest["broken"])),
         boxes=boxes,
     )
 
@@ -495,7 +661,17 @@ def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> 
         }
 
     untrained = [c for c, n in counted(1)["train"].items() if n == 0]
-    notes = []
+    notes = list(kit.notes)
+    for split, s in sets.items():
+        always = (s.labels == 1).any(0) & ~(s.labels == -1).any(0)
+        if always.any():
+            says = {
+                "train": "there is no image to tell such a class from, and class_weights=balanced"
+                " leaves its weight at 1",
+                "val": "whatever the network says, its average precision is 100 %",
+            }[split]
+            named = data.some([name for name, a in zip(classes, always, strict=True) if a])
+            notes.append(f"every image of {kit.lists[split]} that counts shows {named}: {says}")
     if untrained:
         notes.append(
             f"no training image shows {data.some(untrained)}: what the network says of such a class"

@@ -22,8 +22,8 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in a file, also one under a key such as `state_dict` or `net`.
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`, `model.`) are taken off, and numbers of
-    any floating-point type become float32. Only tensors are read: a file that holds code is
-    refused.
+    any floating-point type become float32. Only tensors and plain values are read: a file with code
+    or other objects is refused.
 
     Raises:
         UserError: no such file, not a file of tensors, or a tensor that holds nan or infinity.
@@ -35,8 +35,8 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many types here: unpickling, zip, end of file
         raise UserError(
-            f"{path} is not a file of tensors (a truncated file, or one that holds code, which is"
-            " never run): save model.state_dict() with torch.save"
+            f"{path} is not a file of tensors (a truncated file, or one that holds other objects or"
+            " code, which is never run): save model.state_dict() with torch.save"
         ) from e
     found = _state_in(content)
     if found is None:

@@ -191,7 +191,11 @@ def load_photos(folder: str | None, size: int, fit: data.Fit, limit: int | None 
     synthetic = folder is None
     root = Path(synthetic_birds.default_birds() if folder is None else folder)
     base = _scored(root.expanduser().resolve())
-    found = sorted(path for path in base.rglob("*") if _is_image(path, base))
+    found = sorted(
+        base / path
+        for path, entry in data.files_below(base)
+        if entry.name.lower().endswith(data.EXTENSIONS) and entry.is_file()
+    )
     if not found:
         raise UserError(f"--data-dir {folder}: no images in it: give a folder of photographs")
     classes = sorted({path.relative_to(base).parts[0] for path in found if path.parent != base})
@@ -248,11 +252,6 @@ def _scored(root: Path) -> Path:
             if (root / name).is_dir():
                 return root / name
     return root
-
-
-def _is_image(path: Path, base: Path) -> bool:
-    hidden = any(part.startswith((".", "__")) for part in path.relative_to(base).parts)
-    return not hidden and path.suffix.lower() in data.EXTENSIONS and path.is_file()
 
 
 def _uncompensated(model: nn.Module) -> nn.Module:

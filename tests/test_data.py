@@ -128,7 +128,42 @@ def test_junk_is_passed_over(birds):
     (birds / "train" / "README.md").write_text("junk")
     (birds / "train" / ".ipynb_checkpoints").mkdir()
     (birds / "val" / "__MACOSX").mkdir()
-    assert data.scan(birds).files == before.files
+    after = data.scan(birds)
+    assert after.files == before.files
+    expected = {".gif": 1, ".txt": 1, "without extension": 1}
+    assert after.left_out == {"train": expected, "val": {}}
+
+
+def test_files_that_are_left_out_are_named_by_extension(birds):
+    for name in ("a.GIF", "b.gif", "c.heic"):
+        (birds / "train" / "Hoopoe" / name).write_bytes(b"a picture")
+    for name in ("x.png", "y.JPG", "._x.png", "readme.md"):
+        (birds / "val" / name).write_bytes(b"beside the class folders")
+    (told,) = data.describe(data.load(birds, 8))["notes"]
+    assert told == (
+        "files that count as no images are left out: 2 .gif, 1 .heic, 1 .jpg in no class folder,"
+        " 1 .png in no class folder"
+    )
+
+
+def test_linked_folders_count_each_once_and_loops_end(birds, tmp_path):
+    away = tmp_path / "away"
+    for k in range(3):
+        save(picture(50 + k), away / "deep" / f"{k}.png")
+    inside = birds / "train" / "Hoopoe"
+    (inside / "more").symlink_to(away)
+    (inside / "again").symlink_to(inside / "more")  # the same folder: sorted before it
+    (away / "deep" / "back").symlink_to(inside)
+    (away / "loop").symlink_to(away)
+    (inside / "up").symlink_to(birds / "train")  # would make a Hoopoe of each Roller
+    (inside / "nowhere").symlink_to(tmp_path / "gone")
+    listing = data.scan(birds)
+    found = [f.path.removeprefix("train/Hoopoe/") for f in listing.files["train"] if f.label == 0]
+    linked = [f"again/deep/{k}.png" for k in range(3)]
+    assert found == [*(f"{k}.png" for k in range(3)), *linked]
+    assert Counter(f.label for f in listing.files["train"]) == {0: 6, 1: 3}
+    assert listing.left_out["train"] == {"without extension": 1}  # the link to nowhere
+    assert len(data.load(birds, 8)["train"]) == 9
 
 
 def test_names_that_trip_programs(tmp_path):

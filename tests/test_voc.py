@@ -18,6 +18,7 @@ from core.engine import command_line
 from core.errors import Diverged, UserError
 from core.voc import VOC_CLASSES
 from studies.voc import study
+from tests.test_voc_data import thing, write
 from trainables.voc import Config, describe_images, images, train_voc
 
 SMALL = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 24, "lr": 0.02}
@@ -109,6 +110,12 @@ def test_impossible_settings_are_refused(bad):
 
 
 # --- losses ---
+
+
+def test_balanced_weights_never_silence_a_class():
+    """Of both kinds; on every image; on none; and nothing but difficult objects."""
+    labels = np.array([[1, 1, -1, 0], [-1, 1, -1, 0], [-1, 0, -1, 0]], dtype=np.int8)
+    assert multilabel.balance(labels).tolist() == [2, 1, 1, 1]
 
 
 def test_losses_equal_their_formulas_and_leave_ignored_pairs_out():
@@ -448,6 +455,29 @@ def test_bad_data_end_with_one_sentence_and_code_2(pictures, tmp_path, capsys):
     (main / "val.txt").write_text("nowhere\n")
     assert "val.txt names nowhere" in refusal(capsys, "--data-dir", str(copied), *results)
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_one_class_with_images_of_difficult_objects_alone(tmp_path, monkeypatch, capsys):
+    """Every image shows it, or nothing that counts: whatever is said, all of it is right."""
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    images = {f"{k:02}": [thing("raccoon", int(k % 4 == 0))] for k in range(24)}
+    lists = {"train": [*images][:12], "val": [*images][12:]}
+    write(tmp_path / "kit", images, lists)
+    options = ("--seeds", "1", "--set", "class_weights=balanced", "batch_size=4", "lr=0.1")
+    assert voc(tmp_path / "kit", tmp_path, *options) == 0
+    folder = tmp_path / "voc" / "few"
+    history = pd.read_csv(folder / "history.csv")
+    assert (history["val_map"] == 1).all() and (history["train_map"] == 1).all()
+    assert (history["train_loss"] > 0).all()  # with a weight of 0 it was 0 throughout
+    found = pd.read_csv(folder / "tables" / "average_precision.csv").iloc[0]
+    assert found["best_ap"] == found["ap_2007"] == found["ap_2010"] == 1
+    assert (found["images"], found["difficult"]) == (9, 3)
+    best = pd.read_csv(folder / "trials.csv")["best_epoch"].item()
+    assert found["accuracy"] == history.set_index("epoch")["val_accuracy"][best]
+    notes = json.loads((folder / "study.json").read_text())["data"]["notes"]
+    told = "every image of train.txt that counts shows raccoon"
+    assert told in notes[0] and told in (folder / "report.html").read_text()
+    assert told in capsys.readouterr().out
 
 
 def test_a_class_without_training_example_is_refused(pictures, tmp_path, capsys):

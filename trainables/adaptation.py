@@ -494,6 +494,7 @@ def _from_folder(
         sources=tuple(manifest["sources"]),
         digests=tuple(manifest["digests"]),
         skipped=tuple(broken),
+        left_out=listing.left_out["val"],
     )
 
 

@@ -354,10 +354,10 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
         if cfg.data_dir is None:
             raise UserError("--download: say with --data-dir into which folder")
         voc_archive.download(Path(cfg.data_dir), cfg.year or "2012")
+    root = voc.open_root(cfg.data_dir or synthetic_voc.default_voc())
+    kit = voc.read_devkit(root, cfg.year, cfg.skip_broken)
     named = cfg.weights if cfg.weights in pretrained.NAMES else Path(cfg.weights).name
     weights = {"given": named, "digest": pretrained.digest(cfg.weights)}
-    root = voc.open_root(cfg.data_dir or synthetic_voc.default_voc())
-    kit = voc.read_devkit(root, cfg.year)
     train_set, val_set = images(replace(cfg, holdout=0.0))
     synthetic = None if cfg.data_dir else synthetic_voc.SYNTHETIC
     described = voc.describe({"train": train_set, "val": val_set}, kit, synthetic)
@@ -377,8 +377,6 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
         described["holdout"] = folds.describe_hold_out(
             train_set.labels, cfg.holdout, train_set.digests, train_set.classes
         )
-    for note in described["notes"]:
-        print(note)
     return described
 
 
