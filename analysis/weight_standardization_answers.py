@@ -61,7 +61,7 @@ def broken(ranked: pd.DataFrame) -> str:
             continue
         lower, higher = rows[rows["difference_high"] < 0], rows[rows["difference_low"] > 0]
         found = lower if len(lower) else higher if len(higher) else rows
-        row = found.loc[found["difference"].abs().idxmax()]
+        row = found.loc[found["difference"].abs().idxmax()].to_dict()
         numbers = [100 * row[k] for k in ("difference", "difference_low", "difference_high")]
         gap = f"{bracketed(*numbers, signed=True)} points at a rate of {significant(row['lr'])}"
         if len(lower) or len(higher):
