@@ -61,9 +61,12 @@ def broken(ranked: pd.DataFrame) -> str:
             continue
         lower, higher = rows[rows["difference_high"] < 0], rows[rows["difference_low"] > 0]
         found = lower if len(lower) else higher if len(higher) else rows
-        row = found.loc[found["difference"].abs().idxmax()].to_dict()
-        numbers = [100 * row[k] for k in ("difference", "difference_low", "difference_high")]
-        gap = f"{bracketed(*numbers, signed=True)} points at a rate of {significant(row['lr'])}"
+        row = found.loc[found["difference"].abs().idxmax()]
+        mean, low, high = (
+            100 * float(row[key]) for key in ("difference", "difference_low", "difference_high")
+        )
+        at = significant(float(row["lr"]))
+        gap = f"{bracketed(mean, low, high, signed=True)} points at a rate of {at}"
         if len(lower) or len(higher):
             verdict = "loses" if len(lower) else "gains"
             words.append(f"**Mode {mode} {verdict} against the original: {gap}.**")

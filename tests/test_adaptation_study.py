@@ -294,7 +294,7 @@ def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged
         assert run(birds, weights, tmp_path, *words) == 0
         folder = tmp_path / "adaptation" / part
         trials, table = pd.read_csv(folder / "trials.csv"), pd.DataFrame(rows_of(folder, part))
-        table = table[table.get("corruption", "") != "clean"]
+        table = table[table["corruption"] != "clean"]
         expected = trials.groupby(by)["acc_adapted"].mean()
         assert len(table) == len(expected)
         shown = "mean" if part == "updates" else "acc_adapted"
