@@ -161,7 +161,7 @@ def name_colour(name: str) -> tuple[int, int, int]:
 
 def test_scores_that_are_not_finite_end_a_cell_as_diverged(cell):
     with pytest.raises(Diverged, match="not finite"):
-        cell(method="tent", tent_lr=1e38)
+        cell(method="tent", tent_lr=1e30)
 
 
 def test_the_data_are_described_with_the_model(birds, weights):
@@ -289,14 +289,12 @@ def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged
         ("updates", ["num_bn_updates=1,3", "batch_size=4,8"], ["num_bn_updates", "batch_size"]),
         ("severity", ["corruption=fog", "severity=1,2", "method=running,batch", "seed=0,1"],
          ["severity", "method"]),
-        ("methods", ["corruption=fog,snow", "severity=2,3", "method=none,batch"],
-         ["corruption", "severity", "method"]),
     ):  # fmt: skip
         words = [*words, "--part", part, "--wrap", "--name", part]
         assert run(birds, weights, tmp_path, *words) == 0
         folder = tmp_path / "adaptation" / part
         trials, table = pd.read_csv(folder / "trials.csv"), pd.DataFrame(rows_of(folder, part))
-        table = table[table.get("corruption", "") != "clean"]
+        table = table[table["corruption"] != "clean"]
         expected = trials.groupby(by)["acc_adapted"].mean()
         assert len(table) == len(expected)
         shown = "mean" if part == "updates" else "acc_adapted"
