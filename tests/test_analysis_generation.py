@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import generation, generation_samples
+from analysis import generation_answers as answers
 from analysis.generation_samples import load_stored
 from analysis.results import load
 from analysis.statistics import t_interval
@@ -144,7 +145,7 @@ def build(
             },
         },
     }
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(study))
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     history = [
@@ -174,6 +175,13 @@ def words_of(folder: Path) -> str:
     html = (folder / "report.html").read_text()
     text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
     return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').split())
+
+
+def answers_of(folder: Path) -> str:
+    """The sentences that compare families, without the report around them."""
+    results = load(folder)
+    numbers, known = generation.generation_numbers(results), generation.yardsticks(results)
+    return answers.questions(results, numbers, known) + answers.copied(results, numbers, known)
 
 
 def test_everything_is_written(full):
@@ -221,8 +229,7 @@ def test_bad_samples_and_copies_are_told(tmp_path):
 
 
 def test_one_seed_names_no_winner_and_no_copier(tmp_path):
-    generation.report(build(tmp_path / "one", seeds=1, change=lambda row: row | {"copies": 0.3}))
-    words = words_of(tmp_path / "one")
+    words = answers_of(build(tmp_path, seeds=1, change=lambda row: row | {"copies": 0.3}))
     assert "one seed, no interval" in words and "One seed cannot tell" in words
     assert "no interval and so no verdict" in words and "may copy" not in words
     assert "The two lowest cannot be told apart" in words
@@ -233,8 +240,7 @@ def test_families_that_overlap_cannot_be_told_apart(tmp_path):
         swing = {"vae": 0.0, "dcgan": 0.02, "flow": -0.03}[row["family"]] * (row["seed"] - 1)
         return row | {"frechet": 0.2 + swing, "recall": 0.5 + swing}
 
-    generation.report(build(tmp_path / "even", change=even))
-    words = words_of(tmp_path / "even")
+    words = answers_of(build(tmp_path, change=even))
     assert "The first two cannot be told apart" in words
     assert "The two lowest cannot be told apart" in words and "shows the least" not in words
 
@@ -248,8 +254,7 @@ def test_measures_come_from_stored_features_and_changed_ones_are_told(tmp_path):
         assert row["frechet"] == pytest.approx(wanted, rel=1e-5)
         assert row["precision"] != 0.5  # the reported one: made up
     assert checked.worst["frechet"][0] < 1e-6 < checked.worst["precision"][0]
-    generation.report(folder)
-    words = words_of(folder)
+    words = answers.recomputed(checked)
     assert "from the stored features of 12 trials" in words
     assert "precision of family" in words and "is not what the trial reported" in words
     assert "frechet of family" not in words
