@@ -119,8 +119,8 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
         found = join([f"{_percent(share)} {kind}" for kind, share in check["found"].items()])
         how = (
             "A copy has one training image much nearer than the 50 that look most alike, in "
-            "differences of neighbouring pixels, also mirrored and shifted by up to 2 pixels. What "
-            f"is much nearer, a ratio below {significant(check['threshold'])}, is set on "
+            "differences of neighbouring pixels, also mirrored and shifted by up to 2 pixels. How "
+            f"much, a ratio below {significant(check['threshold'])}, is set on "
             f"{check['calibrated_on']:,} held-out images, of which at most half of 1\u00a0% lie "
             f"below. Of copies planted to try it, it finds {found}."
         )

@@ -307,6 +307,7 @@ def test_the_threshold_lets_half_a_per_cent_through_and_halves_judge_each_other(
     ratios = torch.arange(400) / 400
     assert sample_copies.threshold(ratios) == ratios[2]
     assert sample_copies.threshold(ratios[5:20]) == ratios[5]  # too few: none lies below
+    assert sample_copies.threshold(ratios[300:]) == sample_copies.LIMIT
     falling = torch.cat([torch.full((50,), 0.2), torch.full((50,), 0.9)])[torch.arange(100) % 100]
     mixed = torch.stack([falling, torch.full((100,), 0.5)], 1).flatten()  # halves that differ
     assert sample_copies.false_alarms(mixed) == pytest.approx(50 / 200)
