@@ -4,16 +4,18 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import scipy
 
 from analysis import cifar_answers, figures, provenance, statistics, tables
 from analysis import report as reports
 from analysis.report import Block, Figure, Section, Text
-from analysis.results import Results, load, train_metric
+from analysis.results import Predictions, Results, load, load_predictions, train_metric
 from core.errors import UserError
 from core.freezing import small_stem
 from core.layer_sizes import LayerSize, as_text, layer_sizes, times
@@ -29,6 +31,24 @@ _FORM_STYLES = {
 }
 
 
+FROM_SCORES = ("val_accuracy", "val_error", "val_micro_f1", "val_macro_f1", "val_loss")
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Validation metrics computed from stored scores, against those that the trials reported.
+
+    Attributes:
+        trials: how many trials have stored scores.
+        of: how many have finished.
+        worst: metric -> (largest absolute difference, the trial).
+    """
+
+    trials: int
+    of: int
+    worst: dict[str, tuple[float, str]]
+
+
 @provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of the CIFAR study, print its headline.
@@ -39,16 +59,67 @@ def report(path: Path) -> None:
     Raises:
         UserError: a file of the folder is missing or damaged.
     """
-    results = load(path)
+    results, checked = recompute(load(path))
     cnn, tuned = cnn_part(results), tuned_part(results)
     shown = [t for t in (cnn_table(cnn), tuned_table(tuned)) if len(t.numbers)]
     for table in [*shown, frozen_table(tuned), mode_table(cnn), trial_table(results)]:
         if len(table.numbers):
             tables.write(table, path / "tables")
     title = "Batch norm in a small CNN, and a ResNet-18 fine-tuned in part"
-    reports.write(provenance.study_report(results, title, _sections(results, cnn, tuned)), path)
+    sections = _sections(results, cnn, tuned, checked)
+    reports.write(provenance.study_report(results, title, sections), path)
     for table in shown:
         tables.print_table(_headline(table))
+
+
+def recompute(results: Results) -> tuple[Results, Recomputed]:
+    """Compute the validation metrics of finished trials from their stored scores.
+
+    Returns:
+        The results with these numbers in `trials`, and how far they are from those reported at the
+        epoch that the scores are of: the one in the file, or else the last.
+
+    Raises:
+        UserError: a file of predictions/ is damaged.
+    """
+    trials = results.trials.set_index("trial")
+    finished = trials.index[trials["state"].isin(statistics.FINISHED)]
+    stored = [trial for trial in results.with_predictions() if trial in finished]
+    worst: dict[str, tuple[float, str]] = {}
+    for trial in stored:
+        history = results.history[results.history["trial"] == trial]
+        epoch = stored_epoch(results.path, trial)
+        there = history[history["epoch"] == epoch] if epoch else history.iloc[-1:]
+        reported = there.iloc[0] if len(there) else trials.loc[trial]
+        if epoch:
+            trials.loc[trial, "scores_epoch"] = epoch
+            for metric in reported.index.intersection(trials.columns):
+                if str(metric).startswith("train_"):
+                    trials.loc[trial, metric] = reported[metric]
+        for metric, value in score_metrics(load_predictions(results.path, trial)).items():
+            if pd.notna(reported.get(metric)):
+                apart = abs(value - float(reported[metric]))
+                worst[metric] = max(worst.get(metric, (0.0, "")), (apart, trial))
+                trials.loc[trial, metric] = value
+    checked = Recomputed(len(stored), len(finished), worst)
+    return replace(results, trials=trials.reset_index()), checked
+
+
+def score_metrics(stored: Predictions) -> dict[str, float]:
+    """Return the metrics of `FROM_SCORES`, shares in [0, 1] and the loss in nats."""
+    matrix = statistics.confusion(stored.labels, stored.scores.argmax(axis=1), len(stored.classes))
+    accuracy = statistics.accuracy(matrix)
+    logits = stored.scores.astype(np.float64)
+    right = logits[np.arange(len(logits)), stored.labels]
+    loss = float((scipy.special.logsumexp(logits, axis=1) - right).mean())
+    values = (accuracy, 1 - accuracy, accuracy, statistics.macro_f1(matrix), loss)
+    return dict(zip(FROM_SCORES, values, strict=True))
+
+
+def stored_epoch(path: Path, trial: str) -> int | None:
+    """Return the epoch whose weights gave the stored scores; None: the file does not say."""
+    with np.load(path / "predictions" / f"{trial}.npz", allow_pickle=False) as stored:
+        return int(stored["epoch"]) if "epoch" in stored else None
 
 
 def print_layers(settings: Mapping[str, Any], folder: Path) -> int:
@@ -161,11 +232,11 @@ def cnn_table(cnn: Results) -> tables.Table:
         tables.number("seconds_per_epoch", "s/epoch", 2),
     )
     note = (
-        f"Last epoch; {_spread(numbers)}. {training_note(cnn)} “minus none”: "
-        "validation accuracy less that without batch norm at the same learning rate and seed, mean "
-        "over seeds [95 % t interval], paired t test with Holm's correction. “the lab prints”: the "
-        "mean as `100 * correct // total` shows it. “dead”: parameters to be trained that no "
-        "gradient reaches."
+        f"{cifar_answers.shown_epoch(cnn.trials)}; {_spread(numbers)}. {training_note(cnn)} "
+        "“minus none”: validation accuracy less that without batch norm at the same learning rate "
+        "and seed, mean over seeds [95 % t interval], paired t test with Holm's correction. “the "
+        "lab prints”: the mean as `100 * correct // total` shows it. “dead”: parameters to be "
+        "trained that no gradient reaches."
     )
     return tables.Table("cnn", numbers, columns, "The small CNN with and without batch norm.", note)
 
@@ -220,12 +291,13 @@ def tuned_table(tuned: Results) -> tables.Table:
         tables.text("unchanged", "frozen kept"),
     )
     note = (
-        f"Last epoch; {_spread(numbers)}. {training_note(tuned)} “minus all”: "
-        "validation accuracy less that of the whole network retrained from the same weights, same "
-        "seeds, paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
-        "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds "
-        "are of training only. “frozen kept”: whether all frozen weights and statistics are bit "
-        "for bit what they were (“weights”: those are, and the statistics were to move)."
+        f"{cifar_answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} "
+        "“minus all”: validation accuracy less that of the whole network retrained from the same "
+        "weights, same seeds, paired t test with Holm's correction. Where nothing else is said, "
+        "the 3x3 first convolution is new and random, and frozen with what precedes layer4 or the "
+        "head. Seconds are of training only. “frozen kept”: whether all frozen weights and "
+        "statistics are bit for bit what they were (“weights”: those are, and the statistics were "
+        "to move)."
     )
     return tables.Table(
         "resnet18", numbers, columns, "ResNet-18 retrained in full and in part.", note
@@ -349,7 +421,7 @@ def trial_table(results: Results) -> tables.Table:
         tables.number("best_epoch", "best epoch"),
         tables.number("seconds", "s", 1),
     )
-    caption = "Every trial: validation at its last epoch, training at its best."
+    caption = f"Every trial. {cifar_answers.shown_epoch(results.trials)}."
     return tables.Table("trials", numbers, columns, caption, training_note(results))
 
 
@@ -408,7 +480,8 @@ def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
     axes[0].set_ylabel(label)
     figures.fit_to_lines(axes[0], cnn.history, [metric], scale)
     figures.legend_below(figure, axes[-1], len(forms))
-    path = figures.save(figure, cnn.path / "figures", f"cnn_{metric}")
+    name = f"cnn_{metric.removesuffix('_running')}"
+    path = figures.save(figure, cnn.path / "figures", name)
     words = label.split(" (")[0]
     band = figures.band_text(cnn.history, ["lr", "bn"])
     return Figure(
@@ -479,13 +552,14 @@ def cost_figure(tuned: Results) -> Figure:
 # ---- the report ----
 
 
-def _sections(results: Results, cnn: Results, tuned: Results) -> list[Section]:
+def _sections(results: Results, cnn: Results, tuned: Results, checked: Recomputed) -> list[Section]:
     numbers = cnn_table(cnn).numbers, tuned_table(tuned).numbers
     blocks: list[Block] = [Text(cifar_answers.summary(*numbers))]
     if len(numbers[0]):
         blocks.append(_short_cnn(cnn_table(cnn)))
     if len(numbers[1]):
         blocks.append(_short_tuned(tuned_table(tuned)))
+    blocks.append(Text(cifar_answers.recomputed(checked)))
     sections = [
         Section("Result", tuple(blocks)),
         Section(

@@ -1,6 +1,8 @@
 """Sentences of the CIFAR report, made from the study's own numbers, in markup."""
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,6 +13,9 @@ from analysis.provenance import image_counts
 from analysis.report import join
 from analysis.results import Results
 from analysis.tables import decimal, significant
+
+if TYPE_CHECKING:
+    from analysis.cifar import Recomputed
 
 FORMS = {
     "none": "without batch norm",
@@ -65,9 +70,9 @@ def summary(cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
     if len(ranked):
         best = ranked.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
         found.append(
-            f"The small CNN does best {FORMS[best['bn']]} at a learning rate of "
-            f"{significant(best['lr'])}: {percent(best['val_accuracy'])} of the validation images "
-            f"over {_seeds(best['n'])}. {against_none(cnn)}"
+            f"The highest mean of the small CNN is {percent(best['val_accuracy'])} of the "
+            f"validation images over {_seeds(best['n'])}, {FORMS[best['bn']]} at a learning rate "
+            f"of {significant(best['lr'])}. {against_none(cnn)}"
         )
     ranked = _done(tuned)
     if len(ranked):
@@ -80,6 +85,28 @@ def summary(cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
     return "\n\n".join(found) or "**No trial has finished, so there is no result yet.**"
 
 
+def recomputed(checked: "Recomputed") -> str:
+    """Which numbers come from stored scores, and whether they are those that were reported."""
+    if not checked.trials:
+        return "No scores are stored: the metrics are those that the trials reported."
+    text = (
+        f"Accuracy, F1 and loss on the validation images are computed from the stored scores of "
+        f"{checked.trials} of {checked.of} finished trials"
+    )
+    wrong = [
+        (name, *found)
+        for name, found in checked.worst.items()
+        if found[0] > (1e-4 if name == "val_loss" else 1e-6)  # sums in another order
+    ]
+    if not wrong:
+        return f"{text}; they are those that the trials reported."
+    told = [f"{name} of {escape(trial)} by {significant(apart)}" for name, apart, trial in wrong]
+    return (
+        f"{text}. **They differ from those that the trials reported, most in {join(told)}: a "
+        "stored file has been changed or is of another run.**"
+    )
+
+
 def answers(
     cnn: Results, tuned: Results, cnn_numbers: pd.DataFrame, tuned_numbers: pd.DataFrame,
     modes: pd.DataFrame,
@@ -89,7 +116,10 @@ def answers(
     if len(_done(cnn_numbers)):
         pairs += [
             ("What does batch norm bring the small CNN?", brings(cnn, cnn_numbers)),
-            ("The listing makes bn3 and bn4 and never calls them. What then?", dead(cnn_numbers)),
+            (
+                "The listing makes bn3 and bn4 and never calls them. What then?",
+                dead(cnn, cnn_numbers),
+            ),
             ("Does it matter which mode the network is in?", forgotten(modes)),
             ("Why does the lab's number end in no decimals?", _floor_sentence(cnn)),
         ]
@@ -122,7 +152,7 @@ def against_none(numbers: pd.DataFrame) -> str:
         elif row["difference_high"] < 0:
             said.append(f"{at} `meant` is worse than `none` by {size} ({span})")
         else:
-            said.append(f"{at} `meant` does not beat `none` for certain: {size} ({span})")
+            said.append(f"{at} `meant` and `none` cannot be told apart: {size} ({span})")
     pairs = int(rows["pairs"].max())
     return f"Over {_seeds(pairs)}, paired: {'; '.join(said)}."
 
@@ -145,11 +175,10 @@ def brings(cnn: Results, numbers: pd.DataFrame) -> str:
     return text
 
 
-def dead(numbers: pd.DataFrame) -> str:
+def dead(cnn: Results, numbers: pd.DataFrame) -> str:
     """What the unused layers of the listing are, and what using them changes."""
     rows = _done(numbers)
     listing = rows[rows["bn"] == "listing"]
-    meant = rows[rows["bn"] == "meant"].set_index("lr")["val_accuracy"]
     if listing.empty or listing["dead_parameters"].isna().all():
         return "No trial of `listing` has finished."
     text = (
@@ -158,14 +187,14 @@ def dead(numbers: pd.DataFrame) -> str:
         "and 0, are counted and saved, do nothing, and stop DistributedDataParallel unless it is "
         "told to look for unused parameters."
     )
-    changes = [
-        f"{points(meant[row['lr']] - row['val_accuracy'], signed=True)} at lr "
-        f"{significant(row['lr'])}"
-        for row in listing.to_dict("records")
-        if row["lr"] in meant.index
-    ]
+    changes = []
+    for lr in listing["lr"]:
+        one = cnn.trials[cnn.trials["lr"] == lr]
+        for row in statistics.paired(one, "bn", "val_accuracy", "listing").to_dict("records"):
+            if row["bn"] == "meant" and row["n"]:
+                changes.append(f"{_changed(row)} at lr {significant(lr)}")
     if changes:
-        text += f" Calling them behind fc1 and fc2 changes the mean accuracy by {join(changes)}."
+        text += f" Calling them behind fc1 and fc2 changes the accuracy by {join(changes)}."
     return text
 
 
@@ -185,8 +214,7 @@ def forgotten(modes: pd.DataFrame) -> str:
     without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
     return (
         f"{text} Scoring without `net.eval()` changes the accuracy by up to "
-        f"{points(worst['difference'], signed=True)} (`{worst['bn']}`, lr "
-        f"{significant(worst['lr'])}){without}."
+        f"{_changed(worst)} (`{worst['bn']}`, lr {significant(worst['lr'])}){without}."
     )
 
 
@@ -205,8 +233,7 @@ def frozen(numbers: pd.DataFrame) -> str:
         said.append(
             f"`{setup}` trains {int(row['trainable_parameters']):,} of "
             f"{int(row['parameters']):,} parameters in {cost}, accuracy "
-            f"{points(row['difference'], signed=True)} "
-            f"({_span(row['difference_low'], row['difference_high'])})"
+            f"{_changed(row, 'difference_')}"
         )
     if not said:
         return "No trial with a frozen part has finished."
@@ -225,8 +252,7 @@ def stem(tuned: Results) -> str:
     )
     differences = _against(tuned, "layer4")
     said = [
-        f"{words} changes the accuracy by {points(row['difference'], signed=True)} "
-        f"({_span(row['low'], row['high'])})"
+        f"{words} changes the accuracy by {_changed(row)}"
         for setup, words in (
             ("layer4, conv1 trained", "training it"),
             ("layer4, conv1 averaged", "starting it from the pretrained 7x7 kernel, shrunk,"),
@@ -245,12 +271,7 @@ def moving(tuned: Results) -> str:
     )
     rows = _against(tuned, "layer4").get("layer4, moving BN", [])
     for row in rows:
-        text += (
-            f" Letting them move changes the accuracy of `layer4` by "
-            f"{points(row['difference'], signed=True)} ({_span(row['low'], row['high'])}): moving, "
-            "they fit the new first convolution and the new images; frozen, they are those of the "
-            "old kernel."
-        )
+        text += f" Letting them move changes the accuracy of `layer4` by {_changed(row)}."
     return text
 
 
@@ -267,8 +288,8 @@ def pretrained(tuned: Results, numbers: pd.DataFrame) -> str:
         return f"Trials of `all` and `scratch` with a common seed are missing.{origin}"
     row = rows[0]
     return (
-        f"Retraining all weights is {points(row['difference'], signed=True)} from training from "
-        f"scratch ({_span(row['low'], row['high'])}), in the same number of steps.{origin}"
+        f"Retraining all weights is {_changed(row)} from training from scratch, in the same number "
+        f"of steps.{origin}"
     )
 
 
@@ -322,10 +343,27 @@ def limits(results: Results, cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
             "the last of each class in the file."
         )
     items.append(
-        "The result is the last epoch's, not the best one's. The learning rate of ResNet-18 is one "
+        f"{_epoch_of_result(results)} The learning rate of ResNet-18 is one "
         "for all setups; a rate tuned for each could change their order."
     )
     return "\n".join(f"- {item}" for item in items)
+
+
+def shown_epoch(trials: pd.DataFrame) -> str:
+    """Which epoch a table shows, as the first words of its note."""
+    if "scores_epoch" not in trials or trials["scores_epoch"].isna().all():
+        return "Last epoch"
+    kept, last = trials["scores_epoch"], trials["epochs_run"]
+    return "Last epoch" if (kept == last)[kept.notna()].all() else "The epoch of the weights kept"
+
+
+def _epoch_of_result(results: Results) -> str:
+    if shown_epoch(results.trials) == "Last epoch":
+        return "The result is the last epoch's, not the best one's."
+    return (
+        "The result is that of the epoch whose weights were kept, chosen on the images shown: its "
+        "level is too high by that choice."
+    )
 
 
 def _budget(results: Results, trial: pd.Series) -> str:
@@ -387,6 +425,13 @@ def _done(numbers: pd.DataFrame) -> pd.DataFrame:
 
 def _seeds(count: float) -> str:
     return f"{int(count)} seed" + ("s" if count != 1 else "")
+
+
+def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "") -> str:
+    """A difference of accuracy with its interval, and whether it can be told from none."""
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    apart = "; cannot be told apart" if low <= 0 <= high else ""
+    return f"{points(row['difference'], signed=True)} ({_span(low, high)}{apart})"
 
 
 def _span(low: float, high: float) -> str:

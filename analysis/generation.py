@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from analysis import generation_answers as answers
 from analysis import generation_figures as pictures
@@ -20,11 +22,15 @@ from analysis import report as reports
 from analysis.generation_samples import Stored, load_stored, write_samples
 from analysis.report import Block, Equation, Section, Text
 from analysis.results import Results, load
-from core import sample_quality
+from core import data, small_images
+from core.sample_copies import CopyCheck, threshold
+from core.sample_features import copying
+from core.sample_quality import Moments, frechet, moments, nearest, prdc
 
 KEYS = ["family", "width"]
 SHARES = ("precision", "recall", "coverage", "class_agreement", "class_balance")
 METRICS = ("frechet", "density", *SHARES)
+FROM_FEATURES = ("frechet", "precision", "recall", "density", "coverage")
 COPYING = ("nearest_distance", "nearest_ratio", "copies")
 YARDSTICKS = {
     "held_out": "held-out real (floor)",
@@ -35,17 +41,19 @@ YARDSTICKS = {
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Class measures from the stored scores, against those the trials reported.
+    """Measures computed from what the trials stored, against those that they reported.
 
     Attributes:
-        trials: number of trials checked.
-        agreement: largest absolute difference of class agreement.
-        balance: largest absolute difference of class balance.
+        features: trials whose distance, precision and kin come from stored features.
+        scores: trials whose right class and class balance come from stored scores.
+        images: trials whose nearest training images were searched again.
+        worst: measure -> (largest absolute difference, the trial).
     """
 
-    trials: int
-    agreement: float
-    balance: float
+    features: int
+    scores: int
+    images: int
+    worst: dict[str, tuple[float, str]]
 
 
 @provenance.of_finished
@@ -58,14 +66,14 @@ def report(path: Path) -> None:
     Raises:
         UserError: a file of the folder is missing or damaged.
     """
-    results = load(path)
+    results, checked = recompute(load(path))
     numbers = generation_numbers(results)
     table = generation_table(results, numbers)
     copies = copy_table(results, numbers)
     every = seed_table(results)
     for one in (table, copies, every):
         tables.write(one, path / "tables")
-    sections = _sections(results, numbers, table, copies, every)
+    sections = _sections(results, numbers, table, copies, every, checked)
     title = "Image generation: three families"
     reports.write(provenance.study_report(results, title, sections), path)
     wanted = int(results.trials["samples"].max()) if "samples" in results.trials else 0
@@ -86,9 +94,9 @@ def generation_numbers(results: Results) -> pd.DataFrame:
     """Every number of the main table in full precision, a row per family and width, best first.
 
     Returns:
-        family, width, n, of; mean, low, high of each measure; means of parameters,
-        seconds_per_epoch, sample_seconds, nearest_distance, nearest_ratio, copies and
-        inception_frechet, the largest peak_memory_mib; share, the distance over that of noise.
+        family, width, n, of; mean, low, high of each measure and of copies; means of parameters,
+        seconds_per_epoch, sample_seconds, nearest_distance, nearest_ratio and inception_frechet,
+        the largest peak_memory_mib; share, the distance over that of noise.
     """
     trials = results.trials
     if "frechet" not in trials:  # nothing has reported yet
@@ -96,14 +104,15 @@ def generation_numbers(results: Results) -> pd.DataFrame:
     table = statistics.compare(trials, KEYS, "frechet", mode="min")
     table = table.rename(columns={"mean": "frechet", "low": "frechet_low", "high": "frechet_high"})
     table = table.drop(columns="std")
-    for metric in METRICS[1:]:
+    for metric in (*METRICS[1:], "copies"):
         if metric not in trials:
             continue
         found = statistics.compare(trials, KEYS, metric)[[*KEYS, "mean", "low", "high"]]
         found.columns = [*KEYS, metric, f"{metric}_low", f"{metric}_high"]
         table = table.merge(found, on=KEYS, how="left")
     done = trials[trials["state"].isin(statistics.FINISHED)]
-    kinds = dict.fromkeys(("parameters", "seconds_per_epoch", "sample_seconds", *COPYING), "mean")
+    averaged = ("parameters", "seconds_per_epoch", "sample_seconds", *COPYING[:2])
+    kinds = dict.fromkeys(averaged, "mean")
     for column, kind in (kinds | {"inception_frechet": "mean", "peak_memory_mib": "max"}).items():
         if column in done and len(done):
             means = done.groupby(KEYS)[column].agg(kind).rename(column).reset_index()
@@ -159,21 +168,21 @@ def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         known = {key: measures.get(key, np.nan) for key in COPYING}
         rows.append(pd.DataFrame([known | {"what": YARDSTICKS[name]}]))
     frame = pd.concat(rows, ignore_index=True)
+    check = results.study.get("data", {}).get("copy_check", {"threshold": 0.5})
     columns = (
         tables.text("what", "images"),
         tables.Column("width", lambda row: _whole(row["width"])),
         tables.number("nearest_distance", "distance to the nearest (grey levels)", 1),
-        tables.number("nearest_ratio", "nearest / mean of 50 nearest", 2),
-        tables.number("copies", f"below {sample_quality.COPY} (%)", 1, 100.0),
+        tables.number("nearest_ratio", "nearest / mean of 50", 2),
+        tables.number("copies", f"below {tables.significant(check['threshold'])} (%)", 1, 100.0),
     )
     return tables.Table(
         "neighbours",
         frame,
         columns,
-        "Nearest training images of the samples, in pixels.",
-        "Medians, averaged over seeds, of the stored samples. The last column is the "
-        "share of images for which one training image stands out: nearer than "
-        f"{sample_quality.COPY} of the mean distance to the 50 nearest.",
+        "Nearest training images of the samples.",
+        "Medians, averaged over seeds; the distance is in pixels. The last column is the share of "
+        "images for which one training image stands out, see above.",
     )
 
 
@@ -240,29 +249,78 @@ def shown_trials(results: Results, numbers: pd.DataFrame) -> dict[str, Stored]:
     return found
 
 
-def recompute(results: Results) -> Recomputed | None:
-    """Compute class agreement and balance again from the stored scores; None without any.
+def recompute(results: Results) -> tuple[Results, Recomputed]:
+    """Compute the measures of finished trials from what they stored.
 
-    Trials that made more samples than they stored are left out.
+    Fréchet distance, precision, recall, density and coverage come from stored features, right class
+    and class balance from stored scores (of trials that stored all they made), copies and distances
+    from stored samples, where the training images are at hand.
+
+    Returns:
+        The results with these numbers in `trials`, and how far they are from those reported.
     """
-    checked, agreement, balance = 0, 0.0, 0.0
-    if "class_balance" not in results.trials:
-        return None
-    done = set(pictures.finished(results)["trial"])
+    trials = results.trials.set_index("trial")
+    counts, worst = dict.fromkeys(("features", "scores", "images"), 0), {}
+    train = _training_images(results)
     for trial in results.with_predictions():
-        stored = load_stored(results.path, trial)
-        whole = len(stored.samples) == len(stored.nearest_ratio)
-        if trial not in done or not whole:
+        if trials.loc[trial, "state"] not in statistics.FINISHED:
             continue
+        stored = load_stored(results.path, trial)
         reported = results.reported(trial, stored.epoch)
-        predicted = stored.logits.argmax(axis=1)
-        again = _balance(predicted, len(stored.classes))
-        balance = max(balance, abs(again - float(reported["class_balance"])))
-        if stored.config["conditional"]:
-            share = float((predicted == stored.labels).mean())
-            agreement = max(agreement, abs(share - float(reported["class_agreement"])))
-        checked += 1
-    return Recomputed(checked, agreement, balance) if checked else None
+        found = {
+            "features": _from_features(stored),
+            "scores": _from_scores(stored),
+            "images": _from_images(stored, train),
+        }
+        for kind, measures in found.items():
+            counts[kind] += bool(measures)
+            for name, value in measures.items():
+                if name in reported and pd.notna(reported[name]):
+                    apart = abs(value - float(reported[name]))
+                    worst[name] = max(worst.get(name, (0.0, "")), (apart, trial))
+                    trials.loc[trial, name] = value
+    return replace(results, trials=trials.reset_index()), Recomputed(**counts, worst=worst)
+
+
+def _from_features(stored: Stored) -> dict[str, float]:
+    parts = (stored.features, stored.real_features, stored.real_mean, stored.real_covariance)
+    if any(part is None for part in parts):
+        return {}
+    made, real, mean, covariance = (torch.from_numpy(np.asarray(part)) for part in parts)
+    distance = frechet(moments(made), Moments(mean, covariance))
+    return {"frechet": distance} | prdc(real, made, stored.config["neighbours"])
+
+
+def _from_scores(stored: Stored) -> dict[str, float]:
+    if len(stored.samples) != len(stored.nearest_ratio):
+        return {}
+    predicted = stored.logits.argmax(axis=1)
+    found = {"class_balance": _balance(predicted, len(stored.classes))}
+    if stored.config["conditional"]:
+        found["class_agreement"] = float((predicted == stored.labels).mean())
+    return found
+
+
+def _from_images(stored: Stored, train: tuple[Tensor, CopyCheck] | None) -> dict[str, float]:
+    if train is None or len(stored.samples) != len(stored.nearest_ratio):
+        return {}
+    made, unseen = torch.from_numpy(stored.samples), torch.from_numpy(stored.held_out_ratio)
+    return copying(nearest(made, train[0]), train[1].ratios(made), threshold(unseen))
+
+
+def _training_images(results: Results) -> tuple[Tensor, CopyCheck] | None:
+    """The training images where they come with labtune: the embedded digits, if unchanged."""
+    about = results.study.get("data", {})
+    if about.get("kind") != "embedded" or "copy_check" not in about:
+        return None
+    config = results.study["trials"][0]["config"]
+    limit = {"train": config["train_images"], "val": config["val_images"]}
+    sets = small_images.load("digits", None, about["image_size"], limit)
+    if not str(about["fingerprint"]).startswith(data.fingerprint(sets)):
+        return None
+    pixels = np.ascontiguousarray(sets["train"].images[:, : about["channels"]])
+    train = torch.from_numpy(pixels)
+    return train, CopyCheck(train)
 
 
 def _balance(predicted: np.ndarray, classes: int) -> float:
@@ -280,6 +338,7 @@ def _sections(
     table: tables.Table,
     copies: tables.Table,
     every: tables.Table,
+    checked: Recomputed,
 ) -> list[Section]:
     shown, known = shown_trials(results, numbers), yardsticks(results)
     sections = [_result(results, numbers, table, known)]
@@ -293,7 +352,7 @@ def _sections(
         Section(
             "Made or copied?",
             (
-                Text(answers.copied(numbers, known)),
+                Text(answers.copied(results, numbers, known)),
                 copies,
                 pictures.neighbours_figure(results, best),
                 pictures.distances_figure(results, shown),
@@ -320,7 +379,7 @@ def _sections(
                     "Squared Fréchet distance: squared distance of the means plus the trace of "
                     "both covariances less twice the root of their product",
                 ),
-                Text(answers.measures(results, recompute(results))),
+                Text(answers.measures(results, checked)),
             ),
         )
     )

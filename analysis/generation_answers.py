@@ -9,6 +9,7 @@ import pandas as pd
 from analysis import statistics
 from analysis.generation_figures import NAMES
 from analysis.generation_samples import Stored
+from analysis.markup import escape
 from analysis.provenance import image_counts
 from analysis.report import join
 from analysis.results import Results
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.generation import Recomputed
 
 Known = Mapping[str, Mapping[str, float]]
+_ROUNDING = 1e-6  # of a measure computed again, at most
 
 # Source, setting, result: as their authors or users give them.
 PUBLISHED = (
@@ -49,7 +51,7 @@ def summary(results: Results, numbers: pd.DataFrame, known: Known) -> str:
         quarter = known["noise"]["frechet"] / 4
         below = "below" if best["frechet"] < quarter else "**not below**"
         text += (
-            f"The best, {_name(best)}, is {below} a quarter of the ceiling that noise gives "
+            f"The smallest, of {_name(best)}, is {below} a quarter of the ceiling that noise gives "
             f"({decimal(known['noise']['frechet'], 3)}); held-out real images are at "
             f"{decimal(known['held_out']['frechet'], 3)}."
         )
@@ -69,7 +71,7 @@ def questions(results: Results, numbers: pd.DataFrame, known: Known) -> str:
     pairs = [
         ("Which family makes the best images?", _best(results, ranked)),
         ("Does a wider network help?", _width(results, ranked)),
-        ("Who leaves images out?", _variety(ranked, known)),
+        ("Who leaves images out?", _variety(results, ranked, known)),
         ("What does each family cost?", _cost(ranked)),
     ]
     return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
@@ -91,7 +93,7 @@ def looks(shown: Mapping[str, Stored]) -> str:
     )
 
 
-def copied(numbers: pd.DataFrame, known: Known) -> str:
+def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
     """Whether samples are training images, judged against held-out images."""
     ranked = numbers[numbers["n"] > 0]
     if "copies" not in ranked or "held_out" not in known:
@@ -99,23 +101,36 @@ def copied(numbers: pd.DataFrame, known: Known) -> str:
     real = known["held_out"]["copies"]
     rows = best_widths(ranked)
     listed = join([f"{_name(row)} {_percent(row['copies'])}" for row in rows])
-    guilty = [row for row in rows if row["copies"] > real + 0.01]
-    verdict = (
-        f"**{join([_name(row) for row in guilty])} may copy.**"
-        if guilty
-        else "No family stands closer to single training images than unseen real images do: the "
-        "samples are no copies."
-    )
+    guilty = [_name(row) for row in rows if row["copies_low"] > real]
+    if guilty:
+        verdict = f"**{join(guilty)} may copy**: the interval over seeds lies above that share."
+    elif any(math.isnan(row["copies_low"]) for row in rows):
+        verdict = "With one seed there is no interval and so no verdict."
+    else:
+        verdict = "No family's interval over seeds lies above that share: no sign of copying."
+    check = results.study.get("data", {}).get("copy_check")
+    if check is None:
+        how = (
+            "This folder was made by a check in pixels, which does not see mirrored or shifted "
+            "copies: the distance to the nearest training image is below half of the mean of the "
+            "50 nearest."
+        )
+    else:
+        found = join([f"{_percent(share)} {kind}" for kind, share in check["found"].items()])
+        how = (
+            "A copy has one training image much nearer than the 50 that look most alike, in "
+            "differences of neighbouring pixels, also mirrored and shifted by up to 2 pixels. How "
+            f"much, a ratio below {significant(check['threshold'])}, is set on "
+            f"{check['calibrated_on']:,} held-out images, of which at most half of 1\u00a0% lie "
+            f"below. Of copies planted to try it, it finds {found}."
+        )
     return (
-        "A copy has one training image much nearer than all others. The share of images whose "
-        "nearest training image is at less than half of the mean distance to the 50 nearest: "
-        f"{listed}; held-out real images {_percent(real)}, training images themselves "
-        f"{_percent(known['copies']['copies'])}. {verdict} The plain distance says less: a blurred "
-        "image is near to everything."
+        f"{how} Share of such images: {listed}; held-out real images {_percent(real)}, training "
+        f"images themselves {_percent(known['copies']['copies'])}. {verdict}"
     )
 
 
-def measures(results: Results, checked: "Recomputed | None") -> str:
+def measures(results: Results, checked: "Recomputed") -> str:
     """What is computed, in which features, and whether it could be computed again."""
     data = results.study.get("data", {})
     reader, count = data.get("classifier", {}), data.get("compared")
@@ -135,18 +150,37 @@ def measures(results: Results, checked: "Recomputed | None") -> str:
         "- The floor, held-out real images, differs from the training images as other writers or "
         "photographs do; training images once more show what learning them by heart would give."
     )
-    if checked is None:
-        return text
-    worst = max(checked.agreement, checked.balance)
-    verdict = (
-        "are those reported"
-        if worst < 1e-9
-        else f"differ from those reported by at most {significant(worst)}"
-    )
-    return (
-        f"{text}\n\nComputed again from the stored scores of {checked.trials} trials, right class "
-        f"and class balance {verdict}."
-    )
+    return f"{text}\n\n{recomputed(checked)}"
+
+
+def recomputed(checked: "Recomputed") -> str:
+    """Which numbers come from stored files, and whether they are those that were reported."""
+    come, reported = [], []
+    for count, kind, names in (
+        (checked.features, "features", "Fréchet distance, precision, recall, density and coverage"),
+        (checked.scores, "scores", "right class and class balance"),
+        (checked.images, "samples", "copies and distances to the nearest training image"),
+    ):
+        if count:
+            come.append(f"{names} from the stored {kind} of {count} trial{'s' * (count > 1)}")
+        else:
+            reported.append(names)
+    text = f"Computed for this report: {'; '.join(come)}. " if come else ""
+    if reported:
+        text += (
+            f"As the trials reported them: {'; '.join(reported)} (what they would be computed from "
+            "is not all in this folder; training images never are). "
+        )
+    wrong = [(name, *found) for name, found in checked.worst.items() if found[0] > _ROUNDING]
+    for name, apart, trial in wrong:
+        text += (
+            f"**{name.replace('_', ' ')} of {escape(trial)} is not what the trial reported "
+            f"(difference {significant(apart)}): the stored file has been changed or is of another "
+            "run.** "
+        )
+    if come and not wrong:
+        text += "They are those that the trials reported."
+    return text.strip()
 
 
 def beside(results: Results) -> str:
@@ -156,7 +190,7 @@ def beside(results: Results) -> str:
         "thousands of steps and 50,000 samples in Inception's features. They tell what is possible "
         "and cannot be held against any number here. The same distance in Inception's features is "
         "added for those who give its weights (`--set inception=PATH`); with torchvision's weights "
-        "it is near to FID, not equal."
+        "it is not FID either."
         + (
             ""
             if "inception_frechet" in results.trials
@@ -195,23 +229,22 @@ def limits(results: Results) -> str:
 def _best(results: Results, ranked: pd.DataFrame) -> str:
     rows = best_widths(ranked)
     best = rows[0]
-    name = _name(best)
-    text = f"{name[0].upper()}{name[1:]}, with {decimal(best['frechet'], 3)} [{_range(best)}]."
+    smallest = f"the smallest mean is {decimal(best['frechet'], 3)} [{_range(best)}], {_name(best)}"
     if len(rows) < 2:
-        return text
+        return f"Only one family has finished: {smallest}."
     second = rows[1]
-    lead = _paired(results, second, best)
+    lead = _paired(results, second, best, "frechet")
     if lead is None or math.isnan(lead["low"]):
-        return f"{text} {_name(second)} follows; with one seed the difference may be chance."
-    sure = (
-        "the interval excludes 0"
-        if lead["low"] > 0
-        else "the interval has 0 in it, so these seeds do not separate the two"
+        return f"One seed cannot tell: {smallest}, then {_name(second)}."
+    interval = f"{decimal(lead['low'], 3, True)} to {decimal(lead['high'], 3, True)}"
+    apart = (
+        f"{_name(second)} is at {decimal(lead['difference'], 3, True)} from it on the same seeds "
+        f"(95 % interval {interval})"
     )
-    return (
-        f"{text} {_name(second)} is farther by {decimal(lead['difference'], 3)} on the same seeds "
-        f"(95 % interval {decimal(lead['low'], 3)} to {decimal(lead['high'], 3)}; {sure})."
-    )
+    if not _separate(lead):
+        return f"The first two cannot be told apart: {smallest}; {apart}."
+    name = _name(best)
+    return f"{name[0].upper()}{name[1:]}: {smallest}; {apart}."
 
 
 def _width(results: Results, ranked: pd.DataFrame) -> str:
@@ -221,13 +254,14 @@ def _width(results: Results, ranked: pd.DataFrame) -> str:
             continue
         ordered = group.sort_values("width")
         narrow, wide = ordered.iloc[0].to_dict(), ordered.iloc[-1].to_dict()
-        lead = _paired(results, wide, narrow)
+        lead = _paired(results, wide, narrow, "frechet")
         if lead is None:
             continue
         interval = (
             ""
             if math.isnan(lead["low"])
             else f" [{decimal(lead['low'], 3, True)}, {decimal(lead['high'], 3, True)}]"
+            + ("" if _separate(lead) else " (cannot be told apart)")
         )
         found.append(f"{NAMES[str(family)]} {decimal(lead['difference'], 3, True)}{interval}")
     if not found:
@@ -239,7 +273,7 @@ def _width(results: Results, ranked: pd.DataFrame) -> str:
     )
 
 
-def _variety(ranked: pd.DataFrame, known: Known) -> str:
+def _variety(results: Results, ranked: pd.DataFrame, known: Known) -> str:
     rows = sorted(best_widths(ranked), key=lambda row: row["recall"])
     listed = join(
         [f"{_name(row)} {_percent(row['recall'])} ({_percent(row['precision'])})" for row in rows]
@@ -248,15 +282,12 @@ def _variety(ranked: pd.DataFrame, known: Known) -> str:
     if "held_out" in known:
         real = known["held_out"]
         text += f"; held-out images {_percent(real['recall'])} ({_percent(real['precision'])})"
-    low = rows[0]
-    return text + (
-        f". {_name(low)} shows the least of the variety of the real images"
-        + (
-            ", the mode collapse that adversarial training is known for."
-            if low["family"] == "dcgan" and low["recall"] < 0.5
-            else "."
-        )
-    )
+    if len(rows) < 2:
+        return f"{text}."
+    lead = _paired(results, rows[0], rows[1], "recall")
+    if lead is None or not _separate(lead):
+        return f"{text}. The two lowest cannot be told apart."
+    return f"{text}. {_name(rows[0])} shows the least of the variety of the real images."
 
 
 def _cost(ranked: pd.DataFrame) -> str:
@@ -277,16 +308,21 @@ def _cost(ranked: pd.DataFrame) -> str:
 
 
 def _paired(
-    results: Results, one: Mapping[Any, Any], other: Mapping[Any, Any]
+    results: Results, one: Mapping[Any, Any], other: Mapping[Any, Any], metric: str
 ) -> dict[Any, Any] | None:
-    """Paired difference of the distance, `one` minus `other`, over shared seeds."""
+    """Paired difference of a measure, `one` minus `other`, over shared seeds."""
     trials = results.trials.assign(
         group=results.trials["family"].astype(str) + " " + results.trials["width"].astype(str)
     )
     names = [f"{row['family']} {row['width']:.0f}" for row in (one, other)]
     trials = trials[trials["group"].isin(names)]
-    found = statistics.paired(trials, "group", "frechet", names[1])
+    found = statistics.paired(trials, "group", metric, names[1])
     return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else None
+
+
+def _separate(lead: Mapping[Any, Any]) -> bool:
+    """Whether the interval of a difference leaves 0 out."""
+    return bool(lead["low"] > 0 or lead["high"] < 0)
 
 
 def _name(row: Mapping[Any, Any]) -> str:

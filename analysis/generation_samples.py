@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,11 +39,12 @@ class Stored:
         grid_labels: (G,).
         real: (G, C, S, S) training images with these labels.
         nearest_distance: (M,) of every sample made, to the nearest training image (grey levels).
-        nearest_ratio: (M,) that distance over the mean distance to the 50 nearest.
+        nearest_ratio: (M,) how much nearer that image is than the 50 that look most alike, see
+            `core.sample_copies` (folders without `copy_check` in study.json: in pixels).
         pairs: (P,) indices of samples shown with their nearest training images.
         pair_images: (P, C, S, S) these training images.
         held_out_distance: as nearest_distance, of held-out real images.
-        held_out_ratio: as nearest_ratio.
+        held_out_ratio: as nearest_ratio, of the held-out images that set its limit.
         held_out_pairs: indices into held_out_distance.
         held_out_images: (P, C, S, S) some held-out images.
         held_out_nearest: (P, C, S, S) the training images nearest to them.
@@ -51,6 +52,10 @@ class Stored:
         trajectory: (states, rows, C, S, S) from latent to image.
         trajectory_times: (states,) in [0, 1].
         config: of the trial.
+        features: (M, F) of every sample made; None in folders that do not have it, as all below.
+        real_features: (M, F) of the training images that precision and its kin are taken among.
+        real_mean: (F,) of the features of all training images.
+        real_covariance: (F, F) of them.
         epoch: whose weights made all but the grids; None: the last.
     """
 
@@ -74,7 +79,11 @@ class Stored:
     trajectory: np.ndarray
     trajectory_times: np.ndarray
     config: dict[str, Any]
-    epoch: int | None
+    features: np.ndarray | None = None
+    real_features: np.ndarray | None = None
+    real_mean: np.ndarray | None = None
+    real_covariance: np.ndarray | None = None
+    epoch: int | None = None
 
 
 def load_stored(path: Path, trial: str) -> Stored:
@@ -90,8 +99,9 @@ def load_stored(path: Path, trial: str) -> Stored:
         with np.load(content, allow_pickle=False) as stored:
             arrays = {
                 field: stored[renamed.get(field, field)]
-                for field in Stored.__dataclass_fields__
+                for field, about in Stored.__dataclass_fields__.items()
                 if field not in ("classes", "config", "epoch")
+                and (about.default is MISSING or field in stored)
             }
             return Stored(
                 **arrays,

@@ -19,11 +19,11 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from core import process
-from core.augment import MEAN, STD, augment
+from core.augment import augment
 from core.data import cache_dir, cache_errors
 from core.errors import UserError
+from core.sample_copies import CopyCheck, false_alarms, plant, threshold
 from core.sample_quality import (
-    COPY,
     Moments,
     Nearest,
     balance,
@@ -40,6 +40,7 @@ _LEAST_STEPS = 500  # enough for 98 % on the embedded digits
 _PASSES = 12
 _LR, _DECAY, _SMOOTHING, _DROPOUT = 2e-3, 1e-3, 0.1, 0.25
 _AT_ONCE = 500
+_CALIBRATED = 2000  # real images at most that set the threshold of the copy check
 # Part of the cache key: raise the number when a change can move a weight.
 _RULE = f"1: three stages, {FEATURES} features; torch {torch.__version__}"
 
@@ -203,6 +204,8 @@ class Reference:
         neighbours: k of precision and its kin.
         moments: of all training images.
         real: (count, F) features of training images drawn once, for precision and its kin.
+        check: finds training images among others.
+        unseen: ratios of held-out images by `check`; they set its threshold.
     """
 
     classifier: Classifier
@@ -216,6 +219,8 @@ class Reference:
     neighbours: int
     moments: Moments
     real: Tensor
+    check: CopyCheck
+    unseen: Tensor
 
     def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Return every measure of `count` images.
@@ -244,6 +249,19 @@ class Reference:
         found = nearest(images.to(self.train.device), self.train, keep)
         return Nearest(*(part.cpu() for part in found))
 
+    def copying(self, images: Tensor) -> dict[str, float]:
+        """Return how near images (N, C, S, S) uint8 are to training images, and how many copy one.
+
+        Returns:
+            nearest_distance (median, grey levels), nearest_ratio (median of `CopyCheck.ratios`),
+            copies, the share below the threshold.
+        """
+        return copying(self.nearest(images), self.check.ratios(images), threshold(self.unseen))
+
+    def found(self) -> dict[str, float]:
+        """Return the share found of each kind of planted copy, see `sample_copies.plant`."""
+        return {name: self.copying(images)["copies"] for name, images in plant(self.train).items()}
+
 
 def reference(
     train: Tensor,
@@ -264,6 +282,7 @@ def reference(
     """
     model, digest = classifier(train, labels, classes, flip, fingerprint)
     features, _ = model.look(train)
+    check = CopyCheck(train)
     return Reference(
         model,
         digest,
@@ -276,6 +295,8 @@ def reference(
         neighbours,
         moments(features),
         features[_some(len(train), count)],
+        check,
+        check.ratios(held_out[_some(len(held_out), _CALIBRATED)]),
     )
 
 
@@ -296,16 +317,17 @@ def yardsticks(against: Reference) -> dict[str, dict[str, float]]:
     found = {name: against.measure(images, asked) for name, (images, asked) in rows.items()}
     found["noise"] = against.measure(noise, None)
     for name, images in (*((name, images) for name, (images, _) in rows.items()), ("noise", noise)):
-        found[name] |= copying(against.nearest(images))
+        found[name] |= against.copying(images)
+    found["held_out"]["copies"] = false_alarms(against.unseen)
     return found
 
 
-def copying(near: Nearest) -> dict[str, float]:
-    """Return median distance to the nearest training image (grey levels) and share of copies."""
+def copying(near: Nearest, ratios: Tensor, limit: float) -> dict[str, float]:
+    """Return what `Reference.copying` does, from distances and ratios."""
     return {
         "nearest_distance": near.distance[:, 0].median().item(),
-        "nearest_ratio": near.ratio.median().item(),
-        "copies": (near.ratio < COPY).double().mean().item(),
+        "nearest_ratio": ratios.median().item(),
+        "copies": (ratios < limit).double().mean().item(),
     }
 
 
@@ -325,8 +347,9 @@ def _some(total: int, count: int, start: int = 0) -> Tensor:
 def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
     """Return a function from uint8 images to Inception-v3's 2048 pooled features.
 
-    The weights are torchvision's, so that the Frechet distance in them is close to, but not the
-    same as, FID with the weights of the original TensorFlow graph.
+    The Frechet distance in them is not FID, whose weights are those of the original TensorFlow
+    graph. Both were trained on pixels in [-1, 1], which is what the network gets here:
+    torchvision's `transform_input` would make them from ImageNet-normalised ones, and is off.
 
     Args:
         path: a state dict of torchvision's `inception_v3`.
@@ -338,7 +361,7 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
 
     from core.weights import load_state
 
-    model = inception_v3(weights=None, aux_logits=True, init_weights=False)
+    model = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=False)
     state = {k: v for k, v in load_state(Path(path)).items() if not k.startswith("AuxLogits.")}
     found: Any = None
     try:
@@ -357,13 +380,11 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
 
     def features(images: Tensor) -> Tensor:
         parts = []
-        device = process.device()
-        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
         for part in images.split(50):
-            x = part.to(device).float().div(255).expand(-1, 3, -1, -1)
+            x = scaled(part.to(process.device())).expand(-1, 3, -1, -1)
             x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
             with torch.no_grad():
-                parts.append(model((x - mean) / std).cpu())
+                parts.append(model(x).cpu())
         return torch.cat(parts)
 
     return features

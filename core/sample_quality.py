@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as Naeem et al. take it
-AROUND = 50  # nearest training images that tell how near "near" is; see `Nearest`
-COPY = 0.5  # a nearest training image at less than this share of their mean distance is a copy
 _ROWS = 1024  # compared at once: bounds the memory of distances
 
 
@@ -33,15 +31,10 @@ class Nearest(NamedTuple):
         index: (N, k) of the nearest, nearest first.
         distance: (N, k) root mean square differences over pixels and channels, in grey levels
             (0 to 255).
-        ratio: (N,) distance to the nearest over the mean distance to the `AROUND` nearest: near 0
-            for copies, near 1 where no training image stands out. A plain distance would call
-            blurred images copies, because they are close to everything (the idea is from Carlini
-            et al., arXiv:2301.13188).
     """
 
     index: Tensor
     distance: Tensor
-    ratio: Tensor
 
 
 def moments(features: Tensor) -> Moments:
@@ -141,13 +134,11 @@ def nearest(images: Tensor, among: Tensor, keep: int = 1) -> Nearest:
         keep: how many of the nearest to return.
     """
     x, y = (part.flatten(1).float() for part in (images, among))
-    count = min(max(AROUND, keep), len(y))
-    index, distance, ratio = [], [], []
+    index, distance = [], []
     for part in x.split(_ROWS):
         # Exact differences: the shortcut by products loses the digits that tell a copy.
         apart = torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
-        near = apart.topk(count, dim=1, largest=False)
-        ratio.append(near.values[:, 0] / near.values.mean(1).clamp_min(1e-12))
-        index.append(near.indices[:, :keep])
-        distance.append(near.values[:, :keep] / x.shape[1] ** 0.5)
-    return Nearest(torch.cat(index), torch.cat(distance), torch.cat(ratio))
+        near = apart.topk(min(keep, len(y)), dim=1, largest=False)
+        index.append(near.indices)
+        distance.append(near.values / x.shape[1] ** 0.5)
+    return Nearest(torch.cat(index), torch.cat(distance))

@@ -7,8 +7,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from analysis import cifar, cifar_answers
 from analysis.results import load
@@ -200,6 +202,63 @@ def test_the_answers_come_from_the_numbers(full):
     assert "never used" in words and "94.82" in words
 
 
+def store(folder: Path, trial: str, right: int, epoch: int | None = None, count: int = 50) -> float:
+    """Write scores of which `right` are right; return the macro-F1 that scikit-learn gives."""
+    labels = np.arange(count) % 10
+    predicted = np.where(np.arange(count) < right, labels, (labels + 1) % 10)
+    arrays = {"scores": np.eye(10, dtype=np.float32)[predicted] * 5, "labels": labels}
+    arrays |= {} if epoch is None else {"epoch": np.array(epoch)}
+    (folder / "predictions").mkdir(exist_ok=True)
+    np.savez(
+        folder / "predictions" / f"{trial}.npz",
+        **arrays,
+        files=np.array([f"{i}.png" for i in range(count)]),
+        classes=np.array(list("0123456789")),
+        config=np.array("{}"),
+    )
+    return float(f1_score(labels, predicted, average="macro"))
+
+
+def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_path):
+    planned = [cnn_trial(bn, 0.1, seed) for bn in ("none", "meant") for seed in (0, 1)]
+    for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
+        entry["value"] = right / 50
+    folder = write(tmp_path / "scores", planned)
+    for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
+        macro = store(folder, entry["trial"], right)
+    results, checked = cifar.recompute(load(folder))
+    assert (checked.trials, checked.of) == (4, 4)
+    row = results.trials.iloc[-1]
+    assert row["val_accuracy"] == 0.82 and row["val_macro_f1"] == pytest.approx(macro, abs=1e-12)
+    logits = np.array([5.0] + [0.0] * 9)
+    loss = np.log(np.exp(logits).sum()) - 0.82 * 5  # a wrong one has 0 for the right class
+    assert row["val_loss"] == pytest.approx(loss, rel=1e-6)
+    store(folder, planned[0]["trial"], 45)  # trials.csv says 0.6
+    cifar.report(folder)
+    table = {(r["bn"], float(r["lr"])): r for r in rows_of(folder, "cnn")}
+    assert float(table["none", 0.1]["val_accuracy"]) == pytest.approx((0.9 + 0.64) / 2)
+    words = words_of(folder)
+    assert f"val_accuracy of {planned[0]['trial']} by 0.3" in words
+    assert "a stored file has been changed or is of another run" in words
+
+
+def test_scores_of_another_epoch_are_held_against_that_epoch(tmp_path):
+    planned = [cnn_trial("meant", 0.1, seed) for seed in (0, 1)]
+    for entry in planned:
+        entry["value"] = 0.8  # after epoch 2; 0.7 after the first
+    folder = write(tmp_path / "kept", planned)
+    for entry in planned:
+        store(folder, entry["trial"], 35, epoch=1)
+    results, checked = cifar.recompute(load(folder))
+    assert checked.worst["val_accuracy"][0] < 1e-12
+    assert list(results.trials["val_accuracy"]) == [0.7, 0.7]
+    assert results.trials["train_accuracy"].tolist() == pytest.approx([0.75, 0.75])
+    cifar.report(folder)
+    words = words_of(folder)
+    assert "The epoch of the weights kept; " in words and "Last epoch;" not in words
+    assert "chosen on the images shown" in words
+
+
 def test_the_floor_of_the_lab():
     assert cifar_answers.floored(0.9999) == "99\u00a0%"
     assert cifar_answers.floored(0.57) == "57\u00a0%"  # 100 * 0.57 is 56.99999999999999
@@ -225,7 +284,9 @@ def test_meant_that_does_not_beat_none_is_said_so(tmp_path):
         entry["value"] = value
     folder = write(tmp_path / "even", planned)
     cifar.report(folder)
-    assert "meant does not beat none for certain: +4.0 points" in words_of(folder)
+    words = words_of(folder)
+    assert "meant and none cannot be told apart: +4.0 points" in words
+    assert "The highest mean of the small CNN" in words and "does best" not in words
     for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.4, 0.5, 0.61), strict=True):
         entry["value"] = value
     folder = write(tmp_path / "worse", planned)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import generation, generation_samples
+from analysis import generation_answers as answers
 from analysis.generation_samples import load_stored
 from analysis.results import load
 from analysis.statistics import t_interval
@@ -90,7 +91,22 @@ def arrays(row: dict, config: dict) -> dict:
     }
 
 
-def build(folder: Path, seeds: int = 3, change=lambda row: row, predictions: bool = True) -> Path:
+def features(row: dict) -> dict:
+    """Features whose distance can be computed by hand: means apart, covariances equal."""
+    generator = np.random.default_rng(5)
+    real = generator.normal(size=(COUNT, 4)).astype(np.float32)
+    return {
+        "features": real + np.float32(row["frechet"] ** 0.5 / 2),
+        "real_features": real,
+        "real_mean": real.astype(float).mean(0),
+        "real_covariance": np.cov(real.astype(float), rowvar=False),
+    }
+
+
+def build(
+    folder: Path, seeds: int = 3, change=lambda row: row, predictions: bool = True,
+    more=lambda row: {},
+) -> Path:  # fmt: skip
     """Write a result folder of 3 families, 2 widths and some seeds."""
     rows = [
         change(trial_row(family, width, seed))
@@ -129,7 +145,7 @@ def build(folder: Path, seeds: int = 3, change=lambda row: row, predictions: boo
             },
         },
     }
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(study))
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     history = [
@@ -143,7 +159,8 @@ def build(folder: Path, seeds: int = 3, change=lambda row: row, predictions: boo
         (folder / "predictions").mkdir()
         for row, config in zip(rows, configs, strict=True):
             if row["state"] == "finished":
-                np.savez(folder / "predictions" / f"{row['trial']}.npz", **arrays(row, config))
+                stored = arrays(row, config) | more(row)
+                np.savez(folder / "predictions" / f"{row['trial']}.npz", **stored)
     return folder
 
 
@@ -158,6 +175,13 @@ def words_of(folder: Path) -> str:
     html = (folder / "report.html").read_text()
     text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
     return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').split())
+
+
+def answers_of(folder: Path) -> str:
+    """The sentences that compare families, without the report around them."""
+    results = load(folder)
+    numbers, known = generation.generation_numbers(results), generation.yardsticks(results)
+    return answers.questions(results, numbers, known) + answers.copied(results, numbers, known)
 
 
 def test_everything_is_written(full):
@@ -189,28 +213,66 @@ def test_the_sentences_say_what_the_numbers_do(full):
     words = words_of(full)
     assert "flow matching of width 32 0.130" in words and "is not FID" in words
     assert "is below a quarter of the ceiling" in words
-    assert "the samples are no copies" in words
-    assert "mode collapse" in words  # of the family with a recall below a half
+    assert "no sign of copying" in words and "does not see mirrored" in words
+    assert "DCGAN of width 32 shows the least of the variety" in words
+    assert "Flow matching of width 32: the smallest mean is 0.130" in words
     assert "flow matching −0.040" in words  # from width 16 to 32
 
 
 def test_bad_samples_and_copies_are_told(tmp_path):
     def worse(row: dict) -> dict:
-        return row | {"frechet": row["frechet"] + 0.5, "copies": 0.3}
+        return row | {"frechet": row["frechet"] + 0.5, "copies": 0.3 + 0.01 * row["seed"]}
 
-    generation.report(build(tmp_path / "bad", seeds=1, change=worse))
+    generation.report(build(tmp_path / "bad", change=worse))
     words = words_of(tmp_path / "bad")
-    assert "not below" in words and "may copy" in words and "no copies" not in words
-    assert "one seed, no interval" in words
+    assert "not below" in words and "may copy" in words and "no sign" not in words
+
+
+def test_one_seed_names_no_winner_and_no_copier(tmp_path):
+    words = answers_of(build(tmp_path, seeds=1, change=lambda row: row | {"copies": 0.3}))
+    assert "one seed, no interval" in words and "One seed cannot tell" in words
+    assert "no interval and so no verdict" in words and "may copy" not in words
+    assert "The two lowest cannot be told apart" in words
+
+
+def test_families_that_overlap_cannot_be_told_apart(tmp_path):
+    def even(row: dict) -> dict:
+        swing = {"vae": 0.0, "dcgan": 0.02, "flow": -0.03}[row["family"]] * (row["seed"] - 1)
+        return row | {"frechet": 0.2 + swing, "recall": 0.5 + swing}
+
+    words = answers_of(build(tmp_path, change=even))
+    assert "The first two cannot be told apart" in words
+    assert "The two lowest cannot be told apart" in words and "shows the least" not in words
+
+
+def test_measures_come_from_stored_features_and_changed_ones_are_told(tmp_path):
+    folder = build(tmp_path / "features", seeds=2, more=features)
+    results, checked = generation.recompute(load(folder))
+    assert checked.features == 12
+    for row in results.trials.to_dict("records"):
+        wanted = distance(row["family"], row["width"], row["seed"])
+        assert row["frechet"] == pytest.approx(wanted, rel=1e-5)
+        assert row["precision"] != 0.5  # the reported one: made up
+    assert checked.worst["frechet"][0] < 1e-6 < checked.worst["precision"][0]
+    words = answers.recomputed(checked)
+    assert "from the stored features of 12 trials" in words
+    assert "precision of family" in words and "is not what the trial reported" in words
+    assert "frechet of family" not in words
 
 
 def test_scores_that_do_not_belong_to_the_measures_are_told(full):
-    checked = generation.recompute(load(full))
-    assert checked is not None and checked.trials == 18
-    stored = load_stored(full, "family=vae,width=16,seed=0")
+    results, checked = generation.recompute(load(full))
+    assert (checked.features, checked.scores, checked.images) == (0, 18, 0)
+    name = "family=vae,width=16,seed=0"
+    stored = load_stored(full, name)
     right = (stored.logits.argmax(1) == stored.labels).mean()
-    assert checked.agreement == pytest.approx(abs(right - 2 / 3), abs=1e-12)
-    assert "Computed again from the stored scores of 18 trials" in words_of(full)
+    trials = results.trials.set_index("trial")
+    assert trials.loc[name, "class_agreement"] == pytest.approx(right)
+    assert checked.worst["class_agreement"][0] >= abs(right - 2 / 3) > 0
+    words = words_of(full)
+    assert "from the stored scores of 18 trials" in words
+    assert "class agreement of family" in words and "is not what the trial reported" in words
+    assert "As the trials reported them: Fréchet distance" in words
 
 
 def test_a_study_without_finished_trials_or_predictions_still_reports(tmp_path):

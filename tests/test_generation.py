@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis import generation as analysis
 from analysis.generation_samples import load_stored
+from analysis.results import load
 from core import generators, sample_features, trial
 from core.engine import command_line
 from core.errors import Diverged, UserError
@@ -386,6 +388,19 @@ def test_stored_samples_are_those_that_were_measured(finished):
         assert reported["epoch"] == stored.epoch
         for measure, value in found.items():
             assert value == pytest.approx(reported[measure], rel=1e-9), measure
+
+
+def test_the_report_computes_from_features_samples_and_training_images(finished):
+    results = load(finished)
+    again, checked = analysis.recompute(results)
+    assert (checked.features, checked.scores, checked.images) == (3, 3, 3)
+    assert max(apart for apart, _ in checked.worst.values()) < 1e-6
+    assert {"frechet", "precision", "recall", "copies"} < set(checked.worst)
+    pd.testing.assert_frame_equal(again.trials, results.trials, rtol=1e-6)
+    assert "They are those that the trials reported" in (finished / "report.html").read_text()
+    check = results.study["data"]["copy_check"]
+    assert set(check["found"]) == {"exact", "mirrored", "shifted", "blended"}
+    assert check["found"]["exact"] == check["found"]["mirrored"] == 1
 
 
 def test_tensorboard_shows_a_grid_per_epoch(finished):

@@ -9,9 +9,9 @@ import pytest
 import scipy
 import torch
 
-from core import sample_features, sample_quality
+from core import sample_copies, sample_features, sample_quality, small_images
 from core.errors import UserError
-from core.sample_features import copying, quantised, scaled, yardsticks
+from core.sample_features import quantised, scaled, yardsticks
 from core.sample_quality import balance, frechet, moments, nearest, prdc
 
 
@@ -117,8 +117,7 @@ def test_nearest_images_equal_a_naive_search(monkeypatch):
         order = np.argsort(gaps)
         assert found.index[i].tolist() == order[:2].tolist()
         assert found.distance[i].tolist() == pytest.approx([gaps[j] for j in order[:2]], rel=1e-5)
-        assert found.ratio[i].item() == pytest.approx(min(gaps) / np.mean(gaps), rel=1e-5)
-    assert found.distance[3, 0] == 0 and copying(found)["copies"] == pytest.approx(1 / 8)
+    assert found.distance[3, 0] == 0
 
 
 def test_pixels_survive_the_way_to_the_network_and_back():
@@ -201,6 +200,30 @@ def test_foreign_inception_weights_are_refused(tmp_path):
         sample_features.inception(tmp_path / "other.pt")
 
 
+def test_inception_sees_pixels_from_minus_one_to_one(tmp_path):
+    """What its weights were trained on; ImageNet's normalisation would give -2.1 to 2.6."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+    from torchvision.models import inception_v3
+
+    network = inception_v3(weights=None, aux_logits=True, init_weights=False)
+    torch.save(network.state_dict(), tmp_path / "inception.pt")
+    look = sample_features.inception(tmp_path / "inception.pt")
+    seen = []
+
+    def watch(module, inputs):
+        if isinstance(module, torch.nn.Conv2d) and not seen:
+            seen.append(inputs[0])
+
+    hook = register_module_forward_pre_hook(watch)
+    try:
+        look(torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 8, 8))
+    finally:
+        hook.remove()
+    first = seen[0]  # what the first layer got: a black and a white image
+    assert first.shape == (2, 3, 299, 299)
+    assert (first[0] == -1).all() and (first[1] == 1).all()
+
+
 @pytest.mark.slow
 def test_inception_features_of_grey_and_coloured_images(tmp_path):
     from torchvision.models import inception_v3
@@ -215,3 +238,76 @@ def test_inception_features_of_grey_and_coloured_images(tmp_path):
     torch.testing.assert_close(look(grey.expand(-1, 3, -1, -1)), found)
     some = found[:, :64]  # all 2,048 would take a minute
     assert frechet(moments(some), moments(some)) == pytest.approx(0, abs=1e-6)
+
+
+# --- the check for copies ---
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data) -> dict[str, torch.Tensor]:
+    """Return 32 px photographs: 4,000 to copy from, 1,500 for the threshold, 1,000 unseen."""
+    from PIL import Image
+
+    def read(split: str, places: range) -> torch.Tensor:
+        files = [
+            file
+            for folder in sorted((shared_data / "cifar10" / split).iterdir())
+            for file in sorted(folder.iterdir())[places.start : places.stop]
+        ]
+        pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    return {
+        "train": read("train", range(400)),
+        "held_out": read("test", range(150)),
+        "unseen": read("test", range(150, 250)),
+    }
+
+
+def test_planted_copies_of_photographs_are_found_and_unseen_ones_are_not(photographs):
+    check = sample_copies.CopyCheck(photographs["train"])
+    limit = sample_copies.threshold(check.ratios(photographs["held_out"]))
+    for kind, images in sample_copies.plant(photographs["train"]).items():
+        assert len(images) == 100
+        assert int((check.ratios(images) < limit).sum()) >= 90, kind
+    # Shifts of another kind than `plant` makes: up and to the left, wrapped around.
+    rolled = photographs["train"][::40].roll((-2, -2), (2, 3))
+    assert int((check.ratios(rolled) < limit).sum()) >= 90
+    assert int((check.ratios(photographs["unseen"]) < limit).sum()) <= 10
+
+
+def test_planted_copies_of_the_embedded_digits():
+    """The rates that docs/generation.md states."""
+    sets = small_images.load("digits", None, 16)
+    train, held_out = (torch.from_numpy(sets[k].images[:, :1].copy()) for k in ("train", "val"))
+    check = sample_copies.CopyCheck(train)
+    unseen = check.ratios(held_out)
+    limit = sample_copies.threshold(unseen)
+    found = {
+        kind: float((check.ratios(images) < limit).double().mean())
+        for kind, images in sample_copies.plant(train).items()
+    }
+    assert found["exact"] == found["mirrored"] == found["shifted"] == 1
+    assert 0.4 < found["blended"] < 0.7
+    assert sample_copies.false_alarms(unseen) <= 0.01
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+def test_copies_are_found_at_every_size_and_flat_images_are_none(size):
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randint(0, 256, (70, 3, size, size), generator=generator, dtype=torch.uint8)
+    check = sample_copies.CopyCheck(train)
+    assert check.ratios(train[:5].flip(3)).max() < 0.01
+    assert check.ratios(torch.full_like(train[:2], 90)).min() > 0.99
+    new = torch.randint(0, 256, (5, 3, size, size), generator=generator, dtype=torch.uint8)
+    assert check.ratios(new).min() > 0.5
+
+
+def test_the_threshold_lets_half_a_per_cent_through_and_halves_judge_each_other():
+    ratios = torch.arange(400) / 400
+    assert sample_copies.threshold(ratios) == ratios[2]
+    assert sample_copies.threshold(ratios[5:20]) == ratios[5]  # too few: none lies below
+    assert sample_copies.threshold(ratios[300:]) == sample_copies.LIMIT
+    falling = torch.cat([torch.full((50,), 0.2), torch.full((50,), 0.9)])[torch.arange(100) % 100]
+    mixed = torch.stack([falling, torch.full((100,), 0.5)], 1).flatten()  # halves that differ
+    assert sample_copies.false_alarms(mixed) == pytest.approx(50 / 200)

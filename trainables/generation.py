@@ -19,6 +19,7 @@ from core import data, generators, pretrained, process, sample_features, small_i
 from core.data import ImageSet
 from core.errors import Diverged, UserError
 from core.generators import Draws, Family, slerp, stream
+from core.sample_copies import threshold
 from core.sample_features import Reference, copying, quantised, scaled
 from core.sample_quality import NEIGHBOURS, frechet, moments
 from core.training import OptimizerName
@@ -273,9 +274,9 @@ def keep(
     """
     reference = pictures.reference
     made = quantised(family.sample(asked, _generator(cfg, _SAMPLES)))
-    _, logits = reference.classifier.look(made.to(reference.train.device))
-    near = reference.nearest(made)
-    trial.note(**copying(near))
+    features, logits = reference.classifier.look(made.to(reference.train.device))
+    near, ratios = reference.nearest(made), reference.check.ratios(made)
+    trial.note(**copying(near, ratios, threshold(reference.unseen)))
     if cfg.inception:
         trial.note(inception_frechet=inception_distance(cfg.inception, pictures, made))
     pairs = torch.arange(PAIRS) * len(made) // PAIRS
@@ -298,8 +299,12 @@ def keep(
             "samples": made.numpy()[:stored],
             "grids": torch.stack(grids.images).numpy() if grids.images else np.zeros(0, np.uint8),
             "grid_labels": columns.numpy(),
+            "features": features.cpu().numpy(),
+            "real_features": reference.real.cpu().numpy(),
+            "real_mean": reference.moments.mean.cpu().numpy(),
+            "real_covariance": reference.moments.covariance.cpu().numpy(),
             "nearest_distance": near.distance[:, 0].numpy(),
-            "nearest_ratio": near.ratio.numpy(),
+            "nearest_ratio": ratios.cpu().numpy(),
             "pairs": pairs.numpy(),
             "pair_images": reference.train.cpu()[near.index[pairs, 0]].numpy(),
             "interpolation": quantised(torch.stack(between, 1)).numpy(),
@@ -325,7 +330,7 @@ def _real(reference: Reference, columns: Tensor) -> dict[str, np.ndarray]:
     return {
         "real": images[chosen].numpy(),
         "held_out_distance": near.distance[:, 0].numpy(),
-        "held_out_ratio": near.ratio.numpy(),
+        "held_out_ratio": reference.unseen.cpu().numpy(),
         "held_out_pairs": pairs.numpy(),
         "held_out_images": reference.held_out.cpu()[pairs].numpy(),
         "held_out_nearest": images[near.index[pairs, 0]].numpy(),
@@ -481,6 +486,11 @@ def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
             "held_out_accuracy": yardsticks["held_out"]["class_agreement"],
         },
         "yardsticks": yardsticks,
+        "copy_check": {
+            "threshold": threshold(found.unseen),
+            "calibrated_on": len(found.unseen),
+            "found": found.found(),
+        },
     }
 
 
