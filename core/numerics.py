@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from core import instruction_set
@@ -285,15 +286,14 @@ def _optimizers() -> Iterator[Tensor]:
                 momentum=0.9, dampening=0.0, nesterov=not fused, **same,
             )  # fmt: skip
         yield from weights
-    for decoupled in (False, True):
+    for step in (adam, adamw):
         weights = [_fixed(32, 16, 3, 3), _fixed(37, salt=3)]
         means, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
         counts = [torch.zeros(()) for _ in weights]
         for turn in range(3):
-            adam(
+            step(
                 weights, _gradients(weights, turn), means, squares, [], counts, fused=True,
-                decoupled_weight_decay=decoupled, amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8,
-                **same,
+                amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8, **same,
             )  # fmt: skip
         yield from weights
 

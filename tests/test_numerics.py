@@ -13,7 +13,7 @@ import torch
 
 from analysis.provenance import banners
 from analysis.results import load
-from core import fleet, instruction_set, numerics
+from core import fleet, instruction_set, numerics, trial
 from core.engine import command_line
 from tests import analysis_results
 from tests.conftest import ROOT
@@ -110,6 +110,11 @@ def test_the_sentence_names_the_groups_that_differ():
     assert other.sentence().startswith("digits: not README's: norms, sums differ (CPU ")
     assert "2 threads" in other.sentence() and other.digest != found.digest
     assert "on a CPU" in other.sentence(on_gpus=True)
+
+
+def test_a_trial_keeps_the_digests_of_all_its_processes():
+    assert trial._both("", "a") == trial._both("a", "a") == "a"
+    assert trial._both("a", "b") == trial._both("a, b", "b") == "a, b"
 
 
 def test_a_node_of_a_cluster_tells_its_digits(tmp_path):
