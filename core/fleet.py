@@ -278,10 +278,8 @@ class Fleet:
             self.nodes[node] = joined
             if time.monotonic() - self._looked > 0 and self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")
-            other = numerics.difference(told["numerics"], numerics.fingerprint(self.cores).groups)
-            if other and not cards:
-                words = ", ".join(other)
-                self.announce(f"{name} has other digits than the driver's machine: {words} differ")
+            if other := _other_digits(told, self.cores):
+                self.announce(f"{name}: {other}")
         return refused
 
     def _share_back(self, node: str) -> str:
@@ -327,6 +325,12 @@ def _difference(told: Mapping[str, Any]) -> str:
             f" ({provenance.code()[:8]}): bring the same files to every node"
         )
     return ""
+
+
+def _other_digits(told: Mapping[str, Any], threads: int) -> str:
+    """Return in what a node's CPU adds up otherwise than the driver's, or nothing."""
+    groups = numerics.difference(told["numerics"], numerics.fingerprint(threads).groups)
+    return f"its CPU has other digits than the driver's: {', '.join(groups)}" if groups else ""
 
 
 def _cause(error: Exception) -> str:

@@ -39,7 +39,7 @@ def pin() -> str:
 
 def _pin() -> str:
     native = os.environ.get(CHOICE) == "native"
-    if native or not _has_avx2():
+    if native or "avx2" not in cpu_flags():
         for name, value in PIN.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
@@ -66,17 +66,19 @@ def check() -> None:
 
 def passed_on() -> dict[str, str]:
     """Return the variables that workers on other machines must find, for the same digits there."""
-    return {name: os.environ[name] for name in (CHOICE, *PIN) if name in os.environ}
+    own = {name: os.environ[name] for name in PIN if name in os.environ}
+    return own | {CHOICE: os.environ.get(CHOICE) or CHOICES[0]}
 
 
-def _has_avx2() -> bool:
-    """Return whether this is an x86-64 CPU with AVX2; asked of Linux, since torch is not there yet.
+def cpu_flags() -> set[str]:
+    """Return what this CPU can do, as Linux names it; nothing on another system or architecture.
 
-    Torch is made for no other x86-64 systems that labtune runs on.
+    Asked of Linux, since torch is not there yet; torch is made for no other x86-64 systems that
+    labtune runs on.
     """
     try:
         with Path("/proc/cpuinfo").open() as lines:
             flags = next((line for line in lines if line.startswith("flags")), "")
     except OSError:
-        return False
-    return "avx2" in flags.split()
+        return set()
+    return set(flags.split())

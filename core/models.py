@@ -24,7 +24,7 @@ import torchvision
 from filelock import FileLock
 from torch import Tensor, nn
 
-from core import data, synthetic_birds
+from core import data, numerics, synthetic_birds
 from core.errors import UserError
 from core.normalisation import OWN, Normalisation, of_file
 from core.pretrained import load_state, mismatch
@@ -326,7 +326,8 @@ def _embedded() -> Classifier:
     sets = embedded_images()
     classes = len(sets["train"].classes)
     model = resnet(_EMBEDDED_N, classes, "torch_bn")
-    told = json.dumps([_RULE, torch.__version__, data.fingerprint(sets)])
+    made = [torch.__version__, numerics.fingerprint(1).digest]
+    told = json.dumps([_RULE, *made, data.fingerprint(sets)])
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
     file = data.cache_dir() / "models" / f"resnet8-birds-{key}.pt"
     if not file.is_file():

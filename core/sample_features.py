@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from core import process
+from core import numerics, process
 from core.augment import augment
 from core.data import cache_dir, cache_errors
 from core.errors import UserError
@@ -165,7 +165,8 @@ def classifier(
         UserError: the cache cannot be written, or its file is damaged.
     """
     steps = (_LEAST_STEPS, _PASSES, _BATCH, _LR, _DECAY, _SMOOTHING, _DROPOUT)
-    told = f"{_RULE}\n{steps}\n{fingerprint}\n{tuple(images.shape)}\n{flip}\n{images.device.type}"
+    made = (numerics.fingerprint(1).digest, images.device.type)
+    told = f"{_RULE}\n{steps}\n{fingerprint}\n{tuple(images.shape)}\n{flip}\n{made}"
     name = hashlib.sha256(told.encode()).hexdigest()[:24]
     path = cache_dir() / "classifiers" / f"{name}.pt"
     with cache_errors():

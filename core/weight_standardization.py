@@ -352,7 +352,7 @@ def _compensate(conv: nn.Module, norm: nn.Module, mode: Mode, back: bool = False
         stored["running_var"].copy_((var + norm.eps) / n.square() - norm.eps)
         return
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    shift = weight.double() * (n - 1) * (mean - b) / (var + norm.eps).sqrt()
+    shift = weight.double() * (n - 1) * (mean - b) * (var + norm.eps).rsqrt()
     bias.copy_(bias.double() + shift)
     weight.copy_(n * weight.double())
 
@@ -397,7 +397,8 @@ def _scale(weight: Tensor, eps: float, unbiased: bool) -> tuple[Tensor, Tensor, 
         squares = (flat - mean[:, None]).square().sum(1)
     else:
         squares = torch.linalg.vector_norm(flat - mean[:, None], dim=1).square()
-    return mean, (squares / count + eps).sqrt(), count
+    # Not by `sqrt`, which is MKL's: its last digit depends on the maker of the CPU.
+    return mean, (squares / count + eps).rsqrt().reciprocal(), count
 
 
 def _formula(weight: Tensor, eps: float, unbiased: bool, center: bool) -> Tensor:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import core  # noqa: F401 - pins the instruction set, whatever a test imports first
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -49,7 +49,7 @@ def cluster(token, tmp_path_factory):
     process = subprocess.Popen(
         script,
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | environment | {"LABTUNE_CPU": "native"},  # the driver's choice counts
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -167,7 +167,8 @@ def test_every_card_takes_as_many_trials_as_fit_and_no_more(cluster, tmp_path):
     assert code == 0, errors
     assert "toy: 4 nodes, 3 GPUs: 21 slots of 2 GiB; 40 trials" in shown
     folder = tmp_path / "toy" / "demo"
-    planned = json.loads((folder / "study.json").read_text())["slots"]["nodes"]
+    declared = json.loads((folder / "study.json").read_text())
+    planned = declared["slots"]["nodes"]
     assert sorted(node["count"] for node in planned) == [0, 0, 10, 11]
     marks = Path(cluster.environment["TOY_MARKER"])
     spans = []
@@ -180,6 +181,9 @@ def test_every_card_takes_as_many_trials_as_fit_and_no_more(cluster, tmp_path):
     for node in planned:
         own = [span for span in spans if node["node"].startswith(span[2])]
         assert most_at_once(own) == node["count"]
+    assert "has other digits" not in shown
+    numerics = set(pd.read_csv(folder / "trials.csv")["numerics"])
+    assert numerics == {declared["numerics"]["digest"]}
 
 
 def most_at_once(spans: list[tuple[float, float, str]]) -> int:
