@@ -661,7 +661,13 @@ def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> 
         }
 
     untrained = [c for c, n in counted(1)["train"].items() if n == 0]
-    notes = list(kit.notes)
+    notes = []
+    if untrained:
+        notes.append(
+            f"no training image shows {data.some(untrained)}: what the network says of such a class"
+            " means nothing, though its average precision counts as it comes out"
+        )
+    notes += kit.notes
     for split, s in sets.items():
         always = (s.labels == 1).any(0) & ~(s.labels == -1).any(0)
         if always.any():
@@ -672,11 +678,6 @@ def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> 
             }[split]
             named = data.some([name for name, a in zip(classes, always, strict=True) if a])
             notes.append(f"every image of {kit.lists[split]} that counts shows {named}: {says}")
-    if untrained:
-        notes.append(
-            f"no training image shows {data.some(untrained)}: what the network says of such a class"
-            " means nothing, though its average precision counts as it comes out"
-        )
     return {
         "kind": "synthetic" if synthetic else "folder",
         "description": synthetic or f"{kit.folder} in the layout of Pascal VOC",

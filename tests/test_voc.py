@@ -463,12 +463,12 @@ def test_one_class_with_images_of_difficult_objects_alone(tmp_path, monkeypatch,
     images = {f"{k:02}": [thing("raccoon", int(k % 4 == 0))] for k in range(24)}
     lists = {"train": [*images][:12], "val": [*images][12:]}
     write(tmp_path / "kit", images, lists)
-    options = ("--seeds", "1", "--set", "class_weights=balanced", "batch_size=4", "lr=0.1")
+    options = ("--seeds", "1", "--set", "class_weights=balanced", "batch_size=4", "epochs=1")
     assert voc(tmp_path / "kit", tmp_path, *options) == 0
     folder = tmp_path / "voc" / "few"
     history = pd.read_csv(folder / "history.csv")
-    assert (history["val_map"] == 1).all() and (history["train_map"] == 1).all()
-    assert (history["train_loss"] > 0).all()  # with a weight of 0 it was 0 throughout
+    assert (history.filter(like="_map") == 1).all(axis=None)
+    assert (history.filter(like="train_loss") > 0).all(axis=None)  # 0 with a weight of 0
     found = pd.read_csv(folder / "tables" / "average_precision.csv").iloc[0]
     assert found["best_ap"] == found["ap_2007"] == found["ap_2010"] == 1
     assert (found["images"], found["difficult"]) == (9, 3)
