@@ -44,3 +44,4 @@ bench: env
 	@$(BIN)/python benchmarks/engine.py --json results/bench-engine.json
 	@$(BIN)/python benchmarks/corruptions.py --json results/bench-corruptions.json
 	@$(BIN)/python benchmarks/weight_standardization.py --json results/bench-ws.json
+	@$(BIN)/python benchmarks/instruction_set.py --json results/bench-instruction-set.json

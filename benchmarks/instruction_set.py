@@ -9,7 +9,7 @@ turns, each with the work of an epoch at 20x20 pixels, on one thread, in CPU sec
 
 from __future__ import annotations
 
-import json
+import json as js
 import os
 import statistics
 import subprocess
@@ -47,12 +47,12 @@ def measure(norm: str) -> float:
     return time.process_time() - start
 
 
-def main(rounds: int = 5, json_path: Path | None = None) -> None:
+def main(rounds: int = 5, json: Path | None = None) -> None:
     """Measure and print pinned over native.
 
     Args:
         rounds: turns of each.
-        json_path: where the figures go too.
+        json: where the figures go too.
     """
     table = Table("norm", "pinned s/epoch", "native s/epoch", "pinned / native")
     found = {}
@@ -63,9 +63,9 @@ def main(rounds: int = 5, json_path: Path | None = None) -> None:
         found[norm] = {"pinned": pinned, "native": native, "ratio": ratio}
         table.add_row(norm, f"{pinned:.2f}", f"{native:.2f}", f"{ratio:.2f}")
     Console().print(table)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(found, indent=1))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(js.dumps(found, indent=1))
 
 
 def _turn(norm: str, choice: str) -> float:
