@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from analysis import tables
-from core import data, scratch, slots
+from core import data, engine, scratch, slots
 from core.engine import command_line
 from core.errors import UserError
 from core.progress import Progress, patient_output
@@ -305,3 +306,11 @@ def test_addresses_that_no_study_can_join(tmp_path, capsys, monkeypatch, address
     assert command_line(study, arguments) == 2
     shown = capsys.readouterr()
     assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and shown.out == ""
+
+
+def test_a_port_that_is_not_rays_is_refused_soon(monkeypatch):
+    monkeypatch.setattr(engine, "ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address {address}: no Ray cluster answers"):
+            engine.check_address(address)
