@@ -186,13 +186,13 @@ def test_a_narrow_terminal_cuts_no_name_and_no_number():
         assert f"{name} val accuracy (%): 93.1 [89.4, 96.7]" in words
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_figures_need_nothing_of_the_users_matplotlib(tmp_path, backend):
+def test_figures_need_nothing_of_the_users_matplotlib(tmp_path):
     """Neither a notebook's backend nor an own style, which may even ask for LaTeX, nor a home."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
     script = "import sys; from pathlib import Path; from analysis import figures as f\n"
     script += "figure, axes = f.panels(); axes[0].plot([1, 2]); axes[0].set_title('a')\n"
     script += "f.save(figure, Path(sys.argv[1]), 'x'); print(f.equation('y = x'))\n"
+    backend = "module://matplotlib_inline.backend_inline"
     homeless = "import os; del os.environ['HOME']; os.getuid = lambda: 2**31 - 7\n"
     seen = []
     for more in ({}, {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}):
