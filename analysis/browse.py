@@ -28,6 +28,7 @@ from analysis import browse_page, pictures
 from analysis.browse_page import Shown, View
 from analysis.results import load
 from core.errors import UserError
+from core.progress import patient_output
 from core.storage import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Options:
     export: Path | None = None
 
 
+@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve or export the page as `argv` says; return 0, or 2 when something cannot be used."""
     opts = tyro.cli(Options, args=argv, description=__doc__)

@@ -34,6 +34,7 @@ from analysis.report import Report, Section, Text
 from analysis.results import Results, load, load_predictions
 from core import data, synthetic_birds
 from core.errors import UserError
+from core.progress import patient_output
 from core.storage import read_json
 
 if TYPE_CHECKING:  # torch and the package take seconds to load: only where maps are made
@@ -76,6 +77,7 @@ class Options:
     seed: int = 0
 
 
+@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the maps as `argv` says; return 0, or 2 when something given cannot be used."""
     opts = tyro.cli(Options, args=argv, description=__doc__)

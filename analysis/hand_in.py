@@ -31,6 +31,7 @@ import tyro
 from analysis.provenance import relative
 from analysis.results import load
 from core.errors import UserError
+from core.progress import patient_output
 from core.provenance import ROOT, git
 from core.storage import read_json, write_bytes
 
@@ -77,6 +78,7 @@ class Options:
     data_dir: Path | None = None
 
 
+@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Pack as `argv` says; return 0, or 2 when something given cannot be used."""
     opts = tyro.cli(Options, args=argv, description=__doc__)

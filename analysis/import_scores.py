@@ -46,6 +46,7 @@ import tyro
 
 from analysis import ranking, tables
 from core.errors import UserError
+from core.progress import patient_output
 from core.storage import write_bytes, write_json, write_text
 
 TRIAL = "imported"
@@ -102,6 +103,7 @@ class Scored:
     zero: Zero
 
 
+@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Import as `argv` says; return 0, or 2 when something given cannot be used."""
     opts = tyro.cli(Options, args=argv, description=__doc__)

@@ -43,6 +43,7 @@ from core.study import Plan, Planned, Study, plan, trial_name
 from core.work import Work
 
 FINISHED, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+ANSWER = 20.0  # seconds for a cluster to greet
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials", "stopping")
 HOLDOUT = 0.1  # share of the training images that a search is scored on
@@ -481,10 +482,10 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address at which nothing listens (Ray itself would wait for minutes).
+    """Refuse an address at which no Ray answers (Ray itself would wait for minutes).
 
     Raises:
-        UserError: malformed, or no answer within 5 seconds.
+        UserError: malformed, no connection within 5 seconds or no answer within `ANSWER`.
     """
     shown = f"--address {address}"
     if address == "auto":
@@ -495,13 +496,24 @@ def check_address(address: str) -> None:
     if not host or not port.isdigit() or "/" in host:
         raise UserError(f"{shown}: give auto or HOST:PORT, the address that `ray start` prints")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as link:
+            _greet(link)
     except (OSError, OverflowError) as e:
         other = "unset RAY_ADDRESS" if "RAY_ADDRESS" in shown else "leave --address out"
         raise UserError(
             f"{shown}: no Ray cluster answers there; start one with `ray up cluster.yaml`, or"
             f" {other}"
         ) from e
+
+
+def _greet(link: socket.socket) -> None:
+    """Raise OSError unless HTTP/2, which Ray speaks, is spoken at the other end (RFC 9113, 3.4)."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    link.settimeout(ANSWER)
+    link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    if link.recv(9)[3:4] != b"\4":  # a frame of settings, as ours
+        raise ConnectionError("not Ray")
 
 
 def _cluster_here() -> str:

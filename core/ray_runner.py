@@ -393,8 +393,8 @@ def _why_not(error: Exception) -> str:
     reason = re.sub(r"\x1b\[[0-9;]*m", "", text)[:200] or type(error).__name__
     return (
         f"no Ray cluster can be joined there ({reason}); start one with `ray up cluster.yaml`,"
-        " give this driver the cluster's token (~/.ray/auth_token, see docs/cluster.md), or leave"
-        " --address out"
+        " give this driver the cluster's token (~/.ray/auth_token and RAY_AUTH_MODE=token, see"
+        " docs/cluster.md), or leave --address out"
     )
 
 

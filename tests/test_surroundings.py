@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from analysis import tables
-from core import data, scratch, slots
+from core import data, engine, scratch, slots
 from core.engine import command_line
 from core.errors import UserError
 from core.progress import Progress, patient_output
@@ -185,13 +186,13 @@ def test_a_narrow_terminal_cuts_no_name_and_no_number():
         assert f"{name} val accuracy (%): 93.1 [89.4, 96.7]" in words
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_figures_need_nothing_of_the_users_matplotlib(tmp_path, backend):
+def test_figures_need_nothing_of_the_users_matplotlib(tmp_path):
     """Neither a notebook's backend nor an own style, which may even ask for LaTeX, nor a home."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
     script = "import sys; from pathlib import Path; from analysis import figures as f\n"
     script += "figure, axes = f.panels(); axes[0].plot([1, 2]); axes[0].set_title('a')\n"
     script += "f.save(figure, Path(sys.argv[1]), 'x'); print(f.equation('y = x'))\n"
+    backend = "module://matplotlib_inline.backend_inline"
     homeless = "import os; del os.environ['HOME']; os.getuid = lambda: 2**31 - 7\n"
     seen = []
     for more in ({}, {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}):
@@ -305,3 +306,11 @@ def test_addresses_that_no_study_can_join(tmp_path, capsys, monkeypatch, address
     assert command_line(study, arguments) == 2
     shown = capsys.readouterr()
     assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and shown.out == ""
+
+
+def test_a_port_that_is_not_rays_is_refused_soon(monkeypatch):
+    monkeypatch.setattr(engine, "ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address {address}: no Ray cluster answers"):
+            engine.check_address(address)
