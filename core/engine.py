@@ -315,7 +315,8 @@ def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Pla
                 f" of the training images that it is scored on, such as {HOLDOUT}"
             )
         metric = f"heldout_{study.metric.removeprefix('val_')}"
-    seeds = dict.fromkeys(p.config["seed"] for p in planned.trials if "seed" in p.config)
+    seeded = planned.trials if metric else planned.trials[:1]
+    seeds = dict.fromkeys(p.config["seed"] for p in seeded if "seed" in p.config)
     grid = {"seed": list(seeds)} if seeds else {}
     return Plan([Planned(DEFAULT, "search", config, metric)], grid, planned.notes)
 

