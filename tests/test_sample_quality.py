@@ -245,7 +245,7 @@ def test_inception_features_of_grey_and_coloured_images(tmp_path):
 
 @pytest.fixture(scope="module")
 def photographs(shared_data) -> dict[str, torch.Tensor]:
-    """Return 32 px photographs: 4,000 to copy from, 1,500 for the threshold, 1,000 unseen."""
+    """Return 32 px photographs: 4,000 to copy from, 1,000 for the threshold, 1,000 unseen."""
     from PIL import Image
 
     def read(split: str, places: range) -> torch.Tensor:
@@ -259,8 +259,8 @@ def photographs(shared_data) -> dict[str, torch.Tensor]:
 
     return {
         "train": read("train", range(400)),
-        "held_out": read("test", range(150)),
-        "unseen": read("test", range(150, 250)),
+        "held_out": read("test", range(100)),
+        "unseen": read("test", range(100, 200)),
     }
 
 
