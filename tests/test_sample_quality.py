@@ -221,7 +221,8 @@ def test_inception_sees_pixels_from_minus_one_to_one(tmp_path):
         hook.remove()
     first = seen[0]  # what the first layer got: a black and a white image
     assert first.shape == (2, 3, 299, 299)
-    assert (first[0] == -1).all() and (first[1] == 1).all()
+    torch.testing.assert_close(first[0], torch.full_like(first[0], -1))
+    torch.testing.assert_close(first[1], torch.full_like(first[1], 1))
 
 
 @pytest.mark.slow
