@@ -27,8 +27,8 @@ from torch import Tensor
 AROUND = 50  # training images that look most alike; the nearest is held against their mean
 FALSE_ALARMS = 0.005  # of unseen images: half of 1 %, as the next sample of them will differ
 # Unrelated images are about 1.27 apart. In a blend of 80:20 the angle to the stronger image has the
-# tangent r / 4, the other's edges being r times as strong: at this limit r may be 2.4.
-LIMIT = 0.42
+# tangent r / 4, the other's edges being r times as strong: at this limit r may be 2.2.
+LIMIT = 0.4
 PLANTED = 100  # copies of each kind that the check is tried on
 _SIZE = 32  # pixels: larger images are reduced to it
 _SHIFT = 2  # pixels in every direction, of 32 or 16; 1 of 8

@@ -260,18 +260,21 @@ def test_measures_come_from_stored_features_and_changed_ones_are_told(tmp_path):
     assert "frechet of family" not in words
 
 
-def test_scores_that_do_not_belong_to_the_measures_are_told(full):
-    results, checked = generation.recompute(load(full))
-    assert (checked.features, checked.scores, checked.images) == (0, 18, 0)
+def test_scores_that_do_not_belong_to_the_measures_are_told(tmp_path):
+    def other(row: dict) -> dict:  # one trial's scores name one class for every image
+        one = np.eye(3, dtype=np.float32)[np.zeros(COUNT, int)]
+        return {"scores": one} if (row["family"], row["width"]) == ("vae", 16) else {}
+
+    folder = build(tmp_path / "scores", seeds=1, more=other)
+    results, checked = generation.recompute(load(folder))
+    assert (checked.features, checked.scores, checked.images) == (0, 6, 0)
     name = "family=vae,width=16,seed=0"
-    stored = load_stored(full, name)
-    right = (stored.logits.argmax(1) == stored.labels).mean()
-    trials = results.trials.set_index("trial")
-    assert trials.loc[name, "class_agreement"] == pytest.approx(right)
-    assert checked.worst["class_agreement"][0] >= abs(right - 2 / 3) > 0
-    words = words_of(full)
-    assert "from the stored scores of 18 trials" in words
-    assert "class agreement of family" in words and "is not what the trial reported" in words
+    row = results.trials.set_index("trial").loc[name]
+    assert row["class_agreement"] == pytest.approx(1 / 3) and row["class_balance"] == 0
+    assert checked.worst["class_agreement"] == (pytest.approx(1 / 3), name)
+    words = answers.recomputed(checked)
+    assert "from the stored scores of 6 trials" in words
+    assert f"class agreement of {name} is not what the trial reported" in words
     assert "As the trials reported them: Fréchet distance" in words
 
 
