@@ -114,7 +114,7 @@ def test_text_answers_from_the_numbers(full):
     assert "Over all epochs and trials here the two are equal" in words
     assert "Training minus validation accuracy at each trial's best epoch: " in words
     assert "Training values are of these weights, on the training images without" in words
-    assert "Optimiser sgd, learning rate 0.1 " in words
+    assert "sgd, learning rate 0.1" in words
     assert "good has 1,000 times as much" in words
     assert "It takes 6 epochs of 47 steps, 282 in all" in words
     assert "(guessing among 25 classes: 3.219)" in words

@@ -43,7 +43,7 @@ def test_numbers_are_read_bit_for_bit(folder):
     row = load(folder).history.iloc[0]
     with (folder / "history.csv").open() as file:
         written = next(csv.DictReader(file))
-    for key in ("train_loss", "val_accuracy", "lr"):
+    for key in ("train_loss_running", "val_accuracy", "lr"):
         assert float(written[key]) == row[key]
 
 

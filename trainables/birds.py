@@ -161,9 +161,12 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
             break
         start = time.monotonic()
         row: dict[str, Any] = {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
+        shown = train.epoch(epoch)
+        if not cfg.compile:  # the compiler would stand back while steps are counted
+            shown = trial.counted(shown, model)
         row |= train_epoch(
             network,
-            trial.counted(train.epoch(epoch), model),
+            shown,
             optimizer,
             schedule,
             epoch=epoch,
