@@ -152,12 +152,16 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         columns.insert(5, tables.number("inception_frechet", "in Inception's features", 2))
     count = results.study.get("data", {}).get("compared", "as many")
     note = (
-        f"Last epoch; mean [95 % t interval] over seeds, ± half of it. Every row compares {count} "
+        f"{_shown_epoch(results)}; mean [95 % t interval] over seeds, ± half of it. Every row compares {count} "
         "images with training images, in labtune's classifier features: not FID. Few images bias "
         "the distance upwards, the same for all rows. Memory: the largest peak."
     )
     caption = "Families and widths, smallest Fréchet distance first; then what is not generated."
     return tables.Table("generation", frame, tuple(columns), caption, note)
+
+
+def _shown_epoch(results: Results) -> str:
+    return "Epoch of the weights kept" if "scores_epoch" in results.trials else "Last epoch"
 
 
 def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
@@ -209,7 +213,7 @@ def seed_table(results: Results) -> tables.Table:
         "generation_by_seed",
         trials,
         columns,
-        "Every trial at its last epoch; copies are of its stored samples.",
+        f"Every trial. {_shown_epoch(results)}; copies are of its stored samples.",
     )
 
 
@@ -257,7 +261,8 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
     from stored samples, where the training images are at hand.
 
     Returns:
-        The results with these numbers in `trials`, and how far they are from those reported.
+        The results with these numbers in `trials`, beside all else that the trial reported at the
+        epoch whose weights made the samples, and how far they are from those reported.
     """
     trials = results.trials.set_index("trial")
     counts, worst = dict.fromkeys(("features", "scores", "images"), 0), {}
@@ -266,7 +271,10 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
         if trials.loc[trial, "state"] not in statistics.FINISHED:
             continue
         stored = load_stored(results.path, trial)
-        reported = results.reported(trial, stored.epoch)
+        there = results.reported(trial, stored.epoch)
+        for name in trials.columns.intersection(list(there)):
+            trials.loc[trial, name] = there[name]
+        reported = trials.loc[trial].to_dict()
         found = {
             "features": _from_features(stored),
             "scores": _from_scores(stored),

@@ -33,7 +33,8 @@ def of_finished(write: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(write)
     def report(path: Path, *arguments: Any, **named: Any) -> None:
         results = load(path)
-        if results.history["state"].isin(_ENDED).any():
+        ended = set(results.trials.loc[results.trials["state"].isin(_ENDED), "trial"])
+        if ended & {*results.history["trial"], *results.with_predictions()}:
             write(path, *arguments, **named)
         else:
             report_reasons(results)

@@ -33,6 +33,7 @@ _MOST_ROWS = 50
 _EDGE = 0.05  # share of a range: a best value closer to an end than this lies at the edge
 
 
+@provenance.of_finished
 def report(path: Path) -> None:
     """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
 
@@ -150,10 +151,7 @@ def best_trial(results: Results) -> dict[str, Any] | None:
 
 
 def _with_settings(results: Results) -> pd.DataFrame:
-    """All trials with the searched settings as declared and their value.
-
-    The column lr of trials.csv may hold the rate of the last epoch; study.json has what was set.
-    """
+    """All trials with the searched settings as declared and their value."""
     trials = results.trials.copy()
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}

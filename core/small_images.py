@@ -209,7 +209,7 @@ def _source(name: str, root: str | None, download: bool) -> Source:
 
         return Source(_DIGIT_CLASSES, f"digits, scikit-learn {sklearn.__version__}", _digits)
     base = cache_dir() / "datasets" if root is None else Path(root).expanduser()
-    if root is not None and not base.is_dir():
+    if root is not None and not base.is_dir() and not download:
         raise UserError(f"--data-dir {root} does not exist: give the folder that holds {name}")
     if download:
         _fetch(name, base)

@@ -148,7 +148,7 @@ def test_everything_is_written_and_needs_no_network(full):
     names = {"cnn", "resnet18", "frozen", "modes", "trials"}
     found = {file.name for file in (full / "tables").iterdir()}
     assert found == {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
-    drawn = {"cnn_val_accuracy", "cnn_train_loss_running", "resnet18_accuracy", "resnet18_cost"}
+    drawn = {"cnn_val_accuracy", "cnn_train_loss", "resnet18_accuracy", "resnet18_cost"}
     found = {file.name for file in (full / "figures").iterdir()}
     assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     assert_self_contained((full / "report.html").read_text())
@@ -252,7 +252,7 @@ def test_scores_of_another_epoch_are_held_against_that_epoch(tmp_path):
     results, checked = cifar.recompute(load(folder))
     assert checked.worst["val_accuracy"][0] < 1e-12
     assert list(results.trials["val_accuracy"]) == [0.7, 0.7]
-    assert results.trials["train_accuracy"].tolist() == pytest.approx([0.75, 0.75])
+    assert results.trials["train_accuracy_running"].tolist() == pytest.approx([0.75, 0.75])
     cifar.report(folder)
     words = words_of(folder)
     assert "The epoch of the weights kept; " in words and "Last epoch;" not in words

@@ -20,7 +20,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(results):
-    metrics = {"train_loss": "training", "val_loss": "validation"}
+    metrics = {"train_loss_running": "training", "val_loss": "validation"}
     return figures.curves(results.history, metrics, "norm", list(NORMS), "loss (nats)")
 
 

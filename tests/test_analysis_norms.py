@@ -195,8 +195,8 @@ def test_a_study_without_any_finished_trial_is_reported(tmp_path, capsys):
         tmp_path / "x", norms=("bn", "in"), seeds=1, diverged=[("bn", 0)], unfinished=[("in", 0)]
     )
     norms.report(folder)
-    assert "No trial has finished, so there is no result yet." in words_of(folder)
-    assert "0 of 1" in capsys.readouterr().out
+    assert "None of 2 trials finished." in words_of(folder)
+    assert "None of 2 trials finished." in capsys.readouterr().out
 
 
 def test_headline_fits_100_columns(full):

@@ -194,7 +194,7 @@ def test_one_report_has_what_was_tried_and_what_came_of_it(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("best", "said"),
     [
-        ([0.55, 0.58, 0.55], "it is worse than the default settings: −5.0 points [−7.5, −2.5]"),
+        ([0.55, 0.58, 0.55], "it is worse than the default settings:** −5.0 points [−7.5, −2.5]"),
         ([0.58, 0.68, 0.61], "these seeds show no difference to the default: +1.3 points [−"),
         ([0.66], "it differs by +6.0 points in 1 seed, which may be chance"),
         ([0.65, 0.67], "it differs by +5.0 points in 2 seeds, which may be chance"),

@@ -90,7 +90,7 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
     assert trials.estimated_mib[128] * MIB + WORKSPACE == declared["fit"]["needs"]
     assert trials.plain_mib[8] * MIB + WORKSPACE < declared["fit"]["slot"]  # alone it would fit
     scaled = [json.loads(p.read_text()) for p in folder.glob("trials/*/history.json")]
-    assert all(0 < kept["rows"][0]["train_loss"] < 10 for kept in scaled)
+    assert all(0 < kept["rows"][0]["train_loss_running"] < 10 for kept in scaled)
 
     offer(CARD, bfloat16=True)  # another cluster later: what was chosen stays
     (folder / "trials" / "norm=bn,batch_size=8,seed=0" / "result.json").unlink()

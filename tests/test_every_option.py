@@ -33,7 +33,7 @@ from tests.toy import study as toy
 SMOKE = ["--local", "--smoke", "--seeds", "1"]
 TINY = {
     "norms": "norm=bn n=1 image_size=8 train_images=none val_images=none epochs=1 batch_size=4",
-    "adaptation": "corruption=fog severity=1 images=4 num_bn_updates=1 batch_size=4 WEIGHTS",
+    "adaptation": "corruption=fog severity=1 images=4 num_bn_updates=1 batch_size=2 WEIGHTS",
     "voc": "weights=none image_size=16 train_images=12 val_images=8 batch_size=6 epochs=1",
     "weight_standardization": "variant=A lr=0.005 weights=none image_size=16 train_images=12"
     " val_images=8 batch_size=6 epochs=1",
@@ -64,7 +64,7 @@ def options() -> list[str]:
 @pytest.mark.parametrize("option", options())
 def test_an_option_is_run_by_a_test(option):
     texts = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
-    assert any(re.search(rf"[\"' ]{option}[\"' =]", text) for text in texts)
+    assert any(re.search(rf"[\"' ]--(no-)?{option[2:]}[\"' =]", text) for text in texts)
 
 
 def test_slot_cores(tmp_path):

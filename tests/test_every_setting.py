@@ -41,7 +41,7 @@ RUNS: dict[str, list[tuple[str, str]]] = {
             " recompute=true fit=false seed=3",
         ),
         ("norms", f"{BIRDS} norm=gn lr_scaling=sqrt accumulate=2 precision=bfloat16"),
-        ("norms", f"{BIRDS} norm=ln precision=float16"),
+        ("norms", f"{BIRDS} norm=ln precision=float16 optimizer=rmsprop"),
     ],
     "adaptation": [
         (
@@ -52,14 +52,19 @@ RUNS: dict[str, list[tuple[str, str]]] = {
         ("severity", f"{CELL} num_bn_updates=2 batch_size=4 cumulative=true order=dirichlet"),
         ("methods", f"{CELL} method=prior,tent prior_n=4 tent_lr=0.01 batch_size=5"),
         ("severity", "images=10 corruption=frost severity=1 num_bn_updates=1 batch_size=4 FROST"),
-        ("severity", f"{CELL} num_bn_updates=1 batch_size=4 WEIGHTS"),
+        (
+            "severity",
+            "images=25 corruption=fog severity=3 num_bn_updates=1 batch_size=4 normalisation=none"
+            " WEIGHTS",
+        ),
     ],
     "voc": [
         (
             "main",
             f"{PICTURES} fit=crop optimizer=adamw lr=0.003 head_lr=0.01 weight_decay=0.01"
             " schedule=step warmup=0.2 max_norm=1 augment=0.2 loss=asymmetric"
-            " class_weights=balanced difficult=negative untrained=keep channels_last=true seed=1",
+            " class_weights=balanced difficult=negative untrained=keep channels_last=true"
+            " train_eval=true seed=1",
         ),
         ("main", f"{PICTURES} momentum=0.5 schedule=constant precision=bfloat16"),
         ("folds", f"{PICTURES} train_images=24 folds=2 fold=0,1"),
@@ -69,7 +74,7 @@ RUNS: dict[str, list[tuple[str, str]]] = {
             "main",
             f"{PICTURES} variant=A fit=crop optimizer=adamw lr=0.003 head_lr=0.01"
             " weight_decay=0.01 schedule=step warmup=0.2 max_norm=1 augment=0.2"
-            " difficult=positive watch_steps=2 channels_last=false seed=1",
+            " difficult=positive watch_steps=2 channels_last=false train_eval=true seed=1",
         ),
         ("main", f"{PICTURES} variant=B lr=0.005 momentum=0.5 precision=bfloat16"),
     ],
@@ -77,7 +82,8 @@ RUNS: dict[str, list[tuple[str, str]]] = {
         (
             "resnet18",
             f"{RESNET} variant=layer4 tune_lr=0.01 momentum=0.5 weight_decay=0.001 warmup=0.3"
-            " max_norm=0.5 augment=false maxpool=false precision=bfloat16 seed=1",
+            " max_norm=0.5 augment=false maxpool=false precision=bfloat16 train_eval=true"
+            " optimizer=adamw seed=1",
         ),
         ("conv1", f"{RESNET} conv1=averaged"),
         ("statistics", f"{RESNET} statistics=moving"),
@@ -93,12 +99,12 @@ RUNS: dict[str, list[tuple[str, str]]] = {
             f"{DIGITS} family=flow lr=0.001 ema=0.9 patch=2 guidance=2 label_dropout=0.3"
             " sampler=euler sampler_steps=2 eval_samples=20 neighbours=2 samples=3 seed=1",
         ),
-        ("small", f"{DIGITS} family=vae conditional=false latent=4 dataset=digits"),
+        ("small", f"{DIGITS} family=vae optimizer=sgd conditional=false latent=4 dataset=digits"),
         ("small", f"{DIGITS} family=dcgan channels=rgb image_size=8 flip=true"),
     ],
 }
 RUNS["batch_size"] = [
-    ("main", f"{BIRDS} norm=bn batch_size=10"),
+    ("main", f"{BIRDS} norm=bn batch_size=10 optimizer=adam"),
 ]
 # Settings that take seconds to minutes, with the tests that run them.
 ELSEWHERE = {
@@ -108,6 +114,7 @@ ELSEWHERE = {
     "year": "tests/test_every_option.py::test_data_dir",
     "skip_broken": "tests/test_every_option.py::test_data_dir",
     "inception": "tests/test_sample_quality.py",
+    "holdout": "tests/test_batch_size.py, tests/test_voc.py",
 }
 
 

@@ -498,11 +498,15 @@ def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
     assert "--data-dir PATH" in refused(capsys, folder)
     (section,) = gradcam.sections(load(folder))
     assert "--data-dir PATH" in section.blocks[0].text
+    asked = ["--pick", "random", "--seed", "3", "--classes", "cat"]
+    assert gradcam.main([str(folder), "--data-dir", str(photos), *asked]) == 0
+    at_random = gradcam_page.restore(folder)
     assert gradcam.main([str(folder), "--data-dir", str(photos)]) == 0
     html = (folder / "gradcam.html").read_text()
     assert "the first 7" in html and "Half in" in html and "map in object" not in html
     found = gradcam_page.restore(folder)
     assert len(found.images) == 7 * 6
+    assert len(at_random.images) == 6 and at_random.about["asked"] != found.about["asked"]
     assert found.images["inside"].isna().all() and found.images["half"].between(0, 1).any()
     assert found.about["difference"] < 1e-5
     assert str(photos) not in html

@@ -76,11 +76,12 @@ def test_folders_that_an_older_labtune_left_without_an_epoch_are_reported(tmp_pa
     assert len(told(folder)) == 1
 
 
-def test_folds_that_outlive_the_trials_they_serve_are_no_report(tmp_path):
+def test_folds_that_outlive_the_trials_they_serve_are_reported_with_the_reason(tmp_path):
     study = importlib.import_module("studies.voc").study
     folder = voc_results.build(tmp_path / "x", images=40, seeds=1, folds=2)
     trials = pd.read_csv(folder / "trials.csv").astype(object)
     trials.loc[trials.part == "main", ["state", "error"]] = ["failed", BUG]
     trials.to_csv(folder / "trials.csv", index=False)
     study.report(folder)
-    assert "2 of 3 trials finished" in (folder / "report.html").read_text()
+    assert BUG in (folder / "report.html").read_text()
+    assert (folder / "tables" / "folds.csv").is_file()

@@ -102,7 +102,7 @@ def toy(tmp_path, *arguments: str) -> int:
 
 
 def test_stopped_trials_say_why_and_are_not_run_again(tmp_path):
-    rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2", "--patience", "3"]
+    rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2", "--patience", "4"]
     arguments = ["--search", "optuna", "--trials", "7", "--set", "epochs=8", *rules]
     assert toy(tmp_path, *arguments) == 0
     folder = tmp_path / "toy" / "demo"
@@ -120,7 +120,7 @@ def test_stopped_trials_say_why_and_are_not_run_again(tmp_path):
         assert not list((folder / "trials" / trial).glob("epoch-*.pt"))
     declared = json.loads((folder / "study.json").read_text())["stopping"]
     assert declared == {
-        "scheduler": "asha", "grace": 1, "reduction_factor": 2, "brackets": 1, "patience": 3,
+        "scheduler": "asha", "grace": 1, "reduction_factor": 2, "brackets": 1, "patience": 4,
         "max_epochs": 8,
     }  # fmt: skip
     before = (folder / "history.csv").read_bytes()
