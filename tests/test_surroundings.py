@@ -47,11 +47,13 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     for name in ("__init__", "data", "trial"):
         (here / "core" / f"{name}.py").write_text("raise ImportError('not this core')")
     toy = f"{sys.executable} {ROOT}/tests/toy.py --results-dir {tmp_path}/there --seeds 2"
-    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {toy} --set pause=0.2 >/dev/full"
+    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {toy} --set pause=0.2"
+    # Not the terminal as input: nohup would say so, fail to, and start nothing.
+    started += " </dev/null >/dev/full 2>/dev/full"
     leader, terminal = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
     shell = subprocess.Popen(
-        ["setsid", "-c", "bash", "-ic", f"{started} 2>/dev/full & echo $! >{tmp_path}/pid; cat"],
+        ["setsid", "-c", "bash", "-ic", f"{started} & echo $! >{tmp_path}/pid; cat"],
         cwd=here,
         env=environment,
         stdin=terminal,
