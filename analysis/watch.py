@@ -31,6 +31,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+import analysis  # noqa: F401  before core, so that it is ours
 from core.errors import UserError
 from core.storage import read_json
 

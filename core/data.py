@@ -375,7 +375,11 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[str]) -> None:
-    """Refuse fewer than two classes, two spellings of one class, or other classes elsewhere."""
+    """Refuse fewer than two classes, unreadable or twin names, or other classes elsewhere."""
+    for folder in (first, *others):
+        strange = [name for name in names[folder] if name.encode(errors="replace").decode() != name]
+        if strange:
+            raise UserError(f"folders in {folder}/ without a name in UTF-8: rename {some(strange)}")
     if len(names[first]) < 2:
         raise UserError(
             f"{first}/ needs a folder for each of at least two classes"

@@ -125,12 +125,18 @@ def per_cards(cards: Sequence[int], memory: int | None) -> int:
 
 
 def check(nodes: Sequence[Node], memory: int | None, text: str) -> None:
-    """Refuse a slot that is larger than every card.
+    """Refuse a slot that is larger than every card, or leaves nothing for a trial's tensors.
 
     Raises:
-        UserError: none of the cards can hold `memory` bytes; `text` is what the user gave.
+        UserError: none of the cards can hold `memory` bytes, or a process needs as much for
+            itself; `text` is what the user gave.
     """
     cards = [card for node in nodes for card in node.cards]
+    if cards and memory is not None and memory <= CONTEXT:
+        raise UserError(
+            f"--slot-memory {text}: a process takes {CONTEXT / 2**20:.0f} MiB of a card before its"
+            " first tensor: choose a larger slot"
+        )
     if cards and memory is not None and not any(per_cards((card,), memory) for card in cards):
         raise UserError(
             f"--slot-memory {text} is more than the largest card offers"

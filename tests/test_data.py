@@ -323,6 +323,10 @@ def test_file_name_that_is_no_text(birds):
     text = refusal(birds)
     assert "not UTF-8" in text and text.encode()
     assert len(data.load(birds, 8, skip_broken=True)["train"].skipped) == 1
+    for split in ("train", "val"):
+        shutil.copytree(birds / split / "Hoopoe", birds / split / "caf\udce9")
+    text = refusal(birds, skip_broken=True)
+    assert "folders in train/ without a name in UTF-8: rename caf\\udce9" in text
 
 
 def test_folder_that_cannot_be_read(birds, tmp_path):

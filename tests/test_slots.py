@@ -94,6 +94,15 @@ def test_a_slot_larger_than_every_card_is_refused():
     slots.check([node()], 24 * GIB, "24GiB")  # no cards: slots are cores
 
 
+def test_a_slot_that_leaves_nothing_for_tensors_is_refused():
+    with pytest.raises(UserError, match=r"--slot-memory 250MiB: .* 300 MiB .* choose a larger"):
+        slots.check([node(24 * GIB)], 250 * 2**20, "250MiB")
+    least = slots.CONTEXT + 1
+    slots.check([node(24 * GIB)], least, "301MiB")
+    cap = on_node(node(24 * GIB), least, 1, use_gpus=True).memory
+    assert cap is not None and cap > 0
+
+
 @pytest.mark.parametrize("text", ["٢GiB", "2 parsecs", "-1GiB", "0", "1e9", "0.1b", ""])
 def test_sizes_that_are_none(text):
     with pytest.raises(UserError, match="give a size such as 2GiB"):

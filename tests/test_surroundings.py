@@ -75,6 +75,15 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     assert not (home / ".ray").exists()  # a token there would bind every later `ray start`
 
 
+@pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py"])
+def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "__init__.py").write_text("raise ImportError('not this core')")
+    command = [sys.executable, str(ROOT / script), "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=False)
+    assert done.returncode == 0
+
+
 def until(condition) -> None:
     deadline = time.monotonic() + 250
     while not condition():
