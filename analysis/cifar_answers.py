@@ -207,10 +207,11 @@ def forgotten(modes: pd.DataFrame) -> str:
     )
     if modes.empty:
         return text
-    normed = modes[modes["bn"] != "none"].sort_values("difference", kind="stable")
+    normed = modes[(modes["bn"] != "none") & modes["difference"].notna()]
     if normed.empty:
         return text
-    worst, plain = normed.iloc[0], modes[modes["bn"] == "none"]["difference"]
+    worst = normed.loc[normed["difference"].abs().idxmax()]
+    plain = modes[modes["bn"] == "none"]["difference"].dropna()
     without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
     return (
         f"{text} Scoring without `net.eval()` changes the accuracy by up to "
@@ -436,5 +437,5 @@ def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "") -> str:
 
 def _span(low: float, high: float) -> str:
     if math.isnan(low):
-        return "one seed: no interval"
+        return "no interval"
     return f"95\u00a0% interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"

@@ -105,7 +105,7 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
     if guilty:
         verdict = f"**{join(guilty)} may copy**: the interval over seeds lies above that share."
     elif any(math.isnan(row["copies_low"]) for row in rows):
-        verdict = "With one seed there is no interval and so no verdict."
+        verdict = "Without an interval over seeds there is no verdict."
     else:
         verdict = "No family's interval over seeds lies above that share: no sign of copying."
     check = results.study.get("data", {}).get("copy_check")
@@ -147,8 +147,8 @@ def measures(results: Results, checked: "Recomputed") -> str:
         "- Precision and density: samples that lie among real images (fidelity). Recall and "
         "coverage: real images that lie among samples (variety). Balls to the k-th neighbour, k = "
         f"{results.study.get('constants', {}).get('neighbours', 5)}, {count} images of each kind.\n"
-        "- The floor, held-out real images, differs from the training images as other writers or "
-        "photographs do; training images once more show what learning them by heart would give."
+        "- The floor is held-out real images; training images once more show what learning them "
+        "by heart would give."
     )
     return f"{text}\n\n{recomputed(checked)}"
 
@@ -235,7 +235,7 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
     second = rows[1]
     lead = _paired(results, second, best, "frechet")
     if lead is None or math.isnan(lead["low"]):
-        return f"One seed cannot tell: {smallest}, then {_name(second)}."
+        return f"This cannot be told without an interval: {smallest}, then {_name(second)}."
     interval = f"{decimal(lead['low'], 3, True)} to {decimal(lead['high'], 3, True)}"
     apart = (
         f"{_name(second)} is at {decimal(lead['difference'], 3, True)} from it on the same seeds "
@@ -331,7 +331,7 @@ def _name(row: Mapping[Any, Any]) -> str:
 
 def _range(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["frechet_low"]):
-        return "one seed, no interval"
+        return "no interval"
     return f"{decimal(row['frechet_low'], 3)}, {decimal(row['frechet_high'], 3)}"
 
 
