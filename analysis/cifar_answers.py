@@ -240,7 +240,7 @@ def frozen(numbers: pd.DataFrame) -> str:
         return "No trial with a frozen part has finished."
     return (
         f"Against retraining all weights: {'; '.join(said)}. Times are of this machine under the "
-        "load it had, so small differences mean nothing."
+        "load it had, which they may show rather than the setup."
     )
 
 
@@ -256,7 +256,7 @@ def stem(tuned: Results) -> str:
         f"{words} changes the accuracy by {_changed(row)}"
         for setup, words in (
             ("layer4, conv1 trained", "training it"),
-            ("layer4, conv1 averaged", "starting it from the pretrained 7x7 kernel, shrunk,"),
+            ("layer4, conv1 averaged", "starting it from the 7x7 kernel before it, shrunk,"),
         )
         for row in differences.get(setup, [])
     ]

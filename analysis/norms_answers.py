@@ -129,6 +129,7 @@ def identical(differences: pd.DataFrame) -> str:
             "`bn` and `torch_bn` did not both finish with a shared seed, so this was not checked."
         )
     seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
+    several = "s" if epochs > 1 else ""
     sizes = differences.drop(columns=["seed", "epoch"]).abs()
     accuracies = sizes[["val_accuracy", "train_accuracy_running"]].max(axis=1)
     worst, loss = accuracies.max(), sizes["train_loss_running"].max()
@@ -142,8 +143,8 @@ def identical(differences: pd.DataFrame) -> str:
     else:
         verdict = "only roughly"
     return (
-        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epochs the curves of "
-        f"`bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
+        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epoch{several} the curves "
+        f"of `bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
         f"accuracy ({points(first)} in the first 3 epochs) and {significant(loss)} nats in "
         "running training loss."
     )
