@@ -564,7 +564,7 @@ def _seed_curve(
     x = table[key].to_numpy(dtype=float)
     axes.plot(x, table["mean"] * 100, color=style.color, marker=style.marker, label=label)
     if (table["n"] > 2).all():
-        low, high = table["low"] * 100, table["high"] * 100
+        low, high = (table[end].fillna(table["mean"]) * 100 for end in ("low", "high"))
         axes.fill_between(x, low, high, color=style.color, alpha=0.13, linewidth=0)
 
 

@@ -302,8 +302,8 @@ def _pair(trials: pd.DataFrame, by: str, value: Any, baseline: Any) -> Any:
 
 def _told(row: Any) -> str:
     """A difference over seeds in words, with its interval and whether that leaves out zero."""
-    if row["n"] < 2:
-        return f"{points(row['difference'])} (one seed, so no interval)"
+    if pd.isna(row["low"]):
+        return f"{points(row['difference'])} ({statistics.no_interval(row['n'])})"
     numbers = [100 * row[key] for key in ("difference", "low", "high")]
     text = f"{bracketed(*numbers, signed=True)} points"
     return text if clear(row) else f"{text}, which cannot be told from 0"

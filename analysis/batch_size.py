@@ -78,7 +78,8 @@ def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) 
             tables.write(one, path / "tables")
     title = "Batch size and normalisation"
     sections = _sections(results, table, extra(results))
-    reports.write(provenance.study_report(results, title, sections), path)
+    made = provenance.study_report(results, title, sections, sources=("gradcam.npz",))
+    reports.write(made, path)
     tables.print_table(_short(table))
 
 
@@ -231,7 +232,7 @@ def cell_table(results: Results) -> tables.Table:
         tables.number("per_epoch", "s/epoch", 2),
     )
     note = (
-        "Mean [95 % t interval] over seeds; one seed has no interval (n/a). "
+        "Mean [95 % t interval] over seeds; one seed, or equal ones, have no interval (n/a). "
         f"{_equal_words(results)} “best”: each seed's highest validation accuracy over the epochs "
         "it ran. “2 to 50 (finished); 1 to 40 (plateau)”: two seeds ran all 50 epochs, one ended "
         "on a plateau after epoch 40. Failed or diverged seeds are in no mean."
@@ -268,14 +269,14 @@ def _equal_words(results: Results) -> str:
 
 
 def _interval(metric: str, n: str, header: str, signed: bool = False) -> tables.Column:
-    """A column "61.2 [55.0, 67.4]"; "61.2 [n/a]" from one seed, "n/a" from none."""
+    """A column "61.2 [55.0, 67.4]"; "61.2 [n/a]" without an interval, "n/a" without a seed."""
 
     def cell(row: Any) -> str:
         mean, low, high = (row[key] * 100 for key in (metric, f"{metric}_low", f"{metric}_high"))
         if not row[n]:
             return "n/a"
         shown = tables.bracketed(mean, low, high, signed=signed)
-        return shown if row[n] > 1 else f"{shown} [n/a]"
+        return f"{shown} [n/a]" if math.isnan(low) else shown
 
     return tables.Column(header, cell)
 
@@ -502,10 +503,11 @@ def memory_table(results: Results) -> tables.Table:
     for key, column in zip(order, shown, strict=True):
         if key in keys and (numbers[key].notna() & (numbers[key] != "")).any():
             columns.append(column)
+    counted = "optimizer" in results.trials  # commits before took what the process had grown by
+    cpu = "that of the tensors of a training step" if counted else "the growth of its process"
     note = (
         "Plain: float32 without recomputation. Largest value of the seeds. Measured: what the "
-        "trial itself recorded, on a GPU that of its CUDA allocator, on a CPU the growth of its "
-        "process, which the estimates do not mean to meet."
+        f"trial itself recorded, on a GPU that of its CUDA allocator, on a CPU {cpu}."
     )
     caption = "Memory of a trial: estimated, chosen and measured."
     return tables.Table("memory", numbers, tuple(columns), caption, note)
@@ -947,7 +949,7 @@ def gap_sentence(results: Results) -> str:
         f"a change over shared seeds of {_points_of(change.mean)}"
     )
     if math.isnan(change.low):
-        return f"{seen} in one seed, which may be chance; {theirs}."
+        return f"{seen} ({statistics.no_interval(change.n)}, so it may be chance); {theirs}."
     seen += f" [{decimal(change.low * 100, 1, True)}, {decimal(change.high * 100, 1, True)}]"
     if change.high < 0:
         verdict = "so batch norm loses ground with small batches here too, as published"
@@ -999,7 +1001,7 @@ def gap_text(results: Results) -> str:
 
 def _interval_words(low: float, high: float) -> str:
     if math.isnan(low):
-        return "one pair, no interval"
+        return "no interval"
     return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
 
 

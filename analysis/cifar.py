@@ -292,8 +292,8 @@ def tuned_table(tuned: Results) -> tables.Table:
     )
     note = (
         f"{cifar_answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} "
-        "“minus all”: validation accuracy less that of the whole network retrained from the same "
-        "weights, same seeds, paired t test with Holm's correction. Where nothing else is said, "
+        "“minus all”: validation accuracy less that of the whole network retrained with the same "
+        "seed, paired t test with Holm's correction. Where nothing else is said, "
         "the 3x3 first convolution is new and random, and frozen with what precedes layer4 or the "
         "head. Seconds are of training only. “frozen kept”: whether all frozen weights and "
         "statistics are bit for bit what they were (“weights”: those are, and the statistics were "

@@ -207,10 +207,11 @@ def forgotten(modes: pd.DataFrame) -> str:
     )
     if modes.empty:
         return text
-    normed = modes[modes["bn"] != "none"].sort_values("difference", kind="stable")
+    normed = modes[(modes["bn"] != "none") & modes["difference"].notna()]
     if normed.empty:
         return text
-    worst, plain = normed.iloc[0], modes[modes["bn"] == "none"]["difference"]
+    worst = normed.loc[normed["difference"].abs().idxmax()]
+    plain = modes[modes["bn"] == "none"]["difference"].dropna()
     without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
     return (
         f"{text} Scoring without `net.eval()` changes the accuracy by up to "
@@ -239,7 +240,7 @@ def frozen(numbers: pd.DataFrame) -> str:
         return "No trial with a frozen part has finished."
     return (
         f"Against retraining all weights: {'; '.join(said)}. Times are of this machine under the "
-        "load it had, so small differences mean nothing."
+        "load it had, which they may show rather than the setup."
     )
 
 
@@ -255,7 +256,7 @@ def stem(tuned: Results) -> str:
         f"{words} changes the accuracy by {_changed(row)}"
         for setup, words in (
             ("layer4, conv1 trained", "training it"),
-            ("layer4, conv1 averaged", "starting it from the pretrained 7x7 kernel, shrunk,"),
+            ("layer4, conv1 averaged", "starting it from the 7x7 kernel before it, shrunk,"),
         )
         for row in differences.get(setup, [])
     ]
@@ -436,5 +437,5 @@ def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "") -> str:
 
 def _span(low: float, high: float) -> str:
     if math.isnan(low):
-        return "one seed: no interval"
+        return "no interval"
     return f"95\u00a0% interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"

@@ -449,5 +449,7 @@ def _broken_line(axes: "Axes", x: pd.Series, y: pd.Series, linestyle: str, color
 def _band(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     if wide.shape[1] < 3:
         return wide.min(axis=1).to_numpy(), wide.max(axis=1).to_numpy()
-    intervals = [t_interval(row) for row in wide.to_numpy()]
-    return np.array([i.low for i in intervals]), np.array([i.high for i in intervals])
+    ends = np.array([(i.low, i.mean, i.high) for i in map(t_interval, wide.to_numpy())])
+    low, mean, high = ends.T
+    # No interval where all seeds agree: the band closes there, rather than have a hole.
+    return np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)

@@ -75,7 +75,9 @@ def report(path: Path) -> None:
         tables.write(one, path / "tables")
     sections = _sections(results, numbers, table, copies, every, checked)
     title = "Image generation: three families"
-    reports.write(provenance.study_report(results, title, sections), path)
+    digits = " and, for copies, the digits that labtune comes with" if checked.images else ""
+    made = provenance.study_report(results, title, sections, elsewhere=digits)
+    reports.write(made, path)
     wanted = int(results.trials["samples"].max()) if "samples" in results.trials else 0
     if wanted and (path / "checkpoints" / "best.json").is_file():
         print(f"{wanted} images of the best trial: {write_samples(results, wanted)}")

@@ -101,13 +101,20 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
     real = known["held_out"]["copies"]
     rows = best_widths(ranked)
     listed = join([f"{_name(row)} {_percent(row['copies'])}" for row in rows])
-    guilty = [_name(row) for row in rows if row["copies_low"] > real]
+    every = ranked.to_dict("records")
+    guilty = [_name(row) for row in every if row["copies_low"] > real]
     if guilty:
-        verdict = f"**{join(guilty)} may copy**: the interval over seeds lies above that share."
-    elif any(math.isnan(row["copies_low"]) for row in rows):
-        verdict = "With one seed there is no interval and so no verdict."
+        verdict = (
+            f"**{join(guilty)} may copy**: the interval over seeds lies above the share of "
+            "held-out images."
+        )
+    elif any(math.isnan(row["copies_low"]) for row in every):
+        verdict = "Without an interval over seeds there is no verdict."
     else:
-        verdict = "No family's interval over seeds lies above that share: no sign of copying."
+        verdict = (
+            "At no width does a family's interval over seeds lie above the share of held-out "
+            "images: no sign of copying."
+        )
     check = results.study.get("data", {}).get("copy_check")
     if check is None:
         how = (
@@ -147,8 +154,8 @@ def measures(results: Results, checked: "Recomputed") -> str:
         "- Precision and density: samples that lie among real images (fidelity). Recall and "
         "coverage: real images that lie among samples (variety). Balls to the k-th neighbour, k = "
         f"{results.study.get('constants', {}).get('neighbours', 5)}, {count} images of each kind.\n"
-        "- The floor, held-out real images, differs from the training images as other writers or "
-        "photographs do; training images once more show what learning them by heart would give."
+        "- The floor is held-out real images; training images once more show what learning them "
+        "by heart would give."
     )
     return f"{text}\n\n{recomputed(checked)}"
 
@@ -235,7 +242,7 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
     second = rows[1]
     lead = _paired(results, second, best, "frechet")
     if lead is None or math.isnan(lead["low"]):
-        return f"One seed cannot tell: {smallest}, then {_name(second)}."
+        return f"This cannot be told without an interval: {smallest}, then {_name(second)}."
     interval = f"{decimal(lead['low'], 3, True)} to {decimal(lead['high'], 3, True)}"
     apart = (
         f"{_name(second)} is at {decimal(lead['difference'], 3, True)} from it on the same seeds "
@@ -244,7 +251,11 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
     if not _separate(lead):
         return f"The first two cannot be told apart: {smallest}; {apart}."
     name = _name(best)
-    return f"{name[0].upper()}{name[1:]}: {smallest}; {apart}."
+    close = [
+        _name(row) for row in rows[2:] if not _separate(_paired(results, row, best, "frechet"))
+    ]
+    but = f", which cannot be told from {join(close)}" if close else ""
+    return f"{name[0].upper()}{name[1:]}{but}: {smallest}; {apart}."
 
 
 def _width(results: Results, ranked: pd.DataFrame) -> str:
@@ -284,9 +295,10 @@ def _variety(results: Results, ranked: pd.DataFrame, known: Known) -> str:
         text += f"; held-out images {_percent(real['recall'])} ({_percent(real['precision'])})"
     if len(rows) < 2:
         return f"{text}."
-    lead = _paired(results, rows[0], rows[1], "recall")
-    if lead is None or not _separate(lead):
+    if not _separate(_paired(results, rows[0], rows[1], "recall")):
         return f"{text}. The two lowest cannot be told apart."
+    if not all(_separate(_paired(results, rows[0], row, "recall")) for row in rows[2:]):
+        return f"{text}. The lowest cannot be told from all others."
     return f"{text}. {_name(rows[0])} shows the least of the variety of the real images."
 
 
@@ -320,9 +332,9 @@ def _paired(
     return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else None
 
 
-def _separate(lead: Mapping[Any, Any]) -> bool:
-    """Whether the interval of a difference leaves 0 out."""
-    return bool(lead["low"] > 0 or lead["high"] < 0)
+def _separate(lead: Mapping[Any, Any] | None) -> bool:
+    """Whether there is an interval of a difference and it leaves 0 out."""
+    return lead is not None and bool(lead["low"] > 0 or lead["high"] < 0)
 
 
 def _name(row: Mapping[Any, Any]) -> str:
@@ -331,7 +343,7 @@ def _name(row: Mapping[Any, Any]) -> str:
 
 def _range(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["frechet_low"]):
-        return "one seed, no interval"
+        return "no interval"
     return f"{decimal(row['frechet_low'], 3)}, {decimal(row['frechet_high'], 3)}"
 
 

@@ -307,9 +307,9 @@ def _overall(found: Maps) -> str:
     if len(ratios) > 1:
         low, high = min(ratios, key=lambda k: ratios[k]), max(ratios, key=lambda k: ratios[k])
         lines.append(
-            f"- Of right images the map is drawn to the object most in {escape(high)} "
-            f"({ratios[high]:.1f} times an even map) and least in {escape(low)} "
-            f"({ratios[low]:.1f} times)."
+            f"- Of right images the mean share of the map on the object, over that of an even map, "
+            f"runs from {ratios[low]:.1f} in {escape(low)} to {ratios[high]:.1f} in "
+            f"{escape(high)}; a class has few images, and no interval is given."
         )
     shown = pd.concat([found.shown(None, True), found.shown(None, False)])
     for name, better in (("deletion", "less"), ("insertion", "more")):

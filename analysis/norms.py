@@ -70,7 +70,8 @@ def report(path: Path, extra: Callable[[Results], list[Section]] = lambda result
         tables.write(one, path / "tables")
     title = "Normalisation layers in a small ResNet"
     sections = [*_sections(results, main, table), *extra(results)]
-    reports.write(provenance.study_report(results, title, sections), path)
+    sources = ("predictions/", "gradcam.npz")
+    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
     tables.print_table(_headline(table))
 
 

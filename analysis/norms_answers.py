@@ -129,6 +129,7 @@ def identical(differences: pd.DataFrame) -> str:
             "`bn` and `torch_bn` did not both finish with a shared seed, so this was not checked."
         )
     seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
+    several = "s" if epochs > 1 else ""
     sizes = differences.drop(columns=["seed", "epoch"]).abs()
     accuracies = sizes[["val_accuracy", "train_accuracy_running"]].max(axis=1)
     worst, loss = accuracies.max(), sizes["train_loss_running"].max()
@@ -138,12 +139,12 @@ def identical(differences: pd.DataFrame) -> str:
     elif worst < 1e-3:
         verdict = "within 0.1 points"
     elif first < 1e-3:
-        verdict = "within 0.1 points at first, then rounding errors grow as in any training"
+        verdict = "within 0.1 points at first, and less later"
     else:
         verdict = "only roughly"
     return (
-        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epochs the curves of "
-        f"`bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
+        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epoch{several} the curves "
+        f"of `bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
         f"accuracy ({points(first)} in the first 3 epochs) and {significant(loss)} nats in "
         "running training loss."
     )
@@ -313,7 +314,7 @@ def _trials(count: int) -> str:
 
 def _span(low: float, high: float) -> str:
     if math.isnan(low):
-        return "no interval from one seed"
+        return "no interval"
     return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
 
 
@@ -333,18 +334,17 @@ def _best_sentence(results: Results, ranked: pd.DataFrame) -> str:
     ).iloc[0]
     size = f"{points(lead['difference'], signed=True)}, {_span(lead['low'], lead['high'])}"
     if math.isnan(lead["low"]):
-        verdict = f"leads `{second}`, though they share no seed"
-        if lead["n"]:
-            verdict = (
-                f"leads `{second}` ({points(lead['difference'], signed=True)}), but with one seed "
-                "that may be chance"
-            )
-        return f"`{first}` {verdict}."
+        if not lead["n"]:
+            return f"`{first}` and `{second}` share no seed, so nothing says which is ahead."
+        return (
+            f"`{first}` minus `{second}` is {points(lead['difference'], signed=True)}: "
+            f"{statistics.no_interval(lead['n'])}, so it may be chance."
+        )
     if lead["low"] > 0:
         return f"`{first}` leads `{second}` on the same seeds by {size}."
     return (
-        f"`{first}` is ahead of `{second}` by {size}: an interval with 0 in it, so these seeds do "
-        "not separate the two."
+        f"`{first}` minus `{second}` is {size}: an interval with 0 in it, so these seeds do not "
+        "separate the two."
     )
 
 
@@ -448,7 +448,8 @@ def _gap(results: Results, ranked: pd.DataFrame) -> str:
     if gaps.empty:
         return "Not recorded."
     listed = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
-    negative = " A negative gap is no error then." if (gaps < 0).any() else ""
+    running = train_metric(results.at_best(), "accuracy").endswith("_running")
+    negative = " A negative gap is no error then." if running and (gaps < 0).any() else ""
     return (
         f"Training minus validation accuracy at each trial's best epoch: {listed}. "
         f"{training_note(results)}{negative}"

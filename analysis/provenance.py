@@ -48,7 +48,7 @@ def report_reasons(results: Results) -> None:
     tables.write(reasons, results.path / "tables")
     sections = [Section("Why nothing can be compared", (reasons,))]
     title = f"{results.study['study']}: no numbers"
-    reports.write(study_report(results, title, sections), results.path)
+    reports.write(study_report(results, title, sections, sources=()), results.path)
     tables.print_table(reasons)
 
 
@@ -71,7 +71,12 @@ def _reasons(results: Results) -> tables.Table:
 
 
 def study_report(
-    results: Results, title: str, sections: Sequence[Section], timed: bool = True
+    results: Results,
+    title: str,
+    sections: Sequence[Section],
+    timed: bool = True,
+    sources: Sequence[str] = ("predictions/",),
+    elsewhere: str = "",
 ) -> Report:
     """A study's own sections between its warnings and the record of how it was made.
 
@@ -80,15 +85,20 @@ def study_report(
         title: plain text.
         sections: top to bottom.
         timed: see `how_made`.
+        sources: what of the folder the sections are made of, beside study.json, trials.csv and
+            history.csv.
+        elsewhere: what else they are made of, with the "and" before it, in markup.
     """
     broken = broken_trials(results)
+    files = ["study.json", "trials.csv", "history.csv", *sources]
+    files = [f"`{name}`" for name in files if (results.path / name).exists()]
     return Report(
         title=title,
         question=escape(results.study["question"]),
         sections=(*sections, *([broken] if broken else []), how_made(results, timed)),
         banners=banners(results),
-        footer="Every number here is computed from `study.json`, `trials.csv`, `history.csv` and "
-        "`predictions/` beside this file; tables and figures are in `tables/` and `figures/`.",
+        footer=f"Every number that this study measured is computed from {join(files)} beside this "
+        f"file{elsewhere}; tables and figures are in `tables/` and `figures/`.",
     )
 
 

@@ -53,7 +53,8 @@ def report(path: Path) -> None:
         tables.write(table, path / "tables")
     title = f"Search for the best settings of {results.study['study']}"
     sections = _sections(results, settings, every, final)
-    reports.write(provenance.study_report(results, title, sections), path)
+    sources = ("search.json", "best_config.json")
+    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
     tables.print_table(replace(settings, note=_plain(verdict(results))))
     if final:
         tables.print_table(replace(final, note=_plain(outcome(results))))
@@ -536,7 +537,7 @@ def outcome(results: Results) -> str:
         return ""
     seeds = f"{found['n']:.0f} seed" + ("" if found["n"] == 1 else "s")
     size = f"{points(found['difference'], True)}"
-    if not found["std"] > 0:  # one seed, or the same difference in each: no interval
+    if math.isnan(found["low"]):  # one seed, or the same difference in each
         return f"On the validation images it differs by {size} in {seeds}, which may be chance."
     low, high = (decimal(found[key] * 100, 1, True) for key in ("low", "high"))
     size += f" [{low}, {high}] over {seeds}"
@@ -588,7 +589,7 @@ def importance_text(results: Results) -> str:
     """What mattered most, and how far that can be trusted."""
     weights, why = importances(results)
     if weights is None:
-        return f"No importances: {escape(why)}."
+        return f"No importances: {escape(why.rstrip('.'))}."
     order = sorted(weights, key=lambda key: -weights[key])
     valued = int(configurations(results)["value"].notna().sum())
     listed = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
@@ -634,8 +635,8 @@ def limits(results: Results) -> str:
         items.append("Generated images, not photographs: the best settings need not carry over.")
     if results.study.get("scale") not in (None, "full"):
         items.append(
-            f"Scale `{escape(results.study['scale'])}`: fewer epochs and smaller images favour "
-            "other learning rates than the full scale."
+            f"Scale `{escape(results.study['scale'])}`: fewer epochs and smaller images may "
+            "favour other settings than the full scale."
         )
     return "\n".join(f"- {item}" for item in items)
 

@@ -15,7 +15,7 @@ FINISHED = ("finished",)
 
 
 class Interval(NamedTuple):
-    """Mean with its t interval; `low` and `high` are NaN below two values."""
+    """Mean with its t interval; `low` and `high` are NaN where there is none."""
 
     mean: float
     low: float
@@ -29,7 +29,9 @@ def t_interval(
 ) -> Interval:
     """Mean and two-sided t interval, mean -+ t(n-1) * std / sqrt(n), std the sample's.
 
-    One value has a mean but no interval (NaN); none has neither.
+    One value has a mean but no interval (NaN); none has neither. The same value from every seed has
+    none either: it tells how coarse the metric is (whole images of a few), not that every further
+    seed will give it again. Zeros keep theirs, [0, 0], which separates nothing.
 
     Args:
         values: one number per seed; NaN is an error of the caller.
@@ -50,8 +52,19 @@ def t_interval(
     if n == 1:
         return Interval(mean, nan, nan, nan, 1)
     std = float(data.std(ddof=1))
+    # Rounding leaves a spread of 1e-17 between equal values, and a mean of 1e-17 of zeros.
+    if std <= 1e-12 * max(abs(mean), 1e-3):
+        end = 0.0 if abs(mean) <= 1e-12 else nan
+        return Interval(mean, end, end, std, n)
     half = float(scipy.stats.t.ppf(0.5 + confidence / 2, n - 1)) * std / n**0.5
     return Interval(mean, mean - half, mean + half, std, n)
+
+
+def no_interval(n: float) -> str:
+    """Why `n` values have no interval, in words."""
+    if n == 1:
+        return "one seed gives no interval"
+    return f"the same in all {n:.0f} seeds, which gives no interval"
 
 
 def usable(trials: pd.DataFrame, metric: str, states: Sequence[str] = FINISHED) -> pd.DataFrame:
@@ -115,7 +128,7 @@ def paired(
         A row per other value of `by`, in order of appearance: `by`, difference (value minus
         baseline, mean over the n shared seeds), low, high, std, n, p (two-sided paired t test),
         p_holm (Holm's correction over the rows). Undefined numbers are NaN: the interval and p of
-        one pair, and p when all differences are the same number other than 0.
+        one pair, and of differences that are all the same number other than 0.
 
     Raises:
         ValueError: several trials share `by` and `over`, so that pairs are not defined.
@@ -144,12 +157,10 @@ def paired(
 def _difference(values: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
     interval = t_interval(values - baseline)
     p = float("nan")
-    if interval.n > 1:
-        # Rounding leaves a spread of 1e-17 between equal differences; t would be 1e15 then.
-        if interval.std <= 1e-12 * max(abs(interval.mean), 1e-3):
-            p = 1.0 if abs(interval.mean) <= 1e-12 else p
-        else:
-            p = float(scipy.stats.ttest_rel(values, baseline).pvalue)
+    if interval.low == interval.high:
+        p = 1.0
+    elif interval.low < interval.high:
+        p = float(scipy.stats.ttest_rel(values, baseline).pvalue)
     return {
         "difference": interval.mean,
         "low": interval.low,

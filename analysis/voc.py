@@ -27,7 +27,7 @@ from analysis import (
 )
 from analysis import report as reports
 from analysis.report import Block, Code, Equation, Figure, Section, Text
-from analysis.results import Predictions, Results, load, load_predictions
+from analysis.results import Predictions, Results, load, load_predictions, train_metric
 from core.errors import UserError
 from core.metrics import average_precision, counted_labels, voc_average_precision
 
@@ -388,12 +388,16 @@ def curve_figure(results: Results) -> Figure | None:
     drawn, axes = figures.panels(2, height=2.2)
     wanted = (("loss", "loss (nats per pair)", 1.0), ("map", "mAP (%)", 100.0))
     for panel, (metric, label, scale) in zip(axes, wanted, strict=True):
-        for split, words, line in (("val", "validation", "-"), ("train", "training", "--")):
-            if f"{split}_{metric}" in history:
+        train = train_metric(history, metric)
+        for column, words, line in (
+            (f"val_{metric}", "validation", "-"),
+            (train, "training", "--"),
+        ):
+            if column in history:
                 figures.curve(
                     panel,
                     history,
-                    f"{split}_{metric}",
+                    column,
                     looks[words],
                     label=words,
                     linestyle=line,
@@ -406,10 +410,12 @@ def curve_figure(results: Results) -> Figure | None:
     figures.legend_below(drawn, axes[0], 2)
     path = figures.save(drawn, results.path / "figures", "curves")
     every = history.assign(all="")
+    training = "Training values are of these weights, on images without augmentation. "
+    if train_metric(history, "map").endswith("_running"):
+        training = "Training values are running: augmented images, weights still moving. "
     return Figure(
         path,
-        "Loss and mAP of training and validation images over epochs. Training values are of the "
-        "augmented images, scored while the weights still move. "
+        f"Loss and mAP of training and validation images over epochs. {training}"
         f"{figures.band_text(every, 'all', ENDED)} {figures.seeds_text(every, 'all', ENDED)}.",
         "Curves of loss and mAP over epochs for training and validation images.",
     )

@@ -244,8 +244,8 @@ def procedure(config: Mapping[str, Any], study: Mapping[str, Any]) -> str:
         f"epochs; training images are mirrored at random and varied with strength "
         f"{config['augment']:g}. The body starts from the weights `{weights}`. Validation images "
         "are neither shuffled nor varied; their file names are stored with their scores, in that "
-        "order. The seed fixes Python's, NumPy's and torch's generators; on a CPU the same seed "
-        "gives the same numbers bit for bit."
+        "order. The seed fixes Python's, NumPy's and torch's generators; on CPUs with the same "
+        "fingerprint of numerics the same seed gives the same numbers bit for bit."
     )
 
 
@@ -298,10 +298,9 @@ def accuracy(total: Mapping[str, Any], stored: Predictions) -> str:
     gain = total["accuracy"] - total["all_negative"]
     return (
         f"Of all image-class pairs {points(total['accuracy'])}\u00a0% are decided rightly (best "
-        f"trial, score above {decision(stored):g}), which sounds like a solved task. But a program "
-        f"that says no to every class on every image is right in {points(total['all_negative'])}"
-        f"\u00a0% without having seen one: the network gains {signed(gain)} points. Most classes "
-        "are absent from most images, and each absent one is as easy as the next. Average "
+        f"trial, score above {decision(stored):g}). But a program that says no to every class on "
+        f"every image is right in {points(total['all_negative'])}\u00a0% without having seen one: "
+        f"the network gains {signed(gain)} points. Average "
         "precision asks what a user of the ranking sees: are the images with the class above "
         f"those without? There the same scores reach {points(total['best_ap'])}\u00a0%, a random "
         f"order {points(total['random'])}\u00a0%."
@@ -324,16 +323,14 @@ def tail(found: TailAccuracy, mean_ap: float) -> str:
     rises = len(defined) > 1 and last > first
     reason = (
         "Tail accuracy is the precision among the images that the network is surest of, and who "
-        "looks at a ranking sees its top. mAP measures down to the last image with the class."
+        "looks at a ranking sees its top. mAP measures down to the last image with the class. So "
+        "what errors cost is also a matter of how results are shown: a page that starts with the "
+        "surest images hides many of them, and one that has to find every image does not."
         if rises
         else "**Here it does not rise**: the top of these rankings looks no better than the rest."
     )
-    return (
-        f"**Why do the top 50 look good although mAP is {points(mean_ap)}\u00a0%?** "
-        f"{same}{reason} So what errors cost is also a matter of how results are shown: a page "
-        "that starts with the surest images hides most of them, and one that has to find every "
-        f"image does not. {undefined_text(found)}"
-    )
+    asked = "Why do the top 50 look good although" if rises else "Do the top 50 look good, where"
+    return f"**{asked} mAP is {points(mean_ap)}\u00a0%?** {same}{reason} {undefined_text(found)}"
 
 
 def beside(study: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def broken(ranked: pd.DataFrame) -> str:
             verdict = "loses" if len(lower) else "gains"
             words.append(f"**Mode {mode} {verdict} against the original: {gap}.**")
         elif rows["difference_low"].isna().all():
-            words.append(f"Mode {mode} minus the original: {gap}; one seed gives no interval.")
+            words.append(f"Mode {mode} minus the original: {gap}, without an interval.")
         else:
             words.append(
                 f"Mode {mode} cannot be told from the original: {gap} is the largest difference."

@@ -396,7 +396,7 @@ def test_sentences_name_a_gain_or_loss_only_where_the_interval_leaves_out_zero()
     assert "points, which cannot be told from 0" in told.split("64: +2.0")[1]
     assert "0.85 at 1 (0.8 to 0.9) and 1 at 64 (1 to 1)" in told
     once = answers.batch_sizes(sweep("batch_size", {1: [0.76], 64: [0.7]}), moved[:0])
-    assert "1: +26.0 points (one seed, so no interval)" in once and "standard dev" not in once
+    assert "1: +26.0 points (one seed gives no interval)" in once and "standard dev" not in once
     peak = sweep("num_bn_updates", {5: [0.60, 0.61, 0.62], 50: [0.50, 0.51, 0.53]})
     assert "not better without end" in answers.updates(peak, 0.1)
     flat = sweep("num_bn_updates", {5: [0.60, 0.51, 0.62], 50: [0.57, 0.56, 0.55]})

@@ -395,7 +395,8 @@ def test_one_seed_has_no_interval(tmp_path):
     folder = build(tmp_path / "x", seeds=1, ends={}, stopping={**ASHA, "scheduler": "none"})
     batch_size.report(folder)
     words = words_of(folder)
-    assert "in one seed, which may be chance" in words
+    assert "(one seed gives no interval, so it may be chance)" in words
+    assert "study.json, trials.csv and history.csv beside this file" in words
     assert "One seed: there is no interval" in words
     assert "No trial was stopped early, so nothing was saved." in words
     assert "No scheduler compared the trials while they ran" in words

@@ -294,6 +294,13 @@ def test_meant_that_does_not_beat_none_is_said_so(tmp_path):
     assert "meant is worse than none by −9.7 points" in words_of(folder)
 
 
+def test_the_largest_change_by_forgetting_eval_is_named_whatever_its_sign():
+    row = {"bn": "meant", "lr": 0.1, "difference": -0.01, "low": -0.02, "high": 0.0}
+    gain = row | {"lr": 0.01, "difference": 0.05, "low": 0.01, "high": 0.09}
+    said = cifar_answers.forgotten(pd.DataFrame([row, gain])).replace("\u00a0", " ")
+    assert "by up to +5.0 points" in said and "lr 0.01" in said
+
+
 @pytest.mark.parametrize("part", ["cnn", "resnet18"])
 def test_one_seed_and_nothing_finished_still_make_a_report(tmp_path, part):
     planned = [cnn_trial("meant", 0.1, 0)] if part == "cnn" else [tuned_trial("head", 0)]

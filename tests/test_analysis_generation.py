@@ -46,7 +46,7 @@ def trial_row(family: str, width: int, seed: int) -> dict:
         "parameters": 1000 * width,
         "frechet": distance(family, width, seed),
         "precision": 0.5,
-        "recall": 0.4 if family == "dcgan" else 0.8,
+        "recall": 0.4 if family == "dcgan" else 0.8 + 0.01 * seed,
         "density": 0.9,
         "coverage": 0.7,
         "class_agreement": 2 / 3,
@@ -230,8 +230,8 @@ def test_bad_samples_and_copies_are_told(tmp_path):
 
 def test_one_seed_names_no_winner_and_no_copier(tmp_path):
     words = answers_of(build(tmp_path, seeds=1, change=lambda row: row | {"copies": 0.3}))
-    assert "one seed, no interval" in words and "One seed cannot tell" in words
-    assert "no interval and so no verdict" in words and "may copy" not in words
+    assert "[no interval]" in words and "cannot be told without an interval" in words
+    assert "Without an interval over seeds there is no verdict" in words and "may copy" not in words
     assert "The two lowest cannot be told apart" in words
 
 

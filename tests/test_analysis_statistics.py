@@ -42,6 +42,15 @@ def test_one_value_has_a_mean_and_no_interval():
     assert statistics.t_interval([]).n == 0
 
 
+@pytest.mark.parametrize("values", [[0.5, 0.5], [0.1 + 0.2, 0.3, 0.3], [1.0, 1.0, 1.0]])
+def test_the_same_value_from_every_seed_is_no_interval(values):
+    got = statistics.t_interval(values)
+    assert got.mean == pytest.approx(values[0]) and got.n == len(values)
+    assert math.isnan(got.low) and math.isnan(got.high)
+    none = statistics.t_interval([0.0, 1e-17, 0.0])
+    assert (none.low, none.high) == (0.0, 0.0)
+
+
 def test_a_value_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="finite"):
         statistics.t_interval([0.5, float("nan")])
@@ -100,7 +109,8 @@ def test_equal_and_constant_differences():
     rows = statistics.paired(table, "norm", "acc", "bn").set_index("norm")
     assert (rows.loc["torch_bn", "difference"], rows.loc["torch_bn", "p"]) == (0.0, 1.0)
     assert rows.loc["in", "difference"] == pytest.approx(0.2)
-    assert math.isnan(rows.loc["in", "p"])
+    assert math.isnan(rows.loc["in", "p"]) and math.isnan(rows.loc["in", "low"])
+    assert (rows.loc["torch_bn", "low"], rows.loc["torch_bn", "high"]) == (0.0, 0.0)
 
 
 def test_a_missing_baseline_gives_no_differences():

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -254,6 +255,17 @@ def test_loss_formula_and_code_follow_the_config(config, found):
     code = voc_answers.loss_code(config)
     assert found[0] in tex and found[1] in code and '"""' not in code
     assert report.figures.equation(tex).startswith("<?xml")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_training_curves_are_drawn_and_named_for_what_they_are(tmp_path, running):
+    results = load(build(tmp_path / "x"))
+    if not running:  # as with train_eval=true
+        names = {f"train_{m}_running": f"train_{m}" for m in ("loss", "map", "accuracy")}
+        results = replace(results, history=results.history.rename(columns=names))
+    drawn = voc.curve_figure(results)
+    assert drawn is not None and ("running" in drawn.caption) == running
+    assert drawn.path.read_text().count("stroke-dasharray") >= 2  # the training lines
 
 
 def test_a_tail_that_does_not_rise_is_not_explained_away():

@@ -361,6 +361,9 @@ def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
     seen = Batches(images(cfg)["train"], cfg.batch_size, torch.device("cpu"))
     again, _ = evaluate(network, seen.epoch(0), num_classes=10, prefix="best_train_")
     assert again == pytest.approx({key: result["facts"][key] for key in again}, rel=1e-5)
+    unseen = Batches(images(cfg)["val"], cfg.batch_size, torch.device("cpu"))
+    forgetful = training_mode_accuracy(network, unseen.epoch(0))
+    assert forgetful == result["facts"]["training_mode_accuracy"]
 
 
 def test_real_photos_train(shared_data, tmp_path):

@@ -183,7 +183,7 @@ def numbers_of(difference: float, low: float, high: float) -> pd.DataFrame:
 def test_a_mode_loses_or_gains_only_where_the_interval_leaves_out_zero():
     nan = float("nan")
     for low, high, said in (
-        (nan, nan, "Mode B minus the original: −2.3 points at a rate of 0.02; one seed"),
+        (nan, nan, "Mode B minus the original: −2.3 points at a rate of 0.02, without"),
         (-0.05, 0.01, "Mode B cannot be told from the original: −2.3 [−5.0, +1.0] points"),
         (-0.04, -0.01, "**Mode B loses against the original: −2.3 [−4.0, −1.0] points"),
     ):

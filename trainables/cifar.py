@@ -188,9 +188,9 @@ def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> 
         trial.save(state, row)
         report(row)
     trial.note(**digests(network, "after"))
-    if cfg.model == "cnn":
-        trial.note(training_mode_accuracy=training_mode_accuracy(network, val.epoch(0)))
     trial.load_best(network)
+    if cfg.model == "cnn":  # of the weights whose scores are stored, with which it is compared
+        trial.note(training_mode_accuracy=training_mode_accuracy(network, val.epoch(0)))
     trial.note(scores_epoch=kept.epoch, **score(seen, "best_train_")[0])
     shown = sets["val"]
     trial.save_predictions(
