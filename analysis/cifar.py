@@ -88,7 +88,8 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
     worst: dict[str, tuple[float, str]] = {}
     for trial in stored:
         history = results.history[results.history["trial"] == trial]
-        epoch = stored_epoch(results.path, trial)
+        scores = load_predictions(results.path, trial)
+        epoch = scores.epoch
         there = history[history["epoch"] == epoch] if epoch else history.iloc[-1:]
         reported = there.iloc[0] if len(there) else trials.loc[trial]
         if epoch:
@@ -96,7 +97,7 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
             for metric in reported.index.intersection(trials.columns):
                 if str(metric).startswith("train_"):
                     trials.loc[trial, metric] = reported[metric]
-        for metric, value in score_metrics(load_predictions(results.path, trial)).items():
+        for metric, value in score_metrics(scores).items():
             if pd.notna(reported.get(metric)):
                 apart = abs(value - float(reported[metric]))
                 worst[metric] = max(worst.get(metric, (0.0, "")), (apart, trial))
@@ -114,12 +115,6 @@ def score_metrics(stored: Predictions) -> dict[str, float]:
     loss = float((scipy.special.logsumexp(logits, axis=1) - right).mean())
     values = (accuracy, 1 - accuracy, accuracy, statistics.macro_f1(matrix), loss)
     return dict(zip(FROM_SCORES, values, strict=True))
-
-
-def stored_epoch(path: Path, trial: str) -> int | None:
-    """Return the epoch whose weights gave the stored scores; None: the file does not say."""
-    with np.load(path / "predictions" / f"{trial}.npz", allow_pickle=False) as stored:
-        return int(stored["epoch"]) if "epoch" in stored else None
 
 
 def print_layers(settings: Mapping[str, Any], folder: Path) -> int:

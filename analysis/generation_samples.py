@@ -6,7 +6,6 @@ python analysis/generation_samples.py results/generation/demo --samples 1000
 import io
 import json
 import sys
-import zipfile
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-from analysis.results import Results, load
+from analysis.results import UNREADABLE, Results, load
 from core import generators
 from core.errors import UserError
 from core.storage import read_json, write_bytes, write_json
@@ -109,7 +108,7 @@ def load_stored(path: Path, trial: str) -> Stored:
                 config=json.loads(str(stored["config"])),
                 epoch=int(stored["epoch"]) if "epoch" in stored else None,
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
             "without it"

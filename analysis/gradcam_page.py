@@ -6,7 +6,6 @@ import io
 import json
 import re
 import textwrap
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import pandas as pd
 from analysis import figures, statistics, tables
 from analysis.markup import escape
 from analysis.report import Block, Figure, Section, Text, join
-from analysis.results import Results
+from analysis.results import UNREADABLE, Results
 from core.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def restore(path: Path) -> Maps | None:
                 tuple(told["chosen"]),
                 told["about"],
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (*UNREADABLE, TypeError):
         return None
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from analysis.provenance import relative
-from analysis.results import load
+from analysis.results import UNREADABLE, load
 from core.errors import UserError
 from core.progress import patient_output
 from core.provenance import ROOT, git
@@ -238,7 +238,7 @@ def _check_arrays(name: str, data: bytes, places: Sequence[str]) -> None:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             texts = [stored[key] for key in stored.files if stored[key].dtype.kind == "U"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    except UNREADABLE as e:
         raise UserError(f"{name} cannot be read ({type(e).__name__}): restore it") from e
     for words in (str(text) for found in texts for text in found.ravel().tolist()):
         if _PATH.match(words) or any(place in words for place in places):

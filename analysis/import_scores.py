@@ -14,9 +14,9 @@ A scores file is a CSV (separated by commas, semicolons or tabs), plain or compr
 The column `image`, or else the first, names the image: its path relative to the data root, or, with
 --files, the part put in for {image}, as in --files "VOC2012/JPEGImages/{image}.jpg". Labels are 1
 present, -1 absent, 0 only objects marked difficult (ignored); a file without any -1 is taken to use
-0 for absent, which is said: --zero says what 0 means. Labels may stand in a file of their own
-(--labels), joined by the names, its columns the classes with or without label_; then the columns of
-scores need no score_ either.
+0 for absent. Either is said where --zero does not say what 0 means. Labels may stand in a file of
+their own (--labels), joined by the names, its columns the classes with or without label_; then the
+columns of scores need no score_ either.
 """
 
 from __future__ import annotations
@@ -149,10 +149,16 @@ def import_scores(opts: Options, argv: Sequence[str] = ()) -> Path:
 def _taken(opts: Options, found: Scored, kind: str) -> list[str]:
     """Say what was taken for granted, and which option says otherwise."""
     said = []
+    ignored = int((found.signs == ranking.IGNORED).sum())
     if opts.zero is None and found.zero == "absent":
         said.append(
             "no label is -1, so 0 is taken for absent: where it marks difficult objects, say --zero"
             " ignored"
+        )
+    elif opts.zero is None and ignored:
+        said.append(
+            f"some labels are -1, so 0 is taken for ignored ({ignored:,} labels that count for"
+            " nothing): where it means absent, say --zero absent"
         )
     if not (opts.logits or opts.probabilities):
         low, high = found.scores.min(), found.scores.max()

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import pandas as pd
 from core.errors import UserError
 from core.storage import read_json
 
+# What reading a damaged .npz raises; zlib's error is that of a byte that changed within.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 # Columns that stay text whatever they hold: a trial called "00012" is not the number 12.
 _TEXT = {"trial", "part", "state", "error"}
 _STUDY_KEYS = ("study", "question", "grid", "metric", "trials")
@@ -166,7 +169,7 @@ def load_predictions(path: Path, trial: str) -> Predictions:
                 config=json.loads(str(stored["config"])),
                 epoch=int(stored["epoch"]) if "epoch" in stored else None,
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
             "without it"

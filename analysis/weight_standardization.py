@@ -5,7 +5,6 @@ last hold, per trial, the loss of every step and what each norm did in the first
 """
 
 import io
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from analysis import figures, provenance, statistics, tables, ws_check
 from analysis import report as reports
 from analysis import weight_standardization_answers as answers
 from analysis.report import Block, Equation, Figure, Section, Text
-from analysis.results import Results, load
+from analysis.results import UNREADABLE, Results, load
 from core.errors import UserError
 
 ORIGINAL = "original"
@@ -94,7 +93,7 @@ def load_watch(path: Path, trial: str) -> dict[str, np.ndarray]:
         with np.load(content, allow_pickle=False) as stored:
             keys = [key for key in stored.files if key.startswith("watch_")]
             return {key.removeprefix("watch_"): stored[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
             "without it"

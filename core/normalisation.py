@@ -108,7 +108,8 @@ def settle(
 
     Args:
         model: in evaluation mode, with batch norm.
-        images: (N, 3, S, S) uint8, clean; the first 1,000 are used.
+        images: (N, 3, S, S) uint8, clean; 1,000 at most are used, a random but fixed choice, as
+            files often come class by class.
         labels: (N,) int64, or None.
         wanted: a normalisation, or "auto".
         known: that of the model's training, where it is known.
@@ -117,7 +118,8 @@ def settle(
         UserError: the model gives values that are not finite.
     """
     accuracy: dict[str, float] = {}
-    images = images[:_GUESS_IMAGES]
+    chosen = np.random.default_rng(0).permutation(len(images))[:_GUESS_IMAGES]
+    images, labels = images[chosen], None if labels is None else labels[chosen]
     if wanted != "auto":
         name, how = wanted, "set"
     elif known is not None:
@@ -187,7 +189,5 @@ def _accuracy(
         part = slice(start, start + _BATCH)
         logits = model(batch(model, images[part], name)).float().cpu()
         sure = logits.isfinite().all(1)
-        right += int(
-            ((logits.argmax(1) == torch.from_numpy(labels[: len(images)][part])) & sure).sum()
-        )
+        right += int(((logits.argmax(1) == torch.from_numpy(labels[part])) & sure).sum())
     return right / len(images)

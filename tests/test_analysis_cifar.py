@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +317,10 @@ def test_one_seed_and_nothing_finished_still_make_a_report(tmp_path, part):
 def test_a_damaged_folder_is_told(full, tmp_path):
     with pytest.raises(UserError, match="not a result folder"):
         cifar.report(tmp_path / "nowhere")
+    folder = tmp_path / "torn"
+    shutil.copytree(full, folder)
+    store(folder, trial := cnn_trial("none", RATES[0], SEEDS[0])["trial"], right=30)
+    stored = folder / "predictions" / f"{trial}.npz"
+    stored.write_bytes(stored.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"predictions/.* cannot be read"):
+        cifar.report(folder)

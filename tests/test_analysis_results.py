@@ -164,6 +164,12 @@ def test_damaged_or_pickled_predictions_are_refused(folder):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=name):
         load_predictions(folder, name)
+    np.savez_compressed(file, scores=np.zeros((400, 9)))
+    content = bytearray(file.read_bytes())
+    content[60:90] = b"\xff" * 30  # within the compressed stream: zlib's own error
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        load_predictions(folder, name)
     np.savez(file, scores=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match=name):
         load_predictions(folder, name)

@@ -95,7 +95,10 @@ def test_what_a_zero_means_is_said(tmp_path, capsys):
         assert stored.config["zero"] == ("ignored" if zero == 0 else "absent")
         assert ("0 is taken for absent" in capsys.readouterr().out) == (not options)
     assert "0 is taken for absent" in load(tmp_path / "results/voc/n0-1").study["data"]["notes"][0]
-    _, folder = bring(tmp_path, table(), "--zero", "absent", name="all")  # labels 1, -1, 0, 1
+    bring(tmp_path, table(), name="mixed")  # labels 1, -1, 0, 1: said as well
+    assert "0 is taken for ignored (2 labels" in capsys.readouterr().out
+    _, folder = bring(tmp_path, table(), "--zero", "absent", name="all")
+    assert "0 is taken for" not in capsys.readouterr().out
     assert load_predictions(folder, "imported").labels[:, 0].tolist() == [1, -1, -1, 1]
 
 

@@ -41,6 +41,15 @@ def test_what_makes_the_unadapted_model_most_accurate_is_guessed(images):
     assert for_imagenet.name == "imagenet" and for_imagenet.accuracy["none"] == 0.5
 
 
+def test_images_that_come_class_by_class_are_all_asked(images):
+    """Of one class alone every constant answer would be right."""
+    bright_last = np.argsort(images[1], kind="stable")
+    many = tuple(np.repeat(part[bright_last], 60, axis=0) for part in images)  # 1,200 of each class
+    found = settle(threshold(0.5), *many)
+    assert (found.name, found.images) == ("none", 1000) and not found.far
+    assert 0.45 < found.accuracy["imagenet"] < 0.55 and found.accuracy["none"] == 1
+
+
 def test_what_is_known_or_set_is_not_guessed_and_what_is_far_is_said(images):
     for options, how in (({"known": "imagenet"}, "known"), ({"wanted": "imagenet"}, "set")):
         found = settle(threshold(0.5), *images, **options)
