@@ -355,7 +355,7 @@ def _lines(path: Path) -> list[str]:
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: list its images there, a name a line") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read as text ({e})") from e
+        raise UserError(f"{path} cannot be read as text ({e}): save it in UTF-8") from e
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -65,7 +65,7 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
         UserError: a tensor holds nan or infinity; it is named.
     """
     for name, value in state.items():
-        if not value.isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all():
             raise UserError(
                 f"{source}: {name} holds numbers that are not finite (nan or infinity), as the"
                 " weights of a training that diverged do: give weights from before"
@@ -93,10 +93,16 @@ def mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
         for name in sorted(own.keys() & state.keys())
         if state[name].shape != own[name].shape
     ]
+    whole = [  # quantised, say: copied into floats they would be other weights, mostly 0
+        f"{name} is {state[name].dtype} in the file, {own[name].dtype} in the model"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
     found = (
         ("missing from the file", missing),
         ("not in the model", unexpected),
         ("other shapes", shapes),
+        ("other kinds of numbers", whole),
     )
     return "; ".join(f"{what}: {_some(names)}" for what, names in found if names)
 

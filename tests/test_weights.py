@@ -102,6 +102,16 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path, sta
             door()
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path, state, kind):
+    """Copied into floats, those of a quantised network would be other weights, mostly 0."""
+    path = save(state | {"conv1.weight": state["conv1.weight"].to(kind)}, tmp_path)
+    told = rf"conv1\.weight is {kind} in the file, torch\.float32"
+    for door in (lambda: pretrained.resnet18(path, 3), lambda: load_classifier(path, 10)):
+        with pytest.raises(UserError, match=told):
+            door()
+
+
 def test_what_holds_no_state_dict_says_what_it_holds(tmp_path, state):
     with pytest.raises(UserError, match=r"no state dict \(it holds epoch, generator\): save"):
         load_state(save({"epoch": 3, "generator": {"a": torch.zeros(1), "b": 2}}, tmp_path))
