@@ -210,7 +210,7 @@ def forgotten(modes: pd.DataFrame) -> str:
     normed = modes[(modes["bn"] != "none") & modes["difference"].notna()]
     if normed.empty:
         return text
-    worst = normed.loc[normed["difference"].abs().idxmax()]
+    worst = normed.to_dict("records")[int(normed["difference"].abs().to_numpy().argmax())]
     plain = modes[modes["bn"] == "none"]["difference"].dropna()
     without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
     return (

@@ -11,7 +11,7 @@ import contextlib
 import io
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 SPLITS = ("train", "val", "test")  # metrics are named after them, as in val_accuracy
-NAMED = {"seconds": "time/epoch", "lr": "train/lr"}
 ABOUT = "study"  # the run that holds what is no trial's own
 ENDED = {"finished": api_pb2.STATUS_SUCCESS, "stopped": api_pb2.STATUS_SUCCESS}
 Rows = Sequence[Mapping[str, Any]]
@@ -123,7 +122,9 @@ class Live:
     def _begin(self, name: str, config: Mapping[str, Any], before: float) -> None:
         """Start the trial's run anew, with the kept epochs before `before`."""
         writer = self._writers[name] = self._fresh(name)
-        varied = {key: _plain(config.get(key), v) for key, v in self.compared.items()}
+        part = next((t["part"] for t in self.declared["trials"] if t["trial"] == name), "")
+        settings = {"part": part, **config}
+        varied = {key: _plain(settings.get(key), v) for key, v in self.compared.items()}
         _write(writer, hparams.hparams_pb(varied, trial_id=name))
         for row in self._recorded(self.folder / "trials" / name):
             if row.get("epoch", 0) < before:
@@ -150,32 +151,49 @@ class Live:
 
 
 def compared(declared: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return every setting in which the trials of a `study.json` differ, with its values.
+    """Return what the trials of a `study.json` are compared by, each with its values.
 
-    Of a search: every setting that it varies, with no values, as they are not known beforehand.
+    The part, where there are several, and every setting that varies within one; of a search every
+    setting that it varies, with no values, as they are not known beforehand.
     """
     if "search" in declared:
         return {key: [] for key in declared["search"]["space"]}
-    values: dict[str, list[Any]] = {}
+    parts: dict[str, list[Mapping[str, Any]]] = {}
     for planned in declared["trials"]:
-        for key, value in planned["config"].items():
-            known = values.setdefault(key, [])
-            if value not in known:
-                known.append(value)
-    first = declared["grid"]  # in the order in which the study names them
-    keys = [*first, *(key for key in values if key not in first)]
-    return {key: values[key] for key in keys if len(values.get(key, [])) > 1}
+        parts.setdefault(planned["part"], []).append(planned["config"])
+    varied = dict.fromkeys(
+        key
+        for configs in parts.values()
+        for key in configs[0]
+        if len(_different(config[key] for config in configs)) > 1
+    )
+    found: dict[str, list[Any]] = {"part": list(parts)} if len(parts) > 1 else {}
+    # With the values of the other parts, or HParams' filter would leave their trials out.
+    return found | {
+        key: _different(config[key] for configs in parts.values() for config in configs)
+        for key in varied
+    }
+
+
+def _different(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:  # 1 and True are equal, and no setting has both
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def tag(metric: str, *, best: bool = False) -> str:
     """Return a metric's tag; what stands before its `/` is a section of TensorBoard's page.
 
-    `val_accuracy` becomes `val/accuracy`, `seconds` (of an epoch) `time/epoch`, and what is no
-    split's and no time `metrics/...`; the best so far has `_best` at its end.
+    `val_accuracy` becomes `val/accuracy`, `seconds` (of an epoch) `time/epoch`, a learning rate
+    `train/lr`, and anything else `metrics/...`; the best so far has `_best` at its end.
     """
     group, _, rest = metric.partition("_")
-    if metric in NAMED:
-        name = NAMED[metric]
+    if metric == "seconds":
+        name = "time/epoch"
+    elif metric == "lr" or metric.endswith("_lr"):
+        name = f"train/{metric}"
     elif metric.endswith("_seconds"):
         name = f"time/{metric.removesuffix('_seconds')}"
     elif rest and group in SPLITS:

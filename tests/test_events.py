@@ -56,7 +56,7 @@ def test_hparams_shows_what_is_compared_and_the_metric_alone(tmp_path):
 
 def test_a_search_shows_what_it_varies(tmp_path):
     declared = {"metric": "loss", "mode": "min", "search": {"space": {"lr": {}, "kind": {}}}}
-    declared |= {"constants": {"epochs": 2, "lr": 0.1}}
+    declared |= {"constants": {"epochs": 2, "lr": 0.1}, "trials": []}
     live = events.Live(tmp_path, declared, lambda folder: [])
     live.row("search-0000", {"lr": 0.02, "kind": "train", "epochs": 2}, {"epoch": 1, "loss": 2.0})
     live.row("search-0000", {}, {"epoch": 2, "loss": 3.0})
@@ -65,6 +65,18 @@ def test_a_search_shows_what_it_varies(tmp_path):
     data = run.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(data).session_start_info.hparams
     assert settings["lr"].number_value == 0.02 and set(settings) == {"lr", "kind"}
+
+
+def test_what_differs_between_parts_is_told_by_the_part():
+    """In one part lr is compared; batch_size and model only come with the parts."""
+    trials = [
+        {"part": "a", "config": {"lr": 0.1, "batch_size": 8, "model": "x", "seed": 0}},
+        {"part": "a", "config": {"lr": 0.2, "batch_size": 8, "model": "x", "seed": 0}},
+        {"part": "b", "config": {"lr": 0.3, "batch_size": 9, "model": "y", "seed": 0}},
+        {"part": "b", "config": {"lr": 0.3, "batch_size": 9, "model": "y", "seed": 1}},
+    ]
+    expected = {"part": ["a", "b"], "lr": [0.1, 0.2, 0.3], "seed": [0, 1]}
+    assert events.compared({"trials": trials}) == expected
 
 
 def test_a_study_goes_on_where_tensorboards_files_cannot_be_written(tmp_path, capsys):
