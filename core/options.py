@@ -24,6 +24,7 @@ from core.stopping import Stopping
 from core.study import Study
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, some only 240
+MOST_TRIALS = 10_000  # planned at once, in the memory of the driver
 SEEDS = 2**63  # torch's generators and the tables' integers take all below
 
 
@@ -100,6 +101,12 @@ class Options:
             if value is not None and value < least_value:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} {value}: give a whole number of at least {least_value}")
+        for option, count in (("--seeds", self.seeds), ("--trials", self.trials)):
+            if count is not None and count > MOST_TRIALS:
+                raise UserError(
+                    f"{option} {count}: each is a trial with files of its own: give at most"
+                    f" {MOST_TRIALS:,}"
+                )
         parse_memory(self.slot_memory)
         is_remote(self.results_dir)
         if self.local and self.address is not None:

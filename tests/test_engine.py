@@ -450,6 +450,12 @@ def test_assignments_add_up(tmp_path):
     assert list(trials.epochs) == [2] and list(trials.lr) == [0.2]
 
 
+@pytest.mark.parametrize("option", ["--seeds", "--trials"])
+def test_more_trials_than_a_driver_can_plan_are_refused(tmp_path, capsys, option):
+    assert toy(tmp_path, option, "100000000") == 2
+    assert f"{option} 100000000: " in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
 def test_a_refused_study_leaves_nothing_behind(tmp_path):
     def refuse(settings):
         raise UserError("no data")
