@@ -143,10 +143,10 @@ def identical(differences: pd.DataFrame) -> str:
     else:
         verdict = "only roughly"
     return (
-        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epoch{several} the curves "
-        f"of `bn` and `torch_bn` agree {verdict}: the largest difference is {points(worst)} in "
-        f"accuracy ({points(first)} in the first 3 epochs) and {significant(loss)} nats in "
-        "running training loss."
+        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epoch{several} the "
+        f"curves of `bn` and `torch_bn` agree {verdict}: the largest difference is "
+        f"{points(worst)} in accuracy ({points(first)} in the first 3 epochs) and "
+        f"{significant(loss)} nats in running training loss."
     )
 
 

@@ -40,7 +40,7 @@ class Options:
     smoke: bool = False
     """Every step at toy size in under a minute."""
     scale: Literal["demo", "full"] | None = None
-    """demo: minutes on two cores (default); full: the lab's own settings (default with --data-dir)."""
+    """demo: minutes on two cores (default); full: the lab's settings (default with --data-dir)."""
     seeds: int | None = None
     """How many seeds each setting is run with, counted from 0."""
     set: tuple[str, ...] = ()
