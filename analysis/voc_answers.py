@@ -345,8 +345,8 @@ def beside(study: Mapping[str, Any]) -> str:
         f"{own}The leaderboard is of the test images, whose labels are not public, not of val, so "
         "it is no direct comparison. Its server takes two submissions a week: hand in only what is "
         "above 90 on val, twice at most, and hide it from the board. labtune submits nothing. The "
-        "11-point interpolation of VOC 2007 and scikit-learn's definition may differ by points on the "
-        "same scores: compare like with like."
+        "11-point interpolation of VOC 2007 and scikit-learn's definition may differ by points on "
+        "the same scores: compare like with like."
     )
 
 
