@@ -135,10 +135,9 @@ def mechanism(layers: pd.DataFrame) -> str:
         "**By the formulas.** In training a norm takes mean and variance from the batch, not from "
         "its running values. Those of the standardised layer are n times smaller, so the division "
         "by them gives back what the original gives, up to the norm's eps. Mode A has left weight "
-        "and "
-        "bias alone: its output is the original's. Mode B has multiplied the weight by n and moved "
-        "the bias, which only running values would make up for: its output is n times the right "
-        "one, plus an offset that belongs to another normalisation."
+        "and bias alone: its output is the original's. Mode B has multiplied the weight by n and "
+        "moved the bias, which only running values would make up for: its output is n times the "
+        "right one, plus an offset that belongs to another normalisation."
     ]
     for mode in ("A", "B"):
         if mode not in set(first["variant"]):
