@@ -210,7 +210,7 @@ def forgotten(modes: pd.DataFrame) -> str:
     normed = modes[(modes["bn"] != "none") & modes["difference"].notna()]
     if normed.empty:
         return text
-    worst = normed.to_dict("records")[int(normed["difference"].abs().to_numpy().argmax())]
+    worst = max(normed.to_dict("records"), key=lambda row: abs(row["difference"]))
     plain = modes[modes["bn"] == "none"]["difference"].dropna()
     without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
     return (

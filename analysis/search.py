@@ -354,7 +354,7 @@ def history_figure(results: Results) -> Figure:
         axes.axhline(default["value"] * 100, color="#D55E00", ls="--", linewidth=1.1, label=label)
     _failures(axes, tried["number"], tried)
     axes.set_xlabel("configuration, in the order of the search (from 0)")
-    axes.set_ylabel(_best_value(results))
+    axes.set_ylabel(_best_value(results).removeprefix("best "))  # the height is short
     figures.whole_numbers(axes)
     figures.legend_below(figure, axes, 5)
     path = figures.save(figure, results.path / "figures", "search_history")
@@ -400,7 +400,7 @@ def settings_figure(results: Results) -> Figure:
         panel.margins(x=0.07)
         panel.set_xlabel(f"{key}" + (" (log axis)" if span.get("log") else ""))
     for panel in axes[::columns]:
-        panel.set_ylabel(_best_value(results))
+        panel.set_ylabel(_best_value(results).removeprefix("best "))
     # The default lies on an axis only where it has a value; the fullest legend names all marks.
     fullest = max(axes, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
     figures.legend_below(figure, fullest, 5)

@@ -300,8 +300,8 @@ def accuracy(total: Mapping[str, Any], stored: Predictions) -> str:
         f"Of all image-class pairs {points(total['accuracy'])}\u00a0% are decided rightly (best "
         f"trial, score above {decision(stored):g}). But a program that says no to every class on "
         f"every image is right in {points(total['all_negative'])}\u00a0% without having seen one: "
-        f"the network gains {signed(gain)} points. Average "
-        "precision asks what a user of the ranking sees: are the images with the class above "
+        f"the network minus that is {signed(gain)} points. Average precision asks what a user of "
+        "the ranking sees: are the images with the class above "
         f"those without? There the same scores reach {points(total['best_ap'])}\u00a0%, a random "
         f"order {points(total['random'])}\u00a0%."
     )
@@ -345,8 +345,8 @@ def beside(study: Mapping[str, Any]) -> str:
         f"{own}The leaderboard is of the test images, whose labels are not public, not of val, so "
         "it is no direct comparison. Its server takes two submissions a week: hand in only what is "
         "above 90 on val, twice at most, and hide it from the board. labtune submits nothing. The "
-        "11-point interpolation of VOC 2007 and scikit-learn's definition differ by points on the "
-        "same scores: compare like with like."
+        "11-point interpolation of VOC 2007 and scikit-learn's definition may differ by points on "
+        "the same scores: compare like with like."
     )
 
 

@@ -178,7 +178,7 @@ def loss_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) ->
                     continue
                 count = min(len(found["loss"]), len(base["loss"]))
                 gap = np.abs(found["loss"][:count] - base["loss"][:count])
-                steps = len(found["activation"])
+                steps = min(len(found["activation"]), count)  # room for more than were taken
                 gaps.append((gap[0], gap[:steps].max(), gap.max(), count))
             if gaps:
                 first, early, whole, count = np.max(np.array(gaps), axis=0)
@@ -309,7 +309,7 @@ def loss_figure(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> 
     return Figure(
         path,
         "Training loss of every step, a line per seed. Where the thin line of mode A runs inside "
-        "the wide grey one, both networks are the same.",
+        "the wide grey one, the two losses are the same.",
         "Loss curves of mode A drawn over those of the original, and mode B's beside them.",
     )
 

@@ -134,10 +134,10 @@ def mechanism(layers: pd.DataFrame) -> str:
     words = [
         "**By the formulas.** In training a norm takes mean and variance from the batch, not from "
         "its running values. Those of the standardised layer are n times smaller, so the division "
-        "by them gives back what the original gives, whatever n is. Mode A has left weight and "
-        "bias alone: its output is the original's. Mode B has multiplied the weight by n and moved "
-        "the bias, which only running values would make up for: its output is n times the right "
-        "one, plus an offset that belongs to another normalisation."
+        "by them gives back what the original gives, up to the norm's eps. Mode A has left weight "
+        "and bias alone: its output is the original's. Mode B has multiplied the weight by n and "
+        "moved the bias, which only running values would make up for: its output is n times the "
+        "right one, plus an offset that belongs to another normalisation."
     ]
     for mode in ("A", "B"):
         if mode not in set(first["variant"]):
@@ -189,8 +189,7 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         else "- One seed: there is no interval, and differences may be chance (`--seeds 3`).",
         "- Mode A is the original in training only up to the norm's eps: it acts as n² times as "
         "large there, which shows on channels whose variance is not far above it.",
-        "- In training mode B no longer starts from the pretrained network: what it reaches "
-        "depends on how long it is trained.",
+        "- In training mode B no longer starts from the pretrained network.",
     ]
     return "\n".join(items)
 

@@ -39,7 +39,7 @@ class Options:
     local: bool = False
     """No Ray: trials run one after another in this process."""
     smoke: bool = False
-    """Every step at toy size in under a minute."""
+    """Every step at toy size: seconds to a few minutes."""
     scale: Literal["demo", "full"] | None = None
     """demo: minutes on two cores (default); full: the lab's settings (default with --data-dir)."""
     seeds: int | None = None

@@ -289,8 +289,7 @@ def test_nothing_succeeded(tmp_path, capsys):
     folder = build(tmp_path / "x", count=1, failed=0, default=None, importances=None, best=None)
     search.report(folder)
     words = words_of(folder)
-    assert "None has a value, so there is no result yet." in words
-    assert "There is no best_config.json yet." in words
+    assert "None of 1 trials finished." in words
     assert "use it" not in capsys.readouterr().out
 
 

@@ -361,9 +361,21 @@ def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
     seen = Batches(images(cfg)["train"], cfg.batch_size, torch.device("cpu"))
     again, _ = evaluate(network, seen.epoch(0), num_classes=10, prefix="best_train_")
     assert again == pytest.approx({key: result["facts"][key] for key in again}, rel=1e-5)
+
+
+def test_training_mode_is_scored_with_the_kept_weights(tmp_path):
+    """Kept on purpose is the worst epoch, which no other resembles."""
+    settings = CNN | {"bn": "meant", "epochs": 6, "train_images": 400, "batch_size": 20, "seed": 0}
+    spec = trial.Spec("one", settings, {}, tmp_path, "val_accuracy", "min")
+    trial.run(train_cifar, spec, lambda row: None)
+    result, rows = trial.read_result(spec.folder), trial.read_rows(spec.folder)
+    assert result is not None and rows[-1]["val_accuracy"] > rows[0]["val_accuracy"] + 0.2
+    cfg = Config(**settings)
+    network = build(cfg, 10)
+    network.load_state_dict(torch.load(spec.folder / "best.pt", weights_only=True))
     unseen = Batches(images(cfg)["val"], cfg.batch_size, torch.device("cpu"))
-    forgetful = training_mode_accuracy(network, unseen.epoch(0))
-    assert forgetful == result["facts"]["training_mode_accuracy"]
+    found = training_mode_accuracy(network, unseen.epoch(0))
+    assert found == result["facts"]["training_mode_accuracy"]
 
 
 def test_real_photos_train(shared_data, tmp_path):

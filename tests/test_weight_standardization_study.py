@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 from analysis import weight_standardization as analysis
 from analysis import weight_standardization_answers as answers
-from analysis.results import load
+from analysis.results import Results, load
 from core.engine import command_line
 from core.errors import TrialError
 from core.normalisation import NORMALISATIONS
@@ -189,6 +191,15 @@ def test_a_mode_loses_or_gains_only_where_the_interval_leaves_out_zero():
     ):
         assert said in answers.broken(numbers_of(-0.023, low, high))
     assert "**Mode B gains" in answers.broken(numbers_of(0.02, 0.01, 0.03))
+
+
+def test_no_more_steps_are_told_than_were_taken():
+    rows = [{"trial": name, "variant": name, "lr": 0.02, "seed": 0} for name in ("original", "A")]
+    results = Results(Path(), {"grid": {"lr": [0.02]}}, pd.DataFrame(rows), pd.DataFrame())
+    room = {"activation": np.zeros((10, 3))}  # of ten steps that would be watched
+    stored = {"original": room | {"loss": np.ones(6)}, "A": room | {"loss": np.arange(6.0)}}
+    told = analysis.loss_numbers(results, stored).iloc[0]
+    assert (told["steps"], told["steps_watched"], told["watched"]) == (6, 6, 4.0)
 
 
 @pytest.mark.slow
