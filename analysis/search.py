@@ -58,7 +58,8 @@ def report(path: Path) -> None:
     tables.print_table(replace(settings, note=_plain(verdict(results))))
     if final:
         tables.print_table(replace(final, note=_plain(outcome(results))))
-    if best_trial(results) is not None:
+    best, default = best_trial(results), default_trial(results)
+    if best is not None and (default is None or best["value"] > default["value"]):
         file = shlex.quote(str(path / "best_config.json"))
         print(f"use it: python {_script(results)} --config {file}")
 

@@ -262,6 +262,12 @@ def test_the_verdict_follows_the_values(tmp_path, default, said):
     assert said in search.verdict(load(build(tmp_path / "x", default=default)))
 
 
+def test_a_default_that_leads_is_not_to_be_replaced(tmp_path, capsys):
+    search.report(build(tmp_path / "x", default=0.75))
+    out = capsys.readouterr().out
+    assert "Keep the default." in " ".join(out.split()) and "use it" not in out
+
+
 def test_a_default_rate_left_to_the_recipe_is_the_one_it_used(tmp_path):
     results = load(build(tmp_path / "x", lr=None))
     assert search.default_trial(results)["lr"] == pytest.approx(0.1)
