@@ -27,8 +27,7 @@ Batch = tuple[Tensor, Tensor]
 CHECK_EVERY = 32  # steps between looks at the loss on a GPU, where each look waits for the device
 
 # The highest learning rate that goes with each optimiser: of five rates, the one with the best mean
-# validation accuracy of three seeds (norms' demo, norm=bn); sgd's is older. docs/studies.md has the
-# figures.
+# validation accuracy of three seeds (norms' demo, norm=bn). docs/studies.md has the figures.
 LEARNING_RATES: dict[OptimizerName, float] = {
     "sgd": 0.1,
     "adam": 3e-3,
