@@ -60,7 +60,9 @@ def test_the_study_reports_every_cell_rules_rates_and_maps(smoke):
 
 
 MIB = 2**20
-CARD = 415 * MIB  # room for one slot of 110 MiB beside the driver's and the process's own needs
+# Twenty slots of 400 MiB beside the driver's needs; their processes' own leave 110 MiB of each.
+CARD = 8200 * MIB
+ASKED = "400MiB"
 
 
 def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
@@ -77,7 +79,7 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
 
     study = replace(batch_size.study, report=lambda folder: None)
     few = ["epochs=1", "norm=bn"]
-    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few, "--slot-memory", "110MiB"]
+    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few, "--slot-memory", ASKED]
     offer(CARD, bfloat16=False)
     assert command_line(study, arguments) == 0
     folder = tmp_path / "batch_size" / "smoke"
@@ -99,8 +101,8 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
     assert set(again.chosen_precision) == {"float16"}
     (folder / "trials" / "norm=bn,batch_size=8,seed=0" / "result.json").unlink()
     capsys.readouterr()
-    offer(399 * MIB, bfloat16=True)
-    smaller = [word.replace("110MiB", "100MiB") for word in arguments]
+    offer(8000 * MIB, bfloat16=True)  # twenty again, of 400 - 300 MiB
+    smaller = [word.replace(ASKED, "390MiB") for word in arguments]
     assert command_line(study, [*smaller, "--resume"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "a slot on old has 0.10 GiB" in error
@@ -108,9 +110,9 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
 
 
 def test_a_trial_that_fits_in_no_way_is_refused_before_any_runs(tmp_path, monkeypatch, capsys):
-    node = slots.Node("", "old", 2, (CARD,))
+    node = slots.Node("", "old", 2, (7940 * MIB,))  # twenty slots of 397 - 300 MiB
     monkeypatch.setattr(slots, "this_machine", lambda name="": node)
-    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--slot-memory", "97MiB"]
+    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--slot-memory", "387MiB"]
     assert command_line(batch_size.study, arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "batch 128 at 16x16 needs about 0.1 GiB even in" in error

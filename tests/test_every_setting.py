@@ -54,8 +54,8 @@ RUNS: dict[str, list[tuple[str, str]]] = {
         ("severity", "images=10 corruption=frost severity=1 num_bn_updates=1 batch_size=4 FROST"),
         (
             "severity",
-            "images=25 corruption=fog severity=3 num_bn_updates=1 batch_size=4 normalisation=none"
-            " WEIGHTS",
+            "images=25 image_size=40 corruption=fog severity=3 num_bn_updates=1 batch_size=4"
+            " normalisation=none WEIGHTS",
         ),
     ],
     "voc": [
