@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     # One at a time, so that it is known who finds the disk full.
-    toy = f"{sys.executable} tests/toy.py --results-dir {disk} --seeds 2 --max-concurrent 1"
+    toy = f"{shlex.quote(sys.executable)} tests/toy.py --results-dir {disk} --seeds 2"
+    toy += " --max-concurrent 1"
     toy += " --set kind=train,fill"
     script = f"""
 mount -t tmpfs -o size=2m tmpfs {disk}

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import subprocess
@@ -46,7 +47,8 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     (here / "core").mkdir(parents=True)
     for name in ("__init__", "data", "trial"):
         (here / "core" / f"{name}.py").write_text("raise ImportError('not this core')")
-    toy = f"{sys.executable} {ROOT}/tests/toy.py --results-dir {tmp_path}/there --seeds 2"
+    toy = shlex.join([sys.executable, f"{ROOT}/tests/toy.py"])
+    toy += f" --results-dir {tmp_path}/there --seeds 2"
     started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {toy} --set pause=0.2"
     # Not the terminal as input: nohup would say so, fail to, and start nothing.
     started += " </dev/null >/dev/full 2>/dev/full"
@@ -154,7 +156,7 @@ def test_closed_outputs_are_none_of_the_files_opened_later(tmp_path):
     script += "with patient_output():\n    print('x'); print('y', file=sys.stderr)\n"
     script += f"    number = os.open({str(tmp_path / 'file')!r}, os.O_CREAT)\n"
     script += "    sys.exit(number > 2 and all(os.path.exists(f'/dev/fd/{n}') for n in range(3)))\n"
-    command = f'{sys.executable} -c "$0" >&- 2>&- <&-'
+    command = f'{shlex.quote(sys.executable)} -c "$0" >&- 2>&- <&-'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run(["bash", "-c", command, script], env=environment).returncode == 1
 
