@@ -21,7 +21,7 @@ from analysis.markup import escape
 from analysis.report import Block, Figure, Section, Text
 from analysis.results import Results, load, load_predictions
 from core.errors import UserError
-from core.storage import read_json
+from core.storage.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -210,7 +210,7 @@ def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
 
 
 def layer_changes(results: Results, trial: str) -> pd.DataFrame:
-    """Change of the statistics per layer: layer, shift, ratio (see `core.adaptation`)."""
+    """Change of the statistics per layer: layer, shift, ratio (see `core.shift.adaptation`)."""
     told = results.trials.set_index("trial").loc[trial].get("bn_change")
     rows = json.loads(told) if isinstance(told, str) else []
     return pd.DataFrame(rows, columns=["layer", "shift", "ratio"])
@@ -687,7 +687,7 @@ def _corrupted_photo(results: Results) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return (corruptions, 6, 3, S, S) uint8, clean first, and the corruptions' names."""
     import torch
 
-    from core.corruptions import CORRUPTIONS, corrupt
+    from core.shift.corruptions import CORRUPTIONS, corrupt
 
     photo = torch.from_numpy(np.array(_first_image(results)[None]))
     seed = int(results.trials.iloc[0].get("corruption_seed", 0))
@@ -708,12 +708,13 @@ def _first_image(results: Results) -> np.ndarray:
     Raises:
         UserError: the images are not where the study found them, or are other ones.
     """
-    from core import data, models
+    from core.data import decoding, folders
+    from core.models import classifier
 
     recorded = results.study.get("data", {})
     root = _private(results).get("data_dir")
     if recorded.get("kind") == "synthetic":
-        return models.embedded_images()["val"].images[0]
+        return classifier.embedded_images()["val"].images[0]
     if root is None or not Path(root).is_dir():
         raise UserError("the images are not where the study found them")
     if (base := _python_batches(Path(root))) is not None:
@@ -721,11 +722,11 @@ def _first_image(results: Results) -> np.ndarray:
 
         published = CIFAR10(str(base), train=False)
         return published.data[published.targets.index(0)].transpose(2, 0, 1)
-    listing = data.scan(root, ["val"])
+    listing = folders.scan(root, ["val"])
     size = int(recorded["image_size"])
     # the sizes from which on pictures are prepared as for ImageNet
     fit = "crop" if size == 224 else "squash"
-    images, _ = data.decoded(listing.root, listing.files["val"][:1], size, fit)
+    images, _ = decoding.decoded(listing.root, listing.files["val"][:1], size, fit)
     if not len(images):
         raise UserError("the first image cannot be read")
     return images[0]

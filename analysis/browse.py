@@ -28,8 +28,8 @@ from analysis import browse_page, pictures
 from analysis.browse_page import Shown, View
 from analysis.results import load
 from core.errors import UserError
-from core.progress import patient_output
-from core.storage import write_bytes, write_text
+from core.storage.files import write_bytes, write_text
+from core.study.progress import patient_output
 
 if TYPE_CHECKING:
     from werkzeug.serving import BaseWSGIServer

@@ -17,10 +17,10 @@ from analysis import report as reports
 from analysis.report import Block, Figure, Section, Text
 from analysis.results import Predictions, Results, load, load_predictions, train_metric
 from core.errors import UserError
-from core.freezing import small_stem
-from core.layer_sizes import LayerSize, as_text, layer_sizes, times
-from core.pretrained import resnet18
-from core.small_cnn import FORMS, SmallCNN
+from core.layers.freezing import small_stem
+from core.layers.sizes import LayerSize, as_text, layer_sizes, times
+from core.models.pretrained import resnet18
+from core.models.small_cnn import FORMS, SmallCNN
 
 CNN_SIZE = 32
 _VARIANTS = ("all", "layer4", "head", "scratch")

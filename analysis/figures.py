@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.statistics import FINISHED, t_interval
 from core.errors import printable
-from core.storage import write_bytes
+from core.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,10 +22,11 @@ from analysis import report as reports
 from analysis.generation_samples import Stored, load_stored, write_samples
 from analysis.report import Block, Equation, Section, Text
 from analysis.results import Results, load
-from core import data, small_images
-from core.sample_copies import CopyCheck, threshold
-from core.sample_features import copying
-from core.sample_quality import Moments, frechet, moments, nearest, prdc
+from core.data import images as data
+from core.data import small
+from core.generation.copies import CopyCheck, threshold
+from core.generation.features import copying
+from core.generation.quality import Moments, frechet, moments, nearest, prdc
 
 KEYS = ["family", "width"]
 SHARES = ("precision", "recall", "coverage", "class_agreement", "class_balance")
@@ -326,7 +327,7 @@ def _training_images(results: Results) -> tuple[Tensor, CopyCheck] | None:
         return None
     config = results.study["trials"][0]["config"]
     limit = {"train": config["train_images"], "val": config["val_images"]}
-    sets = small_images.load("digits", None, about["image_size"], limit)
+    sets = small.load("digits", None, about["image_size"], limit)
     if not str(about["fingerprint"]).startswith(data.fingerprint(sets)):
         return None
     pixels = np.ascontiguousarray(sets["train"].images[:, : about["channels"]])

@@ -17,10 +17,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from analysis.results import UNREADABLE, Results, load
-from core import generators
 from core.errors import UserError
-from core.storage import read_json, write_bytes, write_json
-from core.weights import check_finite
+from core.generation import families
+from core.generation import family as generators_family
+from core.models.weights import check_finite
+from core.storage.files import read_json, write_bytes, write_json
 
 _STREAM = 99  # of the best trial's seed: other images than those its report shows
 
@@ -39,7 +40,7 @@ class Stored:
         real: (G, C, S, S) training images with these labels.
         nearest_distance: (M,) of every sample made, to the nearest training image (grey levels).
         nearest_ratio: (M,) how much nearer that image is than the 50 that look most alike, see
-            `core.sample_copies` (folders without `copy_check` in study.json: in pixels).
+            `core.generation.copies` (folders without `copy_check` in study.json: in pixels).
         pairs: (P,) indices of samples shown with their nearest training images.
         pair_images: (P, C, S, S) these training images.
         held_out_distance: as nearest_distance, of held-out real images.
@@ -130,7 +131,7 @@ def write_samples(results: Results, count: int) -> Path:
     """
     best, family, classes = best_family(results)
     labels = torch.arange(count) % len(classes)
-    seed = generators.stream(best["config"]["seed"], _STREAM)
+    seed = generators_family.stream(best["config"]["seed"], _STREAM)
     made = family.sample(labels, torch.Generator().manual_seed(seed))
     pixels = made.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     images = pixels.permute(0, 2, 3, 1).numpy()
@@ -153,7 +154,7 @@ def write_samples(results: Results, count: int) -> Path:
     return folder
 
 
-def best_family(results: Results) -> tuple[dict[str, Any], generators.Family, list[str]]:
+def best_family(results: Results) -> tuple[dict[str, Any], generators_family.Family, list[str]]:
     """Return checkpoints/best.json, the family with its weights, and the names of the classes.
 
     Raises:
@@ -166,12 +167,12 @@ def best_family(results: Results) -> tuple[dict[str, Any], generators.Family, li
     config, data = best["config"], results.study["data"]
     size = int(data["image_size"])
     classes = list(data["classes"])
-    family = generators.build(
+    family = families.build(
         config["family"],
         (int(data["channels"]), size, size),
         config["width"],
         len(classes) if config["conditional"] else 0,
-        **{name: config[name] for name in generators.OPTIONS if name in config},
+        **{name: config[name] for name in families.OPTIONS if name in config},
     )
     try:
         weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)

@@ -32,15 +32,17 @@ from analysis.gradcam_page import EACH, Maps, enlarge
 from analysis.markup import escape
 from analysis.report import Report, Section, Text
 from analysis.results import Results, load, load_predictions
-from core import data, synthetic_birds
+from core.data import folders
+from core.data import images as data_images
+from core.data.synthetic import birds
 from core.errors import UserError
-from core.progress import patient_output
-from core.storage import read_json
+from core.storage.files import read_json
+from core.study.progress import patient_output
 
 if TYPE_CHECKING:  # torch and the package take seconds to load: only where maps are made
     from torch import Tensor
 
-    from core.resnet import ResNet
+    from core.models.resnet import ResNet
 
 Pick = Literal["confident", "random"]
 
@@ -175,7 +177,7 @@ def compute(
     Args:
         results: a finished study with `checkpoints/`.
         data_dir: root of its images; None for the embedded birds.
-        classes: names as `core.data.match_class` takes them; () for the default.
+        classes: names as `core.data.folders.match_class` takes them; () for the default.
         pick: "confident" or "random", see `choose`.
         seed: of "random".
 
@@ -221,11 +223,12 @@ def compute(
     )
 
 
-def _probabilities(model: ResNet, val: data.ImageSet, results: Path) -> np.ndarray:
+def _probabilities(model: ResNet, val: data_images.ImageSet, results: Path) -> np.ndarray:
     """Return the probabilities (N, classes) of all validation images."""
     import torch
 
-    from core.training import Batches, evaluate
+    from core.data.batches import Batches
+    from core.training.epoch import evaluate
 
     batches = Batches(val, _batch_size(val.images.shape[-1]), torch.device("cpu"))
     _, logits = evaluate(model, batches.epoch(0), num_classes=len(val.classes))
@@ -237,7 +240,7 @@ def _probabilities(model: ResNet, val: data.ImageSet, results: Path) -> np.ndarr
     return logits.double().softmax(1).numpy()
 
 
-def _aggregated(model: ResNet, val: data.ImageSet, number: np.ndarray) -> np.ndarray:
+def _aggregated(model: ResNet, val: data_images.ImageSet, number: np.ndarray) -> np.ndarray:
     """Return the maps (len(number), size, size) of these images for their true classes."""
     step = _batch_size(val.images.shape[-1])
     parts = (number[start : start + step] for start in range(0, len(number), step))
@@ -272,8 +275,8 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _network(path: Path, config: dict[str, Any], num_classes: int) -> ResNet:
-    from core.norms import NORMS
-    from core.resnet import load_weights, resnet
+    from core.layers.norms import NORMS
+    from core.models.resnet import load_weights, resnet
 
     if config["norm"] not in NORMS:
         raise UserError(
@@ -292,7 +295,7 @@ def _root(results: Results, data_dir: Path | str | None) -> Path:
     if data_dir is not None:
         return Path(data_dir)
     if (results.study.get("data") or {}).get("kind") == "synthetic":
-        return synthetic_birds.default_birds()
+        return birds.default_birds()
     private = results.path / ".private.json"  # the engine's note of where the images were
     recorded = read_json(private).get("data_dir") if private.is_file() else None
     if recorded is not None and Path(recorded).is_dir():
@@ -303,9 +306,9 @@ def _root(results: Results, data_dir: Path | str | None) -> Path:
     )
 
 
-def _images(results: Results, root: Path, config: dict[str, Any]) -> data.ImageSet:
+def _images(results: Results, root: Path, config: dict[str, Any]) -> data_images.ImageSet:
     """Return the validation images of the study, labelled as in its training."""
-    listing = data.scan(
+    listing = folders.scan(
         root
     )  # of both splits: where they spell a class in two ways, train's counts
     recorded = results.study.get("data") or {}
@@ -317,7 +320,9 @@ def _images(results: Results, root: Path, config: dict[str, Any]) -> data.ImageS
         )
     limit = {"val": config.get("val_images")}
     skip = bool(recorded.get("skipped"))
-    val = data.load(root, config["image_size"], ("val",), limit=limit, skip_broken=skip)["val"]
+    val = data_images.load(root, config["image_size"], ("val",), limit=limit, skip_broken=skip)[
+        "val"
+    ]
     label = {file.path: file.label for file in listing.files["val"]}
     labels = np.array([label[file] for file in val.files], dtype=np.int64)
     return dataclasses.replace(val, labels=labels, classes=listing.classes)
@@ -325,7 +330,7 @@ def _images(results: Results, root: Path, config: dict[str, Any]) -> data.ImageS
 
 def _chosen(names: Sequence[str], classes: tuple[str, ...]) -> tuple[list[int], str]:
     """Return the labels of the classes to show and, for a default, a sentence on what it became."""
-    found = {name: data.match_class(name, classes) for name in names or LAB_CLASSES}
+    found = {name: folders.match_class(name, classes) for name in names or LAB_CLASSES}
     unknown = [name for name, match in found.items() if match is None]
     labels = list(dict.fromkeys(classes.index(match) for match in found.values() if match))
     if names:
@@ -373,7 +378,7 @@ def _mask(root: Path, file: str, size: int) -> np.ndarray | None:
 
 
 def _check(
-    results: Results, best: dict[str, Any], val: data.ImageSet, probabilities: np.ndarray
+    results: Results, best: dict[str, Any], val: data_images.ImageSet, probabilities: np.ndarray
 ) -> dict[str, Any]:
     """Compare what the network says now with what the study recorded.
 
@@ -407,7 +412,9 @@ def _check(
 # ---- images to show ----
 
 
-def frame_of(val: data.ImageSet, probabilities: np.ndarray, chosen: Sequence[int]) -> pd.DataFrame:
+def frame_of(
+    val: data_images.ImageSet, probabilities: np.ndarray, chosen: Sequence[int]
+) -> pd.DataFrame:
     """Return a row per validation image of the chosen classes, class by class.
 
     Args:
@@ -620,10 +627,10 @@ def _batch_size(size: int) -> int:
 
 
 def _tensor(images: np.ndarray) -> Tensor:
-    """Normalise uint8 images (B, 3, S, S) as `core.training.Batches` does."""
+    """Normalise uint8 images (B, 3, S, S) as `core.data.batches.Batches` does."""
     import torch
 
-    from core.augment import normalise
+    from core.data.augment import normalise
 
     return normalise(torch.from_numpy(np.array(images)))
 

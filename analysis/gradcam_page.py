@@ -17,7 +17,7 @@ from analysis import figures, statistics, tables
 from analysis.markup import escape
 from analysis.report import Block, Figure, Section, Text, join
 from analysis.results import UNREADABLE, Results
-from core.storage import write_bytes
+from core.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,9 +31,9 @@ import tyro
 from analysis.provenance import relative
 from analysis.results import UNREADABLE, load
 from core.errors import UserError
-from core.progress import patient_output
 from core.provenance import ROOT, git
-from core.storage import read_json, write_bytes
+from core.storage.files import read_json, write_bytes
+from core.study.progress import patient_output
 
 _NEEDED = ("study.json", "trials.csv", "history.csv", "report.html", "report.pdf")
 _FOLDERS = ("tables", "figures", "predictions", "checkpoints")

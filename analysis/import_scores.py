@@ -46,8 +46,8 @@ import tyro
 
 from analysis import ranking, tables
 from core.errors import UserError
-from core.progress import patient_output
-from core.storage import write_bytes, write_json, write_text
+from core.storage.files import write_bytes, write_json, write_text
+from core.study.progress import patient_output
 
 TRIAL = "imported"
 Zero = Literal["absent", "ignored"]
@@ -393,7 +393,9 @@ def _npz(found: Scored, files: list[str], config: dict[str, Any]) -> bytes:
 
 def _row(found: Scored, kind: str, config: dict[str, Any]) -> dict[str, Any]:
     """Return the trial's row: its metrics are computed from the scores."""
-    from core.metrics import average_precision  # brings torch: not needed to say what is wrong
+    from core.training.metrics import (
+        average_precision,  # brings torch: not needed to say what is wrong
+    )
 
     ap = average_precision(found.scores, found.signs)
     predicted = found.scores > ranking.decision_threshold(found.scores, kind)

@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, ImageOps
 
 from analysis.results import Results
-from core import data, synthetic_birds
+from core.data.synthetic import birds
 from core.errors import UserError
-from core.storage import read_json
+from core.storage import cache
+from core.storage.files import read_json
 
 SMALL, LARGE = 256, 1024  # longer side in pixels
 _QUALITY = 80  # of JPEG: 14 kB for a photograph of 256 pixels
@@ -92,7 +93,7 @@ class Pictures:
             return None
         told = f"{_RULE}\0{path}\0{about.st_size}\0{about.st_mtime_ns}\0{SMALL}\0{_QUALITY}"
         key = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        kept = data.cache_dir() / "thumbnails" / key[:2] / f"{key}.jpg"
+        kept = cache.cache_dir() / "thumbnails" / key[:2] / f"{key}.jpg"
         with contextlib.suppress(OSError):
             return kept.read_bytes()
         made = jpeg(path, SMALL)
@@ -150,9 +151,9 @@ def find_root(results: Results, given: Path | None = None) -> Path | None:
 
 def _opened(root: Path) -> Path:
     if root.is_file():
-        from core import voc
+        from core.data import devkit
 
-        return voc.open_root(root)
+        return devkit.open_root(root)
     if not root.is_dir():
         raise UserError(f"--data-dir {root}: there is no such folder; give the study's images")
     return root
@@ -161,10 +162,10 @@ def _opened(root: Path) -> Path:
 def _embedded(study: str) -> Path | None:
     """Return the root of a study's embedded images, made now if the cache does not have them."""
     if study == "voc":
-        from core import synthetic_voc
+        from core.data.synthetic import scenes
 
-        return synthetic_voc.default_voc()
-    return synthetic_birds.default_birds() if study in ("norms", "batch_size") else None
+        return scenes.default_voc()
+    return birds.default_birds() if study in ("norms", "batch_size") else None
 
 
 def _keep(kept: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from analysis import tables
 from analysis.markup import escape
 from analysis.report import Code, Report, Section, join
 from analysis.results import Results, load
-from core.slots import Slots, sentence
+from core.cluster.slots import Slots, sentence
 
 _ENDED = ("finished", "stopped")
 _REASON_LENGTH = 300

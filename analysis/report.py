@@ -19,7 +19,7 @@ from typing import Any, Literal
 from analysis import figures, markup
 from analysis.tables import Table
 from core.errors import printable
-from core.storage import remove, write_bytes, write_text
+from core.storage.files import remove, write_bytes, write_text
 
 MAX_PAGES = 10
 BOX = "\u25a1"  # stands in the PDF for a character that none of its fonts has

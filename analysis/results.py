@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from core.storage import read_json
+from core.storage.files import read_json
 
 # What reading a damaged .npz raises; zlib's error is that of a byte that changed within.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)

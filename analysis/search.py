@@ -23,7 +23,7 @@ from analysis.report import Block, Code, Figure, Section, Text, join
 from analysis.results import Results, load
 from analysis.tables import decimal, significant
 from core.errors import UserError
-from core.storage import read_json
+from core.storage.files import read_json
 
 DEFAULT = "default"
 COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis import markup
 from core.errors import printable
-from core.storage import write_text
+from core.storage.files import write_text
 
 MISSING = "-"
 Cell = Callable[[Mapping[Any, Any]], str]

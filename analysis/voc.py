@@ -29,7 +29,7 @@ from analysis import report as reports
 from analysis.report import Block, Code, Equation, Figure, Section, Text
 from analysis.results import Predictions, Results, load, load_predictions, train_metric
 from core.errors import UserError
-from core.metrics import average_precision, counted_labels, voc_average_precision
+from core.training.metrics import average_precision, counted_labels, voc_average_precision
 
 TITLE = "Photographs ranked by each of their classes"
 ENDED = ("finished", "stopped")

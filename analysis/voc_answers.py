@@ -201,7 +201,7 @@ def loss(config: Mapping[str, Any]) -> str:
 
 def loss_code(config: Mapping[str, Any]) -> str:
     """The function that computes the loss of each pair, as it runs, without its docstring."""
-    from core import multilabel  # brings torch
+    from core.training import multilabel  # brings torch
 
     name = "asymmetric_loss" if config.get("loss") == "asymmetric" else "binary_cross_entropy"
     tree = ast.parse(inspect.getsource(getattr(multilabel, name)))

@@ -18,7 +18,7 @@ from analysis.provenance import relative
 from analysis.report import Block, Figure, Section, Text, join
 from analysis.results import Predictions, Results
 from core.errors import UserError
-from core.storage import read_json, write_bytes, write_json
+from core.storage.files import read_json, write_bytes, write_json
 
 EACH, CLASSES, SEED = 10, 3, 0
 TILE, LINE, GAP = 150, 22, 6  # pixels; a sheet is as wide as ten tiles

@@ -33,7 +33,7 @@ from rich.text import Text
 
 import analysis  # noqa: F401  before core, so that it is ours
 from core.errors import UserError
-from core.storage import read_json
+from core.storage.files import read_json
 
 BEAT = 120.0  # seconds without a sign of life after which a driver counts as gone (it beats at 30)
 SKEW = 5.0  # seconds by which the clocks of two hosts may differ

@@ -19,7 +19,7 @@ def report(found: Mapping[str, Any], folder: Path) -> int:
     """Write `folder`/check/ and print both tables; return the exit code.
 
     Args:
-        found: what `core.ws_check.run` returned.
+        found: what `core.models.conversion_check.run` returned.
         folder: the study's result folder; need not exist.
     """
     rows = pd.DataFrame(found["rows"])

@@ -38,10 +38,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from core.adaptation import adapt, stream
-from core.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from core.data import cache_dir
-from core.resnet import resnet
+from core.models.resnet import resnet
+from core.shift.adaptation import adapt, stream
+from core.shift.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from core.storage.cache import cache_dir
 
 PINS = (
     "imagecorruptions==1.1.2",

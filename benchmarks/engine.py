@@ -24,11 +24,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from core import collect, events, trial
-from core.engine import run
-from core.options import Options
-from core.storage import write_json
-from core.study import Part, Scale, Study
+from core import trial
+from core.storage.files import write_json
+from core.study import Part, Scale, Study, collect, tensorboard
+from core.study.driver import run
+from core.study.options import Options
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def study(trials: int) -> Study:
 def measure(trials: int) -> dict[str, float]:
     """Run a study of so many trials in this process; return its costs in seconds and MiB."""
     spent: dict[str, float] = defaultdict(float)
-    _time(events.Live, "row", spent, "curves")
-    _time(events.Live, "ended", spent, "curves")
+    _time(tensorboard.Live, "row", spent, "curves")
+    _time(tensorboard.Live, "ended", spent, "curves")
     _time(collect, "collect", spent, "tables")
     with tempfile.TemporaryDirectory() as folder:
         began, cpu = time.time(), time.process_time()

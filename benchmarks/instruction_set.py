@@ -27,7 +27,7 @@ STEPS, BATCH, SIZE = 63, 32, 20  # an epoch of the demo
 
 def measure(norm: str) -> float:
     """Return the CPU seconds of an epoch's forward and backward passes and steps."""
-    from core import resnet  # chooses the instruction set, before torch computes
+    from core.models import resnet  # chooses the instruction set, before torch computes
 
     import torch  # isort: skip
     import torch.nn.functional as F  # isort: skip

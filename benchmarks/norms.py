@@ -2,9 +2,9 @@
 
     python benchmarks/norms.py --json results/bench-norms.json
 
-Each layer of `core.norms` runs in turn with torch's layer for the same formula, in one process, at
-the three sizes of the 14-layer network (batch-instance norm, which torch has not, with its
-composition from torch's two layers). A ratio below 1 means that ours is faster. The rows named
+Each layer of `core.layers.norms` runs in turn with torch's layer for the same formula, in one
+process, at the three sizes of the 14-layer network (batch-instance norm, which torch has not, with
+its composition from torch's two layers). A ratio below 1 means that ours is faster. The rows named
 "net" add up the times over the network's 13 norm layers. Times are medians; on a CPU with one
 thread they are processor time, so that other programs disturb them less.
 
@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from core.norms import NORMS
+from core.layers.norms import NORMS
 
 Size = tuple[int, int, int]  # channels, height, width
 

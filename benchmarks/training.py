@@ -24,14 +24,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from core import process
-from core.data import ImageSet
-from core.engine import run
-from core.options import Options
-from core.resnet import resnet
-from core.storage import write_json
+from core.data.batches import Batches
+from core.data.images import ImageSet
+from core.models.resnet import resnet
+from core.storage.files import write_json
 from core.study import Part, Scale, Study
-from core.training import RECIPES, Batches, evaluate, optimizer_and_schedule, train_epoch
+from core.study.driver import run
+from core.study.options import Options
+from core.training.epoch import evaluate, train_epoch
+from core.training.recipe import RECIPES, optimizer_and_schedule
+from core.trial import worker
 from trainables.birds import Config, describe_images, images, train_birds
 
 SETTINGS: dict[str, Any] = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
@@ -71,7 +73,7 @@ def bare_images_per_second() -> float:
     cfg = Config(**SETTINGS)
     sets = [_in_memory(s) for s in images(cfg)]
     device = torch.device("cpu")
-    process.reset(seed=0, threads=1)  # as the engine does before a trial; not timed there either
+    worker.reset(seed=0, threads=1)  # as the engine does before a trial; not timed there either
     start = time.monotonic()
     model = resnet(cfg.n, len(sets[0].classes), cfg.norm)
     train = Batches(sets[0], cfg.batch_size, device, train=True)

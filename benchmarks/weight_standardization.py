@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from core.weight_standardization import WSConv2d
+from core.layers.std_conv import WSConv2d
 
 # channels in and out, kernel, stride, input pixels at 224 -> how many ResNet-18 has
 SHAPES = {

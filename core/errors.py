@@ -1,6 +1,12 @@
 """Errors whose text is written for the person who runs a study."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
+
+pass
+
 
 # What moves the cursor, colours the terminal, turns the direction of writing or is no character.
 _UNSHOWN = re.compile(
@@ -53,3 +59,10 @@ class Diverged(TrialError):
 
 class OutOfMemory(TrialError):
     """A trial asked for more memory than its slot or the machine has."""
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Join the first names and count the rest; undecodable bytes become escapes."""
+    shown = [name.encode("utf-8", "backslashreplace").decode() for name in names[:most]]
+    rest = len(names) - most
+    return ", ".join(shown) + (f" and {rest:,} more" if rest > 0 else "")

@@ -24,7 +24,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from core import instruction_set
-from core.norms import NORMS
+from core.layers.norms import NORMS
 
 # Of the machine on which README's tables were made: AMD EPYC (Zen 4), AVX2 pinned, one thread,
 # torch 2.15.0, NumPy 2.4.6. `python -m core.numerics` prints those of the machine at hand.

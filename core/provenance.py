@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
-
-from core.slots import cores_here
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "optuna")
@@ -77,3 +77,45 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use: of its affinity, and of its control group."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas(Path("/")))]))
+
+
+def _quotas(root: Path) -> list[float]:
+    """Return the cores that each control group of this process may use, where they are limited.
+
+    Args:
+        root: of the file system, for tests.
+    """
+    found = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        kinds, _, name = rest.partition(":")
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        groups = root / "sys/fs/cgroup" / (kinds and "cpu")
+        # In a container the group's own files often lie at the top, whatever its name is.
+        path = Path(os.path.normpath(f"/{name}").lstrip("/"))
+        for group in dict.fromkeys([path, *path.parents]):
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                if kinds:  # version 1
+                    quota, period = (
+                        (groups / group / f"cpu.cfs_{what}_us").read_text().strip()
+                        for what in ("quota", "period")
+                    )
+                else:
+                    quota, period = (groups / group / "cpu.max").read_text().split()
+                if float(quota) > 0:  # "max" is no number, -1 is no limit
+                    found.append(float(quota) / float(period))
+    return found

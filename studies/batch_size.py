@@ -11,7 +11,8 @@ epochs at 256x256. A search stops what is behind early (ASHA).
 """
 
 from analysis import batch_size, gradcam, search
-from core.study import Part, Range, Scale, Stopping, Study, main
+from core.study import Part, Range, Scale, Study, main
+from core.study.declare import Stopping
 from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
 study = Study(

@@ -11,7 +11,8 @@ VOC (--data-dir) the lab's scale: ImageNet weights, 224 pixels, batch 16, 15 epo
 """
 
 from analysis import search, voc
-from core.study import Choice, Part, Range, Scale, Stopping, Study, main
+from core.study import Choice, Part, Range, Scale, Study, main
+from core.study.declare import Stopping
 from trainables.voc import Config, check_sizes, describe_images, follow, train_voc
 
 study = Study(

@@ -12,7 +12,7 @@ ImageNet weights, 224 pixels, batch 16, 3 epochs.
 """
 
 from analysis import weight_standardization, ws_check
-from core import ws_check as measured
+from core.models import conversion_check
 from core.study import Part, Scale, Study, main
 from trainables.weight_standardization import (
     Config,
@@ -25,7 +25,7 @@ from trainables.weight_standardization import (
 
 def check(settings, folder) -> int:
     """Compare logits and layers of a network before and after its conversion, on images."""
-    return ws_check.report(measured.run(settings), folder)
+    return ws_check.report(conversion_check.run(settings), folder)
 
 
 study = Study(

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-import core.ray_runner  # noqa: F401 - Ray reads its settings from the environment
-from core.fleet import LABEL
+import core.cluster  # noqa: F401 - Ray reads its settings from the environment
+from core.cluster.fleet import LABEL
 
 # isort: split
 from ray.cluster_utils import Cluster

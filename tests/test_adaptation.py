@@ -11,11 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from core import adaptation
-from core.adaptation import adapt, bn_layers, changed_tensors, changes, stream, update_bn_params
 from core.errors import UserError
-from core.norms import BatchNorm
-from core.resnet import resnet
+from core.layers.norms import BatchNorm
+from core.models.resnet import resnet
+from core.shift import adaptation
+from core.shift.adaptation import (
+    adapt,
+    bn_layers,
+    changed_tensors,
+    changes,
+    stream,
+    update_bn_params,
+)
 
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 

@@ -19,14 +19,14 @@ from scipy.stats import binomtest
 from analysis import adaptation as analysis
 from analysis import adaptation_answers as answers
 from analysis.results import Results, load
-from core import synthetic_birds
-from core.corruptions import CORRUPTIONS
-from core.engine import command_line
+from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
-from core.normalisation import NORMALISATIONS
-from core.resnet import resnet
-from core.study import plan
-from core.weights import load_state
+from core.models.normalisation import NORMALISATIONS
+from core.models.resnet import resnet
+from core.models.weights import load_state
+from core.shift.corruptions import CORRUPTIONS
+from core.study.command import command_line
+from core.study.plan import plan
 from studies.adaptation import study
 from trainables import adaptation as trainable
 from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.augment import MEAN, STD, augment, normalise
+from core.data.augment import MEAN, STD, augment, normalise
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from core.metrics import average_precision, mean_average_precision, voc_average_precision
+from core.training.metrics import average_precision, mean_average_precision, voc_average_precision
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:

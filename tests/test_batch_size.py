@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 
 from analysis.results import load_predictions
-from core import data, slots, synthetic_birds, trial
-from core.engine import command_line
-from core.memory import WORKSPACE
+from core.cluster import slots
+from core.data import images
+from core.data.synthetic import birds
+from core.models.memory import WORKSPACE
+from core.study.command import command_line
+from core.trial import running as trial
 from studies import batch_size, norms
 
 SMOKE = ["--local", "--smoke", "--seeds", "1"]
@@ -120,15 +123,15 @@ def test_a_trial_that_fits_in_no_way_is_refused_before_any_runs(tmp_path, monkey
 
 
 def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, monkeypatch):
-    read, load = {}, data.load
+    read, load = {}, images.load
 
     def watching(root, size, splits, **options):
-        running = trial._current.get()
+        running = trial.current.get()
         if running is not None:
             read[running.spec.name] = splits
         return load(root, size, splits, **options)
 
-    monkeypatch.setattr(data, "load", watching)
+    monkeypatch.setattr(images, "load", watching)
     few = ["norm=gn", "batch_size=30", "n=1", "epochs=2"]
     base = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few]
     search = [*base, "--search", "optuna", "--trials", "2", "--grace", "1"]
@@ -145,7 +148,7 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
     assert {name: read[name] for name in searched} == dict.fromkeys(searched, ("train",))
     assert read[chosen[0]] == ("train", "val")
 
-    sets = load(synthetic_birds.default_birds(), 16, limit={"train": 150, "val": 50})
+    sets = load(birds.default_birds(), 16, limit={"train": 150, "val": 50})
     files = load_predictions(folder, "default").files
     assert set(files) < set(sets["train"].files) and len(files) == 15
     assert declared["data"]["holdout"]["scored"] == 15

@@ -14,10 +14,13 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from analysis.results import load_predictions
-from core import data, synthetic_birds, trial
-from core.engine import command_line
+from core import trial
+from core.data import images
+from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
-from core.training import LEARNING_RATES
+from core.study.command import command_line
+from core.training.recipe import LEARNING_RATES
+from core.trial import records, run, running
 from studies.norms import study
 from trainables.birds import Config, describe_images, train_birds
 
@@ -138,11 +141,12 @@ def test_predictions_give_the_reported_metrics_again(finished):
 
 
 def test_training_metrics_are_of_the_kept_weights_on_images_as_they_are(finished, birds):
-    from core.resnet import load_weights, resnet
-    from core.training import Batches, evaluate
+    from core.data.batches import Batches
+    from core.models.resnet import load_weights, resnet
+    from core.training.epoch import evaluate
 
     trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
-    seen = data.load(birds, 16)["train"]
+    seen = images.load(birds, 16)["train"]
     for row in trials.itertuples():
         model = resnet(1, len(seen.classes), row.norm)
         load_weights(model, finished / "trials" / row.trial / "best.pt")
@@ -192,12 +196,13 @@ def test_the_report_is_whole_and_needs_no_network(finished):
 
 def test_best_weights_score_what_the_table_says(finished, birds):
     """Rebuild the best network from its plain state dict and score the validation images."""
-    from core.resnet import load_weights, resnet
-    from core.training import Batches, evaluate
+    from core.data.batches import Batches
+    from core.models.resnet import load_weights, resnet
+    from core.training.epoch import evaluate
 
     best = json.loads((finished / "checkpoints" / "best.json").read_text())
     settings = best["config"]
-    sets = data.load(birds, settings["image_size"])
+    sets = images.load(birds, settings["image_size"])
     model = resnet(settings["n"], len(sets["val"].classes), settings["norm"])
     load_weights(model, finished / "checkpoints" / "best.pt")
     batches = Batches(sets["val"], 10, torch.device("cpu"))
@@ -258,10 +263,10 @@ def test_every_optimizer_comes_with_its_learning_rate(birds, name, tmp_path):
     def noted(**settings) -> tuple[float, float]:
         asked = config(birds, optimizer=name, epochs=1, **settings)
         number = len(list(tmp_path.glob("trials/*")))
-        spec = trial.Spec(f"{number}", asked, {}, tmp_path, "val_accuracy", "max")
-        trial.run(train_birds, spec, lambda row: None)
-        facts = (trial.read_result(spec.folder) or {})["facts"]
-        return facts["base_lr"], trial.read_rows(spec.folder)[0]["train_loss_running"]
+        spec = running.Spec(f"{number}", asked, {}, tmp_path, "val_accuracy", "max")
+        run.run(train_birds, spec, lambda row: None)
+        facts = (records.read_result(spec.folder) or {})["facts"]
+        return facts["base_lr"], records.read_rows(spec.folder)[0]["train_loss_running"]
 
     found = [noted(), noted(recipe="lab"), noted(lr=0.007), noted(recipe="lab", lr=0.007)]
     rates = [rate for rate, _ in found]

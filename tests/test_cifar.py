@@ -11,12 +11,17 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from analysis.results import load, load_predictions
-from core import small_images, trial
-from core.engine import command_line
+from core import trial
+from core.data import small
+from core.data.batches import Batches
 from core.errors import UserError
-from core.small_cnn import FORMS, SmallCNN, without_gradient
-from core.study import plan
-from core.training import LEARNING_RATES, Batches, evaluate
+from core.models.small_cnn import FORMS, SmallCNN, without_gradient
+from core.study.command import command_line
+from core.study.plan import plan
+from core.training.epoch import evaluate
+from core.training.recipe import LEARNING_RATES
+from core.trial import records, running
+from core.trial import run as trial_run
 from studies.cifar import study
 from trainables.cifar import (
     Config,
@@ -117,7 +122,7 @@ def test_one_seed_one_curve(settings):
 
 
 def test_evaluation_depends_on_neither_batch_size_nor_order():
-    sets = small_images.load("digits", None, 32, {"val": 50})
+    sets = small.load("digits", None, 32, {"val": 50})
     torch.manual_seed(0)
     model = SmallCNN("meant")
     with torch.no_grad():
@@ -167,7 +172,7 @@ def test_digits_are_not_mirrored_and_photographs_are(shared_data):
     device = torch.device("cpu")
     for settings, mirrored in (({}, False), ({"data_dir": str(shared_data / "cifar10")}, True)):
         cfg = Config(**settings)
-        assert small_images.MIRRORED[small_images.resolve(cfg.dataset, cfg.data_dir)] == mirrored
+        assert small.MIRRORED[small.resolve(cfg.dataset, cfg.data_dir)] == mirrored
     cfg = Config(augment=False, train_images=20)
     train_set, _, _ = batches(cfg, images(cfg), device)
     seen = torch.cat([x for x, _ in train_set.epoch(1)])
@@ -346,9 +351,9 @@ def test_learning_rates_of_the_study_follow_the_optimizer_and_those_of_the_user_
 def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
     """A learning rate that ruins the last epochs: the best one is not the last."""
     settings = CNN | {"epochs": 4, "lr": 0.05, "max_norm": 0.0, "warmup": 0.9, "seed": 1}
-    spec = trial.Spec("one", settings, {}, tmp_path, "val_loss", "min")
-    trial.run(train_cifar, spec, lambda row: None)
-    result, rows = trial.read_result(spec.folder), trial.read_rows(spec.folder)
+    spec = running.Spec("one", settings, {}, tmp_path, "val_loss", "min")
+    trial_run.run(train_cifar, spec, lambda row: None)
+    result, rows = records.read_result(spec.folder), records.read_rows(spec.folder)
     assert result is not None and result["state"] == "finished"
     saved = load_predictions(tmp_path, "one")
     best = min(rows, key=lambda row: row["val_loss"])
@@ -366,9 +371,9 @@ def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
 def test_training_mode_is_scored_with_the_kept_weights(tmp_path):
     """Kept on purpose is the worst epoch, which no other resembles."""
     settings = CNN | {"bn": "meant", "epochs": 6, "train_images": 400, "batch_size": 20, "seed": 0}
-    spec = trial.Spec("one", settings, {}, tmp_path, "val_accuracy", "min")
-    trial.run(train_cifar, spec, lambda row: None)
-    result, rows = trial.read_result(spec.folder), trial.read_rows(spec.folder)
+    spec = running.Spec("one", settings, {}, tmp_path, "val_accuracy", "min")
+    trial_run.run(train_cifar, spec, lambda row: None)
+    result, rows = records.read_result(spec.folder), records.read_rows(spec.folder)
     assert result is not None and rows[-1]["val_accuracy"] > rows[0]["val_accuracy"] + 0.2
     cfg = Config(**settings)
     network = build(cfg, 10)

@@ -7,14 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.corruption_files import (
-    imagenet_c_root,
-    read_cifar_c,
-    write_cifar_c,
-    write_imagenet_c,
-)
-from core.corruptions import SEVERITIES, corrupt
 from core.errors import UserError
+from core.shift.corruptions import SEVERITIES, corrupt
+from core.shift.files import imagenet_c_root, read_cifar_c, write_cifar_c, write_imagenet_c
 
 
 def photos(count: int) -> torch.Tensor:

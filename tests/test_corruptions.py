@@ -1,7 +1,7 @@
 """Corruptions: against the reference's results, against plain loops, and what draws depend on.
 
-The plain versions take one image and the draws of `core.corruptions`, and follow the descriptions
-of Hendrycks & Dietterich (ICLR 2019) with no thought of speed.
+The plain versions take one image and the draws of `core.shift.corruptions`, and follow the
+descriptions of Hendrycks & Dietterich (ICLR 2019) with no thought of speed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from scipy.ndimage import correlate1d, gaussian_filter
 
-from core import corruptions, frost
-from core.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from core.errors import UserError
+from core.shift import blurs, corruptions, frost, weather
+from core.shift import draws as corruptions_draws
+from core.shift.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 FIXED = ("defocus_blur", "zoom_blur", "brightness")
 # draws of a fixed seed, as first written down: results keep their meaning between versions
@@ -115,7 +116,7 @@ def test_motion_blur_is_the_reference_at_the_angle_it_drew(reference):
     for severity, which in ((1, 0), (3, 1), (5, 2)):
         image = tensor(reference["clean"][which : which + 1]).expand(len(angles), -1, -1, -1)
         constants = corruptions._MOTION[0][severity - 1]
-        blurred = corruptions._motion(image, angles, *constants)
+        blurred = blurs.motion(image, angles, *constants)
         theirs = tensor(reference["motion_blur"][severity - 1])[which]
         equal = (blurred == theirs).float().mean((1, 2, 3))
         assert equal.max() > 0.98
@@ -129,9 +130,9 @@ def test_glass_blur_is_a_loop_that_copies(size, severity):
     images = made_up(2, size)
     ours = corrupt(images, "glass_blur", severity, seed=3)
     sigma, reach, passes = corruptions._GLASS[size >= 128][severity - 1]
-    keys = corruptions._keys(3, None, 2, "glass_blur", severity)
+    keys = corruptions_draws.keys_of(3, None, 2, "glass_blur", severity)
     inner = size - 2 * reach
-    draws = corruptions._field(keys, 2 * passes * inner**2).numpy().astype(int) + 2**15
+    draws = corruptions_draws.field(keys, 2 * passes * inner**2).numpy().astype(int) + 2**15
     draws = (draws * 2 * reach // 2**16 - reach).reshape(2, passes, 2, inner, inner)
     for image, result, moves in zip(images, ours, draws, strict=True):
         x = image.permute(1, 2, 0).numpy().astype(float)
@@ -155,8 +156,8 @@ def test_motion_blur_is_a_one_sided_line(size, severity):
     images = made_up(3, size)
     ours = corrupt(images, "motion_blur", severity, seed=1)
     radius, sigma = corruptions._MOTION[size >= 128][severity - 1]
-    keys = corruptions._keys(1, None, 3, "motion_blur", severity)
-    angles = np.deg2rad(90 * corruptions._uniforms(keys, 1)[:, 0] - 45)
+    keys = corruptions_draws.keys_of(1, None, 3, "motion_blur", severity)
+    angles = np.deg2rad(90 * corruptions_draws.uniforms(keys, 1)[:, 0] - 45)
     assert np.abs(angles).max() <= math.pi / 4
     for image, result, angle in zip(images.numpy(), ours.numpy(), angles, strict=True):
         weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1)]
@@ -172,14 +173,14 @@ def test_motion_blur_is_a_one_sided_line(size, severity):
 
 @pytest.mark.parametrize(("side", "decay"), [(32, 2.5), (64, 1.4)])
 def test_fog_is_midpoint_displacement(side, decay):
-    keys = corruptions._keys(0, [5, 6], 2, "fog", 1)
-    maps = corruptions._height_map(keys, side, decay, block=1)
+    keys = corruptions_draws.keys_of(0, [5, 6], 2, "fog", 1)
+    maps = weather._height_map(keys, side, decay, block=1)
     for key, ours in zip(keys.split(1), maps, strict=True):
         field = np.zeros((side, side))
         roughness, step = 100.0, side
         while step > 1:
             half, count = step // 2, side // step
-            draws = corruptions._field(key, 3 * count**2, count**2).double().numpy()
+            draws = corruptions_draws.field(key, 3 * count**2, count**2).double().numpy()
             noise = ((draws + 0.5) / 2**15 * roughness**2).reshape(3, count, count)
             for i in range(count):
                 for j in range(count):
@@ -254,15 +255,17 @@ def test_seed_index_and_severity_change_the_draw(name):
 
 
 def test_draws_are_the_same_on_every_machine():
-    keys = corruptions._keys(12, [0, 10**12], 2, "snow", 4)
+    keys = corruptions_draws.keys_of(12, [0, 10**12], 2, "snow", 4)
     assert keys.tolist() == KEYS
-    assert corruptions._field(keys, 5).tolist() == FIELD
-    assert torch.equal(corruptions._field(keys, 9)[:, :5], corruptions._field(keys, 5))
-    assert torch.equal(corruptions._field(keys, 9)[:, 4:8], corruptions._field(keys, 4, 1))
+    assert corruptions_draws.field(keys, 5).tolist() == FIELD
+    assert torch.equal(corruptions_draws.field(keys, 9)[:, :5], corruptions_draws.field(keys, 5))
+    assert torch.equal(
+        corruptions_draws.field(keys, 9)[:, 4:8], corruptions_draws.field(keys, 4, 1)
+    )
 
 
 def test_draws_are_uniform_and_independent():
-    draws = corruptions._field(corruptions._keys(0, None, 64, "fog", 1), 4096).double()
+    draws = corruptions_draws.field(corruptions_draws.keys_of(0, None, 64, "fog", 1), 4096).double()
     assert abs(draws.mean() + 0.5) < 5 * 2**16 / math.sqrt(12 * draws.numel())
     counts = np.bincount(((draws + 2**15) // 1024).long().flatten(), minlength=64)
     expected = draws.numel() / 64

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from core import data
+from core.data import decoding, folders
+from core.data import images as data_images
 from core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +53,7 @@ def birds(tmp_path) -> Path:
 def refusal(root: Path, **options) -> str:
     """Return the one sentence with which the data are refused."""
     with pytest.raises(UserError) as error:
-        data.load(root, 8, **options)
+        data_images.load(root, 8, **options)
     text = str(error.value)
     assert "\n" not in text
     return text
@@ -68,7 +69,7 @@ def decoded(image: Image.Image, path: Path, size: int, **options) -> np.ndarray:
     root = folder(path / "root", {"train": 1, "val": 1})
     suffix = options.pop("suffix", ".png")
     save(image, root / "train" / "Hoopoe" / f"x{suffix}", **options)
-    train = data.load(root, size)["train"]
+    train = data_images.load(root, size)["train"]
     return train.images[train.files.index(f"train/Hoopoe/x{suffix}")]
 
 
@@ -76,7 +77,7 @@ def decoded(image: Image.Image, path: Path, size: int, **options) -> np.ndarray:
 
 
 def test_pixels_labels_and_order(birds):
-    sets = data.load(birds, 8)
+    sets = data_images.load(birds, 8)
     train = sets["train"]
     assert train.classes == sets["val"].classes == ("Hoopoe", "Indian Roller")
     assert train.files == (
@@ -93,14 +94,14 @@ def test_pixels_labels_and_order(birds):
 
 
 def test_images_are_mapped_and_read_only(birds):
-    images = data.load(birds, 8)["train"].images
+    images = data_images.load(birds, 8)["train"].images
     assert isinstance(images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         images[0, 0, 0, 0] = 1
 
 
 def test_real_photos_with_test_in_place_of_val(shared_data):
-    sets = data.load(shared_data / "cifar10", 32, limit={"train": 40, "val": 25})
+    sets = data_images.load(shared_data / "cifar10", 32, limit={"train": 40, "val": 25})
     assert len(sets["train"].classes) == 10
     assert Counter(sets["train"].labels.tolist()) == dict.fromkeys(range(10), 4)
     assert sorted(Counter(sets["val"].labels.tolist()).values()) == [2] * 5 + [3] * 5
@@ -109,26 +110,26 @@ def test_real_photos_with_test_in_place_of_val(shared_data):
     for path, image in zip(sets["val"].files, sets["val"].images, strict=True):
         with Image.open(shared_data / "cifar10" / path) as original:
             assert np.array_equal(image, np.asarray(original.convert("RGB")).transpose(2, 0, 1))
-    said = data.describe(sets)
+    said = data_images.describe(sets)
     assert said["kind"] == "folder" and "test/ serves as val" in said["description"]
     assert str(shared_data) not in json.dumps(said)
 
 
 def test_val_is_preferred_to_test(tmp_path):
     root = folder(tmp_path / "birds", {"train": 1, "test": 3, "val": 2})
-    assert data.scan(root).folders == {"train": "train", "val": "val"}
-    sets = data.load(root, 8, splits=("train", "val", "test"))
+    assert folders.scan(root).folders == {"train": "train", "val": "val"}
+    sets = data_images.load(root, 8, splits=("train", "val", "test"))
     assert [len(s) for s in sets.values()] == [2, 4, 6]
 
 
 def test_junk_is_passed_over(birds):
-    before = data.scan(birds)
+    before = folders.scan(birds)
     for junk in (".DS_Store", "Thumbs.db", "imageNotFound.gif", "._0.png", "notes.txt", "0"):
         (birds / "train" / "Hoopoe" / junk).write_bytes(b"junk")
     (birds / "train" / "README.md").write_text("junk")
     (birds / "train" / ".ipynb_checkpoints").mkdir()
     (birds / "val" / "__MACOSX").mkdir()
-    after = data.scan(birds)
+    after = folders.scan(birds)
     assert after.files == before.files
     expected = {".gif": 1, ".txt": 1, "without extension": 1}
     assert after.left_out == {"train": expected, "val": {}}
@@ -139,7 +140,7 @@ def test_files_that_are_left_out_are_named_by_extension(birds):
         (birds / "train" / "Hoopoe" / name).write_bytes(b"a picture")
     for name in ("x.png", "y.JPG", "._x.png", "readme.md"):
         (birds / "val" / name).write_bytes(b"beside the class folders")
-    (told,) = data.describe(data.load(birds, 8))["notes"]
+    (told,) = data_images.describe(data_images.load(birds, 8))["notes"]
     assert told == (
         "files that count as no images are left out: 2 .gif, 1 .heic, 1 .jpg in no class folder,"
         " 1 .png in no class folder"
@@ -157,13 +158,13 @@ def test_linked_folders_count_each_once_and_loops_end(birds, tmp_path):
     (away / "loop").symlink_to(away)
     (inside / "up").symlink_to(birds / "train")  # would make a Hoopoe of each Roller
     (inside / "nowhere").symlink_to(tmp_path / "gone")
-    listing = data.scan(birds)
+    listing = folders.scan(birds)
     found = [f.path.removeprefix("train/Hoopoe/") for f in listing.files["train"] if f.label == 0]
     linked = [f"again/deep/{k}.png" for k in range(3)]
     assert found == [*(f"{k}.png" for k in range(3)), *linked]
     assert Counter(f.label for f in listing.files["train"]) == {0: 6, 1: 3}
     assert listing.left_out["train"] == {"without extension": 1}  # the link to nowhere
-    assert len(data.load(birds, 8)["train"]) == 9
+    assert len(data_images.load(birds, 8)["train"]) == 9
 
 
 def test_names_that_trip_programs(tmp_path):
@@ -172,17 +173,17 @@ def test_names_that_trip_programs(tmp_path):
     for name in ("Upper.JPG", "new\nline.png", "comma,semi;.Jpeg", "x" * 200 + ".png", "-rf.png"):
         save(picture(7), root / "train" / "-dash" / name, format="PNG")
     save(picture(8), root / "train" / "-dash" / "inner folder" / "deep.png")
-    sets = data.load(root, 8)
+    sets = data_images.load(root, 8)
     assert sets["train"].classes == tuple(sorted(classes))
     assert "train/-dash/inner folder/deep.png" in sets["train"].files
     assert len(sets["train"]) == 5 + 6
-    assert json.loads(json.dumps(data.describe(sets)))["counts"]["train"]["-dash"] == 7
+    assert json.loads(json.dumps(data_images.describe(sets)))["counts"]["train"]["-dash"] == 7
 
 
 def test_class_names_match_across_splits(tmp_path):
     root = folder(tmp_path / "birds", {"train": 1}, ("House Crow", "Red-Wattled Lapwing", "x"))
     folder(root, {"val": 2}, ("X", "house_crow", "red wattled-lapwing"))
-    sets = data.load(root, 8)
+    sets = data_images.load(root, 8)
     assert sets["val"].classes == ("House Crow", "Red-Wattled Lapwing", "x")
     assert sets["val"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert [path.split("/")[1] for path in sets["val"].files[::2]] == [
@@ -197,8 +198,8 @@ def test_class_names_match_across_splits(tmp_path):
 )
 def test_match_class(name):
     classes = ("Hoopoe", "Red-Wattled Lapwing", "White-Breasted Waterhen")
-    assert data.match_class(name, classes) == "Red-Wattled Lapwing"
-    assert data.match_class("White Breasted Kingfisher", classes) is None
+    assert folders.match_class(name, classes) == "Red-Wattled Lapwing"
+    assert folders.match_class("White Breasted Kingfisher", classes) is None
 
 
 # --- what is refused ---
@@ -271,16 +272,16 @@ def test_broken_files_are_all_named_at_once(birds):
 
 
 def test_broken_files_can_be_left_out(birds):
-    whole = data.load(birds, 8)
+    whole = data_images.load(birds, 8)
     break_images(birds)
-    sets = data.load(birds, 8, skip_broken=True)
+    sets = data_images.load(birds, 8, skip_broken=True)
     assert set(sets["train"].skipped) == {f"train/Hoopoe/{name}" for name in BROKEN}
     assert sets["val"].skipped == ("val/Hoopoe/nowhere.png",)
     for split in ("train", "val"):
         assert sets[split].files == whole[split].files
         assert np.array_equal(sets[split].images, whole[split].images)
         assert np.array_equal(sets[split].labels, whole[split].labels)
-    assert len(data.describe(sets)["skipped"]) == 5
+    assert len(data_images.describe(sets)["skipped"]) == 5
     refusal(birds)  # the cache of the last call must not make it pass
 
 
@@ -289,7 +290,7 @@ def test_a_repaired_file_is_read_again(birds):
     path.write_text("not an image")
     refusal(birds)
     save(picture(3), path)
-    assert "train/Hoopoe/text.jpg" in data.load(birds, 8)["train"].files
+    assert "train/Hoopoe/text.jpg" in data_images.load(birds, 8)["train"].files
 
 
 def test_many_broken_files_are_counted(birds):
@@ -314,7 +315,7 @@ def test_too_many_pixels(birds, monkeypatch):
 
 def test_truncated_files_are_never_filled_up():
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
-    assert "LOAD_TRUNCATED" not in Path(data.__file__).read_text()
+    assert "LOAD_TRUNCATED" not in Path(data_images.__file__).read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
@@ -322,7 +323,7 @@ def test_file_name_that_is_no_text(birds):
     shutil.copy(birds / "train/Hoopoe/0.png", os.fsencode(birds / "train/Hoopoe") + b"/\xff.png")
     text = refusal(birds)
     assert "not UTF-8" in text and text.encode()
-    assert len(data.load(birds, 8, skip_broken=True)["train"].skipped) == 1
+    assert len(data_images.load(birds, 8, skip_broken=True)["train"].skipped) == 1
     for split in ("train", "val"):
         shutil.copytree(birds / split / "Hoopoe", birds / split / "caf\udce9")
     text = refusal(birds, skip_broken=True)
@@ -422,25 +423,25 @@ def test_shrinking_averages(tmp_path):
 
 def test_limit_is_balanced_and_deterministic(tmp_path):
     root = folder(tmp_path / "birds", {"train": 6, "val": 1}, ("a", "b", "c"))
-    some = data.load(root, 8, limit={"train": 10})["train"]
+    some = data_images.load(root, 8, limit={"train": 10})["train"]
     assert sorted(Counter(some.labels.tolist()).values()) == [3, 3, 4]
-    assert some.files == data.load(root, 8, limit={"train": 10})["train"].files
-    fewer = data.load(root, 8, limit={"train": 4})["train"]
+    assert some.files == data_images.load(root, 8, limit={"train": 10})["train"].files
+    fewer = data_images.load(root, 8, limit={"train": 4})["train"]
     assert set(fewer.files) < set(some.files)
     assert list(some.files) == sorted(some.files)
-    assert len(data.load(root, 8, limit={"train": 99, "val": None})["train"]) == 18
+    assert len(data_images.load(root, 8, limit={"train": 99, "val": None})["train"]) == 18
 
 
 def test_limit_tops_up_from_larger_classes(tmp_path):
     root = folder(tmp_path / "birds", {"train": 5, "val": 1}, ("a", "b"))
     for k in range(4):
         (root / "train" / "a" / f"{k}.png").unlink()
-    some = data.load(root, 8, limit={"train": 5})["train"]
+    some = data_images.load(root, 8, limit={"train": 5})["train"]
     assert Counter(some.labels.tolist()) == {0: 1, 1: 4}
 
 
 def test_limit_comes_before_decoding(birds, cache):
-    data.load(birds, 8, limit={"train": 2, "val": 2})
+    data_images.load(birds, 8, limit={"train": 2, "val": 2})
     sizes = [len(np.load(path)) for path in (cache / "images").glob("*.npy")]
     assert sizes == [2, 2]
 
@@ -454,44 +455,44 @@ def test_limit_below_one_image_of_each_class(birds):
 
 def test_cache_is_used_and_never_in_the_data_root(birds, cache):
     before = sorted(birds.rglob("*"))
-    data.load(birds, 8)
+    data_images.load(birds, 8)
     assert sorted(birds.rglob("*")) == before
     arrays = {path: path.stat().st_mtime_ns for path in (cache / "images").glob("*.npy")}
     assert len(arrays) == 2
-    data._open.cache_clear()
-    data.load(birds, 8)
+    decoding._open.cache_clear()
+    data_images.load(birds, 8)
     assert {path: path.stat().st_mtime_ns for path in (cache / "images").glob("*.npy")} == arrays
     assert not list(cache.rglob("*.tmp"))
 
 
 def test_open_once_per_process(birds):
-    assert data.load(birds, 8)["train"].images is data.load(birds, 8)["train"].images
+    assert data_images.load(birds, 8)["train"].images is data_images.load(birds, 8)["train"].images
 
 
 def test_cache_key_follows_content_time_size_and_root(birds, tmp_path):
-    first = data.load(birds, 8)["train"]
-    assert data.load(birds, 9)["train"].images.shape[-1] == 9
+    first = data_images.load(birds, 8)["train"]
+    assert data_images.load(birds, 9)["train"].images.shape[-1] == 9
     path = birds / "train" / "Hoopoe" / "0.png"
     save(picture(77), path)
-    changed = data.load(birds, 8)["train"]
+    changed = data_images.load(birds, 8)["train"]
     assert not np.array_equal(first.images[0], changed.images[0])
     other = shutil.copytree(birds, tmp_path / "other", copy_function=shutil.copy2)
     save(picture(78), other / "train" / "Hoopoe" / "0.png")
     times = path.stat()
     os.utime(other / "train" / "Hoopoe" / "0.png", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert not np.array_equal(data.load(other, 8)["train"].images[0], changed.images[0])
+    assert not np.array_equal(data_images.load(other, 8)["train"].images[0], changed.images[0])
 
 
 def test_damaged_cache_is_named(birds, cache):
-    data.load(birds, 8)
-    data._open.cache_clear()
+    data_images.load(birds, 8)
+    decoding._open.cache_clear()
     for path in (cache / "images").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:-10])
     assert "is damaged" in refusal(birds)
 
 
 def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
-    decode = data._decode
+    decode = decoding._decode
 
     def interrupted(root, path, size, fit):
         if path == "train/Indian Roller/2.png":
@@ -499,11 +500,11 @@ def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
         return decode(root, path, size, fit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode", interrupted)
+        patch.setattr(decoding, "_decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            data.load(birds, 8)
+            data_images.load(birds, 8)
     assert not list(cache.rglob("*.npy")) and not list(cache.rglob("*.tmp"))
-    assert len(data.load(birds, 8)["train"]) == 6
+    assert len(data_images.load(birds, 8)["train"]) == 6
 
 
 def test_cache_that_cannot_be_written(birds, tmp_path, monkeypatch):
@@ -554,7 +555,9 @@ def test_processes_that_build_at_once_agree(birds):
 
 
 def test_module_does_not_import_torch():
-    code = "import sys, core.data; print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    code = (
+        "import sys, core.data.images; print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -563,26 +566,26 @@ def test_module_does_not_import_torch():
 
 
 def test_duplicates_between_train_and_val(birds):
-    assert data.duplicates(*data.load(birds, 8).values()) == []
+    assert data_images.duplicates(*data_images.load(birds, 8).values()) == []
     with Image.open(birds / "train" / "Hoopoe" / "1.png") as image:
         save(image, birds / "val" / "Indian Roller" / "copy.bmp")  # other bytes, same pixels
-    sets = data.load(birds, 8)
+    sets = data_images.load(birds, 8)
     pair = ("train/Hoopoe/1.png", "val/Indian Roller/copy.bmp")
-    assert data.duplicates(sets["train"], sets["val"]) == [pair]
-    said = data.describe(sets)
+    assert data_images.duplicates(sets["train"], sets["val"]) == [pair]
+    said = data_images.describe(sets)
     assert said["duplicates"] == 1 and said["duplicate_examples"] == [list(pair)]
 
 
 def test_fingerprint_is_of_the_content(birds, tmp_path):
-    first = data.fingerprint(data.load(birds, 8))
+    first = data_images.fingerprint(data_images.load(birds, 8))
     copy = shutil.copytree(birds, tmp_path / "copy", copy_function=shutil.copy)
-    assert data.fingerprint(data.load(copy, 16)) == first
+    assert data_images.fingerprint(data_images.load(copy, 16)) == first
     save(picture(5), copy / "val" / "Hoopoe" / "0.png")
-    assert data.fingerprint(data.load(copy, 8)) != first
+    assert data_images.fingerprint(data_images.load(copy, 8)) != first
 
 
 def test_describe(birds):
-    said = data.describe(data.load(birds, 8), synthetic="drawn")
+    said = data_images.describe(data_images.load(birds, 8), synthetic="drawn")
     assert json.loads(json.dumps(said)) == said
     assert said["kind"] == "synthetic" and said["description"] == "drawn"
     assert said["counts"] == {
@@ -594,7 +597,7 @@ def test_describe(birds):
 
 
 def test_digests_are_of_the_pixels(birds):
-    train = data.load(birds, 8)["train"]
+    train = data_images.load(birds, 8)["train"]
     for image, digest in zip(train.images, train.digests, strict=True):
         assert hashlib.sha256(image.tobytes()).hexdigest().startswith(digest)
         assert len(digest) == 32
@@ -607,8 +610,8 @@ def test_a_crop_is_that_of_imagenets_validation(tmp_path, width, height):
 
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    file = data.ImageFile("photo.png", 0, (tmp_path / "photo.png").stat().st_size, 0)
-    images, _ = data.decoded(tmp_path, [file], 224, "crop")
+    file = folders.ImageFile("photo.png", 0, (tmp_path / "photo.png").stat().st_size, 0)
+    images, _ = decoding.decoded(tmp_path, [file], 224, "crop")
     theirs = transforms.CenterCrop(224)(transforms.Resize(256)(Image.fromarray(pixels)))
     assert np.array_equal(images[0].transpose(1, 2, 0), np.asarray(theirs))
 
@@ -616,8 +619,8 @@ def test_a_crop_is_that_of_imagenets_validation(tmp_path, width, height):
 def test_a_part_of_a_set_reads_the_pixels_it_is_asked_for():
     images = np.arange(5 * 3 * 4 * 4, dtype=np.uint8).reshape(5, 3, 4, 4)
     names = tuple("abcde")
-    whole = data.ImageSet(images, np.arange(5), names, names, digests=names, skipped=("x",))
-    some = data.part(whole, np.array([1, 3, 4]))
+    whole = data_images.ImageSet(images, np.arange(5), names, names, digests=names, skipped=("x",))
+    some = data_images.part(whole, np.array([1, 3, 4]))
     assert len(some) == 3 and some.files == some.digests == ("b", "d", "e")
     assert some.labels.tolist() == [1, 3, 4] and some.classes == names and some.skipped == ("x",)
     assert some.images.shape == (3, 3, 4, 4) and len(some.images) == 3

@@ -23,17 +23,20 @@ import torch
 from filelock import FileLock
 from rich.console import Console
 
-from core import checkpoint, collect, storage, trial
-from core.data import ImageSet
-from core.engine import command_line
+from core import trial
+from core.cluster.slots import parse_memory
+from core.data.batches import Batches
+from core.data.images import ImageSet
 from core.errors import TrialError, UserError
-from core.generators import stream
-from core.multilabel import LabelledImages
-from core.options import parse_settings, read_config, settings_help
-from core.progress import Progress
-from core.slots import parse_memory
-from core.study import Part, plan, trial_name
-from core.training import Batches
+from core.generation.family import stream
+from core.storage import files
+from core.study import Part, collect
+from core.study.command import command_line
+from core.study.options import parse_settings, read_config, settings_help
+from core.study.plan import plan, trial_name
+from core.study.progress import Progress
+from core.training.multilabel import LabelledImages
+from core.trial import checkpoint, records
 from tests.conftest import ROOT
 from tests.faults import fail_reads, watch_writes
 from tests.toy import study, train_toy
@@ -95,7 +98,7 @@ def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path, l
     seed, epoch = lose
     script = (
         "import os, sys; from tests.toy import *; from core import trial\n"
-        "from core.engine import command_line\n"
+        "from core.study.command import command_line\n"
         "save = trial.save\n"
         "def lost(state, row):\n"
         "    save(state, row)\n"
@@ -212,7 +215,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypat
         undo()
     assert len(asked) == 3  # it was tried again
     assert {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")} == before
-    result = trial.read_result(folder)
+    result = records.read_result(folder)
     assert result is not None and result["state"] == "failed"
     assert f"cannot read {folder / max(before)} (Stale file handle)" in result["error"]
     assert "with --resume" in capsys.readouterr().out
@@ -242,7 +245,7 @@ def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
     toy(tmp_path, "--seeds", "1")
     folder = tmp_path / "toy" / "demo"
     written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    monkeypatch.setattr(storage, "READ_AGAIN_AFTER", ())
+    monkeypatch.setattr(files, "READ_AGAIN_AFTER", ())
     undo, _ = fail_reads(name, errno.EACCES)
     capsys.readouterr()
     try:

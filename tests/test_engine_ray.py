@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from core import checkpoint, trial
+from core.trial import checkpoint, records
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.ray
@@ -75,7 +75,7 @@ cp -r {disk}/toy {tmp_path}/resumed
     assert "Traceback" not in first + second
     assert first.splitlines()[-1].startswith("disk full writing ")
     trials = {path.name: path for path in (tmp_path / "full" / "demo" / "trials").iterdir()}
-    results = {name: trial.read_result(path) for name, path in trials.items()}
+    results = {name: records.read_result(path) for name, path in trials.items()}
     assert results["kind=train,seed=0"]["state"] == "finished"
     failed = {name: result for name, result in results.items() if result["state"] == "failed"}
     assert "kind=fill,seed=0" in failed
@@ -86,7 +86,7 @@ cp -r {disk}/toy {tmp_path}/resumed
         assert "retry" not in first
         content, damaged = checkpoint.load_newest(trials[name])
         assert not damaged and not list(trials[name].glob(".*.tmp"))
-        assert (content or {"epoch": 0})["epoch"] == len(trial.read_rows(trials[name]))
+        assert (content or {"epoch": 0})["epoch"] == len(records.read_rows(trials[name]))
     assert f"resuming: {len(results) - len(failed)} done" in second
     whole = run(tmp_path, "--seeds", "2", "--set", "kind=train,fill", "--local", TOY_FILL="/no/x")
     assert whole.returncode == 0

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from core import events
+from core.study import tensorboard
 from tests.test_engine import history, toy
 
 
@@ -57,7 +57,7 @@ def test_hparams_shows_what_is_compared_and_the_metric_alone(tmp_path):
 def test_a_search_shows_what_it_varies(tmp_path):
     declared = {"metric": "loss", "mode": "min", "search": {"space": {"lr": {}, "kind": {}}}}
     declared |= {"constants": {"epochs": 2, "lr": 0.1}, "trials": []}
-    live = events.Live(tmp_path, declared, lambda folder: [])
+    live = tensorboard.Live(tmp_path, declared, lambda folder: [])
     live.row("search-0000", {"lr": 0.02, "kind": "train", "epochs": 2}, {"epoch": 1, "loss": 2.0})
     live.row("search-0000", {}, {"epoch": 2, "loss": 3.0})
     run = EventAccumulator(str(tmp_path / "tensorboard" / "search-0000")).Reload()  # not closed yet
@@ -76,7 +76,7 @@ def test_what_differs_between_parts_is_told_by_the_part():
         {"part": "b", "config": {"lr": 0.3, "batch_size": 9, "model": "y", "seed": 1}},
     ]
     expected = {"part": ["a", "b"], "lr": [0.1, 0.2, 0.3], "seed": [0, 1]}
-    assert events.compared({"trials": trials}) == expected
+    assert tensorboard.compared({"trials": trials}) == expected
 
 
 def test_a_study_goes_on_where_tensorboards_files_cannot_be_written(tmp_path, capsys):

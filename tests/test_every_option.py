@@ -23,9 +23,9 @@ from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from analysis import browse, gradcam, hand_in, import_scores, watch
-from core.engine import command_line
-from core.options import Options
-from core.storage import read_json
+from core.storage.files import read_json
+from core.study.command import command_line
+from core.study.options import Options
 from tests.conftest import ROOT
 from tests.test_every_setting import STUDIES
 from tests.toy import study as toy
@@ -130,7 +130,7 @@ def weights(tmp_path_factory) -> Path:
     """Write weights of a small network for two classes."""
     import torch
 
-    from core.resnet import resnet
+    from core.models.resnet import resnet
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "resnet8.pt"

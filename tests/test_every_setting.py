@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from core.engine import command_line
-from core.options import parse_settings
-from core.resnet import resnet
-from core.storage import read_json
+from core.models.resnet import resnet
+from core.storage.files import read_json
+from core.study.command import command_line
+from core.study.options import parse_settings
 from studies import adaptation, batch_size, cifar, generation, norms, voc, weight_standardization
 
 STUDIES = {

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from core.freezing import (
+from core.layers.freezing import (
     PartlyFrozen,
     averaged_kernel,
     counts,
@@ -19,7 +19,8 @@ from core.freezing import (
     trained_part,
     weights_digest,
 )
-from core.training import Recipe, optimizer_and_schedule, train_epoch
+from core.training.epoch import train_epoch
+from core.training.recipe import Recipe, optimizer_and_schedule
 
 
 def network(variant="layer4", stem="printed", train_stem=False, seed=0) -> nn.Module:

@@ -15,16 +15,20 @@ from PIL import Image
 from analysis import generation as analysis
 from analysis.generation_samples import load_stored
 from analysis.results import load
-from core import generators, sample_features, trial
-from core.engine import command_line
+from core import trial
 from core.errors import Diverged, UserError
-from core.flow_matching import FlowMatching, integrate
-from core.generators import Average, Draws, slerp
+from core.generation import families, features
+from core.generation import family as generators_family
+from core.generation.family import Average, Draws, slerp
+from core.generation.flow_matching import FlowMatching, integrate
+from core.study.command import command_line
+from core.trial import records, running
+from core.trial import run as trial_run
 from studies.generation import study
 from trainables import generation
 from trainables.generation import Config, shown_labels, train_generator, wanted
 
-FAMILIES = generators.NAMES
+FAMILIES = families.NAMES
 SMALL = {
     "width": 8, "epochs": 2, "epoch_steps": 2, "batch_size": 16, "patch": 2, "sampler_steps": 2,
     "train_images": 60, "val_images": 30, "image_size": 8,
@@ -36,16 +40,16 @@ def quick_classifier(tmp_path_factory):
     """A classifier of few steps in a cache of its own: what is tested does not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(sample_features, "_LEAST_STEPS", 40)
-        patch.setattr(sample_features, "_PASSES", 1)
+        patch.setattr(features, "_LEAST_STEPS", 40)
+        patch.setattr(features, "_PASSES", 1)
         generation._opened.cache_clear()
         yield
         generation._opened.cache_clear()
 
 
-def build(family: str, classes: int = 3, **options) -> generators.Family:
+def build(family: str, classes: int = 3, **options) -> generators_family.Family:
     torch.manual_seed(0)
-    return generators.build(family, (1, 8, 8), 8, classes, **options)
+    return families.build(family, (1, 8, 8), 8, classes, **options)
 
 
 def batch(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +73,7 @@ def without_times(rows: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32)])
 def test_samples_have_the_shape_and_range_of_images(family, shape):
-    found = generators.build(family, shape, 8, 0, ema=0.9)
+    found = families.build(family, shape, 8, 0, ema=0.9)
     made = found.sample(torch.zeros(3, dtype=torch.int64), torch.Generator().manual_seed(0))
     assert made.shape == (3, *shape) and made.dtype == torch.float32
     assert made.min() >= -1 and made.max() <= 1
@@ -95,7 +99,7 @@ def test_a_state_carries_on_where_it_was_taken(family):
         whole.train_step(*batch(), draws["noise"])
     state, drawn = json_like(whole.state_dict()), draws.state_dict()
     torch.manual_seed(99)
-    other, again = generators.build(family, (1, 8, 8), 8, 3, ema=0.9), Draws(4, ("noise",))
+    other, again = families.build(family, (1, 8, 8), 8, 3, ema=0.9), Draws(4, ("noise",))
     other.load_state_dict(state)
     again.load_state_dict(drawn)
     for _ in range(2):
@@ -156,7 +160,7 @@ def test_the_flow_learns_and_so_does_the_vae():
 def test_impossible_networks_are_refused(options, named):
     settings = {"shape": (1, 8, 8), "width": 8} | options
     with pytest.raises(UserError, match=named):
-        generators.build("flow", classes=0, **settings)
+        families.build("flow", classes=0, **settings)
 
 
 # --- moving averages, latents, samplers, guidance ---
@@ -323,24 +327,24 @@ class Lost(BaseException):
 def test_an_interrupted_trial_goes_on_bit_for_bit(family, tmp_path):
     config = SMALL | {"family": family, "epochs": 3, "ema": 0.9}
 
-    def run(study: Path, fail_at: int | None = None) -> trial.Spec:
-        spec = trial.Spec("one", config, {}, study, "frechet", "min")
+    def run(study: Path, fail_at: int | None = None) -> running.Spec:
+        spec = running.Spec("one", config, {}, study, "frechet", "min")
 
         def forward(row: trial.Row) -> None:
             if row["epoch"] == fail_at:
                 raise Lost
 
-        trial.run(train_generator, spec, forward)
+        trial_run.run(train_generator, spec, forward)
         return spec
 
     whole = run(tmp_path / "whole")
     for epoch in (1, 3):  # the last one: all is trained, but nothing stored for the report
         with pytest.raises(Lost):
             run(tmp_path / "broken", epoch)
-        assert trial.read_result(tmp_path / "broken" / "trials" / "one") is None
+        assert records.read_result(tmp_path / "broken" / "trials" / "one") is None
         torch.manual_seed(123)
     broken = run(tmp_path / "broken")
-    rows = [without_times(trial.read_rows(spec.folder)) for spec in (whole, broken)]
+    rows = [without_times(records.read_rows(spec.folder)) for spec in (whole, broken)]
     assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == [1, 2, 3]
     one, two = (torch.load(spec.folder / "best.pt", weights_only=True) for spec in (whole, broken))
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -383,7 +387,7 @@ def test_stored_samples_are_those_that_were_measured(finished):
         found = generation.opened(cfg).reference.measure(
             torch.from_numpy(stored.samples), torch.from_numpy(stored.labels)
         )
-        rows = trial.read_rows(finished / "trials" / name)
+        rows = records.read_rows(finished / "trials" / name)
         reported = min(rows, key=lambda row: row["frechet"])  # the weights that are kept
         assert reported["epoch"] == stored.epoch
         for measure, value in found.items():

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from core import process, trial
+from core.trial import records, run, running, worker
 from tests.conftest import ROOT
 
 pytestmark = [
@@ -32,9 +32,9 @@ def test_a_trial_over_its_cap_fails_alone_and_leaves_the_card_free(tmp_path):
     def greedy(config, report):
         torch.empty(3 * GIB, dtype=torch.uint8, device="cuda")
 
-    spec = trial.Spec("greedy", {"seed": 0}, {}, tmp_path, "val_accuracy", "max")
-    trial.run(greedy, spec, lambda row: None, trial.Attempt(memory=2 * GIB))
-    result = trial.read_result(spec.folder)
+    spec = running.Spec("greedy", {"seed": 0}, {}, tmp_path, "val_accuracy", "max")
+    run.run(greedy, spec, lambda row: None, running.Attempt(memory=2 * GIB))
+    result = records.read_result(spec.folder)
     assert result is not None and result["state"] == "failed"
     assert result["error"].startswith("out of GPU memory: asked for 3.00 GiB more with 0.00 GiB")
     assert "over its slot of 2.00 GiB" in result["error"]
@@ -44,11 +44,11 @@ def test_a_trial_over_its_cap_fails_alone_and_leaves_the_card_free(tmp_path):
 
 
 def test_peaks_are_of_one_trial_and_memory_is_given_back():
-    process.reset(0, 1, 2 * GIB)
+    worker.reset(0, 1, 2 * GIB)
     held = torch.ones(2**28, device="cuda")  # 1 GiB
-    first = process.peak_memory()
+    first = worker.peak_memory()
     assert 1024 <= (first["peak_allocated_mib"] or 0) <= (first["peak_memory_mib"] or 0) < 1200
     del held
-    process.release()
-    process.reset(0, 1, 2 * GIB)
-    assert (process.peak_memory()["peak_memory_mib"] or 0) < 100
+    worker.release()
+    worker.reset(0, 1, 2 * GIB)
+    assert (worker.peak_memory()["peak_memory_mib"] or 0) < 100

@@ -19,11 +19,13 @@ from PIL import Image
 
 from analysis import gradcam, gradcam_page, report
 from analysis.results import load, load_predictions
-from core import data, synthetic_birds
-from core.engine import command_line
+from core.data import images
+from core.data.batches import Batches
+from core.data.synthetic import birds
 from core.errors import UserError
-from core.resnet import load_weights, resnet
-from core.training import Batches, evaluate
+from core.models.resnet import load_weights, resnet
+from core.study.command import command_line
+from core.training.epoch import evaluate
 from studies.norms import study
 from tests.conftest import ROOT
 from tests.test_analysis_report import assert_self_contained
@@ -81,8 +83,8 @@ def network(path: Path):
     return load_weights(model, path / "checkpoints" / "best.pt").eval()
 
 
-def validation(path: Path) -> data.ImageSet:
-    return data.load(synthetic_birds.default_birds(), 20, ("val",))["val"]
+def validation(path: Path) -> images.ImageSet:
+    return images.load(birds.default_birds(), 20, ("val",))["val"]
 
 
 # ---- maps ----
@@ -291,7 +293,7 @@ def test_maps_beat_random_ones(found):
 def test_stored_maps_and_table_are_computed_again(drawn, found):
     shown = found.images[found.images["place"] >= 0].sort_values("place")
     assert len(shown) == len(found.maps) == len(found.pictures)
-    root, model, val = synthetic_birds.default_birds(), network(drawn), validation(drawn)
+    root, model, val = birds.default_birds(), network(drawn), validation(drawn)
     place = {file: number for number, file in enumerate(val.files)}
     for row in shown.itertuples():
         picture = np.array(val.images[place[row.file]])
@@ -374,7 +376,7 @@ def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monke
     def gone():
         raise UserError("no images here")
 
-    monkeypatch.setattr(synthetic_birds, "default_birds", gone)
+    monkeypatch.setattr(birds, "default_birds", gone)
     again = gradcam.sections(load(copied))
     assert [section.title for section in again[1:]] == [f"Grad-CAM: {name}" for name in SEVEN]
     assert [section.optional for section in again] == [False] + [True] * len(SEVEN)
@@ -420,7 +422,7 @@ def test_bad_input_is_one_sentence(copied, tmp_path, capsys):
     said = refused(capsys, copied, "--classes", "Hoopoe", "Dodo")
     assert "no Dodo" in said and "Hoopoe" in said and "White-Breasted Waterhen" in said
     assert "does not exist" in refused(capsys, copied, "--data-dir", tmp_path / "nothing")
-    few = synthetic_birds.make_birds(tmp_path / "few", 2, 1, 1)
+    few = birds.make_birds(tmp_path / "few", 2, 1, 1)
     assert "other classes" in refused(capsys, copied, "--data-dir", few)
 
     weights, told = copied / "checkpoints" / "best.pt", copied / "checkpoints" / "best.json"

@@ -42,7 +42,7 @@ def test_everything_is_in_it_and_nothing_of_this_machine(made, tmp_path):
     inside = {name.removeprefix(top) for name in names}
     results = "results/voc/demo/"
     for wanted in (
-        "README.txt", "requirements.txt", "code/core/study.py", "code/pyproject.toml",
+        "README.txt", "requirements.txt", "code/core/study/declare.py", "code/pyproject.toml",
         "code/analysis/templates/browse.js", f"{results}report.pdf", f"{results}report.html",
         f"{results}checkpoints/best.pt", f"{results}predictions/seed=0.npz",
         f"{results}tables/average_precision.csv", f"{results}study.json",

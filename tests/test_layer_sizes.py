@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from core.layer_sizes import NEVER, as_text, convolved, expected, layer_sizes
-from core.small_cnn import SmallCNN
+from core.layers.sizes import NEVER, as_text, convolved, expected, layer_sizes
+from core.models.small_cnn import SmallCNN
 
 small = st.integers(1, 5)
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from core.errors import UserError
-from core.memory import WORKSPACE, counted, fit, measure, share, step_bytes
-from core.resnet import resnet
-from core.training import RECIPES, Precision, optimizer_and_schedule, train_epoch
+from core.models.memory import WORKSPACE, counted, fit, measure, share, step_bytes
+from core.models.resnet import resnet
+from core.training.epoch import train_epoch
+from core.training.recipe import RECIPES, Precision, optimizer_and_schedule
 
 MIB, GIB = 2**20, 2**30
 

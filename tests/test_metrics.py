@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from core.metrics import ConfusionMatrix
+from core.training.metrics import ConfusionMatrix
 
 
 @settings(deadline=None, max_examples=60)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from core.engine import command_line
 from core.errors import StorageError, UserError
-from core.mirror import Mirror, is_remote
+from core.storage.mirror import Mirror, is_remote
+from core.study.command import command_line
 from tests.conftest import ROOT, S3_KEYS, s3_client, s3_server
 from tests.toy import study
 
@@ -76,7 +76,7 @@ def test_a_killed_study_goes_on_on_a_machine_that_has_only_the_bucket(
     command_line(study, ["--local", "--results-dir", str(tmp_path / "whole")])
     script = (
         "import os, sys; from tests.toy import *; from core import trial\n"
-        "from core.engine import command_line\n"
+        "from core.study.command import command_line\n"
         "save = trial.save\n"
         "def lost(state, row):\n"
         "    save(state, row)\n"

@@ -11,9 +11,9 @@ import torch
 import torchvision
 
 from core.errors import UserError
-from core.models import digest_of, load_classifier, load_fitting
-from core.resnet import resnet
-from core.storage import write_json
+from core.models.classifier import digest_of, load_classifier, load_fitting
+from core.models.resnet import resnet
+from core.storage.files import write_json
 
 
 def saved(model: torch.nn.Module, path: Path) -> Path:

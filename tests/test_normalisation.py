@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from core import normalisation
 from core.errors import UserError
-from core.normalisation import first_norm, of_file, settle
+from core.models import normalisation
+from core.models.normalisation import first_norm, of_file, settle
 
 
 def threshold(at: float, std: float = 0.05) -> nn.Module:

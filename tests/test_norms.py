@@ -16,8 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from core import norms
-from core.norms import (
+from core.layers import kernels, norms, planes
+from core.layers.norms import (
     NORMS,
     BatchInstanceNorm,
     BatchNorm,
@@ -138,9 +138,9 @@ def test_equals_torch(norm, shape, memory_format, training):
 @pytest.mark.parametrize("mean", [1.0, 50.0], ids=["plain", "centred"])
 @pytest.mark.parametrize("norm", OURS)
 def test_many_chunks(norm, mean, memory_format, monkeypatch):
-    monkeypatch.setattr(norms, "CPU_CHUNK", 192)
+    monkeypatch.setattr(planes, "CPU_CHUNK", 192)
     shape = (5, 16, 6, 10)
-    layout = norms._layout(make_input(shape, memory_format))
+    layout = planes.layout_of(make_input(shape, memory_format))
     assert -(-layout.blocks[0] // layout.step) > 3
     ours, torchs = make_pair(norm, shape[1])
     x, dy = make_input(shape, memory_format, mean), make_input(shape, memory_format).detach()
@@ -288,7 +288,7 @@ def test_training_with_either_batch_norm_is_the_same_training():
 def test_large_batch_norm_agrees_to_rounding():
     ours, torchs = random_batch_norms(4)
     shape = (5, 4, 256, 256)
-    assert torch.Size(shape).numel() > norms.ORDERED_LIMIT
+    assert torch.Size(shape).numel() > kernels.ORDERED_LIMIT
     x, dy = (make_input(shape, mean=m).detach().float() for m in (1.0, 0.0))
     expected = results(torchs.double(), x.double().requires_grad_(), dy.double())
     got = results(ours, x.requires_grad_(), dy)
@@ -736,7 +736,7 @@ def test_names():
     assert not list(NORMS["none"](8).parameters())
     for norm in OURS:
         layer = NORMS[norm](8)
-        assert type(layer).__module__ == "core.norms"
+        assert type(layer).__module__ == "core.layers.norms"
         names = set(layer.state_dict())
         assert {"weight", "bias"} <= names
         buffers = {"running_mean", "running_var", "num_batches_tracked"}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from core.engine import command_line
 from core.errors import Diverged
+from core.study.command import command_line
 from tests import voc_results
 from tests.test_structure import STUDIES
 

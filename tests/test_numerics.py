@@ -13,8 +13,10 @@ import torch
 
 from analysis.provenance import banners
 from analysis.results import load
-from core import fleet, instruction_set, numerics, trial
-from core.engine import command_line
+from core import instruction_set, numerics
+from core.cluster import fleet
+from core.study.command import command_line
+from core.trial import api
 from tests import analysis_results
 from tests.conftest import ROOT
 from tests.toy import study
@@ -113,8 +115,8 @@ def test_the_sentence_names_the_groups_that_differ():
 
 
 def test_a_trial_keeps_the_digests_of_all_its_processes():
-    assert trial._both("", "a") == trial._both("a", "a") == "a"
-    assert trial._both("a", "b") == trial._both("a, b", "b") == "a, b"
+    assert api._both("", "a") == api._both("a", "a") == "a"
+    assert api._both("a", "b") == api._both("a, b", "b") == "a, b"
 
 
 def test_a_node_of_a_cluster_tells_its_digits(tmp_path):

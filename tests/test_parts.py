@@ -10,7 +10,7 @@ import importlib
 import pandas as pd
 import pytest
 
-from core.engine import command_line
+from core.study.command import command_line
 
 PARTS = {
     ("norms", "norms"): ["norm=torch_bn,none", "train_images=50", "val_images=25"],

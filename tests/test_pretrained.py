@@ -7,9 +7,9 @@ import torch
 from torchvision.models import ResNet18_Weights
 from torchvision.models import resnet18 as build
 
-from core import pretrained
 from core.errors import UserError
-from core.weights import load_state
+from core.models import pretrained
+from core.models.weights import load_state
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.errors import UserError
-from core.norms import NORMS
-from core.resnet import load_weights, resnet
+from core.layers.norms import NORMS
+from core.models.resnet import load_weights, resnet
 
 
 @pytest.mark.parametrize(("n", "count"), [(1, 76_265), (2, 173_481), (3, 270_697), (5, 465_129)])

@@ -9,10 +9,12 @@ import pytest
 import scipy
 import torch
 
-from core import sample_copies, sample_features, sample_quality, small_images
+from core.data import small
 from core.errors import UserError
-from core.sample_features import quantised, scaled, yardsticks
-from core.sample_quality import balance, frechet, moments, nearest, prdc
+from core.generation import copies, quality
+from core.generation import features as sample_features
+from core.generation.features import quantised, scaled, yardsticks
+from core.generation.quality import balance, frechet, moments, nearest, prdc
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -84,7 +86,7 @@ def naive_prdc(real: np.ndarray, made: np.ndarray, k: int) -> dict[str, float]:
 
 @pytest.mark.parametrize(("n", "m", "k"), [(30, 30, 5), (41, 23, 3), (12, 40, 1)])
 def test_precision_recall_density_coverage_equal_naive_loops(n, m, k, monkeypatch):
-    monkeypatch.setattr(sample_quality, "_ROWS", 7)  # several parts, the last one smaller
+    monkeypatch.setattr(quality, "_ROWS", 7)  # several parts, the last one smaller
     real, made = features(n, 4, 5), features(m, 4, 6, 0.5)
     expected = naive_prdc(real.numpy(), made.numpy(), k)
     found = prdc(real, made, k)
@@ -105,7 +107,7 @@ def test_balance_is_one_for_equal_and_zero_for_one_class():
 
 
 def test_nearest_images_equal_a_naive_search(monkeypatch):
-    monkeypatch.setattr(sample_quality, "_ROWS", 3)
+    monkeypatch.setattr(quality, "_ROWS", 3)
     generator = torch.Generator().manual_seed(0)
     images, among = (
         torch.randint(0, 256, (n, 2, 4, 4), generator=generator, dtype=torch.uint8) for n in (8, 20)
@@ -266,9 +268,9 @@ def photographs(shared_data) -> dict[str, torch.Tensor]:
 
 
 def test_planted_copies_of_photographs_are_found_and_unseen_ones_are_not(photographs):
-    check = sample_copies.CopyCheck(photographs["train"])
-    limit = sample_copies.threshold(check.ratios(photographs["held_out"]))
-    for kind, images in sample_copies.plant(photographs["train"]).items():
+    check = copies.CopyCheck(photographs["train"])
+    limit = copies.threshold(check.ratios(photographs["held_out"]))
+    for kind, images in copies.plant(photographs["train"]).items():
         assert len(images) == 100
         assert int((check.ratios(images) < limit).sum()) >= 90, kind
     # Shifts of another kind than `plant` makes: up and to the left, wrapped around.
@@ -279,25 +281,25 @@ def test_planted_copies_of_photographs_are_found_and_unseen_ones_are_not(photogr
 
 def test_planted_copies_of_the_embedded_digits():
     """The rates that docs/generation.md states."""
-    sets = small_images.load("digits", None, 16)
+    sets = small.load("digits", None, 16)
     train, held_out = (torch.from_numpy(sets[k].images[:, :1].copy()) for k in ("train", "val"))
-    check = sample_copies.CopyCheck(train)
+    check = copies.CopyCheck(train)
     unseen = check.ratios(held_out)
-    limit = sample_copies.threshold(unseen)
+    limit = copies.threshold(unseen)
     found = {
         kind: float((check.ratios(images) < limit).double().mean())
-        for kind, images in sample_copies.plant(train).items()
+        for kind, images in copies.plant(train).items()
     }
     assert found["exact"] == found["mirrored"] == found["shifted"] == 1
     assert 0.4 < found["blended"] < 0.7
-    assert sample_copies.false_alarms(unseen) <= 0.01
+    assert copies.false_alarms(unseen) <= 0.01
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
 def test_copies_are_found_at_every_size_and_flat_images_are_none(size):
     generator = torch.Generator().manual_seed(0)
     train = torch.randint(0, 256, (70, 3, size, size), generator=generator, dtype=torch.uint8)
-    check = sample_copies.CopyCheck(train)
+    check = copies.CopyCheck(train)
     assert check.ratios(train[:5].flip(3)).max() < 0.01
     assert check.ratios(torch.full_like(train[:2], 90)).min() > 0.99
     new = torch.randint(0, 256, (5, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -306,9 +308,9 @@ def test_copies_are_found_at_every_size_and_flat_images_are_none(size):
 
 def test_the_threshold_lets_half_a_per_cent_through_and_halves_judge_each_other():
     ratios = torch.arange(400) / 400
-    assert sample_copies.threshold(ratios) == ratios[2]
-    assert sample_copies.threshold(ratios[5:20]) == ratios[5]  # too few: none lies below
-    assert sample_copies.threshold(ratios[300:]) == sample_copies.LIMIT
+    assert copies.threshold(ratios) == ratios[2]
+    assert copies.threshold(ratios[5:20]) == ratios[5]  # too few: none lies below
+    assert copies.threshold(ratios[300:]) == copies.LIMIT
     falling = torch.cat([torch.full((50,), 0.2), torch.full((50,), 0.9)])[torch.arange(100) % 100]
     mixed = torch.stack([falling, torch.full((100,), 0.5)], 1).flatten()  # halves that differ
-    assert sample_copies.false_alarms(mixed) == pytest.approx(50 / 200)
+    assert copies.false_alarms(mixed) == pytest.approx(50 / 200)

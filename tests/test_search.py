@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from core import trial
-from core.engine import command_line
 from core.study import Range
+from core.study.command import command_line
+from core.trial import running
 from tests.conftest import ROOT
 from tests.faults import watch_writes
 from tests.toy import study
@@ -96,7 +96,7 @@ def fail_once(folder: Path, *names: str) -> None:
     """Run a search in which these trials find the disk full after their first epoch."""
 
     def reached(step: str) -> None:
-        current = trial._current.get()
+        current = running.current.get()
         if current is not None and current.spec.name in names and current.rows:
             raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import slots
+from core.cluster import slots
+from core.cluster.fleet import Fleet
+from core.cluster.slots import Node, on_node, parse_memory
 from core.errors import UserError
-from core.fleet import Fleet
-from core.slots import Node, on_node, parse_memory
 
 GIB = 2**30
 TWO = 2 * GIB

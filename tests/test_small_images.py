@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 from torchvision.transforms import ToTensor
 
-from core import small_images
+from core.data import small
+from core.data.small import SmallImages, describe, for_display, load, resolve, to_tensor
 from core.errors import UserError
-from core.small_images import SmallImages, describe, for_display, load, resolve, to_tensor
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_the_cache_gives_the_same_as_a_fresh_one(tmp_path, monkeypatch):
 
 def test_a_damaged_cache_is_told(tmp_path, monkeypatch):
     load("digits", None, 8)
-    small_images._opened.cache_clear()
+    small._opened.cache_clear()
     [array] = (tmp_path / "cache" / "small").glob("*/train.npy")
     array.write_bytes(array.read_bytes()[:50])
     with pytest.raises(UserError, match=r"damaged.*delete it"):

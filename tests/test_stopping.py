@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core import options
-from core.engine import command_line
-from core.options import Options
-from core.stopping import Halving, Stopping, plateau
-from core.study import Study
+from core.study import Study, options
+from core.study.command import command_line
+from core.study.options import Options
+from core.trial.stopping import Halving, Stopping, plateau
 from tests.conftest import ROOT
 from tests.toy import study
 

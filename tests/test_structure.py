@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.study import Study, plan
+from core.study import Study
+from core.study.plan import plan
 from tests.conftest import ROOT
 
 MAY_KNOW = {

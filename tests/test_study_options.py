@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from core import options
-from core.engine import command_line
 from core.errors import UserError
-from core.study import Part, plan
+from core.study import Part, options
+from core.study.command import command_line
+from core.study.plan import plan
 from tests import toy
 
 

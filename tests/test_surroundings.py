@@ -21,10 +21,12 @@ import pytest
 from rich.console import Console
 
 from analysis import tables
-from core import data, engine, scratch, slots
-from core.engine import command_line
+from core import provenance
+from core.cluster import address as engine
 from core.errors import UserError
-from core.progress import Progress, patient_output
+from core.storage import cache, scratch
+from core.study.command import command_line
+from core.study.progress import Progress, patient_output
 from tests.conftest import ROOT
 from tests.toy import study
 
@@ -152,7 +154,7 @@ def test_signs_that_an_encoding_lacks_are_spelled(monkeypatch):
 
 def test_closed_outputs_are_none_of_the_files_opened_later(tmp_path):
     """As with `>&- 2>&-`: the first file opened would get the number of standard output."""
-    script = "from core.progress import patient_output\nimport os, sys\n"
+    script = "from core.study.progress import patient_output\nimport os, sys\n"
     script += "with patient_output():\n    print('x'); print('y', file=sys.stderr)\n"
     script += f"    number = os.open({str(tmp_path / 'file')!r}, os.O_CREAT)\n"
     script += "    sys.exit(number > 2 and all(os.path.exists(f'/dev/fd/{n}') for n in range(3)))\n"
@@ -272,11 +274,11 @@ def test_the_cache_needs_no_home(monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of whom the system knows nothing
     with pytest.raises(UserError, match="set LABTUNE_CACHE"):
-        data.cache_dir()
+        cache.cache_dir()
 
 
 def test_cores_are_those_that_this_process_may_use(tmp_path):
-    script = "from core.slots import cores_here; print(cores_here())"
+    script = "from core.cluster.slots import cores_here; print(cores_here())"
     one = str(min(os.sched_getaffinity(0)))
     done = subprocess.run(
         ["taskset", "-c", one, sys.executable, "-c", script],
@@ -301,7 +303,7 @@ def test_cores_are_those_that_this_process_may_use(tmp_path):
             file.write_text(f"{content}\n")
             if "quota" in name:
                 file.with_name("cpu.cfs_period_us").write_text("100000\n")
-        assert slots._quotas(root) == cores
+        assert provenance._quotas(root) == cores
 
 
 @pytest.mark.parametrize(

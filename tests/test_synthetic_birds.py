@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import data, synthetic_birds
+from core.data import folders, images
+from core.data.synthetic import birds as synthetic_birds
+from core.data.synthetic.birds import SYNTHETIC, default_birds, make_birds
+from core.data.synthetic.species import CLASSES, SPECIES
 from core.errors import StorageError, UserError
-from core.synthetic_birds import CLASSES, SPECIES, SYNTHETIC, default_birds, make_birds
 from tests.faults import fail_reads
 
 LAB_CLASSES = (  # as the lab's text writes them
@@ -48,20 +50,20 @@ def hashes(root: Path) -> dict[str, str]:
 
 def test_25_species_with_the_lab_s_seven():
     assert len(set(CLASSES)) == 25 and list(CLASSES) == sorted(CLASSES)
-    matched = {data.match_class(name, CLASSES) for name in LAB_CLASSES}
+    matched = {folders.match_class(name, CLASSES) for name in LAB_CLASSES}
     assert None not in matched and len(matched) == 7
 
 
 def test_is_an_image_folder(birds, tmp_path, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path))
-    listing = data.scan(birds)
+    listing = folders.scan(birds)
     assert listing.classes == CLASSES
     assert {split: len(files) for split, files in listing.files.items()} == {"train": 75, "val": 50}
     assert not any("masks" in file.path for files in listing.files.values() for file in files)
-    sets = data.load(birds, 16)
-    assert data.duplicates(sets["train"], sets["val"]) == []
+    sets = images.load(birds, 16)
+    assert images.duplicates(sets["train"], sets["val"]) == []
     assert len(set(sets["train"].digests + sets["val"].digests)) == 125
-    assert data.describe(sets, synthetic=SYNTHETIC)["kind"] == "synthetic"
+    assert images.describe(sets, synthetic=SYNTHETIC)["kind"] == "synthetic"
 
 
 def test_pictures_are_jpeg_files_of_different_sizes_and_qualities(birds):
@@ -132,7 +134,7 @@ def test_default_birds_are_made_once(cache):
     synthetic_birds._default_birds.cache_clear()  # as in another process
     assert default_birds() == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
-    assert data.scan(folder).classes == CLASSES[:2]
+    assert folders.scan(folder).classes == CLASSES[:2]
     assert not list(cache.glob(".*"))
 
 
@@ -189,7 +191,7 @@ def test_a_linear_model_on_the_pixels_stays_under_50_percent():
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from threadpoolctl import threadpool_limits
 
-    sets = data.load(default_birds(), 20)
+    sets = images.load(default_birds(), 20)
     x, v = (np.float32(sets[split].images).reshape(len(sets[split]), -1) for split in sets)
     mean, std = x.mean(axis=0), x.std(axis=0)
     x, v = (x - mean) / std, (v - mean) / std

@@ -11,6 +11,8 @@ import torch
 
 from analysis.results import load_predictions
 from core import trial
+from core.trial import records, running
+from core.trial import run as trial_run
 
 VALUES = [0.2, 0.9, 0.4, 0.9]  # of the metric: the second epoch is the best
 
@@ -50,12 +52,12 @@ def scripted(values: list[float], lose: int = 0):
 
 def run(study: Path, values: list[float], lose: int = 0) -> dict:
     """Run the trial until it is lost, if it is to be, and to its end; return its result."""
-    spec = trial.Spec("t", {"seed": 0, "epochs": len(values)}, {}, study, "val_accuracy", "max")
+    spec = running.Spec("t", {"seed": 0, "epochs": len(values)}, {}, study, "val_accuracy", "max")
     if lose:
         with pytest.raises(Lost):
-            trial.run(scripted(values, lose), spec, lambda row: None)
-    trial.run(scripted(values), spec, lambda row: None)
-    result = trial.read_result(spec.folder)
+            trial_run.run(scripted(values, lose), spec, lambda row: None)
+    trial_run.run(scripted(values), spec, lambda row: None)
+    result = records.read_result(spec.folder)
     assert result is not None and result["state"] == "finished"
     return result
 

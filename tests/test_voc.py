@@ -13,10 +13,14 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from core import folds, multilabel, pretrained, synthetic_voc, trial
-from core.engine import command_line
+from core import trial
+from core.data import folds
+from core.data.annotations import VOC_CLASSES
+from core.data.synthetic import scenes
 from core.errors import Diverged, UserError
-from core.voc import VOC_CLASSES
+from core.models import pretrained
+from core.study.command import command_line
+from core.training import multilabel
 from studies.voc import study
 from tests.test_voc_data import thing, write
 from trainables.voc import Config, describe_images, images, train_voc
@@ -27,7 +31,7 @@ SMALL = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 24, "lr
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """Forty training and twenty validation pictures."""
-    return synthetic_voc.make_voc(tmp_path_factory.mktemp("voc") / "set", train=40, val=20)
+    return scenes.make_voc(tmp_path_factory.mktemp("voc") / "set", train=40, val=20)
 
 
 def train(pictures: Path, **settings) -> list[dict]:
@@ -245,10 +249,10 @@ def stored(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 def test_no_image_is_scored_by_a_model_that_trained_on_it(crossed, pictures):
     """The files that each model trained on are noted where it read them, and checked here."""
-    main = synthetic_voc.FOLDER + "/ImageSets/Main/"
+    main = scenes.FOLDER + "/ImageSets/Main/"
     listed = {
         split: {
-            f"{synthetic_voc.FOLDER}/JPEGImages/{name}.jpg"
+            f"{scenes.FOLDER}/JPEGImages/{name}.jpg"
             for name in (pictures / f"{main}{split}.txt").read_text().split()
         }
         for split in ("train", "val")
@@ -267,7 +271,7 @@ def test_no_image_is_scored_by_a_model_that_trained_on_it(crossed, pictures):
 
 def test_a_fold_trial_trains_on_the_images_it_names(pictures, monkeypatch):
     """Look at the pixels that reach the network, not at what is said about them."""
-    from core import voc as voc_data
+    from core.data import voc as voc_data
 
     sets = voc_data.load(pictures, 32)
     known = {image.tobytes(): file for image, file in zip(
@@ -447,11 +451,11 @@ def test_bad_data_end_with_one_sentence_and_code_2(pictures, tmp_path, capsys):
     assert "only 40 training images" in refusal(capsys, *here, *none, "--set", "batch_size=41")
     assert "say with --data-dir" in refusal(capsys, "--scale", "full", "--download", *results)
     assert "nowhere.pt" in refusal(capsys, *here, "--weights", str(tmp_path / "nowhere.pt"))
-    annotations = copied / synthetic_voc.FOLDER / "Annotations"
+    annotations = copied / scenes.FOLDER / "Annotations"
     (annotations / "synthetic_000001.xml").write_text("")
     assert "000001.xml (empty)" in refusal(capsys, "--data-dir", str(copied), *results)
     (copied / "classes.txt").write_text("dragon\n")
-    main = copied / synthetic_voc.FOLDER / "ImageSets/Main"
+    main = copied / scenes.FOLDER / "ImageSets/Main"
     (main / "val.txt").write_text("nowhere\n")
     assert "val.txt names nowhere" in refusal(capsys, "--data-dir", str(copied), *results)
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").rglob("*.json"))

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from core import synthetic_voc, voc, voc_archive
+from core.data import annotations, devkit, voc
+from core.data import archive as voc_archive
+from core.data.synthetic import scenes
 from core.errors import UserError
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
@@ -55,11 +57,11 @@ def small(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> Path:
-    return synthetic_voc.make_voc(tmp_path_factory.mktemp("voc") / "set", train=60, val=30)
+    return scenes.make_voc(tmp_path_factory.mktemp("voc") / "set", train=60, val=30)
 
 
 def label(name: str) -> int:
-    return voc.VOC_CLASSES.index(name)
+    return annotations.VOC_CLASSES.index(name)
 
 
 # --- what is read ---
@@ -68,7 +70,7 @@ def label(name: str) -> int:
 def test_labels_of_the_real_photographs(shared_data):
     expected = pd.read_csv(shared_data.parent / "reference" / "voc-labels.csv", index_col="image")
     sets = voc.load(shared_data / "VOCdevkit", 16)
-    assert tuple(expected.columns) == sets["train"].classes == voc.VOC_CLASSES
+    assert tuple(expected.columns) == sets["train"].classes == annotations.VOC_CLASSES
     seen = []
     for s in sets.values():
         for file, row in zip(s.files, s.labels, strict=True):
@@ -80,7 +82,7 @@ def test_labels_of_the_real_photographs(shared_data):
 
 def test_labels_of_the_real_photographs_are_those_of_their_lists(shared_data):
     folder = shared_data / "VOCdevkit" / "VOC2012"
-    kit = voc.read_devkit(folder)
+    kit = devkit.read_devkit(folder)
     for split in ("train", "val"):
         labels = voc.labels_of(kit.boxes[split], 20)
         for c, name in enumerate(kit.classes):
@@ -102,7 +104,7 @@ def test_difficult_objects_by_option(small, difficult, dogs):
 
 def test_boxes_are_kept(small):
     box = voc.load(small, 8)["train"].boxes[0][1]
-    assert box == voc.Box(label("dog"), (1, 2, 9, 8), True)
+    assert box == devkit.Box(label("dog"), (1, 2, 9, 8), True)
 
 
 def test_an_image_listed_twice_is_there_once(small):
@@ -149,7 +151,7 @@ def test_a_data_set_with_classes_of_its_own(tmp_path, monkeypatch):
     assert sets["train"].classes == ("helmet", "vest")
     assert sets["train"].labels.tolist() == [[1, 1], [0, -1]]
     (kit / "classes.txt").write_text("vest\nhelmet\n")
-    voc._read_devkit.cache_clear()
+    devkit._read_devkit.cache_clear()
     assert voc.load(kit, 8)["train"].labels.tolist() == [[1, 1], [-1, 0]]
 
 
@@ -164,8 +166,8 @@ def test_lists_per_class_name_the_classes(small):
 
 def test_vocs_own_classes_may_lack_examples(small):
     sets = voc.load(small, 8)
-    assert sets["train"].classes == voc.VOC_CLASSES
-    described = voc.describe(sets, voc.read_devkit(small), None)
+    assert sets["train"].classes == annotations.VOC_CLASSES
+    described = voc.describe(sets, devkit.read_devkit(small), None)
     assert "aeroplane" in described["untrained"] and "aeroplane" in described["notes"][0]
     with pytest.raises(UserError, match="no training example of aeroplane"):
         voc.load(small, 8, untrained="refuse")
@@ -178,7 +180,7 @@ def test_nothing_is_written_into_the_root(small):
 
 
 def test_a_description_holds_no_path_and_tells_labels_apart(small):
-    kit = voc.read_devkit(small)
+    kit = devkit.read_devkit(small)
     described = [
         voc.describe(voc.load(small, 8, difficult=d), kit, None) for d in ("ignore", "positive")
     ]
@@ -215,10 +217,10 @@ BAD = {
 def test_a_bad_annotation_is_one_sentence_with_its_path(generated, tmp_path, kind):
     root = shutil.copytree(generated, tmp_path / "set")
     content, told = BAD[kind]
-    path = root / synthetic_voc.FOLDER / "Annotations" / "synthetic_000003.xml"
+    path = root / scenes.FOLDER / "Annotations" / "synthetic_000003.xml"
     path.write_text(content)
     with pytest.raises(UserError) as error:
-        voc.read_devkit(root)
+        devkit.read_devkit(root)
     text = str(error.value)
     assert str(path) in text and told in text and "\n" not in text
 
@@ -227,13 +229,13 @@ def test_all_bad_annotations_are_told_at_once(small):
     (small / "Annotations/a.xml").write_text("")
     (small / "Annotations/c.xml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"a\.xml \(empty\).*c\.xml \(.*--skip-broken"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 def test_a_listed_image_that_is_missing(small):
     (small / "ImageSets/Main/val.txt").write_text("c\nnowhere\n")
     with pytest.raises(UserError, match=r"val\.txt names nowhere: no such image"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_a_listed_image_that_is_missing(small):
 def test_a_list_that_cannot_be_used(small, content, told):
     (small / "ImageSets/Main/train.txt").write_text(content)
     with pytest.raises(UserError, match=told):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 def test_folders_and_lists_that_are_missing(small, tmp_path):
@@ -291,7 +293,7 @@ def test_apple_double_files_are_no_lists(small, tmp_path):
     (small / "JPEGImages/._a.jpg").write_bytes(b"\0\5\x16\7")
     (small.parent / "__MACOSX/VOC2012/ImageSets/Main").mkdir(parents=True)
     for root in (small.parent, pack(small, tmp_path / "mac.tar")):
-        assert voc.load(root, 8)["train"].classes == voc.VOC_CLASSES
+        assert voc.load(root, 8)["train"].classes == annotations.VOC_CLASSES
 
 
 LISTS = {
@@ -309,7 +311,7 @@ LISTS = {
 def test_lists_as_programs_write_them(small, kind):
     for split, text in zip(("train", "val"), LISTS[kind], strict=True):
         (small / f"ImageSets/Main/{split}.txt").write_text(text)
-    kit = voc.read_devkit(small)
+    kit = devkit.read_devkit(small)
     assert [[f.path for f in kit.files[s]] for s in ("train", "val")] == [
         ["JPEGImages/a.jpg", "JPEGImages/b.jpg"],
         ["JPEGImages/c.jpg"],
@@ -321,13 +323,13 @@ def test_lists_as_programs_write_them(small, kind):
 def test_a_missing_image_is_not_taken_for_another(small, text):
     (small / "ImageSets/Main/train.txt").write_text(text)
     with pytest.raises(UserError, match=r"train\.txt names b \d: no such image"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 def test_an_image_in_both_lists_is_found_however_they_write_it(small):
     (small / "ImageSets/Main/train.txt").write_text("a\nb\n'c.jpg'\n")
     with pytest.raises(UserError, match=r"c in both train\.txt and val\.txt"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 def test_names_with_accents_and_spaces(tmp_path):
@@ -335,7 +337,7 @@ def test_names_with_accents_and_spaces(tmp_path):
     images = {split: [thing(f"{split} au lait")], "my photo 1": [thing(f"{composed} au lait")]}
     images |= {"v.1": [thing("tea"), thing(f"{composed} au lait")], "w": [thing("tea")]}
     lists = {"train": [composed, "my photo 1", "w"], "val": ["v.1"]}
-    kit = voc.read_devkit(write(tmp_path / "kit", images, lists))
+    kit = devkit.read_devkit(write(tmp_path / "kit", images, lists))
     assert kit.classes == (f"{composed} au lait", "tea")
     files = [f"JPEGImages/{split}.jpg", "JPEGImages/my photo 1.jpg", "JPEGImages/w.jpg"]
     assert [f.path for f in kit.files["train"]] == files
@@ -348,14 +350,14 @@ def test_other_lists_name_no_classes(small):
         signed = "".join(f"{n} -1\n" for n in names.split())
         (main / f"fold1_{split}.txt").write_text(names)
         (main / f"background_{split}.txt").write_text(signed)
-    kit = voc.read_devkit(small)
-    assert kit.classes == voc.VOC_CLASSES
+    kit = devkit.read_devkit(small)
+    assert kit.classes == annotations.VOC_CLASSES
     assert kit.notes == ("background is listed as a class, but no object is called so: it is none",)
     for split, names in (("train", "a b"), ("val", "c")):
         for name in ("cat", "dog"):
             (main / f"{name}_{split}.txt").write_text("".join(f"{n}  1\n" for n in names.split()))
-    voc._read_devkit.cache_clear()
-    assert voc.read_devkit(small).classes == ("cat", "dog")
+    devkit._read_devkit.cache_clear()
+    assert devkit.read_devkit(small).classes == ("cat", "dog")
 
 
 FLAGS = {
@@ -368,37 +370,37 @@ FLAGS = {
 def test_difficult_as_programs_write_it(small, text, difficult):
     content = f"<annotation>{thing('cat')}{thing('dog', text)}</annotation>"
     (small / "Annotations/a.xml").write_text(content)
-    box = voc.read_devkit(small).boxes["train"][0][1]
-    assert box == voc.Box(label("dog"), (1, 2, 9, 8), difficult)
+    box = devkit.read_devkit(small).boxes["train"][0][1]
+    assert box == devkit.Box(label("dog"), (1, 2, 9, 8), difficult)
 
 
 def test_boxes_the_wrong_way_round_are_turned_and_counted(small):
     box = BOX.replace("1", "19").replace("2", "18")
     (small / "Annotations/a.xml").write_text(f"<annotation>{thing('cat', 0, box)}</annotation>")
-    kit = voc.read_devkit(small)
-    assert kit.boxes["train"][0] == (voc.Box(label("cat"), (9, 8, 19, 18), False),)
+    kit = devkit.read_devkit(small)
+    assert kit.boxes["train"][0] == (devkit.Box(label("cat"), (9, 8, 19, 18), False),)
     assert kit.notes == ("boxes that ended before they started were turned round: 1 (a.xml)",)
 
 
 def test_images_without_annotation_show_nothing_and_are_counted(small):
     (small / "Annotations/a.xml").unlink()
-    sets, kit = voc.load(small, 8), voc.read_devkit(small)
+    sets, kit = voc.load(small, 8), devkit.read_devkit(small)
     assert (sets["train"].labels[0] == -1).all() and len(sets["train"]) == 2
     told = "images without annotation count as showing none of the classes: 1 of 3 (a)"
     assert told in voc.describe(sets, kit, None)["notes"]
     for name in ("cat", "dog"):  # a part of the annotations was lost: the lists know better
         (small / f"ImageSets/Main/{name}_train.txt").write_text("a  1\nb -1\n")
         (small / f"ImageSets/Main/{name}_val.txt").write_text("c -1\n")
-    voc._read_devkit.cache_clear()
+    devkit._read_devkit.cache_clear()
     with pytest.raises(UserError, match=r"a\.xml \(missing, though the list of a class"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
     for path in (small / "Annotations").iterdir():
         path.rename(small / path.name)
     for path in (small / "ImageSets/Main").glob("*_*"):
         path.unlink()
-    voc._read_devkit.cache_clear()
+    devkit._read_devkit.cache_clear()
     with pytest.raises(UserError, match="no annotation of any listed image in it"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 def test_what_cannot_be_read_is_left_out_on_request(small):
@@ -411,7 +413,7 @@ def test_what_cannot_be_read_is_left_out_on_request(small):
     assert sets["train"].files == ("JPEGImages/b.jpg",)
     assert sets["train"].skipped == ("Annotations/a.xml",)
     assert sets["val"].skipped == ("JPEGImages/nowhere",)
-    skipped = voc.describe(sets, voc.read_devkit(small, None, True), None)["skipped"]
+    skipped = voc.describe(sets, devkit.read_devkit(small, None, True), None)["skipped"]
     assert skipped == ["Annotations/a.xml", "JPEGImages/nowhere"]
 
 
@@ -419,7 +421,7 @@ def test_of_several_files_with_one_name_the_photograph_counts(small):
     Image.new("RGB", (12, 10)).save(small / "JPEGImages/a.bmp")
     (small / "JPEGImages/b.jpg").rename(small / "JPEGImages/b.JPEG")
     Image.new("RGB", (12, 10)).save(small / "JPEGImages/b.PNG")
-    kit = voc.read_devkit(small)
+    kit = devkit.read_devkit(small)
     assert [f.path for f in kit.files["train"]] == ["JPEGImages/a.jpg", "JPEGImages/b.JPEG"]
     (told,) = kit.notes
     assert told.endswith("counts: a.jpg (not a.bmp), b.JPEG (not b.PNG)")
@@ -428,7 +430,7 @@ def test_of_several_files_with_one_name_the_photograph_counts(small):
 def test_an_image_with_another_ending_is_told_so(small):
     (small / "JPEGImages/b.jpg").rename(small / "JPEGImages/b.gif")
     with pytest.raises(UserError, match=r"names b \(there is b\.gif, no image by its ending\)"):
-        voc.read_devkit(small)
+        devkit.read_devkit(small)
 
 
 @pytest.mark.parametrize("names", [("raccoon", "Raccoon"), ("tree frog", "tree-frog")])
@@ -438,19 +440,19 @@ def test_two_spellings_of_a_class_are_refused(tmp_path, names):
     with pytest.raises(
         UserError, match=r"Annotations/\w\.xml \(.*are the same class name"
     ) as error:
-        voc.read_devkit(kit)
+        devkit.read_devkit(kit)
     assert all(name in str(error.value) for name in names)
     (kit / "classes.txt").write_text("\n".join(names))
-    voc._read_devkit.cache_clear()
+    devkit._read_devkit.cache_clear()
     with pytest.raises(UserError, match="are the same class name but for case"):
-        voc.read_devkit(kit)
+        devkit.read_devkit(kit)
 
 
 def test_a_class_on_every_image_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
     images = {name: [thing("raccoon", int(name == "b"))] for name in "abcd"}
     kit = write(tmp_path / "kit", images, {"train": ["a", "b"], "val": ["c", "d"]})
-    notes = voc.describe(voc.load(kit, 8), voc.read_devkit(kit), None)["notes"]
+    notes = voc.describe(voc.load(kit, 8), devkit.read_devkit(kit), None)["notes"]
     assert notes[0].startswith("every image of train.txt that counts shows raccoon: there is no im")
     assert notes[1].endswith("shows raccoon: whatever the network says, its average precision is "
                              "100 %")  # fmt: skip
@@ -477,8 +479,8 @@ def test_a_published_archive_is_read_as_it_is(small, tmp_path):
     archive = pack(small, tmp_path / "VOCtrainval_11-May-2012.tar")
     s = voc.load(archive, 8)["train"]
     assert s.files[0] == "VOCdevkit/VOC2012/JPEGImages/a.jpg"
-    assert (voc.open_root(archive) / s.files[0]).is_file()
-    assert voc.open_root(archive).is_relative_to(tmp_path / "cache")
+    assert (devkit.open_root(archive) / s.files[0]).is_file()
+    assert devkit.open_root(archive).is_relative_to(tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -564,15 +566,15 @@ def test_a_download_without_a_network_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_generated_pictures_are_the_same_each_time(generated, tmp_path):
-    again = synthetic_voc.make_voc(tmp_path / "again", train=60, val=30)
+    again = scenes.make_voc(tmp_path / "again", train=60, val=30)
     for path in generated.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (again / path.relative_to(generated)).read_bytes(), path
 
 
 def test_generated_pictures_are_uneven_and_partly_difficult(generated):
-    kit = voc.read_devkit(generated)
-    assert kit.classes == voc.VOC_CLASSES and not kit.own
+    kit = devkit.read_devkit(generated)
+    assert kit.classes == annotations.VOC_CLASSES and not kit.own
     labels = voc.labels_of((*kit.boxes["train"], *kit.boxes["val"]), 20)
     shown = (labels == 1).sum(0)
     assert shown.min() >= 1 and shown[label("person")] == shown.max() > 4 * np.median(shown) / 2
@@ -587,8 +589,8 @@ def test_generated_pictures_are_uneven_and_partly_difficult(generated):
 
 
 def test_generated_lists_say_what_the_annotations_say(generated):
-    kit = voc.read_devkit(generated)
-    main = generated / synthetic_voc.FOLDER / "ImageSets/Main"
+    kit = devkit.read_devkit(generated)
+    main = generated / scenes.FOLDER / "ImageSets/Main"
     labels = voc.labels_of(kit.boxes["val"], 20)
     for c, name in enumerate(kit.classes):
         told = [
@@ -599,4 +601,4 @@ def test_generated_lists_say_what_the_annotations_say(generated):
 
 def test_a_folder_in_use_is_not_written_over(generated):
     with pytest.raises(UserError, match="not empty"):
-        synthetic_voc.make_voc(generated)
+        scenes.make_voc(generated)

@@ -21,8 +21,8 @@ import pytest
 from rich.console import Console
 
 from analysis import watch
-from core.engine import command_line
-from core.storage import write_json
+from core.storage.files import write_json
+from core.study.command import command_line
 from tests.conftest import ROOT
 from tests.toy import study as toy_study
 
@@ -511,7 +511,7 @@ def test_a_script_that_needs_little(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=plain, cwd=tmp_path)
     assert done.returncode == 0 and "Gr??e?" in done.stdout and "1 trial: 1 waiting" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "core.storage" in loaded and not loaded & {"torch", "ray", "pandas", "numpy"}
+    assert "core.storage.files" in loaded and not loaded & {"torch", "ray", "pandas", "numpy"}
 
 
 class Terminal:

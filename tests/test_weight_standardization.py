@@ -11,20 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from core import ws_check
-from core.pairing import pairs
-from core.resnet import resnet
-from core.weight_standardization import (
-    EPS,
-    WSConv2d,
-    bntoWSconverter,
-    conversion,
-    convert,
-    kernel_scale,
-    setbyname2,
-    standardise,
-    to_plain,
-)
+from core.labs import bntoWSconverter
+from core.layers.convert import conversion, convert, setbyname2, to_plain
+from core.layers.pairing import pairs
+from core.layers.std_conv import EPS, WSConv2d, kernel_scale, standardise
+from core.models import conversion_check
+from core.models.resnet import resnet
 
 SEEDED = settings(
     derandomize=True,
@@ -475,11 +467,11 @@ def test_mode_a_trains_as_the_original_and_mode_b_does_not():
 @pytest.mark.slow
 def test_public_resnet20_keeps_its_predictions(shared_data):
     weights = str(shared_data / "weights" / "cifar10-resnet20.th")
-    model, size, name = ws_check.network(weights)
-    photos = ws_check.load_photos(str(shared_data / "cifar10"), size, "squash", 1000)
+    model, size, name = conversion_check.network(weights)
+    photos = conversion_check.load_photos(str(shared_data / "cifar10"), size, "squash", 1000)
     assert "ResNet-20" in name and len(photos.images) == 1000
-    rows = ws_check.check(model, photos, ("A", "B"), ("float32",))
-    output = [row for row in rows if row.layer == ws_check.OUTPUT]
+    rows = conversion_check.check(model, photos, ("A", "B"), ("float32",))
+    output = [row for row in rows if row.layer == conversion_check.OUTPUT]
     assert len(rows) == 2 * (19 + 1) and len(output) == 2
     for row in output:
         assert row.mae < 1e-4 and row.changed == 0

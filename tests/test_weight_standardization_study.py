@@ -14,10 +14,10 @@ from torch import nn
 from analysis import weight_standardization as analysis
 from analysis import weight_standardization_answers as answers
 from analysis.results import Results, load
-from core.engine import command_line
 from core.errors import TrialError
-from core.normalisation import NORMALISATIONS
-from core.weights import load_state
+from core.models.normalisation import NORMALISATIONS
+from core.models.weights import load_state
+from core.study.command import command_line
 from studies.weight_standardization import study
 from trainables.weight_standardization import WATCHED, Config, Watch, converted, train_converted
 

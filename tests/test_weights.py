@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet18 as build
 
-from core import pretrained, sample_features, ws_check
 from core.errors import UserError
-from core.models import load_classifier
-from core.resnet import load_weights, resnet
-from core.weights import load_state
+from core.generation import features
+from core.models import conversion_check, pretrained
+from core.models.classifier import load_classifier
+from core.models.resnet import load_weights, resnet
+from core.models.weights import load_state
 
 State = dict[str, Tensor]
 
@@ -65,14 +66,14 @@ def test_bfloat16_serves_every_study(tmp_path, state):
         assert model.get_parameter("conv1.weight").dtype == torch.float32
         rounded = state["conv1.weight"].bfloat16().float()
         assert torch.equal(model.get_parameter("conv1.weight"), rounded)
-    assert ws_check.network(path)[1] == 224
+    assert conversion_check.network(path)[1] == 224
 
 
 def test_a_head_may_be_missing_where_it_is_replaced(tmp_path, state):
     path = save({k: v for k, v in state.items() if not k.startswith("fc.")}, tmp_path)
     model = pretrained.resnet18(path, 7)
     assert torch.equal(model.get_parameter("conv1.weight"), state["conv1.weight"])
-    heads = [ws_check.network(path)[0].get_parameter("fc.weight") for _ in range(2)]
+    heads = [conversion_check.network(path)[0].get_parameter("fc.weight") for _ in range(2)]
     assert torch.equal(*heads)
     with pytest.raises(UserError, match=r"missing from the file: fc\.bias, fc\.weight"):
         load_classifier(path, 10)
@@ -90,8 +91,8 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path, sta
         "their digest": lambda: pretrained.digest(path),
         "adaptation": lambda: load_classifier(path, 10),
         "adaptation, named": lambda: load_classifier(f"resnet18:{path}", 10),
-        "weight standardisation": lambda: ws_check.network(path),
-        "generation": lambda: sample_features.inception(path),
+        "weight standardisation": lambda: conversion_check.network(path),
+        "generation": lambda: features.inception(path),
     }
     for name, door in doors.items():
         with pytest.raises(UserError) as refused:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from core.metrics import average_precision
+from core.training.metrics import average_precision
 
 CLASSES = ("aeroplane", "bicycle", "dog", "person", "sofa")
 CONFIG = {

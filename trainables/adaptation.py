@@ -18,13 +18,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from core import adaptation, data, process, synthetic_birds, trial
-from core.adaptation import Method, Order
-from core.augment import normalise
-from core.corruptions import corrupt
+from core import trial
+from core.data import decoding, folders
+from core.data import images as data_images
+from core.data.augment import normalise
+from core.data.synthetic import birds
 from core.errors import Diverged, UserError
-from core.models import Classifier, embedded_images, load_classifier, subset
-from core.normalisation import NORMALISATIONS, OWN, Normalisation, Settled, settle
+from core.models.classifier import Classifier, embedded_images, load_classifier, subset
+from core.models.normalisation import NORMALISATIONS, OWN, Normalisation, Settled, settle
+from core.shift import adaptation
+from core.shift.adaptation import Method, Order
+from core.shift.corruptions import corrupt
+from core.trial import worker
 
 CLEAN = "clean"
 EVAL_BATCH = 125  # images; a measure of speed only, as the model is in evaluation mode
@@ -123,7 +128,7 @@ class Config:
 class Task:
     """What the cells of a study share: the images, and the source model on its device."""
 
-    images: data.ImageSet
+    images: data_images.ImageSet
     source: Classifier
     model: nn.Module
     normalisation: Normalisation = OWN
@@ -196,8 +201,8 @@ def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     layers = adaptation.bn_layers(task.model)
     if settled.far or settled.how in ("guessed", "assumed"):
         print(settled.sentence(), flush=True)
-    synthetic = None if cfg.data_dir else synthetic_birds.SYNTHETIC
-    described = data.describe({"val": task.images}, synthetic=synthetic)
+    synthetic = None if cfg.data_dir else birds.SYNTHETIC
+    described = data_images.describe({"val": task.images}, synthetic=synthetic)
     frost = _frost_digest(cfg.frost_dir)
     told = f"{described['fingerprint']} {task.source.digest} {frost}"
     return described | {
@@ -305,7 +310,7 @@ def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndar
 
 
 def _batch(task: Task, shifted: Shifted, index: np.ndarray) -> Tensor:
-    pixels = shifted(index).to(process.device(), non_blocking=True)
+    pixels = shifted(index).to(worker.device(), non_blocking=True)
     return normalise(pixels, *NORMALISATIONS[task.normalisation], channels_last=True)
 
 
@@ -353,7 +358,7 @@ class Shifted:
         images = torch.from_numpy(self.images[index])
         if self.cfg.corruption != CLEAN:
             images = corrupt(
-                images.to(process.device()),
+                images.to(worker.device()),
                 self.cfg.corruption,
                 self.cfg.severity,
                 self.cfg.corruption_seed,
@@ -410,7 +415,7 @@ def _task(
             " for these classes with --set checkpoint=..."
         )
     if data_dir is None and checkpoint is not None:
-        data_dir = str(synthetic_birds.default_birds())
+        data_dir = str(birds.default_birds())
     if data_dir is None:
         source = load_classifier(None, len(embedded_images()["val"].classes))
         images = _first_evenly(embedded_images()["val"], count)
@@ -418,12 +423,12 @@ def _task(
         images = _first_evenly(_cifar10(folder), count)
         source = load_classifier(checkpoint, len(images.classes))
     else:
-        listing = data.scan(data_dir, ["val"])
+        listing = folders.scan(data_dir, ["val"])
         source = load_classifier(checkpoint, len(listing.classes))
         images = _from_folder(listing, source, count, image_size, skip_broken)
     # in this memory format convolutions on a CPU take a third less time
     model = source.model.to(memory_format=torch.channels_last)  # pyrefly: ignore
-    return Task(images, source, model.to(process.device()))
+    return Task(images, source, model.to(worker.device()))
 
 
 def _key(cfg: Config) -> Config:
@@ -469,23 +474,23 @@ def _clean_adapted_of(cfg: Config, stamp: int) -> Scored:
 
 
 def _from_folder(
-    listing: data.Listing,
+    listing: folders.Listing,
     source: Classifier,
     count: int | None,
     image_size: int | None,
     skip_broken: bool,
-) -> data.ImageSet:
+) -> data_images.ImageSet:
     """Return the images of a folder in the order of `evenly`, decoded as the model takes them."""
     files = evenly(listing.files["val"], count, len(listing.classes))
     native = _common_size(listing.root, files)
     size = image_size or source.image_size or (native if native == SMALLEST else 224)
-    fit: data.Fit = "crop" if source.fit == "crop" and native != size else "squash"
-    images, manifest = data.decoded(listing.root, files, size, fit)
+    fit: decoding.Fit = "crop" if source.fit == "crop" and native != size else "squash"
+    images, manifest = decoding.decoded(listing.root, files, size, fit)
     broken = dict(manifest["broken"])
     if broken and not skip_broken:
-        raise UserError(data.broken_sentence(broken, len(files)))
+        raise UserError(decoding.broken_sentence(broken, len(files)))
     label = {file.path: file.label for file in files}
-    return data.ImageSet(
+    return data_images.ImageSet(
         images=images,
         labels=np.array([label[path] for path in manifest["files"]], dtype=np.int64),
         files=tuple(manifest["files"]),
@@ -499,8 +504,8 @@ def _from_folder(
 
 
 def evenly(
-    files: Sequence[data.ImageFile], count: int | None, classes: int
-) -> tuple[data.ImageFile, ...]:
+    files: Sequence[folders.ImageFile], count: int | None, classes: int
+) -> tuple[folders.ImageFile, ...]:
     """Return the first file of each class, the second of each, and so on, up to `count`.
 
     Raises:
@@ -522,11 +527,11 @@ def _even_order(labels: np.ndarray, count: int | None, classes: int) -> np.ndarr
     return np.lexsort((labels, rank))[:count]
 
 
-def _first_evenly(images: data.ImageSet, count: int | None) -> data.ImageSet:
+def _first_evenly(images: data_images.ImageSet, count: int | None) -> data_images.ImageSet:
     return subset(images, _even_order(images.labels, count, len(images.classes)))
 
 
-def _common_size(root: Path, files: Sequence[data.ImageFile]) -> int | None:
+def _common_size(root: Path, files: Sequence[folders.ImageFile]) -> int | None:
     """Return the side of images that are all squares of one size; only their headers are read.
 
     Raises:
@@ -555,7 +560,7 @@ def _python_batches(root: Path) -> Path | None:
     return root.parent if root.name == "cifar-10-batches-py" and root.is_dir() else None
 
 
-def _cifar10(root: Path) -> data.ImageSet:
+def _cifar10(root: Path) -> data_images.ImageSet:
     """Return CIFAR-10's test images from its python batches, whose checksums torchvision knows.
 
     Raises:
@@ -574,7 +579,7 @@ def _cifar10(root: Path) -> data.ImageSet:
     digests = tuple(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in images)
     labels = np.array(known.targets, dtype=np.int64)
     files = tuple(f"test_batch/{k:05}" for k in range(len(labels)))
-    return data.ImageSet(
+    return data_images.ImageSet(
         images, labels, files, tuple(known.classes), "test", sources=digests, digests=digests
     )
 

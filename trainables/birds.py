@@ -12,20 +12,17 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from core import data, folds, memory, process, synthetic_birds, trial
+from core import trial
+from core.data import folds
+from core.data import images as data
+from core.data.batches import Batches
+from core.data.synthetic import birds
 from core.errors import UserError
-from core.resnet import resnet
-from core.training import (
-    RECIPES,
-    Batches,
-    OptimizerName,
-    Precision,
-    evaluate,
-    grad_scaler,
-    optimizer_and_schedule,
-    override,
-    train_epoch,
-)
+from core.models import memory
+from core.models.resnet import resnet
+from core.training.epoch import evaluate, grad_scaler, train_epoch
+from core.training.recipe import RECIPES, OptimizerName, Precision, optimizer_and_schedule, override
+from core.trial import worker
 
 LAB_BATCH = 32  # images; the learning rates of the recipes are meant for it
 SCALING = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
@@ -125,7 +122,7 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     With `holdout` the metrics of the images held out are named heldout_ in place of val_.
     """
     cfg = Config(**config)
-    device = process.device()
+    device = worker.device()
     torch.manual_seed(cfg.seed)
     train_set, val_set = images(cfg)
     classes = len(train_set.classes)
@@ -262,7 +259,7 @@ def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, 
 
 def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
     """Return the decoded images that a trial is trained on, and those that it is scored on."""
-    root = synthetic_birds.default_birds() if cfg.data_dir is None else cfg.data_dir
+    root = birds.default_birds() if cfg.data_dir is None else cfg.data_dir
     sets = data.load(
         root,
         cfg.image_size,
@@ -286,7 +283,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     cfg = Config(**settings)
     train, val = images(replace(cfg, holdout=0.0))
     described = data.describe(
-        {"train": train, "val": val}, synthetic=None if cfg.data_dir else synthetic_birds.SYNTHETIC
+        {"train": train, "val": val}, synthetic=None if cfg.data_dir else birds.SYNTHETIC
     )
     if cfg.holdout:
         described["holdout"] = folds.describe_hold_out(

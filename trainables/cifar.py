@@ -12,10 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core import pretrained, process, small_images, trial
-from core.data import ImageSet
+from core import trial
+from core.data import small
+from core.data.batches import Batch, Batches
+from core.data.images import ImageSet
 from core.errors import UserError
-from core.freezing import (
+from core.layers.freezing import (
     PartlyFrozen,
     Stem,
     Variant,
@@ -26,19 +28,11 @@ from core.freezing import (
     trained_part,
     weights_digest,
 )
-from core.small_cnn import Form, SmallCNN, without_gradient
-from core.training import (
-    RECIPES,
-    Batch,
-    Batches,
-    OptimizerName,
-    Precision,
-    evaluate,
-    grad_scaler,
-    optimizer_and_schedule,
-    override,
-    train_epoch,
-)
+from core.models import pretrained
+from core.models.small_cnn import Form, SmallCNN, without_gradient
+from core.training.epoch import evaluate, grad_scaler, train_epoch
+from core.training.recipe import RECIPES, OptimizerName, Precision, optimizer_and_schedule, override
+from core.trial import worker
 
 CNN_SIZE = 32  # pixels: the CNN's first linear layer is made for them
 WEIGHTS = {
@@ -96,7 +90,7 @@ class Config:
     maxpool: bool = True
     weights: str = "default"
     seed: int = 0
-    dataset: small_images.Name = "auto"
+    dataset: small.Name = "auto"
     image_size: int = CNN_SIZE
     batch_size: int = 64
     epochs: int = 30
@@ -138,7 +132,7 @@ class Config:
 def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> None:
     """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch."""
     cfg = Config(**config)
-    device = process.device()
+    device = worker.device()
     torch.manual_seed(cfg.seed)
     sets = images(cfg)
     classes = len(sets["train"].classes)
@@ -212,7 +206,7 @@ def batches(
     cfg: Config, sets: Mapping[str, ImageSet], device: torch.device
 ) -> tuple[Batches, Batches, Batches]:
     """Return the training batches, augmented as the data allow, those as they are, and val's."""
-    mirrored = small_images.MIRRORED[small_images.resolve(cfg.dataset, cfg.data_dir)]
+    mirrored = small.MIRRORED[small.resolve(cfg.dataset, cfg.data_dir)]
     flip, shift = cfg.augment and mirrored, -1 if cfg.augment else 0
     shared = {"device": device, "seed": cfg.seed}
     train = Batches(sets["train"], cfg.batch_size, train=True, flip=flip, shift=shift, **shared)
@@ -279,7 +273,7 @@ def training_mode_accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, T
 
 def images(cfg: Config) -> dict[str, ImageSet]:
     """Return the decoded images of a trial, "train" and "val"."""
-    return small_images.load(
+    return small.load(
         cfg.dataset,
         cfg.data_dir,
         cfg.image_size,
@@ -299,7 +293,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: data or weights that cannot be used.
     """
     cfg = dataclasses.replace(Config(**settings), train_images=None, val_images=None)
-    described = small_images.describe(cfg.dataset, cfg.data_dir, images(cfg))
+    described = small.describe(cfg.dataset, cfg.data_dir, images(cfg))
     if cfg.model == "resnet18" and cfg.variant != "scratch":
         pretrained.resnet18(cfg.weights, len(described["classes"]))  # refuses what does not fit
         named = cfg.weights if cfg.weights in pretrained.NAMES else "file"

@@ -15,14 +15,21 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from core import data, generators, pretrained, process, sample_features, small_images, trial
-from core.data import ImageSet
+from core import trial
+from core.data import images as data
+from core.data import small
+from core.data.images import ImageSet
 from core.errors import Diverged, UserError
-from core.generators import Draws, Family, slerp, stream
-from core.sample_copies import threshold
-from core.sample_features import Reference, copying, quantised, scaled
-from core.sample_quality import NEIGHBOURS, frechet, moments
-from core.training import OptimizerName
+from core.generation import families
+from core.generation import family as generators_family
+from core.generation import features as sample_features
+from core.generation.copies import threshold
+from core.generation.family import Draws, Family, slerp, stream
+from core.generation.features import Reference, copying, quantised, scaled
+from core.generation.quality import NEIGHBOURS, frechet, moments
+from core.models import pretrained
+from core.training.recipe import OptimizerName
+from core.trial import worker
 
 SHOWN = 4  # images of each class in a grid, at most `GRID` in all
 GRID = 40
@@ -72,7 +79,7 @@ class Config:
         download: fetch mnist or cifar10 with torchvision where they are missing.
     """
 
-    family: generators.Name = "flow"
+    family: families.Name = "flow"
     width: int = 64
     seed: int = 0
     epochs: int = 100
@@ -92,7 +99,7 @@ class Config:
     eval_samples: int | None = None
     neighbours: int = NEIGHBOURS
     samples: int = 0
-    dataset: small_images.Name = "auto"
+    dataset: small.Name = "auto"
     image_size: int | None = None
     channels: Literal["auto", "grey", "rgb"] = "auto"
     train_images: int | None = None
@@ -118,8 +125,8 @@ class Config:
                 raise UserError(f"--set {name}={getattr(self, name)}: {name} is in [0, 1)")
         if self.width % 8:
             raise UserError(f"--set width={self.width}: width must be a multiple of 8")
-        if self.image_size is not None and self.image_size not in generators.SIZES:
-            sizes = ", ".join(map(str, generators.SIZES))
+        if self.image_size is not None and self.image_size not in generators_family.SIZES:
+            sizes = ", ".join(map(str, generators_family.SIZES))
             raise UserError(f"--set image_size={self.image_size}: give one of {sizes}")
         if self.patch not in (1, 2, 4) or (self.image_size or 16) // self.patch < 4:
             raise UserError(f"--set patch={self.patch}: give 1, 2 or 4, at most image_size / 4")
@@ -127,14 +134,14 @@ class Config:
     @property
     def size(self) -> int:
         """Return the side of the images in pixels."""
-        own = 16 if small_images.resolve(self.dataset, self.data_dir) == "digits" else 32
+        own = 16 if small.resolve(self.dataset, self.data_dir) == "digits" else 32
         return self.image_size or own
 
     @property
     def flips(self) -> bool:
         """Return whether training images are mirrored."""
-        name = small_images.resolve(self.dataset, self.data_dir)
-        return small_images.MIRRORED[name] if self.flip is None else self.flip
+        name = small.resolve(self.dataset, self.data_dir)
+        return small.MIRRORED[name] if self.flip is None else self.flip
 
 
 class Grids:
@@ -171,7 +178,7 @@ class Pictures(NamedTuple):
 def train_generator(config: dict[str, Any], report: trial.Report = trial.report) -> None:
     """Train one family; report its losses and the quality of its samples each epoch."""
     cfg = Config(**config)
-    device = process.device()
+    device = worker.device()
     torch.manual_seed(cfg.seed)
     pictures = opened(cfg)
     family = build(cfg, pictures).to(device)
@@ -254,9 +261,9 @@ def batches(
 def build(cfg: Config, pictures: Pictures) -> Family:
     """Return the family that a config describes for these images, with fresh weights."""
     channels, size, _ = pictures.train.shape[1:]
-    options = {name: getattr(cfg, name) for name in generators.OPTIONS}
+    options = {name: getattr(cfg, name) for name in families.OPTIONS}
     labels = len(pictures.names) if cfg.conditional else 0
-    return generators.build(cfg.family, (channels, size, size), cfg.width, labels, **options)
+    return families.build(cfg.family, (channels, size, size), cfg.width, labels, **options)
 
 
 def keep(
@@ -415,7 +422,7 @@ class _Held:
 
 @functools.lru_cache(maxsize=1)  # a warm worker keeps the data set of the trials before
 def _opened(held: _Held) -> Pictures:
-    device = process.device()
+    device = worker.device()
     train, val = (_tensor(held.sets[split], held.grey, device) for split in ("train", "val"))
     labels, val_labels = (
         torch.from_numpy(np.array(held.sets[split].labels, dtype=np.int64)).to(device)
@@ -439,7 +446,7 @@ def _opened(held: _Held) -> Pictures:
 def images(cfg: Config) -> dict[str, ImageSet]:
     """Return the decoded training and held-out images of a trial."""
     limit = {"train": cfg.train_images, "val": cfg.val_images}
-    return small_images.load(
+    return small.load(
         cfg.dataset,
         cfg.data_dir,
         cfg.size,
@@ -471,7 +478,7 @@ def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
         weights = f"+inception:{pretrained.digest(cfg.inception)}"
     sets = images(cfg)
     _check_counts(cfg, sets)
-    described = small_images.describe(cfg.dataset, cfg.data_dir, sets)
+    described = small.describe(cfg.dataset, cfg.data_dir, sets)
     pictures = opened(cfg)
     build(cfg, pictures)
     found = pictures.reference

@@ -14,21 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import (
-    data,
-    folds,
-    pretrained,
-    process,
-    synthetic_voc,
-    training,
-    trial,
-    voc,
-    voc_archive,
-)
-from core.data import Fit
+from core import trial
+from core.data import archive, devkit, folds, voc
+from core.data import images as data
+from core.data.decoding import Fit
+from core.data.synthetic import scenes
 from core.errors import UserError
-from core.multilabel import LabelledImages, Loss, balance, evaluate, make_loss, train_epoch
-from core.training import OptimizerName, Precision, Shape, grad_scaler, lr_schedule
+from core.models import pretrained
+from core.training import recipe
+from core.training.epoch import grad_scaler
+from core.training.multilabel import LabelledImages, Loss, balance, evaluate, make_loss, train_epoch
+from core.training.recipe import OptimizerName, Precision, Shape, lr_schedule
+from core.trial import worker
 
 HEAD_FACTOR = 10  # the new head learns so much faster than the pretrained body
 EVAL_FACTOR = 4  # batches without gradients take less memory
@@ -142,7 +139,7 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     the validation images, and their metrics are named heldout_ in place of val_.
     """
     cfg = Config(**config)
-    device = process.device()
+    device = worker.device()
     torch.manual_seed(cfg.seed)
     train_set, val_set = images(cfg)
     chosen, held = split(cfg, train_set)
@@ -214,7 +211,7 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     body = [p for name, p in model.named_parameters() if not name.startswith("fc.")]
     head_lr = HEAD_FACTOR * cfg.lr if cfg.head_lr is None else cfg.head_lr
     groups = [{"params": body, "lr": cfg.lr}, {"params": head, "lr": head_lr}]
-    return training.make_optimizer(
+    return recipe.make_optimizer(
         cfg.optimizer,
         groups,
         cfg.lr,
@@ -325,7 +322,7 @@ def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
 
 def images(cfg: Config) -> tuple[voc.VocSet, voc.VocSet]:
     """Return the decoded images that a trial is trained on, and those that it is scored on."""
-    root = synthetic_voc.default_voc() if cfg.data_dir is None else cfg.data_dir
+    root = scenes.default_voc() if cfg.data_dir is None else cfg.data_dir
     sets = voc.load(
         root,
         cfg.image_size,
@@ -353,13 +350,13 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.download:
         if cfg.data_dir is None:
             raise UserError("--download: say with --data-dir into which folder")
-        voc_archive.download(Path(cfg.data_dir), cfg.year or "2012")
-    root = voc.open_root(cfg.data_dir or synthetic_voc.default_voc())
-    kit = voc.read_devkit(root, cfg.year, cfg.skip_broken)
+        archive.download(Path(cfg.data_dir), cfg.year or "2012")
+    root = devkit.open_root(cfg.data_dir or scenes.default_voc())
+    kit = devkit.read_devkit(root, cfg.year, cfg.skip_broken)
     named = cfg.weights if cfg.weights in pretrained.NAMES else Path(cfg.weights).name
     weights = {"given": named, "digest": pretrained.digest(cfg.weights)}
     train_set, val_set = images(replace(cfg, holdout=0.0))
-    synthetic = None if cfg.data_dir else synthetic_voc.SYNTHETIC
+    synthetic = None if cfg.data_dir else scenes.SYNTHETIC
     described = voc.describe({"train": train_set, "val": val_set}, kit, synthetic)
     told = f"{described['fingerprint']} {weights['digest']}"
     described |= {"weights": weights, "difficult": cfg.difficult}

@@ -16,12 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import pairing, pretrained, process, trial, voc, ws_check
-from core.data import Fit
+from core import trial
+from core.data import voc
+from core.data.decoding import Fit
 from core.errors import TrialError, UserError
-from core.multilabel import LabelledImages, Loss, evaluate, make_loss, train_epoch
-from core.training import OptimizerName, Precision, Shape, grad_scaler, lr_schedule
-from core.weight_standardization import conversion, convert
+from core.layers import pairing
+from core.layers.convert import conversion, convert
+from core.models import conversion_check, pretrained
+from core.training.epoch import grad_scaler
+from core.training.multilabel import LabelledImages, Loss, evaluate, make_loss, train_epoch
+from core.training.recipe import OptimizerName, Precision, Shape, lr_schedule
+from core.trial import worker
 from trainables import voc as voc_task
 
 # What is watched, per step and norm.
@@ -110,7 +115,7 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
     """
     cfg = Config(**config)
     task = cfg.task()
-    device = process.device()
+    device = worker.device()
     torch.manual_seed(cfg.seed)
     train_set, val_set = voc_task.images(task)
     everything = np.arange(len(train_set))
@@ -202,7 +207,7 @@ class Watch:
     goes through checkpoints.
 
     Args:
-        model: its convolutions are paired with its norms (`core.pairing`).
+        model: its convolutions are paired with its norms (`core.layers.pairing`).
         loss: that of training; `self.loss` is the same and takes notes.
         steps: how many are watched in full.
     """
@@ -272,9 +277,9 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     cfg = Config(**settings)
     described = voc_task.describe_images(vars(cfg.task()))
     images = voc_task.images(cfg.task())[1].images[:CHECK_IMAGES]
-    model, _, _ = ws_check.network(cfg.weights)
-    photos = ws_check.Photos(np.asarray(images))
-    rows = [r for r in ws_check.check(model, photos) if r.layer == ws_check.OUTPUT]
+    model, _, _ = conversion_check.network(cfg.weights)
+    photos = conversion_check.Photos(np.asarray(images))
+    rows = [r for r in conversion_check.check(model, photos) if r.layer == conversion_check.OUTPUT]
     described["check"] = [dataclasses.asdict(row) for row in rows]
     return described
 

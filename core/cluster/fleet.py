@@ -1,0 +1,351 @@
+"""The nodes of a Ray cluster as slots: found, checked, followed as they join and leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from core import numerics, provenance
+from core.cluster import slots
+from core.cluster.slots import Node, Slots
+from core.errors import StorageError, UserError
+from core.storage.files import write_bytes
+from core.storage.mirror import Mirror
+
+LABEL = "labtune-gpu-memory"  # a node's own word on the memory of its cards
+PATIENCE = 120.0  # seconds in which a node must answer: it starts a worker first
+SUSPICION = 20.0  # seconds; longer than Ray takes to declare a node dead
+LOOK_EVERY = 2.0  # seconds between looks at who has joined or left
+
+GONE = (
+    ray.exceptions.TaskUnschedulableError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+)
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a node is asked to do before it gets trials.
+
+    Attributes:
+        study: the result folder.
+        remote: the object store that mirrors it, if any.
+        token: what the driver wrote to the file `.driver-check` there, to be found again.
+        paths: files and folders that trials read.
+        threads: of a trial on a CPU.
+    """
+
+    study: Path
+    remote: Mirror | None
+    token: str
+    paths: tuple[str, ...] = ()
+    threads: int = 1
+
+
+def look(node: str, errand: Errand) -> dict[str, Any]:
+    """Return what a node has and whether it can work for this study; runs on that node."""
+    return {
+        "cards": slots.card_memory(),
+        "cores": provenance.cores_here(),
+        "bfloat16": slots.cards_have_bfloat16(),
+        "host": os.uname().nodename,
+        "code": provenance.code(),
+        "python": provenance.versions()["python"],
+        "numerics": dict(numerics.fingerprint(errand.threads).groups),
+        "trouble": _trouble(node, errand),
+    }
+
+
+def _trouble(node: str, errand: Errand) -> str:
+    """Return why a node cannot work for this study, or nothing."""
+    try:
+        if errand.remote is not None:
+            errand.remote.check(node[:8])
+        else:
+            _share(node, errand)
+    except (StorageError, UserError) as e:
+        return str(e)
+    missing = [path for path in errand.paths if not Path(path).exists()]
+    return f"--data-dir {missing[0]} does not exist there" if missing else ""
+
+
+def _share(node: str, errand: Errand) -> None:
+    check = errand.study / ".driver-check"
+    seen = check.read_text() if check.is_file() else ""
+    if seen != errand.token:
+        raise StorageError(
+            f"{errand.study} there is not the driver's folder: give a --results-dir that all nodes"
+            " share, or s3://BUCKET/FOLDER"
+        )
+    write_bytes(errand.study / f".node-check-{node[:8]}", errand.token.encode())
+
+
+class Fleet:
+    """Knows every node's slots and hands them out.
+
+    Args:
+        memory: bytes of a slot; None for whole cards.
+        cores: cores of a slot.
+        shown_memory: what the user gave for `memory`.
+        limit: at most so many trials at once.
+        errand: what nodes are asked to check; None when there is this machine only.
+        announce: prints a line.
+    """
+
+    def __init__(
+        self,
+        memory: int | None,
+        cores: int,
+        shown_memory: str,
+        limit: int | None = None,
+        errand: Errand | None = None,
+        announce: Callable[[str], None] = print,
+    ):
+        self.memory, self.cores, self.shown_memory = memory, cores, shown_memory
+        self.limit, self.errand, self.announce = limit, errand, announce
+        self.least = 0  # bytes that a slot must have, once the study's trials are laid out
+        self.nodes: dict[str, Node] = {}
+        self.taken: Counter[str] = Counter()
+        self._asked: dict[str, tuple[ray.ObjectRef, float, Mapping[str, Any]]] = {}
+        self._refused: set[str] = set()
+        self._suspect: dict[str, float] = {}  # until when
+        self._looked = 0.0
+        self._requested = 0
+
+    def find(self) -> None:
+        """Look at every node that is there and wait for their answers.
+
+        Raises:
+            UserError: a node cannot work for this study, or the slot is larger than every card.
+        """
+        self._ask_new_nodes()
+        deadline = time.monotonic() + PATIENCE
+        while self._asked and time.monotonic() < deadline:
+            ray.wait([ref for ref, *_ in self._asked.values()], timeout=1.0)
+            for _, reason in self._answers():
+                raise UserError(reason)
+        if self._asked:
+            raise UserError(
+                f"node {next(iter(self._asked))[:8]} has not answered for {PATIENCE:.0f} s: see"
+                " `ray status`, restart it or leave it out"
+            )
+        slots.check(list(self.nodes.values()), self.memory, self.shown_memory)
+
+    @property
+    def slots(self) -> list[Slots]:
+        """Return the slots of every node, also of those without any."""
+        gpus = self.uses_gpus()
+        return [
+            slots.on_node(node, self.memory, self.cores, use_gpus=gpus)
+            for node in self.nodes.values()
+        ]
+
+    def uses_gpus(self) -> bool:
+        """Return whether trials run on GPUs: there is one, or nothing else to run on."""
+        if any(node.cards for node in self.nodes.values()):
+            return True
+        return not any(node.cpus >= self.cores for node in self.nodes.values())
+
+    def count(self) -> int:
+        """Return how many trials can run at once."""
+        total = sum(s.count for s in self.slots)
+        return total if self.limit is None else min(total, self.limit)
+
+    def sentence(self) -> str:
+        """Return the slots in words."""
+        words = slots.sentence(self.slots, self.memory)
+        limited = self.limit is not None and self.limit < sum(s.count for s in self.slots)
+        return f"{words}, at most {self.limit} at once" if limited else words
+
+    def record(self) -> list[dict[str, Any]]:
+        """Return the slots as JSON keeps them."""
+        return [s.record() for s in self.slots]
+
+    def refresh(self) -> None:
+        """Notice nodes that joined or left; takes no time when it was done just now."""
+        if self.errand is None or time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        self._ask_new_nodes()
+        for node, reason in self._answers():
+            self._refused.add(node)
+            self.announce(f"not used: {reason}")
+
+    def take(self) -> Slots | None:
+        """Take a free slot, on the node with the most of them; None when all are taken."""
+        if self.limit is not None and sum(self.taken.values()) >= self.limit:
+            return None
+        now = time.monotonic()
+        usable = [s for s in self.slots if s.count]
+        until = {s.node: max(now, self._suspect.get(s.node, now)) for s in usable}
+        # Where every node has lost a trial of late, the one that lost its last the longest ago.
+        least = min(until.values(), default=now)
+        free = [s for s in usable if until[s.node] == least and s.count > self.taken[s.node]]
+        if not free:
+            return None
+        chosen = max(free, key=lambda s: s.count - self.taken[s.node])
+        self.taken[chosen.node] += 1
+        return chosen
+
+    def give(self, node: str) -> None:
+        """Give a slot back."""
+        self.taken[node] -= 1
+
+    def suspect(self, node: str) -> None:
+        """Give a node nothing for a while, if there are others: a trial has just died there.
+
+        Ray takes a dozen seconds to find that a node is gone; until then trials sent there die.
+        """
+        self._suspect[node] = time.monotonic() + SUSPICION
+        self._looked = 0.0
+
+    def has(self, node: str) -> bool:
+        """Return whether a node is there."""
+        return node in self.nodes
+
+    def want(self, trials: int) -> None:
+        """Ask an autoscaler, if the cluster has one, for the GPUs that `trials` need."""
+        if self.errand is None or not self.uses_gpus():
+            return
+        per_card = [s.count // s.gpus for s in self.slots if s.count]
+        gpus = -(-trials // (max(per_card) if per_card else 1))
+        if gpus != self._requested:
+            from ray.autoscaler.sdk import request_resources
+
+            request_resources(bundles=[{"GPU": 1}] * gpus)
+            self._requested = gpus
+
+    def _ask_new_nodes(self) -> None:
+        self._looked = time.monotonic()
+        alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+        for gone in [node for node in self.nodes if node not in alive]:
+            node = self.nodes.pop(gone)
+            self.announce(f"node {gone[:8]} ({node.host}) is lost: its trials move")
+        for gone in [node for node in self._asked if node not in alive]:
+            self._asked.pop(gone)
+        for node, info in alive.items():
+            if node in self.nodes or node in self._asked or node in self._refused:
+                continue
+            if self.errand is None:
+                self.nodes[node] = dataclasses.replace(
+                    slots.this_machine(node), cpus=info["Resources"].get("CPU", 0.0)
+                )
+                continue
+            pinned = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(look)
+            ref = task.options(scheduling_strategy=pinned).remote(node, self.errand)
+            self._asked[node] = (ref, time.monotonic(), info)
+
+    def _answers(self) -> list[tuple[str, str]]:
+        """Take in the nodes that have answered; return those that cannot be used, and why."""
+        refused = []
+        for node, (ref, _, info) in list(self._asked.items()):
+            if not ray.wait([ref], timeout=0)[0]:
+                continue
+            del self._asked[node]
+            name = f"node {info['NodeManagerHostname']} ({node[:8]})"
+            try:
+                told = ray.get(ref)
+            except GONE:
+                continue  # the node left meanwhile; should it be there after all, it is asked again
+            except ray.exceptions.RayError as e:
+                refused.append((node, f"{name} cannot run this labtune: {_cause(e)}"))
+                continue
+            reason = _difference(told) or told["trouble"] or self._share_back(node)
+            if reason:
+                refused.append((node, f"{name}: {reason}"))
+                continue
+            cards, unknown = _cards(info, told["cards"])
+            if unknown and self.memory is not None:
+                refused.append((node, f"{name}: {unknown}"))
+                continue
+            # Ray counts the machine's cores, whatever of them its processes may use.
+            cpus = min(info["Resources"].get("CPU", 0.0), float(told["cores"]))
+            joined = Node(node, told["host"], cpus, cards, told["bfloat16"])
+            offered = slots.on_node(joined, self.memory, self.cores, use_gpus=bool(cards))
+            reason = slots.too_small([offered], self.least)
+            if reason:
+                refused.append((node, f"{name}: {reason}"))
+                continue
+            self.nodes[node] = joined
+            if time.monotonic() - self._looked > 0 and self.taken:
+                self.announce(f"{name} has joined: {self.sentence()}")
+            if other := _other_digits(told, self.cores):
+                self.announce(f"{name}: {other}")
+        return refused
+
+    def _share_back(self, node: str) -> str:
+        """Return why the driver does not see what the node wrote, or nothing."""
+        assert self.errand is not None
+        if self.errand.remote is not None:
+            return ""
+        path = self.errand.study / f".node-check-{node[:8]}"
+        try:
+            same = path.read_text() == self.errand.token
+            path.unlink()
+        except OSError:
+            same = False
+        return "" if same else f"what it writes to {self.errand.study} is not seen here"
+
+
+def _cards(info: Mapping[str, Any], found: list[int]) -> tuple[tuple[int, ...], str]:
+    """Return the memory of the cards that Ray may use on a node, or why it is unknown."""
+    count = int(info["Resources"].get("GPU", 0))
+    if not count:
+        return (), ""
+    label = (info.get("Labels") or {}).get(LABEL)
+    if label:
+        size = slots.parse_memory(label, f"label {LABEL}")
+        return (size or 0,) * count, ""
+    if found:
+        # Fewer for Ray than there are, and not known which: count each as the smallest.
+        return tuple(found) if len(found) == count else (min(found),) * count, ""
+    return (1,) * count, (
+        f"the memory of its {count} GPUs is not known (nvidia-smi does not answer): start it with"
+        f" --labels {LABEL}=11GiB, or use --slot-memory none"
+    )
+
+
+def _difference(told: Mapping[str, Any]) -> str:
+    """Return how a node's labtune or Python differs from the driver's, or nothing."""
+    python = provenance.versions()["python"]
+    if told["python"] != python:
+        return f"runs Python {told['python']}, the driver {python}: use the same on every node"
+    if told["code"] != provenance.code():
+        return (
+            f"runs another labtune ({told['code'][:8]}) than the driver"
+            f" ({provenance.code()[:8]}): bring the same files to every node"
+        )
+    return ""
+
+
+def _other_digits(told: Mapping[str, Any], threads: int) -> str:
+    """Return in what a node's CPU adds up otherwise than the driver's, or nothing."""
+    groups = numerics.difference(told["numerics"], numerics.fingerprint(threads).groups)
+    return f"its CPU has other digits than the driver's: {', '.join(groups)}" if groups else ""
+
+
+def _cause(error: Exception) -> str:
+    """Return the last line of what a node raised."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def leave_token(study: Path, token: str) -> None:
+    """Write what nodes must find in the shared result folder."""
+    write_bytes(study / ".driver-check", token.encode())
+
+
+def clean(study: Path) -> None:
+    """Remove what the checks left in the result folder."""
+    for path in [*study.glob(".driver-check"), *study.glob(".node-check-*")]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Ray on this machine, or a cluster that is joined, for as long as a study needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray.job_config import JobConfig
+
+from core import instruction_set, provenance
+from core.cluster import fleet
+from core.cluster.fleet import Fleet
+from core.cluster.slots import parse_memory
+from core.errors import UserError
+from core.provenance import cores_here
+from core.storage import mirror, scratch
+from core.study.options import Options
+
+TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+
+
+@contextlib.contextmanager
+def session(
+    opts: Options, study: Path, paths: tuple[str, ...], announce: Callable[[str], None] = print
+) -> Iterator[Fleet]:
+    """Join the cluster that `opts` names, or start Ray on this machine and stop it afterwards.
+
+    Args:
+        opts: address, slots, limits.
+        study: the result folder, which every node must be able to write.
+        paths: files that trials read, which every node must have.
+        announce: prints a line.
+
+    Raises:
+        UserError: no such cluster, or a node of it cannot work for this study.
+    """
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    remote = mirror.of(study / "study.json")
+    errand = None
+    if opts.address is not None:
+        token = secrets.token_hex(8)
+        errand = fleet.Errand(study, remote, token, paths, opts.slot_cores)
+    with contextlib.ExitStack() as stack:
+        if opts.address is None:
+            stack.enter_context(_started())
+        else:
+            _join(opts.address)
+            stack.callback(ray.shutdown)
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
+        nodes = Fleet(
+            parse_memory(opts.slot_memory),
+            opts.slot_cores,
+            opts.slot_memory,
+            limit=opts.max_concurrent,
+            errand=errand,
+            announce=announce,
+        )
+        try:
+            if errand is not None and remote is None:
+                fleet.leave_token(study, errand.token)
+            nodes.find()
+            yield nodes
+        finally:
+            if errand is not None:
+                nodes.want(0)
+                fleet.clean(study)
+
+
+@contextlib.contextmanager
+def _started() -> Iterator[None]:
+    """Run Ray on this machine, reachable from this machine only."""
+    # A folder of our own: Ray's default is shared, never cleaned, and may name someone
+    # else's cluster. Ray lets everybody enter what it makes, so it makes it further in.
+    with scratch.folder() as temporary, _own_token():
+        # Ray listens on every interface, unless it takes this for a system on which it forms no
+        # clusters; whoever reaches its ports can run code (see docs/cluster.md). A test scans them.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        ray.init(
+            address="local",
+            num_cpus=cores_here(),
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _temp_dir=str(temporary / "r"),
+            runtime_env=_interpreter(),
+            job_config=_our_modules_first(),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Give the Ray of this study a token of its own, in the environment of its processes.
+
+    Ray would leave one in the home, with which every later `ray start` there demands it.
+    """
+    own = {} if TOKENS & os.environ.keys() else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for key in own:
+            os.environ.pop(key, None)
+
+
+class _Ours(list):
+    """The folders in which workers look for modules, the one that counts most at the end."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Put what Ray adds before ours, and not the folder we were started in, or its `core` wins.
+
+        Where the driver itself looks there (`python -m`), its workers do so as well.
+        """
+        here, known = os.getcwd(), {os.path.abspath(entry) for entry in sys.path}
+        self[:0] = [folder for folder in folders if folder != here or here in known]
+
+
+def _our_modules_first() -> JobConfig:
+    return JobConfig(_py_driver_sys_path=_Ours([str(provenance.ROOT)]))
+
+
+def _interpreter() -> dict[str, str]:
+    """Return a runtime environment for workers when this one's path needs quotes, as with spaces.
+
+    Ray 2.60 starts workers through `bash -c` and quotes their arguments, but not the interpreter;
+    with a space in its path they never start, and the study would wait for ever.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster; what Ray prints meanwhile is kept back."""
+    try:
+        with _quiet_stderr():
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+            ray.init(
+                address=address,
+                runtime_env={**_interpreter(), "env_vars": instruction_set.passed_on()},
+                job_config=_our_modules_first(),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except ray.exceptions.AuthenticationError as e:
+        raise UserError(
+            f"--address {address}: Ray's token is missing here: bring the cluster's"
+            " ~/.ray/auth_token to this machine (mode 0600; see docs/cluster.md)"
+        ) from e
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise UserError(f"--address {address}: {_why_not(e)}") from e
+
+
+def _why_not(error: Exception) -> str:
+    """Return why a cluster cannot be joined, and what to do."""
+    text = " ".join(str(error).split())
+    if "ersion mismatch" in text:
+        numbers = re.findall(r"(Ray|Python): ([\w.]+)", text)
+        theirs, here = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        there, mine = (" and ".join(f"{n} {v}" for n, v in pairs) for pairs in (theirs, here))
+        return f"the cluster runs {there}, this driver {mine}: use the same on every node"
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", text)[:200] or type(error).__name__
+    return (
+        f"no Ray cluster can be joined there ({reason}); start one with `ray up cluster.yaml`,"
+        " give this driver the cluster's token (~/.ray/auth_token and RAY_AUTH_MODE=token, see"
+        " docs/cluster.md), or leave --address out"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2, as Ray's C++ code repeats itself each second."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

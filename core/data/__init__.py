@@ -1,0 +1,1 @@
+"""Images and labels: folders, archives, decoding, batches, and what labtune draws itself."""

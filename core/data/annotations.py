@@ -1,0 +1,172 @@
+"""Which objects the annotations of a devkit name, and how VOC's files spell them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from core.data import folders
+from core.data.spelling import Files, composed, lines_of
+from core.errors import UserError, some
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+_LARGEST_XML = 1 << 20  # bytes; the largest of VOC 2012 has 15 thousand
+FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no", "n", "none", "unspecified"), False)
+FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes", "y"), True)
+_NO_CLASSES = ("background", "__background__", "_background_")  # as converters list them
+_MOSTLY = 10  # so many of the 20 names make a data set VOC's, in which others are mistakes
+
+
+class _Object(NamedTuple):
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+    turned: bool  # its corners stood the wrong way round
+
+
+def read_annotations(
+    folder: Path, names: Sequence[str], listed: Mapping[str, set[str]]
+) -> tuple[dict[str, list[_Object]], dict[str, str], list[str]]:
+    """Return the objects of each image, what is wrong with others' annotations, and notes.
+
+    An image without annotation shows nothing, unless a class's list says that it does.
+
+    Raises:
+        UserError: no image has an annotation.
+    """
+    files = Files(folder / "Annotations", (".xml",))
+    shown = {name for images in listed.values() for name in images}
+    found: dict[str, list[_Object]] = {}
+    broken: dict[str, str] = {}
+    bare, turned = [], []
+    for name in names:
+        stem = files.stem(name)
+        if stem is not None:
+            path = folder / "Annotations" / files.entry(stem).name
+            try:
+                found[name] = _annotation(path)
+            except ValueError as e:
+                broken[name] = f"{path} ({e})"
+                continue
+            turned += [path.name for o in found[name] if o.turned]
+        elif name in shown:
+            path = folder / "Annotations" / f"{name}.xml"
+            broken[name] = f"{path} (missing, though the list of a class says what the image shows)"
+        else:
+            found[name] = []
+            bare.append(name)
+    if len(bare) == len(names):
+        raise UserError(f"{folder}/Annotations: no annotation of any listed image in it")
+    notes = []
+    if bare:
+        notes.append(
+            f"images without annotation count as showing none of the classes: {len(bare):,} of"
+            f" {len(names):,} ({some(bare, 3)})"
+        )
+    if turned:
+        notes.append(
+            f"boxes that ended before they started were turned round: {len(turned):,}"
+            f" ({some(list(dict.fromkeys(turned)), 3)})"
+        )
+    return found, broken, notes
+
+
+def _annotation(path: Path) -> list[_Object]:
+    """Return the objects of an annotation.
+
+    Raises:
+        ValueError: what is wrong with it, in words.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_XML:
+            raise ValueError("larger than 1 MB")
+        content = path.read_bytes()
+        if not content.strip():
+            raise ValueError("empty")
+        tree = fromstring(content, forbid_dtd=True)
+    except DefusedXmlException as e:
+        raise ValueError("it defines a DOCTYPE or entities, which is refused") from e
+    except ParseError as e:
+        raise ValueError(f"no whole XML: {e}") from e
+    except (OSError, LookupError) as e:  # a link to nowhere; an encoding that nobody knows
+        raise ValueError(getattr(e, "strerror", None) or str(e)) from e
+    if tree.tag != "annotation":
+        raise ValueError(f"its element is {tree.tag[:40]}, not annotation")
+    return [_object(node) for node in tree.findall("object")]
+
+
+def _object(node: Element) -> _Object:
+    """Read an object; `difficult` may be left out, as some labelling programs do.
+
+    Raises:
+        ValueError: a field is missing or is no number.
+    """
+    name = composed((node.findtext("name") or "").strip())
+    if not name:
+        raise ValueError("an object without a name")
+    flag = (node.findtext("difficult") or "").strip()
+    difficult = FLAGS.get(flag.lower())
+    if difficult is None:
+        raise ValueError(f"{name}: difficult is {flag[:20]}, not 0 or 1")
+    sides = []
+    for side in ("xmin", "ymin", "xmax", "ymax"):
+        text = node.findtext(f"bndbox/{side}")
+        try:
+            value = float(text or "")
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name}: bndbox/{side} is {'missing' if text is None else 'no number'}"
+            )
+        sides.append(value)
+    (left, right), (top, bottom) = sorted(sides[::2]), sorted(sides[1::2])
+    box = (left, top, right, bottom)
+    return _Object(name, box, difficult, list(box) != sides)
+
+
+def classes_of(
+    root: Path,
+    folder: Path,
+    found: Mapping[str, Sequence[_Object]],
+    listed: Mapping[str, set[str]],
+) -> tuple[tuple[str, ...], bool, list[str]]:
+    """Return the names of the classes, whether they are the data set's own, and notes.
+
+    They are those of `classes.txt` in the root or the year's folder; or else those that have lists
+    (cat_train.txt and cat_val.txt); or else VOC's, if these are all that occur or most of them do;
+    or else those that occur, sorted. A background that no object is called is no class.
+
+    Raises:
+        UserError: no class, or one twice.
+    """
+    first: dict[str, str] = {}  # class -> where it occurs
+    for image, objects in found.items():
+        for obj in objects:
+            first.setdefault(obj.name, f"{folder}/Annotations/{image}.xml ({obj.name})")
+    paths = [p for p in (root / "classes.txt", folder / "classes.txt") if p.exists()]
+    if paths:
+        names = [composed(line) for line in lines_of(paths[0])]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{paths[0]}: list each class once, a name a line")
+    else:
+        names = list(listed)
+    empty = [name for name in names if name.lower() in _NO_CLASSES and name not in first]
+    names = [name for name in names if name not in empty]
+    if not names:
+        is_voc = first.keys() <= set(VOC_CLASSES) or len(first.keys() & VOC_CLASSES) >= _MOSTLY
+        names = list(VOC_CLASSES) if is_voc else sorted(first)
+    if (same := folders.twins(names)) is not None:
+        raise UserError(folders.twins_sentence(*(first.get(name, name) for name in same)))
+    notes = [f"{some(empty)} is listed as a class, but no object is called so: it is none"]
+    return tuple(names), set(names) != set(VOC_CLASSES), notes if empty else []

@@ -1,0 +1,149 @@
+"""Pascal VOC's published archives: fetched with a checksum, unpacked without trust."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import urllib.error
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from core.errors import UserError
+from core.storage.cache import cache_dir, cache_errors
+
+_MOST_FILES = 200_000  # VOC 2012 has 40 thousand
+_MOST_BYTES = 20 << 30  # VOC 2012 has 2 GB
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a file is a tar archive, compressed or not."""
+    try:
+        return tarfile.is_tarfile(path)
+    except OSError:
+        return False
+
+
+def unpacked(archive: Path) -> Path:
+    """Return a folder in the cache with what `archive` holds, unpacked on first use.
+
+    Raises:
+        UserError: the archive is refused (see `extract`), or the cache cannot be written.
+    """
+    status = archive.stat()
+    told = f"{archive}\0{status.st_size}\0{status.st_mtime_ns}"
+    folder = cache_dir() / "archives" / hashlib.sha256(os.fsencode(told)).hexdigest()[:32]
+    if not folder.is_dir():
+        with cache_errors():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if not folder.is_dir():
+                    _publish(archive, folder)
+    return folder
+
+
+def _publish(archive: Path, folder: Path) -> None:
+    """Unpack beside `folder`, and give it that name once all is there."""
+    unfinished = folder.with_suffix(".tmp")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    try:
+        extract(archive, unfinished)
+        os.replace(unfinished, folder)
+    finally:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive of plain files and folders into the new folder `folder`.
+
+    Every member is looked at before the first is written.
+
+    Raises:
+        UserError: a member is a link or device or lies outside the folder, there are too many, or
+            the archive is damaged.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True)
+    try:
+        with tarfile.open(archive) as tar:
+            members = list(_checked(archive, tar, folder))
+            tar.extractall(folder, members, filter="data")
+    except (tarfile.TarError, EOFError, zipfile.BadZipFile) as e:
+        raise UserError(f"{archive} is damaged ({e}): fetch it again") from e
+
+
+def _checked(archive: Path, tar: tarfile.TarFile, folder: Path) -> Iterator[tarfile.TarInfo]:
+    total = 0
+    for number, member in enumerate(tar, 1):
+        shown = member.name.encode("utf-8", "backslashreplace").decode()[:200]
+        total += member.size
+        if number > _MOST_FILES or total > _MOST_BYTES:
+            raise UserError(f"{archive} holds more than VOC ever did: unpack it yourself")
+        if not (member.isfile() or member.isdir()):
+            raise UserError(f"{archive}: {shown} is a link or device: refused, nothing is unpacked")
+        if member.name.startswith(("/", "\\")) or ".." in Path(member.name).parts:
+            raise UserError(f"{archive}: {shown} lies outside: refused, nothing is unpacked")
+        try:
+            tarfile.data_filter(member, str(folder))
+        except tarfile.FilterError as e:
+            raise UserError(f"{archive}: {shown} is refused ({e}); nothing is unpacked") from e
+        yield member
+
+
+def download(folder: Path, year: str = "2012") -> None:
+    """Fetch a year's archive into `folder`, check its MD5 and unpack it there, if need be.
+
+    Raises:
+        UserError: an unknown year, no network, or what came is not the archive.
+    """
+    from torchvision.datasets.utils import download_url  # seconds to import, seldom needed
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+    if year not in DATASET_YEAR_DICT:
+        raise UserError(f"--set year={year}: --download has {', '.join(DATASET_YEAR_DICT)}")
+    known = DATASET_YEAR_DICT[year]
+    lock = cache_dir() / f"download-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.lock"
+    with cache_errors():
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    inside = Path(known["base_dir"])
+    with FileLock(lock):
+        if (folder / inside).is_dir():
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            download_url(known["url"], str(folder), known["filename"], known["md5"])
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+            raise UserError(
+                f"--download: {known['url']} cannot be reached ({getattr(e, 'reason', e)}): fetch"
+                f" {known['filename']} elsewhere and give it as --data-dir"
+            ) from e
+        except RuntimeError as e:
+            raise UserError(
+                f"--download: {folder / known['filename']} is not the published archive (MD5"
+                f" {known['md5']}): delete it and try again"
+            ) from e
+        except OSError as e:
+            raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
+        _install(folder / known["filename"], folder, inside)
+
+
+def _install(archive: Path, folder: Path, inside: Path) -> None:
+    """Unpack `archive` beside the other years in `folder`."""
+    unfinished = folder / ".unpacking"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    try:
+        extract(archive, unfinished)
+        (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(unfinished / inside, folder / inside)
+    except OSError as e:
+        raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
+    finally:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)

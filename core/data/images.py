@@ -1,0 +1,230 @@
+"""Image folders, decoded once into an array on disk that all trials of a machine share.
+
+A root holds `train/<class>/*` and `val/<class>/*` (or `test` in place of `val`). `load` lists the
+files, decodes what the cache does not hold yet, and returns memory-mapped arrays. The data root is
+only read; the cache lies in `cache_dir()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from core.data.decoding import DIGITS, Fit, broken_sentence, decoded
+from core.data.folders import ImageFile, Listing, Root, scan
+from core.errors import UserError, some
+
+S = TypeVar("S", bound="ImageSet")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Decoded images of one split.
+
+    Attributes:
+        images: (N, 3, S, S) uint8, memory-mapped and read-only.
+        labels: (N,) int64, indices into `classes`.
+        files: paths relative to the data root, with forward slashes, in a fixed order.
+        classes: names, sorted; the same for all splits of a root.
+        folder: the split's folder in the root ("test" where there is no "val").
+        sources: SHA-256 of each file, 32 digits.
+        digests: SHA-256 of each decoded image, 32 digits.
+        skipped: broken files that were left out, as relative paths.
+        left_out: how many files were passed over as no images, by their extension.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    folder: str = ""
+    sources: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def load(
+    root: Root,
+    image_size: int,
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    limit: Mapping[str, int | None] | None = None,
+    skip_broken: bool = False,
+    fit: Fit = "squash",
+) -> dict[str, ImageSet]:
+    """Return the decoded images of each split, from the cache if it has them.
+
+    Images are resized with PIL's bilinear filter, which averages when it shrinks.
+
+    Args:
+        root: folder with a folder per split.
+        image_size: S, in pixels.
+        splits: names of the splits.
+        limit: per split, use this many images only, balanced over classes; the same ones each time.
+        skip_broken: leave files out that cannot be decoded, instead of refusing the data.
+        fit: see `decoded`.
+
+    Raises:
+        UserError: the folders cannot be used (see `scan`), a limit is below one image per class,
+            files cannot be decoded (all are named), or the cache cannot be written.
+    """
+    listing = scan(root, splits)
+    limit = limit or {}
+    chosen = {
+        split: _balanced(files, limit.get(split), split, len(listing.classes))
+        for split, files in listing.files.items()
+    }
+    opened = {
+        split: decoded(listing.root, files, image_size, fit) for split, files in chosen.items()
+    }
+    broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
+    if broken and not skip_broken:
+        raise UserError(broken_sentence(broken, sum(map(len, chosen.values()))))
+    sets = {
+        split: _image_set(listing, split, chosen[split], *cache) for split, cache in opened.items()
+    }
+    gone = [
+        f"{s.folder}/{name}"
+        for s in sets.values()
+        for label, name in enumerate(s.classes)
+        if not (s.labels == label).any()
+    ]
+    if gone:
+        raise UserError(f"--data-dir {root}: no readable image is left in {some(gone)}")
+    return sets
+
+
+def _image_set(
+    listing: Listing,
+    split: str,
+    files: Sequence[ImageFile],
+    images: np.ndarray,
+    manifest: dict[str, Any],
+) -> ImageSet:
+    """Join decoded images with the listing they came from."""
+    label = {file.path: file.label for file in files}
+    return ImageSet(
+        images=images,
+        labels=np.array([label[path] for path in manifest["files"]], dtype=np.int64),
+        files=tuple(manifest["files"]),
+        classes=listing.classes,
+        folder=listing.folders[split],
+        sources=tuple(manifest["sources"]),
+        digests=tuple(manifest["digests"]),
+        skipped=tuple(path for path, _ in manifest["broken"]),
+        left_out=listing.left_out[split],
+    )
+
+
+class Rows:
+    """Some images of an array (a memory map), read when they are asked for: (M, 3, S, S) uint8.
+
+    Args:
+        images: (N, 3, S, S).
+        rows: M indices into them.
+    """
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+
+def part(whole: S, rows: np.ndarray) -> S:
+    """Return some images of a set, as a set.
+
+    Args:
+        whole: an `ImageSet` or one of a kind of it.
+        rows: indices, ascending so that a memory map is read forwards.
+    """
+    told = [name for name in ("files", "sources", "digests", "boxes") if getattr(whole, name, ())]
+    cut: dict[str, Any] = {n: tuple(getattr(whole, n)[i] for i in rows) for n in told}
+    return replace(whole, images=Rows(whole.images, rows), labels=whole.labels[rows], **cut)
+
+
+def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict[str, Any]:
+    """Return what a report says about its data, ready for JSON and without any absolute path.
+
+    Args:
+        sets: the image sets of each split.
+        synthetic: description of generated images; None for a user's folder.
+    """
+    first = next(iter(sets.values()))
+    used = [f"{s.folder}/ serves as {split}" for split, s in sets.items() if s.folder != split]
+    pairs = duplicates(sets["train"], sets["val"]) if {"train", "val"} <= sets.keys() else []
+    counts = {s: np.bincount(x.labels, minlength=len(x.classes)) for s, x in sets.items()}
+    left_out = sum((Counter(s.left_out) for s in sets.values()), Counter())
+    return {
+        "kind": "synthetic" if synthetic else "folder",
+        "description": synthetic or "; ".join(used),
+        "classes": list(first.classes),
+        "counts": {s: dict(zip(first.classes, c.tolist(), strict=True)) for s, c in counts.items()},
+        "image_size": int(first.images.shape[-1]),
+        "fingerprint": fingerprint(sets),
+        "duplicates": len(pairs),
+        "duplicate_examples": [list(pair) for pair in pairs[:5]],
+        "skipped": [path for s in sets.values() for path in s.skipped],
+        "notes": [left_out_sentence(left_out)] if left_out else [],
+    }
+
+
+def left_out_sentence(left_out: Mapping[str, int]) -> str:
+    """Say how many files of which extension were passed over."""
+    each = [f"{count:,} {kind}" for kind, count in sorted(left_out.items())]
+    return f"files that count as no images are left out: {some(each)}"
+
+
+def fingerprint(sets: Mapping[str, ImageSet]) -> str:
+    """Return a SHA-256 of names and bytes of all files used: equal for copies of the same data."""
+    digest = hashlib.sha256()
+    for split, images in sorted(sets.items()):
+        for path, source in zip(images.files, images.sources, strict=True):
+            digest.update(f"{split}\0{path}\0{source}\n".encode())
+    return f"sha256:{digest.hexdigest()[:DIGITS]}"
+
+
+def duplicates(train: ImageSet, val: ImageSet) -> list[tuple[str, str]]:
+    """Return (train file, val file) for each validation image with a pixel-equal training image.
+
+    The decoded, resized images are compared, so that copies in another lossless format count too.
+    """
+    known = dict(zip(train.digests, train.files, strict=True))
+    return [
+        (known[digest], path)
+        for digest, path in zip(val.digests, val.files, strict=True)
+        if digest in known
+    ]
+
+
+def _balanced(
+    files: Sequence[ImageFile], limit: int | None, split: str, classes: int
+) -> tuple[ImageFile, ...]:
+    """Choose `limit` files, as many of each class as possible, by a hash of their names."""
+    if limit is None or limit >= len(files):
+        return tuple(files)
+    if limit < classes:
+        raise UserError(
+            f"--set {split}_images={limit}: at least {classes}, one for each class, are needed"
+        )
+    seen = dict.fromkeys(range(classes), 0)
+    ranked = []
+    for file in sorted(files, key=lambda f: hashlib.sha256(os.fsencode(f.path)).digest()):
+        ranked.append((seen[file.label], file.label, file.path))
+        seen[file.label] += 1
+    chosen = {path for _, _, path in sorted(ranked)[:limit]}
+    return tuple(file for file in files if file.path in chosen)

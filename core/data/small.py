@@ -1,0 +1,429 @@
+"""Small pictures of ten or so classes, all as uint8 arrays: digits, MNIST, CIFAR-10, image folders.
+
+`load` is the one way to them. What comes from a library is turned into arrays in the cache once
+(under a lock, published as a whole) and memory-mapped; image folders go through `core.data.images`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from core.data import images as data
+from core.data.images import ImageSet
+from core.errors import UserError
+from core.storage.cache import cache_dir, cache_errors
+
+Name = Literal["auto", "digits", "mnist", "cifar10", "folder"]
+# A mirrored digit is no digit; a mirrored photograph is another photograph of the same thing.
+MIRRORED = {"digits": False, "mnist": False, "cifar10": True, "folder": True}
+_CIFAR_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+_DIGIT_CLASSES = tuple("0123456789")
+_CIFAR_FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
+_CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes of an image in the binary version: its label, its planes
+_HELD_OUT = 5  # of the embedded digits each class gives its last fifth to validation
+# Part of every cache key: raise the number when a change below can move a pixel.
+_RULE = f"1: 3 planes, digits cubic in a black frame of a sixteenth; Pillow {PIL.__version__}"
+
+
+class Arrays(NamedTuple):
+    """One split as a library gives it: images (N, H, W, 3) or (N, H, W) uint8, labels (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """A data set: its classes, what it depends on, and how to read it.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        key: text that changes whenever `read` would give something else.
+        read: returns the splits "train" and "val".
+    """
+
+    classes: tuple[str, ...]
+    key: str
+    read: Callable[[], dict[str, Arrays]]
+
+
+def resolve(dataset: str, root: str | None) -> str:
+    """Return the data set that is meant: "auto" is what `root` holds, or the embedded digits.
+
+    Args:
+        dataset: a `Name`.
+        root: the user's data folder, if one is given.
+
+    Raises:
+        UserError: no such data set, or `root` given for the embedded one.
+    """
+    if dataset not in ("auto", *MIRRORED):
+        raise UserError(f"--set dataset={dataset}: give one of auto, {', '.join(MIRRORED)}")
+    if dataset == "digits" and root is not None:
+        raise UserError(f"--data-dir {root}: dataset=digits is built in: leave one of the two out")
+    if dataset != "auto":
+        return dataset
+    if root is None:
+        return "digits"
+    base = Path(root).expanduser()
+    if any((base / folder).is_dir() for folder in _CIFAR_FOLDERS):
+        return "cifar10"
+    return "mnist" if (base / "MNIST" / "raw").is_dir() else "folder"
+
+
+def load(
+    dataset: str,
+    root: str | None,
+    image_size: int,
+    limit: Mapping[str, int | None] | None = None,
+    *,
+    download: bool = False,
+    skip_broken: bool = False,
+) -> dict[str, ImageSet]:
+    """Return the splits "train" and "val" of a data set, always with three channels.
+
+    CIFAR-10's and MNIST's test halves serve as "val". Grey images have three equal channels.
+    Images of another size than `image_size` are resized with Pillow's filters; digits keep a black
+    frame: MNIST's 28x28 get two pixels on each side as in LeCun et al. 1998 (section II.B), unless
+    `image_size` is 28.
+
+    Args:
+        dataset: "digits" (scikit-learn's 1,797 handwritten digits, needs no file), "mnist",
+            "cifar10", "folder" (train/<class>/*, val/<class>/*), or "auto", see `resolve`.
+        root: where the data set is; None looks in the cache for cifar10 and mnist.
+        image_size: S of the (N, 3, S, S) arrays, in pixels.
+        limit: per split, use this many images only, balanced over classes; the same ones each time.
+        download: fetch cifar10 or mnist with torchvision where they are missing.
+        skip_broken: leave unreadable files of a folder out, instead of refusing the data.
+
+    Raises:
+        UserError: the data set is unknown, missing, damaged or smaller than one image per class,
+            or the cache cannot be written; one sentence that says what to do.
+    """
+    if image_size < 1:
+        raise UserError(f"--set image_size={image_size}: image_size must be at least 1")
+    name = resolve(dataset, root)
+    if name == "folder":
+        if root is None:
+            raise UserError("--set dataset=folder: say which folder with --data-dir PATH")
+        sets = data.load(root, image_size, skip_broken=skip_broken)
+    else:
+        source = _source(name, root, download)
+        sets = _opened(name, source.classes, _cached(name, source, image_size))
+    limit = limit or {}
+    return {split: _limited(images, limit.get(split), split) for split, images in sets.items()}
+
+
+def describe(dataset: str, root: str | None, sets: Mapping[str, ImageSet]) -> dict[str, Any]:
+    """Return what a report says about the data; see `core.data.images.describe`."""
+    name = resolve(dataset, root)
+    described = data.describe(sets)
+    words = {
+        "digits": "real handwritten digits, 8x8 grey, enlarged: scikit-learn's load_digits (the "
+        "test half of UCI's optdigits); the last fifth of each class is val",
+        "mnist": "MNIST's handwritten digits, 28x28 grey; its test half serves as val",
+        "cifar10": "CIFAR-10's photographs, 32x32; its test half serves as val",
+    }
+    return (
+        described
+        | {"dataset": name, "description": words.get(name, described["description"])}
+        | ({} if name == "folder" else {"kind": "embedded" if name == "digits" else "torchvision"})
+    )
+
+
+# --- one image at a time, as in a loader of one's own ---
+
+
+class SmallImages(Dataset[tuple[Tensor, int]]):
+    """An `ImageSet` as a map-style data set: the way of a loader written by hand.
+
+    Studies use `core.data.batches.Batches`, which converts whole batches on the device; this gives
+    the same numbers one by one.
+
+    Args:
+        images: the image set.
+        transform: gets each image as (S, S, 3) uint8, as torchvision's `ToTensor()` wants it;
+            None converts in `__getitem__` by `to_tensor`. Both give the same bits.
+    """
+
+    def __init__(self, images: ImageSet, transform: Callable[[np.ndarray], Tensor] | None = None):
+        self.images = images
+        self.transform = transform or to_tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(for_display(self.images.images[index])), int(
+            self.images.labels[index]
+        )
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Turn an image as it is stored and displayed into what a network takes.
+
+    torchvision's `ToTensor()` does the same for uint8, but leaves the range of floating-point
+    arrays alone; here they are refused, so that 0..255 never reaches a network unnoticed.
+
+    Args:
+        image: (H, W, C) uint8, 0 to 255.
+
+    Returns:
+        (C, H, W) float32, 0 to 1.
+
+    Raises:
+        ValueError: not uint8, or not three-dimensional.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(f"to_tensor: (H, W, C) uint8 needed, got {image.shape} {image.dtype}")
+    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return planes.to(torch.float32).div(255)
+
+
+def for_display(image: np.ndarray) -> np.ndarray:
+    """Turn (C, H, W) into (H, W, C), as viewers and Pillow want it."""
+    return np.ascontiguousarray(image.transpose(1, 2, 0))
+
+
+# --- sources ---
+
+
+def _source(name: str, root: str | None, download: bool) -> Source:
+    if name == "digits":
+        import sklearn
+
+        return Source(_DIGIT_CLASSES, f"digits, scikit-learn {sklearn.__version__}", _digits)
+    base = cache_dir() / "datasets" if root is None else Path(root).expanduser()
+    if root is not None and not base.is_dir() and not download:
+        raise UserError(f"--data-dir {root} does not exist: give the folder that holds {name}")
+    if download:
+        _fetch(name, base)
+    if name == "mnist":
+        files = sorted((base / "MNIST" / "raw").glob("*-ubyte*"))
+        if len({file.name.removesuffix(".gz") for file in files}) < 4:
+            raise _missing("mnist", base, "the four files of MNIST/raw/", root)
+        return Source(_DIGIT_CLASSES, _state(files), functools.partial(_mnist, base))
+    for folder, pattern in zip(_CIFAR_FOLDERS, ("*_batch*.bin", "*_batch*"), strict=True):
+        files = sorted((base / folder).glob(pattern))
+        if files:
+            read = _cifar_binary if folder.endswith("-bin") else _cifar_python
+            return Source(_CIFAR_CLASSES, _state(files), functools.partial(read, base))
+    raise _missing("cifar10", base, " or ".join(f"{folder}/" for folder in _CIFAR_FOLDERS), root)
+
+
+def _missing(name: str, base: Path, wanted: str, root: str | None) -> UserError:
+    where = f"--data-dir {root}" if root is not None else f"--set dataset={name}"
+    return UserError(
+        f"{where}: {wanted} not found in {base}: put the files there, or add --set download=true"
+    )
+
+
+def _state(files: list[Path]) -> str:
+    """Return a text that changes with the files."""
+    return str(
+        [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    )
+
+
+def _fetch(name: str, base: Path) -> None:
+    """Have torchvision fetch a data set into `base` unless it is there."""
+    from torchvision import datasets
+
+    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with FileLock(base / f".{name}.lock"):
+            for train in (True, False):
+                kind(str(base), train=train, download=True)
+    except (OSError, RuntimeError) as e:  # no network, no rights, damaged download
+        raise UserError(
+            f"--set download=true: cannot fetch {name} into {base} ({_first_line(e)}): download it"
+            " elsewhere and name its folder with --data-dir"
+        ) from e
+
+
+def _digits() -> dict[str, Arrays]:
+    """Read scikit-learn's digits; the last of each class, by other writers, are "val"."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        of_class = np.flatnonzero(labels == label)
+        held_out[of_class[-(len(of_class) // _HELD_OUT) :]] = True
+    return {
+        "train": Arrays(images[~held_out], labels[~held_out]),
+        "val": Arrays(images[held_out], labels[held_out]),
+    }
+
+
+def _mnist(base: Path) -> dict[str, Arrays]:
+    from torchvision.datasets import MNIST
+
+    try:
+        sets = {split: MNIST(str(base), train=split == "train") for split in ("train", "val")}
+        arrays = {split: Arrays(s.data.numpy(), s.targets.numpy()) for split, s in sets.items()}
+    except Exception as e:  # a damaged file raises almost anything
+        raise _damaged(base / "MNIST" / "raw", e) from e
+    return {split: Arrays(a.images, a.labels.astype(np.int64)) for split, a in arrays.items()}
+
+
+def _cifar_python(base: Path) -> dict[str, Arrays]:
+    """Read the version that torchvision downloads.
+
+    Its files are pickles. torchvision opens them only if their MD5 is that of the published files,
+    so nothing else is ever unpickled.
+    """
+    from torchvision.datasets import CIFAR10
+
+    try:
+        sets = {split: CIFAR10(str(base), train=split == "train") for split in ("train", "val")}
+    except (RuntimeError, OSError) as e:
+        raise _damaged(base / "cifar-10-batches-py", e) from e
+    return {
+        split: Arrays(np.asarray(s.data), np.asarray(s.targets, dtype=np.int64))
+        for split, s in sets.items()
+    }
+
+
+def _cifar_binary(base: Path) -> dict[str, Arrays]:
+    """Read the binary version: records of a label and three planes of 32x32 bytes."""
+    folder = base / "cifar-10-batches-bin"
+    names = {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "val": ["test_batch.bin"]}
+    found = {}
+    for split, files in names.items():
+        try:
+            records = np.concatenate(
+                [np.fromfile(folder / f, np.uint8).reshape(-1, _CIFAR_RECORD) for f in files]
+            )
+        except (OSError, ValueError) as e:
+            raise _damaged(folder, e) from e
+        images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        if len(images) == 0 or records[:, 0].max() >= len(_CIFAR_CLASSES):
+            raise _damaged(folder, ValueError("no records, or labels over 9"))
+        found[split] = Arrays(images, records[:, 0].astype(np.int64))
+    return found
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} is damaged or not the published data set ({_first_line(error)}): delete it and"
+        " fetch it again with --set download=true"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# --- from arrays to the cache ---
+
+
+def _cached(name: str, source: Source, image_size: int) -> Path:
+    """Return the folder that holds the arrays of both splits, building it if need be."""
+    told = "\n".join((_RULE, name, str(image_size), source.key))
+    key = hashlib.sha256(told.encode()).hexdigest()[:24]
+    folder = cache_dir() / "small" / f"{name}-{image_size}-{key}"
+    if folder.is_dir():  # appears whole, by one rename
+        return folder
+    splits = source.read()  # before any folder is made: it may refuse
+    with cache_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                unfinished = folder.with_name(f".{folder.name}.tmp")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                for split, arrays in splits.items():
+                    _write(unfinished, split, name, arrays, image_size)
+                os.replace(unfinished, folder)
+    return folder
+
+
+def _write(folder: Path, split: str, name: str, arrays: Arrays, image_size: int) -> None:
+    images = np.stack([_planes(image, name, image_size) for image in arrays.images])
+    digests = [hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in images]
+    np.save(folder / f"{split}.npy", images)
+    np.savez(folder / f"{split}.npz", labels=arrays.labels, digests=np.array(digests))
+
+
+def _planes(image: np.ndarray, name: str, size: int) -> np.ndarray:
+    """Return an image (H, W) or (H, W, 3) as (3, size, size) uint8."""
+    if name == "digits" and size != image.shape[0]:
+        frame = size // 16
+        inner = Image.fromarray(image).resize((size - 2 * frame,) * 2, Image.Resampling.BICUBIC)
+        image = np.pad(np.asarray(inner), frame)
+    elif name == "mnist" and size != image.shape[0]:
+        image = np.pad(image, 2)
+    if image.shape[0] != size:
+        small = Image.fromarray(np.ascontiguousarray(image))
+        image = np.asarray(small.resize((size, size), Image.Resampling.BILINEAR))
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    return image.transpose(2, 0, 1)
+
+
+@functools.lru_cache(maxsize=8)  # a warm worker opens a data set once
+def _opened(name: str, classes: tuple[str, ...], folder: Path) -> dict[str, ImageSet]:
+    sets = {}
+    for split in ("train", "val"):
+        try:
+            images = np.load(folder / f"{split}.npy", mmap_mode="r")
+            with np.load(folder / f"{split}.npz") as rest:
+                labels, digests = rest["labels"], tuple(rest["digests"].tolist())
+        except (OSError, ValueError, KeyError) as e:
+            raise UserError(
+                f"the cache {folder} is damaged ({_first_line(e)}): delete it and run the same"
+                " command again"
+            ) from e
+        files = tuple(f"{name}/{split}/{number:05d}" for number in range(len(labels)))
+        sets[split] = ImageSet(images, labels, files, classes, split, digests, digests)
+    return sets
+
+
+def _limited(images: ImageSet, limit: int | None, split: str) -> ImageSet:
+    """Choose `limit` images, as many of each class as possible, by a hash of their pixels."""
+    if limit is None or limit >= len(images):
+        return images
+    classes = len(images.classes)
+    if limit < classes:
+        raise UserError(
+            f"--set {split}_images={limit}: at least {classes}, one for each class, are needed"
+        )
+    hashed = np.argsort(np.array(images.digests), kind="stable")
+    place = np.empty(len(images), dtype=np.int64)  # an image's place among those of its class
+    for label in range(classes):
+        of_class = hashed[images.labels[hashed] == label]
+        place[of_class] = np.arange(len(of_class))
+    order = np.lexsort((images.labels, place))
+    chosen = np.sort(order[:limit])
+
+    def some(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names[i] for i in chosen)
+
+    return dataclasses.replace(
+        images,
+        images=images.images[chosen],
+        labels=images.labels[chosen],
+        files=some(images.files),
+        sources=some(images.sources),
+        digests=some(images.digests),
+    )

@@ -1,0 +1,1 @@
+"""Pictures that labtune draws: birds, and scenes of several objects."""

@@ -1,0 +1,214 @@
+"""Images with several labels each, from a folder in the layout of Pascal VOC's development kit.
+
+A year's folder (VOC2012, or any other name) holds `JPEGImages/`, `Annotations/*.xml` and the lists
+`ImageSets/Main/train.txt` and `val.txt`. The root that a user gives is that folder, or a folder at
+most three levels above it, or the archive as it is published. Nothing in the root is written.
+
+Lists and annotations are taken as programs write them: names with an ending, in quotes, in another
+Unicode form or beside further columns; images without an annotation show nothing, and are counted
+in a note.
+
+A label is 1 where a class has an object that is not marked difficult, 0 where all its objects are,
+-1 where it has none, as in the kit's own lists (Everingham et al. 2010, "The Pascal Visual Object
+Classes (VOC) Challenge", section 4.1 on difficult objects).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from core.data import decoding, folders
+from core.data import images as data_images
+from core.data.devkit import Box, Devkit, open_root, read_devkit
+from core.errors import UserError, some
+
+Difficult = Literal["ignore", "negative", "positive"]
+
+
+@dataclass(frozen=True, eq=False)
+class VocSet(data_images.ImageSet):
+    """Decoded images of one list; attributes as in `core.data.images.ImageSet`, but for two.
+
+    Attributes:
+        labels: (N, C) int8: 1 present, 0 ignored (only difficult objects), -1 absent.
+        boxes: the objects of each image.
+    """
+
+    boxes: tuple[tuple[Box, ...], ...] = ()
+
+
+def load(
+    root: str | os.PathLike[str],
+    image_size: int,
+    *,
+    year: str | None = None,
+    difficult: Difficult = "ignore",
+    fit: decoding.Fit = "squash",
+    limit: Mapping[str, int | None] | None = None,
+    untrained: Literal["refuse", "keep"] | None = None,
+    skip_broken: bool = False,
+) -> dict[str, VocSet]:
+    """Return the decoded images of the lists "train" and "val", each image once.
+
+    Args:
+        root: see the module; a published archive is unpacked in the cache.
+        image_size: S, in pixels.
+        year: which year's folder, such as 2012, where there are several.
+        difficult: what a class counts as whose objects in an image are all marked difficult.
+        fit: "squash" to S x S, so that every labelled object stays in the picture (default), or
+            "crop" the centre.
+        limit: per list, use this many images only; the same ones each time.
+        untrained: what happens if a class has no training example; None refuses this for a data
+            set's own classes and keeps it for VOC's twenty, which are the same for every subset.
+        skip_broken: leave images out that are missing or cannot be decoded, or whose annotation
+            cannot be used, instead of refusing the data.
+
+    Raises:
+        UserError: no devkit or several, files missing or damaged (all are named), a class without
+            an example, or the cache cannot be written.
+    """
+    kit = read_devkit(open_root(root), year, skip_broken)
+    check_examples(kit, difficult, untrained)
+    kept, opened = {}, {}
+    for split, files in kit.files.items():
+        kept[split] = _some_of(files, (limit or {}).get(split))
+        opened[split] = decoding.decoded(kit.root, kept[split], image_size, fit)
+    broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
+    if broken and not skip_broken:
+        raise UserError(decoding.broken_sentence(broken, sum(map(len, kept.values()))))
+    return {split: _voc_set(kit, split, difficult, *cache) for split, cache in opened.items()}
+
+
+def check_examples(
+    kit: Devkit, difficult: Difficult, untrained: Literal["refuse", "keep"] | None
+) -> None:
+    """Refuse classes without any training example, and a list to score without any label.
+
+    Raises:
+        UserError: see above.
+    """
+    for split, name in kit.lists.items():
+        if not (labels_of(kit.boxes[split], len(kit.classes), difficult) == 1).any():
+            raise UserError(f"{kit.root}: no image in {name} has an object that counts")
+    names = without_example(kit, difficult)
+    if names and (untrained == "refuse" or (untrained is None and kit.own)):
+        raise UserError(
+            f"{kit.root}: no training example of {some(names)} in {kit.lists['train']}: add"
+            " some, take the class out of the list of classes, or keep it with --set untrained=keep"
+        )
+
+
+def without_example(kit: Devkit, difficult: Difficult) -> list[str]:
+    """Return the classes that no training image shows."""
+    shown = (labels_of(kit.boxes["train"], len(kit.classes), difficult) == 1).any(0)
+    return [name for name, known in zip(kit.classes, shown, strict=True) if not known]
+
+
+def labels_of(
+    boxes: Sequence[Sequence[Box]], classes: int, difficult: Difficult = "ignore"
+) -> np.ndarray:
+    """Return the labels (N, C) int8 of images with these objects: 1, 0 (ignored) or -1."""
+    labels = np.full((len(boxes), classes), -1, dtype=np.int8)
+    only = {"ignore": 0, "negative": -1, "positive": 1}[difficult]
+    for row, objects in zip(labels, boxes, strict=True):
+        for obj in objects:
+            row[obj.label] = max(row[obj.label], only if obj.difficult else 1)
+    return labels
+
+
+# --- images ---
+
+
+def _some_of(
+    files: Sequence[folders.ImageFile], limit: int | None
+) -> tuple[folders.ImageFile, ...]:
+    """Choose `limit` files by a hash of their names, in the order they have."""
+    if limit is None or limit >= len(files):
+        return tuple(files)
+    ranked = sorted(files, key=lambda f: hashlib.sha256(os.fsencode(f.path)).digest())
+    chosen = {f.path for f in ranked[:limit]}
+    return tuple(f for f in files if f.path in chosen)
+
+
+def _voc_set(
+    kit: Devkit, split: str, difficult: Difficult, images: np.ndarray, manifest: dict[str, Any]
+) -> VocSet:
+    """Join decoded images with the annotations of their files."""
+    of_file = {f.path: b for f, b in zip(kit.files[split], kit.boxes[split], strict=True)}
+    boxes = tuple(of_file[path] for path in manifest["files"])
+    if not boxes:
+        raise UserError(f"{kit.root}: no readable image is left of {kit.lists[split]}")
+    return VocSet(
+        images=images,
+        labels=labels_of(boxes, len(kit.classes), difficult),
+        files=tuple(manifest["files"]),
+        classes=kit.classes,
+        folder=kit.lists[split],
+        sources=tuple(manifest["sources"]),
+        digests=tuple(manifest["digests"]),
+        skipped=(*kit.skipped[split], *(path for path, _ in manifest["broken"])),
+        boxes=boxes,
+    )
+
+
+def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> dict[str, Any]:
+    """Return what a report says about its data, ready for JSON and without any absolute path.
+
+    Args:
+        sets: the images of each list.
+        kit: what they were read from.
+        synthetic: description of generated images; None for a user's.
+    """
+    classes = kit.classes
+    pairs = data_images.duplicates(sets["train"], sets["val"])
+    digest = hashlib.sha256(data_images.fingerprint(sets).encode())
+    for split, s in sorted(sets.items()):
+        digest.update(f"{split}{s.labels.shape}".encode() + s.labels.tobytes())
+
+    def counted(value: int) -> dict[str, dict[str, int]]:
+        return {
+            split: dict(zip(classes, (s.labels == value).sum(0).tolist(), strict=True))
+            for split, s in sets.items()
+        }
+
+    untrained = [c for c, n in counted(1)["train"].items() if n == 0]
+    notes = []
+    if untrained:
+        notes.append(
+            f"no training image shows {some(untrained)}: what the network says of such a class"
+            " means nothing, though its average precision counts as it comes out"
+        )
+    notes += kit.notes
+    for split, s in sets.items():
+        always = (s.labels == 1).any(0) & ~(s.labels == -1).any(0)
+        if always.any():
+            says = {
+                "train": "there is no image to tell such a class from, and class_weights=balanced"
+                " leaves its weight at 1",
+                "val": "whatever the network says, its average precision is 100 %",
+            }[split]
+            named = some([name for name, a in zip(classes, always, strict=True) if a])
+            notes.append(f"every image of {kit.lists[split]} that counts shows {named}: {says}")
+    return {
+        "kind": "synthetic" if synthetic else "folder",
+        "description": synthetic or f"{kit.folder} in the layout of Pascal VOC",
+        "classes": list(classes),
+        "counts": counted(1),
+        "difficult_counts": counted(0),
+        "images": {split: len(s) for split, s in sets.items()},
+        "image_size": int(sets["train"].images.shape[-1]),
+        "fingerprint": f"sha256:{digest.hexdigest()[:32]}",
+        "duplicates": len(pairs),
+        "duplicate_examples": [list(pair) for pair in pairs[:5]],
+        "skipped": [path for s in sets.values() for path in s.skipped],
+        "year_folder": kit.folder,
+        "lists": dict(kit.lists),
+        "untrained": untrained,
+        "notes": notes,
+    }

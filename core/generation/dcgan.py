@@ -1,0 +1,168 @@
+"""A deep convolutional adversarial network (Radford et al., arXiv:1511.06434)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.generation.family import Average, Family, Shape, build_optimizer, halvings, labelled
+from core.training.recipe import OptimizerName
+
+LR = 2e-4  # from 64 channels on, as in the paper; narrower networks get more, with 1 / width
+BETAS = (0.5, 0.999)  # of Adam, from the paper (section 4)
+LATENT = 100
+_LABEL = 16  # entries of a label's embedding
+
+
+class Maker(nn.Module):
+    """Latents (B, latent) and labels to images (B, C, S, S) in (-1, 1): the paper's generator.
+
+    Args:
+        shape: (C, S, S).
+        width: channels at S/2; they double towards 4x4, up to 4 times.
+        classes: number of labels, or 0.
+        latent: entries of a latent.
+    """
+
+    def __init__(self, shape: Shape, width: int, classes: int, latent: int):
+        super().__init__()
+        channels = [width * min(2**n, 4) for n in range(halvings(shape[1]))][::-1]
+        self.labels = nn.Embedding(classes, _LABEL) if classes else None
+        size = latent + (_LABEL if classes else 0)
+        layers: list[nn.Module] = [
+            nn.Unflatten(1, (size, 1, 1)),
+            nn.ConvTranspose2d(size, channels[0], 4, bias=False),
+        ]
+        for before, after in zip(channels, (*channels[1:], shape[0]), strict=True):
+            layers += [
+                nn.BatchNorm2d(before),
+                nn.ReLU(),
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=after == shape[0]),
+            ]
+        self.body = nn.Sequential(*layers, nn.Tanh())
+        self.apply(_initialise)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Return the images."""
+        return self.body(labelled(latents, self.labels, labels))
+
+
+class Judge(nn.Module):
+    """Images (B, C, S, S) to logits (B,) of being real: the paper's discriminator.
+
+    Labels enter as a projection: the inner product of features and a label's embedding is added to
+    the logit (Miyato & Koyama, arXiv:1802.05637).
+
+    Args:
+        shape: (C, S, S).
+        width: channels at S/2; they double with each halving, up to 4 times.
+        classes: number of labels, or 0.
+    """
+
+    def __init__(self, shape: Shape, width: int, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = shape[0]
+        for level in range(halvings(shape[1])):
+            after = width * min(2**level, 4)
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=level == 0))
+            if level:  # none on the first layer, as in the paper
+                layers.append(nn.BatchNorm2d(after))
+            layers.append(nn.LeakyReLU(0.2))
+            before = after
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(before * 16, 1)
+        self.labels = nn.Embedding(classes, before * 16) if classes else None
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits."""
+        features = self.body(images)
+        logits = self.head(features).squeeze(1)
+        return logits if self.labels is None else logits + (self.labels(labels) * features).sum(1)
+
+
+class DCGAN(Family):
+    """Generator against discriminator, one step of each per batch, an optimiser for each.
+
+    The generator's loss is the non-saturating one (Goodfellow et al., arXiv:1406.2661, section 3).
+    Real and made images go through the discriminator apart, so that its batch norms see one kind.
+
+    Args:
+        shape: (C, S, S).
+        width: channels at S/2; a multiple of 8.
+        classes: number of labels, or 0.
+        optimizer: of both: sgd, adam, adamw or rmsprop.
+        lr: of both; None: the paper's 2e-4 of adam, below 64 channels times 64 / width.
+        ema: decay of the generator's moving average.
+        latent: entries of a latent; None: the paper's 100.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        width: int,
+        classes: int,
+        *,
+        optimizer: OptimizerName = "adam",
+        lr: float | None = None,
+        ema: float = 0.0,
+        latent: int | None = None,
+    ):
+        super().__init__(shape, classes, ema)
+        latent = LATENT if latent is None else latent
+        self.latent_shape = (latent,)
+        self.maker = Maker(shape, width, classes, latent)
+        self.judge = Judge(shape, width, classes)
+        self.networks = {"generator": self.maker, "discriminator": self.judge}
+        own = LR * max(1.0, 64 / width)
+        self.optimizers = {
+            name: build_optimizer(optimizer, part.parameters(), lr, own, BETAS)
+            for name, part in self.networks.items()
+        }
+        self.average = Average(self.maker, ema)
+
+    def train_step(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """See `Family`.
+
+        Returns:
+            loss (the generator's), discriminator_loss, both in nats, and the discriminator's mean
+            probability of real images being real, real_score, and of made ones, made_score.
+        """
+        self.maker.train()
+        latents = self.latents(len(images), generator).to(images.device)
+        made = self.maker(latents, labels)
+        real_logits = self.judge(images, labels)
+        made_logits = self.judge(made.detach(), labels)
+        against = F.softplus(-real_logits).mean() + F.softplus(made_logits).mean()
+        self._step("discriminator", against)
+        loss = F.softplus(-self.judge(made, labels)).mean()
+        self._step("generator", loss)
+        self.average.update()
+        return {
+            "loss": loss.detach(),
+            "discriminator_loss": against.detach(),
+            "real_score": real_logits.detach().sigmoid().mean(),
+            "made_score": made_logits.detach().sigmoid().mean(),
+        }
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=list(self.networks[name].parameters()))
+        optimizer.step()
+
+    def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
+        """See `Family`: one pass of the generator."""
+        return [(1.0, self.average.network(latents, labels))]
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), batch norm's from N(1, 0.02), as the paper (section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)

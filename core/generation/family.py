@@ -1,0 +1,251 @@
+"""What the generative families share: one interface, moving averages, latents and their paths.
+
+A family (`core.generation.vae`, `core.generation.dcgan`, `core.generation.flow_matching`) turns
+latents into images of [-1, 1]. It holds its networks and optimisers, takes training steps, and its
+whole state goes into a checkpoint. Nothing in it draws from torch's global generator once it is
+built.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.training.recipe import OptimizerName, converted_rate, make_optimizer
+
+SIZES = (8, 16, 32, 64, 128)  # pixels: halved until 4x4 are left
+_AT_ONCE = 250  # images decoded together: bounds the memory of sampling
+Shape = tuple[int, int, int]
+
+
+class Average:
+    """An exponential moving average of a network's weights, for sampling.
+
+    weight <- d weight + (1 - d) current, with d = min(decay, (1 + n) / (10 + n)) at update n, so
+    that the first, untrained weights are forgotten quickly. Buffers (running statistics) are
+    copied. With decay 0 there is no second copy: `network` is the network itself.
+
+    Args:
+        network: what is averaged.
+        decay: in [0, 1).
+
+    Attributes:
+        network: the averaged network, in evaluation mode unless decay is 0.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.source, self.decay, self.updates = network, decay, 0
+        self.network = network
+        if decay > 0:
+            self.network = copy.deepcopy(network).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the present weights; call after each optimiser step."""
+        if self.decay == 0:
+            return
+        self.updates += 1
+        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = zip(self.network.parameters(), self.source.parameters(), strict=True)
+        for mean, current in pairs:
+            mean.lerp_(current, 1 - keep)
+        for mean, current in zip(self.network.buffers(), self.source.buffers(), strict=True):
+            mean.copy_(current)
+
+
+class Family(ABC):
+    """One way to make images, with everything that its training changes.
+
+    Args:
+        shape: (C, S, S) of the images.
+        classes: number of labels; 0 makes images without labels.
+        ema: decay of the moving average that samples are made with; 0: the weights themselves.
+
+    Attributes:
+        latent_shape: of one latent; its entries are standard normal.
+        networks: name -> network.
+        optimizers: name -> optimiser.
+        average: of the network that `decode` uses.
+    """
+
+    latent_shape: tuple[int, ...]
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    average: Average
+
+    def __init__(self, shape: Shape, classes: int, ema: float):
+        if shape[1] not in SIZES or shape[1] != shape[2]:
+            sizes = ", ".join(map(str, SIZES))
+            raise UserError(f"--set image_size={shape[1]}: give one of {sizes}")
+        self.shape, self.classes, self.ema = shape, classes, ema
+
+    @abstractmethod
+    def train_step(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            images: (B, C, S, S) float32 in [-1, 1].
+            labels: (B,) int64; not looked at by a family without classes.
+            generator: on the CPU; every random number of the step comes from it.
+
+        Returns:
+            The step's losses as scalars without gradient, the same names each time.
+        """
+
+    @abstractmethod
+    def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
+        """Return the states on the way from latents to images: [(time in [0, 1], images)].
+
+        A family that makes images in one pass has the image alone, at time 1.
+        """
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` latents from a generator on the CPU, so that all devices get the same."""
+        return torch.randn(count, *self.latent_shape, generator=generator)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Turn latents into images (N, C, S, S) in [-1, 1], on the CPU.
+
+        Args:
+            latents: (N, *latent_shape).
+            labels: (N,) int64.
+        """
+        device = next(self.average.network.parameters()).device
+        training = self.average.network.training
+        self.average.network.eval()
+        parts = []
+        for z, y in zip(latents.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True):
+            images = self.path(z.to(device), y.to(device))[-1][1]
+            parts.append(images.clamp(-1, 1).float().cpu())
+        self.average.network.train(training)
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def trajectory(self, latents: Tensor, labels: Tensor) -> tuple[list[float], Tensor]:
+        """Return the times of `path` and its states (T, N, C, S, S), on the CPU."""
+        device = next(self.average.network.parameters()).device
+        training = self.average.network.training
+        self.average.network.eval()
+        states = self.path(latents.to(device), labels.to(device))
+        self.average.network.train(training)
+        return [t for t, _ in states], torch.stack([x.float().cpu() for _, x in states])
+
+    def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Make one image per label: (N, C, S, S) float32 in [-1, 1], on the CPU."""
+        return self.decode(self.latents(len(labels), generator), labels)
+
+    def to(self, device: torch.device) -> Family:
+        """Move every network to `device` (before the first step)."""
+        for network in (*self.networks.values(), self.average.network):
+            network.to(device)
+        return self
+
+    def parameters(self) -> int:
+        """Return the number of trained weights in all networks."""
+        return sum(p.numel() for network in self.networks.values() for p in network.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on, but the generator."""
+        return {
+            "networks": {name: part.state_dict() for name, part in self.networks.items()},
+            "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
+            "average": self.average.network.state_dict(),
+            "updates": self.average.updates,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over such a state."""
+        for name, part in self.networks.items():
+            part.load_state_dict(state_dict["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict["optimizers"][name])
+        self.average.network.load_state_dict(state_dict["average"])
+        self.average.updates = state_dict["updates"]
+
+
+class Draws:
+    """Named random generators whose states are part of a checkpoint.
+
+    Args:
+        seed: all names get streams of their own from it.
+        names: one generator on the CPU for each.
+    """
+
+    def __init__(self, seed: int, names: Sequence[str]):
+        self.generators = {
+            name: torch.Generator().manual_seed(stream(seed, number))
+            for number, name in enumerate(names)
+        }
+
+    def __getitem__(self, name: str) -> torch.Generator:
+        return self.generators[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every generator."""
+        return {name: generator.get_state() for name, generator in self.generators.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Put every generator where it was."""
+        for name, generator in self.generators.items():
+            generator.set_state(state_dict[name])
+
+
+def build_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[Tensor],
+    lr: float | None,
+    own: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """Build a family's optimiser.
+
+    Args:
+        name: see `core.training.recipe.make_optimizer`.
+        parameters: of the networks.
+        lr: learning rate; None: the family's own.
+        own: the family's learning rate of adam, converted for another optimiser.
+        betas: of adam and adamw.
+    """
+    rate = converted_rate(own, "adam", name) if lr is None else lr
+    return make_optimizer(name, parameters, rate, betas=betas, fused=True)
+
+
+def stream(seed: int, number: int) -> int:
+    """Return the seed of stream `number` (below 1000) of a trial's seed."""
+    return (seed * 1000 + number) % 2**63  # as torch takes no larger ones
+
+
+def halvings(size: int) -> int:
+    """Return how often `size` (of `SIZES`) is halved until 4 is left."""
+    return size.bit_length() - 3
+
+
+def labelled(features: Tensor, embedding: nn.Embedding | None, labels: Tensor) -> Tensor:
+    """Append each label's embedding to its features (B, F), where there are labels."""
+    return features if embedding is None else torch.cat([features, embedding(labels)], 1)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Return the point at `share` of the arc from `a` to `b`, each (N, ...), as Shoemake 1985.
+
+    Straight lines between normal vectors in many dimensions pass through lengths that no normal
+    vector has (White, arXiv:1609.04468); arcs do not.
+    """
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    cosine = nn.functional.cosine_similarity(flat_a, flat_b, dim=1, eps=1e-12).clamp(-1, 1)
+    angle = cosine.arccos()[:, None]
+    sine = angle.sin()
+    straight = sine < 1e-6
+    safe = torch.where(straight, torch.ones_like(sine), sine)
+    first = torch.where(straight, 1 - share + 0 * sine, ((1 - share) * angle).sin() / safe)
+    second = torch.where(straight, share + 0 * sine, (share * angle).sin() / safe)
+    return (first * flat_a + second * flat_b).view(a.shape).to(a.dtype)

@@ -1,0 +1,384 @@
+"""Features for judging generated images: a classifier trained on the same data, or Inception.
+
+No download is needed for the classifier: labtune trains it once per data set and keeps its weights
+in the cache. Distances in its features are no FID and must not be called so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from core import numerics
+from core.data.augment import augment
+from core.errors import UserError
+from core.generation.copies import CopyCheck, false_alarms, plant, threshold
+from core.generation.quality import Moments, Nearest, balance, frechet, moments, nearest, prdc
+from core.storage.cache import cache_dir, cache_errors
+from core.storage.files import write_bytes
+from core.trial import worker
+
+FEATURES = 64
+_BATCH = 64
+_LEAST_STEPS = 500  # enough for 98 % on the embedded digits
+_PASSES = 12
+_LR, _DECAY, _SMOOTHING, _DROPOUT = 2e-3, 1e-3, 0.1, 0.25
+_AT_ONCE = 500
+_CALIBRATED = 2000  # real images at most that set the threshold of the copy check
+# Part of the cache key: raise the number when a change can move a weight.
+_RULE = f"1: three stages, {FEATURES} features; torch {torch.__version__}"
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier whose last hidden layer serves as features.
+
+    Args:
+        channels: C of the images.
+        size: S of the images, a multiple of 8.
+        classes: number of labels.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = channels
+        for after in (32, 64, 64):
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+            before = after
+        self.body = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(before * (size // 8) ** 2, FEATURES)
+        )
+        self.head = nn.Sequential(nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(FEATURES, classes))
+        # Features are divided by it: the spread (total variance) of the training images is then 1.
+        self.register_buffer("spread", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, classes) of images (B, C, S, S) in [-1, 1]."""
+        return self.head(self.body(images))
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (N, F) and logits (N, classes) of uint8 images, on their device."""
+        assert not self.training
+        features, logits = [], []
+        for part in images.split(_AT_ONCE):
+            hidden = self.body(scaled(part))
+            features.append(hidden / self.spread)
+            logits.append(self.head(hidden))
+        return torch.cat(features), torch.cat(logits)
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def quantised(images: Tensor) -> Tensor:
+    """Return images of [-1, 1] as uint8, as they are stored; measures are taken on these."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def train_classifier(images: Tensor, labels: Tensor, classes: int, flip: bool) -> Classifier:
+    """Train the classifier, the same one each time on a CPU.
+
+    Shifted (and, for photographs, mirrored) images, smoothed labels, dropout and weight decay keep
+    the features of training images close to those of images never seen: the distances of generated
+    images are taken to training images.
+
+    Args:
+        images: (N, C, S, S) uint8, on the device to train on.
+        labels: (N,) int64 there.
+        classes: number of labels.
+        flip: mirror at random.
+    """
+    devices = [images.device] if images.device.type == "cuda" else []
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        torch.set_num_threads(1)  # sums depend on it, and processes with others train it too
+        try:
+            return _train(images, labels, classes, flip)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _train(images: Tensor, labels: Tensor, classes: int, flip: bool) -> Classifier:
+    channels, size = images.shape[1:3]
+    model = Classifier(channels, size, classes).to(images.device)
+    generator = torch.Generator().manual_seed(0)
+    per_pass = -(-len(images) // _BATCH)
+    steps = max(_LEAST_STEPS, _PASSES * per_pass)
+    optimizer = torch.optim.AdamW(model.parameters(), _LR, weight_decay=_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    done = 0
+    while done < steps:
+        order = torch.randperm(len(images), generator=generator)
+        for index in order.split(_BATCH)[: steps - done]:
+            x, y = images[index.to(images.device)], labels[index.to(images.device)]
+            x = scaled(augment(x, generator, flip=flip, padding=max(1, size // 16)))
+            loss = F.cross_entropy(model(x), y, label_smoothing=_SMOOTHING)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+    model.eval()
+    features, _ = model.look(images)  # not yet divided: the buffer is 1
+    model.get_buffer("spread").copy_(features.double().var(0).sum().sqrt())
+    return model
+
+
+def classifier(
+    images: Tensor, labels: Tensor, classes: int, flip: bool, fingerprint: str
+) -> tuple[Classifier, str]:
+    """Return the classifier of a data set and its digest, trained now or taken from the cache.
+
+    Args:
+        images: (N, C, S, S) uint8 training images.
+        labels: (N,) int64.
+        classes: number of labels.
+        flip: mirror at random while training.
+        fingerprint: of the data set.
+
+    Raises:
+        UserError: the cache cannot be written, or its file is damaged.
+    """
+    steps = (_LEAST_STEPS, _PASSES, _BATCH, _LR, _DECAY, _SMOOTHING, _DROPOUT)
+    made = (numerics.fingerprint(1).digest, images.device.type)
+    told = f"{_RULE}\n{steps}\n{fingerprint}\n{tuple(images.shape)}\n{flip}\n{made}"
+    name = hashlib.sha256(told.encode()).hexdigest()[:24]
+    path = cache_dir() / "classifiers" / f"{name}.pt"
+    with cache_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                model = train_classifier(images, labels, classes, flip)
+                buffer = io.BytesIO()
+                torch.save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
+                write_bytes(path, buffer.getvalue())
+            content = path.read_bytes()
+    model = Classifier(images.shape[1], images.shape[2], classes)
+    try:
+        model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    except Exception as e:  # a damaged file raises almost anything
+        raise UserError(
+            f"the cached classifier {path} is damaged: delete it and run the same command again"
+        ) from e
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    return model.to(images.device).eval().requires_grad_(False), digest
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images in the classifier's features, which generated ones are held against.
+
+    Attributes:
+        classifier: of the data set.
+        digest: SHA-256 of its weights.
+        train: (N, C, S, S) uint8, the generators' training images.
+        held_out: (M, C, S, S) uint8, real images that no network has seen.
+        labels: (N,) int64 of `train`.
+        held_out_labels: (M,) int64.
+        classes: number of labels.
+        count: how many images are compared: this many generated ones each time.
+        neighbours: k of precision and its kin.
+        moments: of all training images.
+        real: (count, F) features of training images drawn once, for precision and its kin.
+        check: finds training images among others.
+        unseen: ratios of held-out images by `check`; they set its threshold.
+    """
+
+    classifier: Classifier
+    digest: str
+    train: Tensor
+    held_out: Tensor
+    labels: Tensor
+    held_out_labels: Tensor
+    classes: int
+    count: int
+    neighbours: int
+    moments: Moments
+    real: Tensor
+    check: CopyCheck
+    unseen: Tensor
+
+    def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """Return every measure of `count` images.
+
+        Args:
+            images: (count, C, S, S) uint8.
+            labels: (count,) that were asked for; None without labels.
+
+        Returns:
+            frechet (in units of the spread of the real images), precision, recall, density,
+            coverage, class_balance and, with labels, class_agreement, the share that the classifier
+            takes for what was asked.
+        """
+        features, logits = self.classifier.look(images.to(self.train.device))
+        predicted = logits.argmax(1)
+        found = {"frechet": frechet(moments(features), self.moments)}
+        found |= prdc(self.real, features, self.neighbours)
+        found["class_balance"] = balance(predicted, self.classes)
+        if labels is not None:
+            agreed = predicted == labels.to(predicted.device)
+            found["class_agreement"] = agreed.double().mean().item()
+        return found
+
+    def nearest(self, images: Tensor, keep: int = 1) -> Nearest:
+        """Return the nearest training images of uint8 images."""
+        found = nearest(images.to(self.train.device), self.train, keep)
+        return Nearest(*(part.cpu() for part in found))
+
+    def copying(self, images: Tensor) -> dict[str, float]:
+        """Return how near images (N, C, S, S) uint8 are to training images, and how many copy one.
+
+        Returns:
+            nearest_distance (median, grey levels), nearest_ratio (median of `CopyCheck.ratios`),
+            copies, the share below the threshold.
+        """
+        return copying(self.nearest(images), self.check.ratios(images), threshold(self.unseen))
+
+    def found(self) -> dict[str, float]:
+        """Return the share found of each kind of planted copy, see `sample_copies.plant`."""
+        return {name: self.copying(images)["copies"] for name, images in plant(self.train).items()}
+
+
+def reference(
+    train: Tensor,
+    labels: Tensor,
+    held_out: Tensor,
+    held_out_labels: Tensor,
+    classes: int,
+    *,
+    flip: bool,
+    count: int,
+    neighbours: int,
+    fingerprint: str,
+) -> Reference:
+    """Prepare a data set for comparisons of `count` images at a time.
+
+    Raises:
+        UserError: see `classifier`.
+    """
+    model, digest = classifier(train, labels, classes, flip, fingerprint)
+    features, _ = model.look(train)
+    check = CopyCheck(train)
+    return Reference(
+        model,
+        digest,
+        train,
+        held_out,
+        labels,
+        held_out_labels,
+        classes,
+        count,
+        neighbours,
+        moments(features),
+        features[_some(len(train), count)],
+        check,
+        check.ratios(held_out[_some(len(held_out), _CALIBRATED)]),
+    )
+
+
+def yardsticks(against: Reference) -> dict[str, dict[str, float]]:
+    """Return the measures of images that are not generated, `count` of each if there are as many.
+
+    held_out are real images that no generator saw: the floor of the distance. copies are training
+    images once more, others than those that precision is taken among: what a generator would reach
+    that had learnt them by heart. noise has uniform pixels: the ceiling.
+    """
+    few = _some(len(against.held_out), against.count)
+    rows = {"held_out": (against.held_out[few], against.held_out_labels[few])}
+    again = _some(len(against.train), against.count, start=against.count)
+    rows["copies"] = (against.train[again], against.labels[again])
+    generator = torch.Generator().manual_seed(0)
+    shape = (against.count, *against.train.shape[1:])
+    noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    found = {name: against.measure(images, asked) for name, (images, asked) in rows.items()}
+    found["noise"] = against.measure(noise, None)
+    for name, images in (*((name, images) for name, (images, _) in rows.items()), ("noise", noise)):
+        found[name] |= against.copying(images)
+    found["held_out"]["copies"] = false_alarms(against.unseen)
+    return found
+
+
+def copying(near: Nearest, ratios: Tensor, limit: float) -> dict[str, float]:
+    """Return what `Reference.copying` does, from distances and ratios."""
+    return {
+        "nearest_distance": near.distance[:, 0].median().item(),
+        "nearest_ratio": ratios.median().item(),
+        "copies": (ratios < limit).double().mean().item(),
+    }
+
+
+def _some(total: int, count: int, start: int = 0) -> Tensor:
+    """Return `count` of `total` indices (all, if there are fewer), the same ones each time.
+
+    They are taken from place `start` of an order that goes round: with fewer than start + count
+    images the choices for several `start` overlap.
+    """
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return order[torch.arange(start, start + min(count, total)) % total]
+
+
+# --- Inception ---
+
+
+def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
+    """Return a function from uint8 images to Inception-v3's 2048 pooled features.
+
+    The Frechet distance in them is not FID, whose weights are those of the original TensorFlow
+    graph. Both were trained on pixels in [-1, 1], which is what the network gets here:
+    torchvision's `transform_input` would make them from ImageNet-normalised ones, and is off.
+
+    Args:
+        path: a state dict of torchvision's `inception_v3`.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
+    from torchvision.models import inception_v3
+
+    from core.models.weights import load_state
+
+    model = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=False)
+    state = {k: v for k, v in load_state(Path(path)).items() if not k.startswith("AuxLogits.")}
+    found: Any = None
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except RuntimeError as e:
+        raise UserError(f"--set inception={path}: not the weights of inception_v3") from e
+    if found.unexpected_keys or any(
+        not k.startswith(("AuxLogits.", "fc.")) for k in found.missing_keys
+    ):
+        raise UserError(
+            f"--set inception={path}: not the state dict of torchvision's inception_v3 (it lacks or"
+            f" adds {', '.join((found.missing_keys + found.unexpected_keys)[:3])})"
+        )
+    model.add_module("fc", nn.Identity())  # features in place of ImageNet's logits
+    model = model.to(worker.device()).eval().requires_grad_(False)
+
+    def features(images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(50):
+            x = scaled(part.to(worker.device())).expand(-1, 3, -1, -1)
+            x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+            with torch.no_grad():
+                parts.append(model(x).cpu())
+        return torch.cat(parts)
+
+    return features

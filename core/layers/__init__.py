@@ -1,0 +1,1 @@
+"""Layers and what is done to layers: norms, standardised weights, pairing, freezing."""

@@ -1,0 +1,350 @@
+"""How exactly a converted network repeats the original: differences layer by layer, on images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.data import decoding, folders
+from core.data.augment import normalise
+from core.data.synthetic import birds
+from core.errors import UserError
+from core.layers.convert import convert, setbyname2
+from core.layers.pairing import evaluation, pairs
+from core.layers.std_conv import WSConv2d
+from core.models import pretrained
+from core.models.normalisation import NORMALISATIONS, OWN, Normalisation, of_file, settle
+from core.models.resnet import load_weights, resnet
+
+OUTPUT = "output"  # the row of the logits, after those of the norms
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+_BATCH = 50
+# Blocks per stage of torchvision's ResNets; those from 50 on have three convolutions a block.
+_TORCHVISION: dict[tuple[str, tuple[int, ...]], str] = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one tensor of the converted network is from the original's, over all images.
+
+    Attributes:
+        mode: "A", "B", or "none": standardised weights and nothing that makes up for them.
+        precision: "float32" or "float64".
+        layer: name of a norm whose output is compared, or "output" for the logits.
+        mae: mean absolute difference.
+        largest: largest absolute difference.
+        size: largest absolute value of the original.
+        images: how many.
+        changed: images whose largest logit belongs to another class; None for inner layers.
+        accuracy: share of images that the original gets right; None without labels.
+        accuracy_converted: the same of the converted network.
+    """
+
+    mode: str
+    precision: str
+    layer: str
+    mae: float
+    largest: float
+    size: float
+    images: int
+    changed: int | None = None
+    accuracy: float | None = None
+    accuracy_converted: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Images for a check.
+
+    Attributes:
+        images: (N, 3, S, S) uint8.
+        labels: (N,), or None.
+        classes: how many the labels tell apart; 0 without labels.
+        description: what the images are.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    classes: int = 0
+    description: str = ""
+
+
+def check(
+    model: nn.Module,
+    photos: Photos,
+    modes: Sequence[str] = ("A", "B", "none"),
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    normalisation: Normalisation = OWN,
+) -> list[Agreement]:
+    """Compare `model` with its conversions on every image, in evaluation mode.
+
+    Returns:
+        For each precision and mode a row per norm that was paired, then one for the output.
+
+    Raises:
+        ValueError: the model cannot be converted; see `core.weight_standardization.convert`.
+    """
+    rows = []
+    for precision in precisions:
+        original = copy.deepcopy(model).to(PRECISIONS[precision])
+        norms = [pair.norm for pair in pairs(original).pairs]
+        for mode in modes:
+            changed = _uncompensated(original)
+            if mode != "none":
+                changed = convert(original, "A" if mode == "A" else "B")
+            rows += _compare(original, changed, norms, photos, mode, precision, normalisation)
+    return rows
+
+
+def run(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the network and the images that settings name.
+
+    Args:
+        settings: may hold `data_dir` (a folder of images, of class folders, or of splits; none: the
+            embedded birds), `weights` (as of `core.models.pretrained`, or a file of a torchvision
+            or CIFAR ResNet), `image_size`, `fit` ("squash" or "crop"), `val_images` (use so many).
+
+    Returns:
+        `weights`, `images`, `normalisation` (words for each), `image_size`, and `rows`, `Agreement`
+        as dicts.
+
+    Raises:
+        UserError: images or weights that cannot be used.
+    """
+    folder = settings.get("data_dir")
+    weights = str(settings.get("weights") or ("embedded" if folder is None else "default"))
+    model, size, name = network(weights)
+    size = int(settings.get("image_size") or size)
+    fit = settings.get("fit") or ("crop" if size >= 224 else "squash")  # as ImageNet's are prepared
+    photos = load_photos(folder, size, fit, settings.get("val_images"))
+    classes = next(reversed(model.state_dict().values())).shape[0]
+    labels = photos.labels if photos.classes == classes else None
+    known = OWN if weights in pretrained.NAMES else of_file(weights)
+    try:
+        pixels = settle(model.eval(), photos.images, labels, "auto", known)
+        rows = check(model, photos, normalisation=pixels.name)
+    except UserError as e:
+        raise UserError(f"--weights {weights}: {e}") from e
+    except ValueError as e:
+        raise UserError(f"--weights {weights}: this network cannot be converted: {e}") from e
+    return {
+        "weights": name,
+        "images": photos.description,
+        "normalisation": "" if weights == "none" else pixels.sentence(),
+        "image_size": size,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def network(weights: str) -> tuple[nn.Module, int, str]:
+    """Return a network with its own head, the image size it was made for, and its name.
+
+    Raises:
+        UserError: weights that cannot be had or that fit no ResNet.
+    """
+    if weights == "default":
+        return pretrained.resnet18(weights, 1000), 224, "ResNet-18, torchvision's ImageNet weights"
+    if weights == "embedded":
+        classes = len(folders.scan(birds.default_birds()).classes)
+        model = pretrained.resnet18(weights, classes)
+        return model, 48, "ResNet-18, learnt on labtune's synthetic birds"
+    if weights == "none":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return pretrained.resnet18(weights, 1000), 64, "ResNet-18 with random weights"
+    state = pretrained.load_state(weights)
+    name = Path(weights).name
+    if "layer4.0.conv1.weight" in state:
+        model, kind = _torchvision(state, weights)
+        return model, 224, f"{kind}, {name}"
+    head = state.get("linear.weight", state.get("head.weight"))
+    stages = {key.split(".")[1] for key in state if key.startswith(("layer1.", "stage1."))}
+    if head is None or not stages:
+        raise UserError(
+            f"--weights {weights}: neither a torchvision ResNet nor a CIFAR ResNet (6n + 2 layers):"
+            " give the state dict of one"
+        )
+    n = len(stages)
+    model = load_weights(resnet(n, len(head), "torch_bn"), weights)
+    return model, 32, f"CIFAR ResNet-{6 * n + 2}, {name}"
+
+
+def load_photos(
+    folder: str | None, size: int, fit: decoding.Fit, limit: int | None = None
+) -> Photos:
+    """Return the images of a folder, or the embedded birds.
+
+    A folder with splits gives its validation (or test) images, one with class folders its images
+    with labels, any other all images in it and below.
+
+    Raises:
+        UserError: no folder, no images, or images that cannot be read (all are named).
+    """
+    synthetic = folder is None
+    root = Path(birds.default_birds() if folder is None else folder)
+    base = _scored(root.expanduser().resolve())
+    found = sorted(
+        base / path
+        for path, entry in folders.files_below(base)
+        if entry.name.lower().endswith(folders.EXTENSIONS) and entry.is_file()
+    )
+    if not found:
+        raise UserError(f"--data-dir {folder}: no images in it: give a folder of photographs")
+    classes = sorted({path.relative_to(base).parts[0] for path in found if path.parent != base})
+    flat = any(len(path.relative_to(base).parts) != 2 for path in found) or len(classes) < 2
+    if limit is not None and limit < len(found):  # evenly over the folder, so over its classes
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    files = []
+    for path in found:
+        inside, status = path.relative_to(base), path.stat()
+        label = 0 if flat else classes.index(inside.parts[0])
+        files.append(
+            folders.ImageFile(inside.as_posix(), label, status.st_size, status.st_mtime_ns)
+        )
+    images, manifest = decoding.decoded(base, files, size, fit)
+    if manifest["broken"]:
+        raise UserError(decoding.broken_sentence(dict(manifest["broken"]), len(files)))
+    labels = None if flat else np.array([file.label for file in files])
+    kind = "synthetic bird pictures" if synthetic else f"images of the folder {root.name}"
+    return Photos(images, labels, 0 if flat else len(classes), f"{len(files):,} {kind}")
+
+
+# ---- the parts ----
+
+
+def _torchvision(state: Mapping[str, Tensor], weights: str) -> tuple[nn.Module, str]:
+    """Build the torchvision ResNet that a state dict belongs to."""
+    from torchvision import models
+
+    blocks = tuple(
+        len({key.split(".")[1] for key in state if key.startswith(f"layer{stage}.")})
+        for stage in range(1, 5)
+    )
+    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    name = _TORCHVISION.get((kind, blocks))
+    if name is None:
+        raise UserError(f"--weights {weights}: no torchvision ResNet has {blocks} {kind} blocks")
+    head = state.get("fc.weight")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of a head of its own, where the file has none
+        model = getattr(models, name)(num_classes=1000 if head is None else len(head))
+    if head is None:
+        state = {**state, "fc.weight": model.fc.weight, "fc.bias": model.fc.bias}
+    wrong = pretrained.mismatch(model, dict(state))
+    if wrong:
+        raise UserError(f"--weights {weights} does not fit {name} ({wrong}): give its own file")
+    model.load_state_dict(state, strict=False)
+    return model, f"ResNet-{name.removeprefix('resnet')}"
+
+
+def _scored(root: Path) -> Path:
+    """Return the folder of the split to score, if the root has splits."""
+    if not root.is_dir():
+        raise UserError(f"--data-dir {root} is not a folder: give a folder of photographs")
+    if (root / "train").is_dir():
+        for name in ("val", "valid", "validation", "test"):
+            if (root / name).is_dir():
+                return root / name
+    return root
+
+
+def _uncompensated(model: nn.Module) -> nn.Module:
+    """Return a copy with standardised weights whose norms are left alone."""
+    changed = copy.deepcopy(model)
+    for pair in pairs(model).pairs:
+        conv = changed.get_submodule(pair.conv)
+        assert isinstance(conv, nn.Conv2d)
+        setbyname2(changed, pair.conv, WSConv2d.of(conv))
+    return changed
+
+
+class _Sums:
+    """Differences of one tensor, added up over batches."""
+
+    def __init__(self) -> None:
+        self.total, self.count, self.largest, self.size = 0.0, 0, 0.0, 0.0
+
+    def add(self, old: Tensor, new: Tensor) -> None:
+        gap = (new.double() - old.double()).abs()
+        self.total += float(gap.sum())
+        self.count += gap.numel()
+        self.largest = max(self.largest, float(gap.max()))
+        self.size = max(self.size, float(old.abs().max()))
+
+
+def _compare(
+    original: nn.Module,
+    changed: nn.Module,
+    norms: Sequence[str],
+    photos: Photos,
+    mode: str,
+    precision: str,
+    normalisation: Normalisation,
+) -> list[Agreement]:
+    sums = {layer: _Sums() for layer in [*norms, OUTPUT]}
+    different, right, right_converted, classes = 0, 0, 0, 0
+    like = next(original.parameters())
+    for start in range(0, len(photos.images), _BATCH):
+        part = torch.from_numpy(np.array(photos.images[start : start + _BATCH]))
+        x = normalise(part.to(like.device), *NORMALISATIONS[normalisation]).to(like.dtype)
+        old, new = _outputs(original, norms, x), _outputs(changed, norms, x)
+        for layer, one in sums.items():
+            one.add(old[layer], new[layer])
+        classes = old[OUTPUT].shape[1]
+        guess, guess_new = old[OUTPUT].argmax(1), new[OUTPUT].argmax(1)
+        different += int((guess != guess_new).sum())
+        if photos.labels is not None:
+            y = torch.from_numpy(photos.labels[start : start + _BATCH]).to(guess.device)
+            right += int((guess == y).sum())
+            right_converted += int((guess_new == y).sum())
+    count = len(photos.images)
+    named = photos.labels is not None and photos.classes == classes
+    rows = []
+    for layer, one in sums.items():
+        last = layer == OUTPUT
+        rows.append(
+            Agreement(
+                mode,
+                precision,
+                layer,
+                one.total / one.count,
+                one.largest,
+                one.size,
+                count,
+                different if last else None,
+                right / count if last and named else None,
+                right_converted / count if last and named else None,
+            )
+        )
+    return rows
+
+
+def _outputs(model: nn.Module, norms: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """Return what the norms and the network give for a batch."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        # A copy: an in-place ReLU may follow.
+        return lambda module, args, output: found.__setitem__(name, output.clone())
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in norms]
+    try:
+        with evaluation(model):
+            found[OUTPUT] = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,214 @@
+"""How much memory a training step takes: before it is tried on a card, and of a trial on a CPU.
+
+Before: the step is run on a few small batches on the CPU while every tensor's birth and death is
+watched; the peak grows linearly with the batch, so two batches give the peak of any. On a CPU the
+first steps of the trial itself are watched, since a process that has run other trials has grown.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from core.errors import UserError
+from core.training.epoch import autocast
+from core.training.recipe import Precision
+
+PROBES = (2, 4)  # images; batch norm needs more than one
+WORKSPACE = 96 * 2**20  # bytes for cuDNN and for the norms' temporaries on a GPU
+COUNTED = 2  # steps of a trial: the optimiser's state is made in the first
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a trial's step takes.
+
+    Attributes:
+        precision: of the forward pass.
+        recompute: whether activations are computed again for the backward pass.
+        estimate: bytes as run.
+        plain: bytes in float32 without recomputation.
+    """
+
+    precision: Precision
+    recompute: bool
+    estimate: int
+    plain: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the trial notes of it."""
+        return {
+            "chosen_precision": self.precision,
+            "chosen_recompute": self.recompute,
+            "estimated_mib": self.estimate / 2**20,
+            "plain_mib": self.plain / 2**20,
+        }
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes of a training step in float32: `fixed`, and `per_image` for each image of the batch."""
+
+    fixed: float
+    per_image: float
+
+
+def measure(build: Callable[[], nn.Module], image_size: int, recompute: bool) -> Line:
+    """Measure a step's activations, and add the weights' gradients and momentum.
+
+    Args:
+        build: makes the model (with a settable `recompute`) on the CPU.
+        image_size: pixels.
+        recompute: whether activations are computed again for the backward pass.
+    """
+    with torch.random.fork_rng(devices=[]):  # a trial's own draws are not to depend on this
+        model = build()
+    model.recompute = recompute  # type: ignore[assignment]
+    small, large = (step_bytes(model, image_size, probe, "float32") for probe in PROBES)
+    per_image = (large - small) / (PROBES[1] - PROBES[0])
+    weights = sum(p.nbytes for p in model.parameters())
+    return Line(small - per_image * PROBES[0] + 2 * weights, per_image)
+
+
+def fit(
+    measured: Callable[[bool], Line],
+    image_size: int,
+    batch: int,
+    precision: Precision = "float32",
+    recompute: bool = False,
+) -> Fit:
+    """Estimate the memory of a training step.
+
+    Args:
+        measured: returns what `measure` does, without recomputation or with it.
+        image_size: pixels.
+        batch: images per step.
+        precision: of the forward pass.
+        recompute: whether activations are computed again.
+    """
+    plain, again = (
+        int(line.fixed + line.per_image * batch) for line in (measured(False), measured(recompute))
+    )
+    return Fit(precision, recompute, _in_precision(again, image_size, batch, precision), plain)
+
+
+def share(
+    steps: Mapping[str, Callable[[Mapping[str, Any]], int]], slot: int | None, half: Precision
+) -> tuple[dict[str, Any], int]:
+    """Choose the first way in which all trials fit: as asked, recomputed, in half precision too.
+
+    One way for all, so that what is compared does not differ by its rounding. Recomputation comes
+    first because it changes no number.
+
+    Args:
+        steps: a trial's step in words -> its bytes under settings that replace its own.
+        slot: bytes of the smallest slot; None: as asked.
+        half: the precision that the cards compute in, should float32 not fit.
+
+    Returns:
+        The settings that every trial takes over, and the bytes that the largest then needs.
+
+    Raises:
+        UserError: the largest step fits in no way; the message gives its estimate.
+    """
+    ways: list[dict[str, Any]] = [{}, {"recompute": True}, {"recompute": True, "precision": half}]
+    needed, largest = 0, ""
+    for settings in ways:
+        needed, largest = max((step(settings) + WORKSPACE, name) for name, step in steps.items())
+        if slot is None or needed <= slot:
+            return settings, needed
+    assert slot is not None
+    raise UserError(
+        f"{largest} needs about {needed / 2**30:.1f} GiB even in {half} and with recomputation,"
+        f" the smallest slot has {slot / 2**30:.1f} GiB: lower batch_size or image_size, set"
+        " accumulate (with batch norm another computation), or raise --slot-memory"
+    )
+
+
+def _in_precision(plain: int, size: int, batch: int, precision: Precision) -> int:
+    """Halve the activations of a half-precision step; images and weights stay float32."""
+    if precision == "float32":
+        return plain
+    images = batch * 3 * size * size * 4
+    return (plain - images) // 2 + images + images // 2
+
+
+class _Watch(TorchDispatchMode):
+    """Adds up the bytes of the storages that are alive, but for those of `known` tensors."""
+
+    def __init__(self, known: Sequence[torch.Tensor]):
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}  # views of them, too
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def step_bytes(model: nn.Module, image_size: int, batch: int, precision: Precision) -> int:
+    """Return the peak bytes of one training step's activations and gradients, by running it.
+
+    Args:
+        model: on the CPU; its weights are not counted.
+        image_size: pixels; images are (batch, 3, image_size, image_size).
+        batch: images.
+        precision: of the forward pass.
+    """
+    model.train()
+    with _Watch([*model.parameters(), *model.buffers()]) as watch:
+        x = torch.zeros(batch, 3, image_size, image_size)
+        y = torch.zeros(batch, dtype=torch.int64)
+        with autocast(torch.device("cpu"), precision):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        del loss
+    model.zero_grad(set_to_none=True)
+    return watch.peak
+
+
+def counted(
+    batches: Iterable[B], tensors: Iterable[torch.Tensor], note: Callable[[int], None]
+) -> Iterator[B]:
+    """Yield `batches`; count the first two steps made of them, without changing a number.
+
+    Args:
+        batches: of an epoch, on the CPU; all but the first two pass unwatched.
+        tensors: what is there already and belongs to the trial: weights, buffers.
+        note: is told the most bytes that were alive in tensors during these steps: `tensors`, the
+            batch, activations, gradients and the optimiser's state. What libraries hold beside
+            (oneDNN's copies of weights, the decoded images) is not counted.
+    """
+    left, known = iter(batches), list(tensors)
+    sizes = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in known)}
+    with _Watch(known) as watch:
+        yield from islice(left, COUNTED)
+    note(sum(sizes.values()) + watch.peak)
+    yield from left

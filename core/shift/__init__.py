@@ -1,0 +1,1 @@
+"""Images that differ from those a network was trained on, and networks that adapt to them."""

@@ -1,0 +1,151 @@
+"""One driver per result folder: who it is, where, and since when."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from core.errors import DamagedError, StorageError, UserError
+from core.storage import files, mirror
+
+BEAT = 30.0  # seconds between signs of life
+DEAD_AFTER = 120.0  # seconds without one
+SETTLE = 1.0  # seconds in which two drivers that start together see each other in an object store
+
+
+@contextlib.contextmanager
+def only_driver(
+    folder: Path, nodes: Callable[[], list[dict[str, Any]]]
+) -> Iterator[Callable[[], None]]:
+    """Be the one process that runs trials in `folder`; say so in `driver.json` all the while.
+
+    A lock tells drivers on file systems apart. An object store has none: there the last sign of
+    life in `driver.json` counts, so that a study whose driver was killed on another machine can
+    be taken over two minutes later.
+
+    Args:
+        folder: the result folder.
+        nodes: gives the slots of every node, for who watches.
+
+    Yields:
+        Gives a sign of life at once, as when the nodes have changed.
+
+    Raises:
+        UserError: another driver is at work; the message names its host and process.
+    """
+    remote = mirror.of(folder / "driver.json")
+    try:
+        lock = FileLock(folder / "study.lock", timeout=0)
+        with lock, _announced(folder, remote, nodes) as beat:
+            yield beat
+    except Timeout as e:
+        raise UserError(_in_use(mirror.shown(folder), _read(folder))) from e
+
+
+@contextlib.contextmanager
+def only_user(remote: mirror.Mirror) -> Iterator[mirror.Mirror]:
+    """Be the one driver of this machine whose local folder is that of `remote`, and yield it.
+
+    Raises:
+        UserError: another driver on this machine uses it.
+    """
+    lock = remote.lock()
+    try:
+        lock.acquire()
+    except Timeout as e:
+        raise UserError(_in_use(remote.shown, _read(remote.local))) from e
+    try:
+        yield remote
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _announced(
+    folder: Path, remote: mirror.Mirror | None, nodes: Callable[[], list[dict[str, Any]]]
+) -> Iterator[Callable[[], None]]:
+    started = _now()
+    me = {"host": os.uname().nodename, "pid": os.getpid(), "started": started}
+
+    def beat() -> None:
+        with contextlib.suppress(StorageError):  # a full disk must not end the study
+            files.write_json(folder / "driver.json", {**me, "beat": _now(), "nodes": nodes()})
+
+    if remote is not None:
+        remote.pull("", only=("driver.json",))
+        other = _read(folder)
+        if is_alive(other):
+            raise UserError(_in_use(remote.shown, other))
+    beat()
+    if remote is not None:
+        time.sleep(SETTLE)
+        remote.pull("", only=("driver.json",))
+        other = _read(folder)
+        if (other.get("host"), other.get("pid")) != (me["host"], me["pid"]):
+            raise UserError(_in_use(remote.shown, other))
+    stop = threading.Event()
+
+    def keep_beating() -> None:
+        while not stop.wait(BEAT):
+            beat()
+
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield beat
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(StorageError, OSError):
+            files.remove(folder / "driver.json")
+
+
+def is_alive(driver: dict[str, Any]) -> bool:
+    """Return whether the driver that wrote a `driver.json` still runs, as far as can be seen."""
+    try:
+        beat = datetime.datetime.fromisoformat(driver["beat"])
+        pid = int(driver["pid"])
+        age = datetime.datetime.now(datetime.UTC) - beat
+    except (KeyError, TypeError, ValueError):
+        return False
+    if age.total_seconds() > DEAD_AFTER:
+        return False
+    if driver.get("host") != os.uname().nodename:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _in_use(place: object, driver: dict[str, Any]) -> str:
+    who = ""
+    if driver:
+        who = (
+            f" (process {driver.get('pid')} on {driver.get('host')},"
+            f" since {driver.get('started')} UTC)"
+        )
+    return f"{place} is in use by another run of this study{who}: wait for it or stop it"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content = files.read_json(folder / "driver.json")
+    except DamagedError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

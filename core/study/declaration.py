@@ -1,0 +1,100 @@
+"""What `study.json` says of a study, and whether a later command line asks for the same."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from core import numerics, provenance
+from core.errors import UserError
+from core.storage.files import finite
+from core.study import options
+from core.study.declare import Study
+from core.study.options import Options
+from core.study.plan import Plan, Planned
+
+IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials", "stopping")
+
+
+def declaration(
+    study: Study, opts: Options, planned: Plan, data: dict[str, Any], argv: Sequence[str]
+) -> dict[str, Any]:
+    """Return what `study.json` says about a study that is about to start."""
+    rules = options.stopping(study, opts)
+    early = rules.scheduler != "none" or rules.patience
+    epochs = max(epochs_of(p.config) for p in planned.trials)
+    return finite(
+        ({"stopping": rules.record(epochs)} if early else {})
+        | {
+            "study": study.name,
+            "question": study.question,
+            "scale": opts.chosen_scale(),
+            "parts": list(dict.fromkeys(p.part for p in planned.trials)),
+            "notes": list(planned.notes),
+            "grid": dict(planned.grid),
+            "constants": _constants(planned.trials, study.search if opts.search else ()),
+            "metric": study.metric,
+            "mode": study.mode,
+            "trials": [p.record() for p in planned.trials],
+            "data": data,
+            "command": ["python", f"studies/{study.name}.py", *argv],
+            "git": provenance.git(),
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+            "numerics": numerics.fingerprint(opts.slot_cores).record(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the recorded declaration, once it is clear that it is the one now asked for.
+
+    Raises:
+        UserError: the study has changed; the differences are listed.
+    """
+    whole = recorded
+    if "search" in recorded:  # what was proposed since the start is no change
+        recorded = recorded | {"trials": recorded["trials"][: len(declared["trials"])]}
+    changed = [key for key in IDENTITY if declared.get(key) != recorded.get(key)]
+    fingerprints = [d.get("data", {}).get("fingerprint") for d in (declared, recorded)]
+    if not changed and fingerprints[0] == fingerprints[1]:
+        again = {key: declared[key] for key in ("git", "versions", "numerics")}
+        return {**whole, "resumed": [*recorded.get("resumed", []), again]}
+    lines = difference(recorded, declared)
+    if fingerprints[0] != fingerprints[1]:
+        lines.append(f"data: {fingerprints[1]} -> {fingerprints[0]}")
+    raise UserError(
+        "--resume: the study has changed since it was started ("
+        + "; ".join(lines[:8])
+        + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+        + "): give the same options again, or a new --name"
+    )
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one short text per setting in which two declarations differ."""
+    lines = [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in ("study", "scale", "metric", "mode", "stopping")
+        if old.get(key) != new.get(key)
+    ]
+    for kind in ("grid", "constants"):
+        before, after = old.get(kind, {}), new[kind]
+        for key in dict.fromkeys([*before, *after]):
+            if before.get(key) != after.get(key):
+                lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return lines or ["its trials differ"]
+
+
+def _constants(trials: Sequence[Planned], searched: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the settings that all trials share; of a search those that it does not vary."""
+    first, varied = trials[0].config, {*searched, *(["seed", "holdout"] if searched else [])}
+    same = (k for k, v in first.items() if all(p.config[k] == v for p in trials))
+    return {k: first[k] for k in same if k not in varied}
+
+
+def epochs_of(config: Mapping[str, Any]) -> int:
+    """Return how many epochs a config asks for."""
+    return int(config.get("epochs", 1))

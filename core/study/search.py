@@ -1,0 +1,251 @@
+"""A search for the best settings: Optuna proposes, the engine runs, nothing proposed is lost."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from core.errors import UserError
+from core.storage.files import remove, write_json
+from core.study.declare import Choice, Range
+from core.study.plan import Planned
+from core.trial import records
+
+DEFAULT = "default"  # the trial that runs the settings as they are, for comparison
+COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is searched for.
+
+    Attributes:
+        space: setting -> range or choice.
+        trials: how many configurations are tried.
+        metric: the reported metric that is best at a trial's best epoch; `mode` says which way.
+        mode: "max" or "min".
+    """
+
+    space: Mapping[str, Range | Choice]
+    trials: int
+    metric: str
+    mode: str
+
+
+class Search:
+    """Proposes configurations, each from its number and from what those before it came to.
+
+    Nothing else goes into a proposal, so a search that is resumed proposes what an undisturbed one
+    does. It keeps no file of its own: `study.json` holds every proposal before it runs, and the
+    trials hold what came of it.
+
+    Args:
+        goal: what is searched for.
+        config: settings of every trial besides the searched ones.
+        folder: the result folder.
+        check: raises UserError for a config that the trainable does not take.
+        recorded: the trials of `study.json`, of a search that is resumed.
+        uninformed: what `record` said of it under this name.
+        metric: `Planned.metric` of its trials.
+
+    Raises:
+        UserError: what was proposed lies outside the space of the goal.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        config: Mapping[str, Any],
+        folder: Path,
+        check: Callable[..., object] = dict,
+        recorded: Sequence[Mapping[str, Any]] = (),
+        uninformed: Sequence[str] = (),
+        metric: str = "",
+    ):
+        self.metric = metric
+        self.goal, self.config, self.folder, self._check = goal, dict(config), folder, check
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.captureWarnings(True)  # of experimental parts, which users cannot act on
+        self._params = {
+            t["trial"]: {key: t["config"][key] for key in goal.space}
+            for t in recorded
+            if t["part"] == "search" and t["trial"] != DEFAULT
+        }
+        self.uninformed = set(uninformed)
+        self._withdraw()
+        self._optuna, self._numbers = self._known_to_optuna()
+        self._failed = False
+
+    def known(self) -> list[Planned]:
+        """Return what has been proposed so far, in order, without the default."""
+        return [self._planned(name) for name in self._in_order()]
+
+    def propose(self) -> Planned | None:
+        """Return a new configuration, or None when there are enough."""
+        if len(self._params) >= self.goal.trials:
+            return None
+        free = (i for i in itertools.count() if _name(i) not in self._params)
+        seed = next(free)
+        name = _name(seed)
+        # A sampler of its own: one that is kept would go on from wherever this process began.
+        self._optuna.sampler = optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=max(3, self.goal.trials // 3),
+            constant_liar=True,
+        )
+        asked = self._optuna.ask(self._distributions())
+        self._params[name] = dict(asked.params)
+        self._numbers[name] = asked.number
+        if self._failed:
+            self.uninformed.add(name)
+        return self._planned(name)
+
+    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
+        """Tell the sampler of an epoch (as a listener of the engine)."""
+
+    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+        """Tell the sampler how a configuration did: by its best epoch, or that it failed."""
+        number = self._numbers.get(name)
+        if number is None or self._optuna.trials[number].state.is_finished():
+            return
+        value = self._value(name) if state in COUNTED else None
+        if value is not None:
+            self._optuna.tell(number, value)
+        else:
+            self._optuna.tell(number, state=TrialState.FAIL)
+            self._failed |= state == "failed"
+
+    def tick(self) -> None:
+        """Nothing to do between rows."""
+
+    def write(self) -> None:
+        """Write `best_config.json`, for `--config`, and `search.json` with the importances."""
+        study, _ = self._known_to_optuna()  # in the order of the names, whoever ended first
+        done = [t for t in study.trials if t.state == TrialState.COMPLETE]
+        importances, why = None, ""
+        if len(done) < 4:
+            why = f"{len(done)} configurations ended, which are too few to tell"
+        else:
+            try:
+                evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+                importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            except (RuntimeError, ValueError) as e:
+                why = str(e)
+        write_json(self.folder / "search.json", {"importances": importances, "why": why})
+        best = self.best()
+        if best is not None:
+            found = {name: best.config[name] for name in self.space}
+            write_json(self.folder / "best_config.json", found)
+
+    def best(self) -> Planned | None:
+        """Return the first configuration with the best value at its best epoch, if any has one."""
+        found: list[tuple[float, Planned]] = []
+        for p in self.known():
+            result = records.read_result(self.folder / "trials" / p.trial) or {}
+            value = self._value(p.trial)
+            if result.get("state") in COUNTED and value is not None:
+                found.append((value, p))
+        pick = max if self.goal.mode == "max" else min
+        return pick(found, key=lambda pair: pair[0])[1] if found else None
+
+    def record(self) -> dict[str, Any]:
+        """Return what `study.json` says about the search."""
+        space = {
+            k: {"values": list(v.values)}
+            if isinstance(v, Choice)
+            else {"low": v.low, "high": v.high, "log": v.log}
+            for k, v in self.space.items()
+        }
+        return {
+            "sampler": "TPE",
+            "trials": self.goal.trials,
+            "metric": self.goal.metric,
+            "space": space,
+            "default": {name: self.config.get(name) for name in self.space},
+            # Proposed while what an earlier one, which had failed, comes to was not known.
+            "uninformed": sorted(self.uninformed),
+        }
+
+    @property
+    def space(self) -> Mapping[str, Range | Choice]:
+        """Return the searched settings."""
+        return self.goal.space
+
+    def _withdraw(self) -> None:
+        """Take back what failed and was proposed without the value of one that had failed.
+
+        Now that those are run again, the sampler will know, as in a search in which nothing fails.
+        """
+        for name in sorted(self.uninformed & self._params.keys()):
+            folder = self.folder / "trials" / name
+            if (records.read_result(folder) or {}).get("state") == "failed":
+                del self._params[name]
+                # Its epochs are of other settings than the next of this name will have.
+                for path in [p for p in folder.rglob("*") if p.is_file() and p.name != "lock"]:
+                    remove(path)
+        self.uninformed &= self._params.keys()
+
+    def _known_to_optuna(self) -> tuple[optuna.Study, dict[str, int]]:
+        """Return a study of Optuna with all that is known, and the number of each name in it."""
+        study = optuna.create_study(
+            direction="maximize" if self.goal.mode == "max" else "minimize",
+            storage=optuna.storages.InMemoryStorage(),
+        )
+        for name in self._in_order():
+            value, state = None, TrialState.RUNNING
+            result = records.read_result(self.folder / "trials" / name) or {"state": ""}
+            if result["state"] in COUNTED:
+                value = self._value(name)
+                state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            elif result["state"] == "diverged":
+                state = TrialState.FAIL
+            try:
+                known = create_trial(
+                    state=state,
+                    value=value,
+                    params=self._params[name],
+                    distributions=self._distributions(),
+                )
+            except ValueError as e:
+                raise UserError(
+                    f"--resume: the searched space has changed since {name} was proposed ({e}):"
+                    " put it back, or give a new --name"
+                ) from e
+            study.add_trial(known)
+        return study, {name: number for number, name in enumerate(self._in_order())}
+
+    def _in_order(self) -> list[str]:
+        return sorted(self._params, key=lambda name: int(name.rpartition("-")[2]))
+
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        return {
+            name: CategoricalDistribution(list(span.values))
+            if isinstance(span, Choice)
+            else FloatDistribution(span.low, span.high, log=span.log)
+            for name, span in self.goal.space.items()
+        }
+
+    def _value(self, name: str) -> float | None:
+        """Return the metric at a trial's best epoch; None when no epoch has one."""
+        rows = records.read_rows(self.folder / "trials" / name)
+        values = [row[self.goal.metric] for row in rows if row.get(self.goal.metric) is not None]
+        if not values:
+            return None
+        return max(values) if self.goal.mode == "max" else min(values)
+
+    def _planned(self, name: str) -> Planned:
+        config = {**self.config, **self._params[name]}
+        self._check(**config)
+        return Planned(name, "search", config, self.metric)
+
+
+def _name(number: int) -> str:
+    return f"search-{number:04}"
