@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from analysis import browse_page, pictures
-from analysis.browse_page import Shown, View
-from analysis.results import load
+from analysis.browser import page as ranking_page
+from analysis.browser import server as ranking_server
+from analysis.browser.page import Shown, View
+from analysis.results import pictures
+from analysis.results.folder import load
 from core.errors import UserError
 from core.storage.files import write_bytes, write_text
 from core.study.progress import patient_output
@@ -104,7 +106,7 @@ def serving(shown: Shown, port: int = 0) -> Iterator[BaseWSGIServer]:
         server = make_server(
             place[0],
             place[1],
-            browse_page.make_app(shown),
+            ranking_server.make_app(shown),
             threaded=True,
             request_handler=Quiet,
             fd=listener.fileno(),
@@ -131,8 +133,8 @@ def export(shown: Shown, folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export {folder}: it is there already; name a new folder")
     ranked, place = shown.ranked(shown.first), shown.trials.index(shown.first)
-    template = browse_page.environment().get_template("browse.html.j2")
-    css = (browse_page.TEMPLATES / "browse.css").read_text(encoding="utf-8")
+    template = ranking_page.environment().get_template("browse.html.j2")
+    css = (ranking_page.TEMPLATES / "browse.css").read_text(encoding="utf-8")
     names = [_page_name(label, name) for label, name in enumerate(ranked.classes)]
     links = [
         {"name": name, "top": f"{page}-top.html"}
@@ -140,9 +142,9 @@ def export(shown: Shown, folder: Path) -> Path:
     ]
     needed: set[int] = set()
     for label, page in enumerate(names):
-        for order in browse_page.ORDERS:
+        for order in ranking_page.ORDERS:
             view = View(shown.first, label, order)
-            told = browse_page.context(shown, view) | {
+            told = ranking_page.context(shown, view) | {
                 "class_links": links,
                 "top": f"{page}-top.html",
                 "bottom": f"{page}-bottom.html",
@@ -172,6 +174,4 @@ def _page_name(label: int, name: str) -> str:
 
 
 if __name__ == "__main__":
-    # Python puts this folder first in its path, where statistics.py would hide its own module.
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
     sys.exit(main())

@@ -28,8 +28,8 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from analysis.provenance import relative
-from analysis.results import UNREADABLE, load
+from analysis.document.provenance import relative
+from analysis.results.folder import UNREADABLE, load
 from core.errors import UserError
 from core.provenance import ROOT, git
 from core.storage.files import read_json, write_bytes
@@ -197,8 +197,8 @@ def requirements() -> str:
 
 def _pages(opts: Options) -> Iterator[tuple[str, bytes]]:
     from analysis.browse import export
-    from analysis.browse_page import Shown
-    from analysis.pictures import find_root
+    from analysis.browser.page import Shown
+    from analysis.results.pictures import find_root
 
     results = load(opts.results)
     shown = Shown(results, find_root(results, opts.data_dir))
@@ -271,6 +271,4 @@ def zipped(files: Mapping[str, bytes], top: str) -> bytes:
 
 
 if __name__ == "__main__":
-    # Python puts this folder first in its path, where statistics.py would hide its own module.
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
     sys.exit(main())

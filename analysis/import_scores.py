@@ -44,7 +44,8 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from analysis import ranking, tables
+from analysis.document import tables
+from analysis.results import ranking
 from core.errors import UserError
 from core.storage.files import write_bytes, write_json, write_text
 from core.study.progress import patient_output
@@ -455,6 +456,4 @@ def _declaration(
 
 
 if __name__ == "__main__":
-    # Python puts this folder first in its path, where statistics.py would hide its own module.
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
     sys.exit(main())

@@ -10,7 +10,7 @@ embedded model and synthetic birds.
     python studies/adaptation.py --data-dir imagenet --set checkpoint=resnet18 images=5000
 """
 
-from analysis import adaptation
+from analysis.studies import adaptation
 from core.study import Part, Scale, Study, main
 from trainables.adaptation import (
     Config,

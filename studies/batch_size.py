@@ -10,9 +10,9 @@ epochs at 256x256. A search stops what is behind early (ASHA).
     python studies/batch_size.py --search optuna --trials 12 --set norm=bn batch_size=32
 """
 
-from analysis import batch_size, gradcam, search
-from core.study import Part, Range, Scale, Study, main
-from core.study.declare import Stopping
+from analysis import saliency
+from analysis.studies import batch_size, search
+from core.study import Part, Range, Scale, Stopping, Study, main
 from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
 study = Study(
@@ -46,7 +46,7 @@ study = Study(
     prepare=describe_images,
     check=check_batches,
     fit=share_slot,
-    report=lambda folder: batch_size.report(folder, extra=gradcam.sections),
+    report=lambda folder: batch_size.report(folder, extra=saliency.sections),
     search_report=search.report,
 )
 

@@ -10,7 +10,7 @@ digits; with CIFAR-10 (--data-dir) the lab's scale: all photographs, 30 epochs, 
     python studies/cifar.py --layers                      only print the networks' layer sizes
 """
 
-from analysis import cifar
+from analysis.studies import cifar
 from core.study import Part, Scale, Study, main
 from trainables.cifar import Config, check_batches, describe_images, follow, train_cifar
 

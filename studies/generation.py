@@ -10,7 +10,7 @@ embedded handwritten digits; photographs and full scale with --data-dir.
     python studies/generation.py --samples 1000                      PNG files and .npz of the best
 """
 
-from analysis import generation
+from analysis.studies import generation
 from core.study import Part, Scale, Study, main
 from trainables.generation import Config, describe_pictures, train_generator
 

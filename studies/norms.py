@@ -9,7 +9,8 @@ lab's photographs (--data-dir) 7 norms x 3 seeds x 50 epochs, in two recipes.
     python studies/norms.py --resume              go on with an interrupted study
 """
 
-from analysis import gradcam, norms
+from analysis import saliency
+from analysis.studies import norms
 from core.study import Part, Scale, Study, main
 from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
@@ -42,7 +43,7 @@ study = Study(
     prepare=describe_images,
     check=check_batches,
     fit=share_slot,
-    report=lambda folder: norms.report(folder, extra=gradcam.sections),
+    report=lambda folder: norms.report(folder, extra=saliency.sections),
 )
 
 if __name__ == "__main__":

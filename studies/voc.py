@@ -10,9 +10,8 @@ VOC (--data-dir) the lab's scale: ImageNet weights, 224 pixels, batch 16, 15 epo
     python studies/voc.py --search optuna --trials 20       search, bad trials stopped early
 """
 
-from analysis import search, voc
-from core.study import Choice, Part, Range, Scale, Study, main
-from core.study.declare import Stopping
+from analysis.studies import search, voc
+from core.study import Choice, Part, Range, Scale, Stopping, Study, main
 from trainables.voc import Config, check_sizes, describe_images, follow, train_voc
 
 study = Study(

@@ -11,8 +11,7 @@ ImageNet weights, 224 pixels, batch 16, 3 epochs.
     python studies/weight_standardization.py --check --data-dir PHOTOS [--weights FILE]
 """
 
-from analysis import weight_standardization, ws_check
-from core.models import conversion_check
+from analysis.studies import weight_standardization
 from core.study import Part, Scale, Study, main
 from trainables.weight_standardization import (
     Config,
@@ -21,12 +20,6 @@ from trainables.weight_standardization import (
     follow,
     train_converted,
 )
-
-
-def check(settings, folder) -> int:
-    """Compare logits and layers of a network before and after its conversion, on images."""
-    return ws_check.report(conversion_check.run(settings), folder)
-
 
 study = Study(
     name="weight_standardization",
@@ -60,7 +53,7 @@ study = Study(
     private=("data_dir", "skip_broken", "weights"),
     adjust=follow,
     rates=("lr", "head_lr"),
-    actions={"check": check},
+    actions={"check": weight_standardization.check},
     metric="val_map",
     mode="max",
     prepare=describe_images,

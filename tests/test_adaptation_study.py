@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 
-from analysis import adaptation as analysis
-from analysis import adaptation_answers as answers
-from analysis.results import Results, load
+from analysis.results.folder import Results, load
+from analysis.studies.adaptation import answers, sections
 from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
 from core.models.normalisation import NORMALISATIONS
@@ -230,7 +229,7 @@ def test_only_statistics_changed_and_the_report_says_so(severity):
     told = "num_batches_tracked 7, running_mean 7, running_var 7"
     assert set(trials["tensors_changed"]) == {told}
     assert "changed nothing but" in (severity / "report.html").read_text()
-    moved = analysis.layer_changes(load(severity), trials["trial"][0])
+    moved = sections.layer_changes(load(severity), trials["trial"][0])
     assert len(moved) == 7 and (moved["ratio"] > 0).all()
 
 
@@ -420,13 +419,13 @@ def test_the_photograph_of_python_batches_is_the_studys_first(tmp_path, monkeypa
     (tmp_path / ".private.json").write_text(json.dumps({"data_dir": str(folder)}))
     results = Results(tmp_path, {"data": {"kind": "folder"}}, pd.DataFrame(), pd.DataFrame())
     expected = trainable._first_evenly(trainable._cifar10(tmp_path), 10).images[0]
-    assert np.array_equal(analysis._first_image(results), expected)
+    assert np.array_equal(sections._first_image(results), expected)
 
 
 @pytest.mark.parametrize("right", [0, 3, 50, 97, 100])
 def test_wilsons_interval_is_scipys(right):
     expected = binomtest(right, 100).proportion_ci(method="wilson")
-    assert analysis.wilson(right, 100) == pytest.approx((expected.low, expected.high))
+    assert sections.wilson(right, 100) == pytest.approx((expected.low, expected.high))
 
 
 def test_paired_intervals_cover_as_often_as_they_say():
@@ -435,7 +434,7 @@ def test_paired_intervals_cover_as_often_as_they_say():
     drawn = generator.multinomial(n, [up, down, 1 - up - down], size=2000)
     hits = [
         low <= up - down <= high
-        for low, high in (analysis.paired_interval(g, lost, n) for g, lost, _ in drawn)
+        for low, high in (sections.paired_interval(g, lost, n) for g, lost, _ in drawn)
     ]
     assert 0.935 <= np.mean(hits) <= 0.97
 

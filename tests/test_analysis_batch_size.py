@@ -15,9 +15,10 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from analysis import batch_size, report
-from analysis.report import Section, Text
-from analysis.results import load
+from analysis.document import report as reports
+from analysis.document.report import Section, Text
+from analysis.results.folder import load
+from analysis.studies.batch_size import sections
 from core.errors import UserError
 from tests import analysis_results
 from tests.test_analysis_norms import words_of
@@ -143,7 +144,7 @@ def build(path: Path, norms=("bn", "gn"), sizes=(8, 128), seeds=3, ends=None, **
 def full(tmp_path_factory):
     """Two norms, two batch sizes, three seeds; three trials stopped, one failed; reported."""
     folder = build(tmp_path_factory.mktemp("batch") / "full")
-    batch_size.report(folder, extra=lambda results: [Section("More", (Text("Something more."),))])
+    sections.report(folder, extra=lambda results: [Section("More", (Text("Something more."),))])
     return folder
 
 
@@ -179,7 +180,7 @@ def test_everything_is_written(full):
     drawn = {"accuracy_by_batch_size", "bn_minus_gn", "curves", "train_curves", "epochs_run"}
     found = {file.name for file in (full / "figures").iterdir()}
     assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
-    assert 1 < report.page_count((full / "report.pdf").read_bytes()) <= 10
+    assert 1 < reports.page_count((full / "report.pdf").read_bytes()) <= 10
     page = assert_self_contained((full / "report.html").read_text())
     assert len(page.named("svg")) == 5
     assert "Something more." in words_of(full)
@@ -263,7 +264,7 @@ def test_the_gap_is_recomputed_over_pairs(full):
             assert table.loc[high, f"{metric}_p_holm"] == pytest.approx(
                 min(1, max(2 * raw[low], raw[high]))
             )
-        found = batch_size.gap_change(load(full), metric)
+        found = sections.gap_change(load(full), metric)
         assert [found.mean, found.low, found.high] == pytest.approx(
             mean_and_span((changes[8] - changes[128]).dropna()), abs=1e-12
         )
@@ -338,7 +339,7 @@ def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
     trials = pd.read_csv(folder / "trials.csv", keep_default_na=False).drop(columns="slot_mib")
     trials = trials.assign(chosen_precision="float32", chosen_recompute=True)
     trials.to_csv(folder / "trials.csv", index=False)
-    words = batch_size.memory_text(load(folder))
+    words = sections.memory_text(load(folder))
     assert "A trial's slot has 1,000 MiB." in words
     assert "All cells ran in float32 with recomputation, chosen before the first trial" in words
 
@@ -367,7 +368,7 @@ def test_shown_cells_are_the_numbers_rounded(full):
 
 def test_the_short_table_fits_100_columns(full):
     out = io.StringIO()
-    batch_size.headline(full, Console(file=out, width=100))
+    sections.headline(full, Console(file=out, width=100))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     assert sum(line.split()[:1] in (["bn"], ["gn"]) for line in lines) == 4
@@ -378,7 +379,7 @@ def test_a_cell_with_all_seeds_stopped_or_failed_keeps_its_row(tmp_path):
     ends |= {("gn", 128, seed): ("failed", 0, "") for seed in range(3)}
     ends[("gn", 8, 0)] = ("unfinished", 0, "")
     folder = build(tmp_path / "x", ends=ends)
-    batch_size.report(folder)
+    sections.report(folder)
     table = table_of(folder, "batch_size").set_index(["norm", "batch_size"])
     assert len(table) == 4
     assert table.loc[("bn", 8), ["n", "finished", "ASHA", "n_full"]].tolist() == [3, 0, 3, 0]
@@ -393,14 +394,14 @@ def test_a_cell_with_all_seeds_stopped_or_failed_keeps_its_row(tmp_path):
 
 def test_one_seed_has_no_interval(tmp_path):
     folder = build(tmp_path / "x", seeds=1, ends={}, stopping={**ASHA, "scheduler": "none"})
-    batch_size.report(folder)
+    sections.report(folder)
     words = words_of(folder)
     assert "(one seed gives no interval, so it may be chance)" in words
     assert "study.json, trials.csv and history.csv beside this file" in words
     assert "One seed: there is no interval" in words
     assert "No trial was stopped early, so nothing was saved." in words
     assert "No scheduler compared the trials while they ran" in words
-    assert "ASHA" not in batch_size.limits(load(folder), batch_size.cell_numbers(load(folder)))
+    assert "ASHA" not in sections.limits(load(folder), sections.cell_numbers(load(folder)))
     assert "censored: their best" not in words
     table = table_of(folder, "batch_size")
     assert table["best_low"].isna().all()
@@ -411,7 +412,7 @@ def test_one_seed_has_no_interval(tmp_path):
 @pytest.mark.parametrize(("norms", "sizes"), [(("bn",), (8, 128)), (("gn", "in", "ln"), (32,))])
 def test_without_bn_or_gn_there_is_no_gap(tmp_path, norms, sizes):
     folder = build(tmp_path / "x", norms=norms, sizes=sizes, ends={}, facts=False)
-    batch_size.report(folder)
+    sections.report(folder)
     words = words_of(folder)
     assert "The study lacks bn or gn" in words
     assert "No estimate of memory was recorded." in words
@@ -424,37 +425,37 @@ def test_without_bn_or_gn_there_is_no_gap(tmp_path, norms, sizes):
 
 def test_one_batch_size_and_more_norms(tmp_path):
     folder = build(tmp_path / "x", norms=("bn", "gn", "none"), sizes=(8,), ends={}, seeds=2)
-    batch_size.report(folder)
+    sections.report(folder)
     assert len(table_of(folder, "bn_minus_gn")) == 1
-    assert batch_size.gap_change(load(folder), "best") is None
+    assert sections.gap_change(load(folder), "best") is None
     assert "All 6 finished or stopped trials reached epoch 20." in words_of(folder)
 
 
 def test_a_whole_row_of_batch_sizes_stays_short(tmp_path):
     sizes = (1, 2, 4, 8, 16, 32, 64, 128)
     folder = build(tmp_path / "x", norms=("bn", "gn", "ln", "in"), sizes=sizes, seeds=2, ends=ENDS)
-    batch_size.report(folder)
+    sections.report(folder)
     assert len(table_of(folder, "batch_size")) == 32
-    assert report.page_count((folder / "report.pdf").read_bytes()) <= 10
+    assert reports.page_count((folder / "report.pdf").read_bytes()) <= 10
     assert not (folder / "figures" / "epochs_run.svg").exists()
 
 
 def test_nothing_ran(tmp_path):
     ends = {("bn", 8, 0): ("failed", 0, ""), ("gn", 8, 0): ("unfinished", 0, "")}
     folder = build(tmp_path / "x", sizes=(8,), seeds=1, ends=ends)
-    batch_size.report(folder)
+    sections.report(folder)
     assert "None of 2 trials finished" in words_of(folder)
     assert list(table_of(folder, "reasons").state) == ["failed", "unfinished"]
 
 
 def test_files_that_do_not_belong_together_are_noticed(tmp_path):
     folder = build(tmp_path / "x", seeds=1, ends={})
-    assert "equal those" in batch_size.summary(load(folder), batch_size.cell_numbers(load(folder)))
+    assert "equal those" in sections.summary(load(folder), sections.cell_numbers(load(folder)))
     trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
     trials.loc[0, "best_val_accuracy"] += 0.1
     trials.to_csv(folder / "trials.csv", index=False)
     results = load(folder)
-    assert "do not belong together" in batch_size.summary(results, batch_size.cell_numbers(results))
+    assert "do not belong together" in sections.summary(results, sections.cell_numbers(results))
 
 
 @pytest.mark.parametrize(
@@ -465,7 +466,7 @@ def test_the_reference_batch_size_follows_from_the_rates(rule, power, reference)
         {"batch_size": size, "rule": rule, "base_lr": 0.1, "highest_lr": 0.1 * (size / 64) ** power}
         for size in (8, 128)
     ]
-    assert batch_size._reference(pd.DataFrame(rows)) == reference
+    assert sections._reference(pd.DataFrame(rows)) == reference
 
 
 @pytest.mark.parametrize(
@@ -478,10 +479,10 @@ def test_the_reference_batch_size_follows_from_the_rates(rule, power, reference)
 )
 def test_the_verdict_follows_the_interval(tmp_path, loss, verdict):
     results = load(build(tmp_path / "x", ends={}, loss=loss))
-    sentence = batch_size.gap_sentence(results)
+    sentence = sections.gap_sentence(results)
     assert verdict in sentence
     assert "at the best goes from" in sentence  # nothing is censored
-    change = batch_size.gap_change(results, "best")
+    change = sections.gap_change(results, "best")
     assert f"{abs(change.mean) * 100:.1f}" in sentence
 
 
@@ -489,11 +490,14 @@ def test_damage_is_one_sentence_for_the_user(tmp_path):
     folder = build(tmp_path / "x", seeds=1)
     (folder / "study.json").write_text(json.dumps({"study": "batch_size"}))
     with pytest.raises(UserError, match=r"study\.json lacks question"):
-        batch_size.report(folder)
+        sections.report(folder)
 
 
 def test_importing_the_report_loads_nothing_heavy():
-    code = "import sys, analysis.batch_size; print([m for m in sys.argv[1:] if m in sys.modules])"
+    code = (
+        "import sys, analysis.studies.batch_size.sections;"
+        "print([m for m in sys.argv[1:] if m in sys.modules])"
+    )
     heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
     done = subprocess.run(
         [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from analysis import cifar, cifar_answers
-from analysis.results import load
+from analysis.results.folder import load
+from analysis.studies.cifar import answers, sections
 from core.errors import UserError
 from tests.test_analysis_report import assert_self_contained
 
@@ -130,7 +130,7 @@ def full(tmp_path_factory):
     planned += [cnn_trial(bn, lr, seed) for bn in FORMS for lr in RATES for seed in SEEDS]
     lost = "part=cnn,bn=listing,lr=0.1,seed=2"
     folder = write(tmp_path_factory.mktemp("cifar") / "full", planned, failed=(lost,))
-    cifar.report(folder)
+    sections.report(folder)
     return folder
 
 
@@ -227,7 +227,7 @@ def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_
     folder = write(tmp_path / "scores", planned)
     for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
         macro = store(folder, entry["trial"], right)
-    results, checked = cifar.recompute(load(folder))
+    results, checked = sections.recompute(load(folder))
     assert (checked.trials, checked.of) == (4, 4)
     row = results.trials.iloc[-1]
     assert row["val_accuracy"] == 0.82 and row["val_macro_f1"] == pytest.approx(macro, abs=1e-12)
@@ -235,7 +235,7 @@ def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_
     loss = np.log(np.exp(logits).sum()) - 0.82 * 5  # a wrong one has 0 for the right class
     assert row["val_loss"] == pytest.approx(loss, rel=1e-6)
     store(folder, planned[0]["trial"], 45)  # trials.csv says 0.6
-    cifar.report(folder)
+    sections.report(folder)
     table = {(r["bn"], float(r["lr"])): r for r in rows_of(folder, "cnn")}
     assert float(table["none", 0.1]["val_accuracy"]) == pytest.approx((0.9 + 0.64) / 2)
     words = words_of(folder)
@@ -250,32 +250,32 @@ def test_scores_of_another_epoch_are_held_against_that_epoch(tmp_path):
     folder = write(tmp_path / "kept", planned)
     for entry in planned:
         store(folder, entry["trial"], 35, epoch=1)
-    results, checked = cifar.recompute(load(folder))
+    results, checked = sections.recompute(load(folder))
     assert checked.worst["val_accuracy"][0] < 1e-12
     assert list(results.trials["val_accuracy"]) == [0.7, 0.7]
     assert results.trials["train_accuracy_running"].tolist() == pytest.approx([0.75, 0.75])
-    cifar.report(folder)
+    sections.report(folder)
     words = words_of(folder)
     assert "The epoch of the weights kept; " in words and "Last epoch;" not in words
     assert "chosen on the images shown" in words
 
 
 def test_the_floor_of_the_lab():
-    assert cifar_answers.floored(0.9999) == "99\u00a0%"
-    assert cifar_answers.floored(0.57) == "57\u00a0%"  # 100 * 0.57 is 56.99999999999999
-    assert cifar_answers.floored(float("nan")) == "-"
+    assert answers.floored(0.9999) == "99\u00a0%"
+    assert answers.floored(0.57) == "57\u00a0%"  # 100 * 0.57 is 56.99999999999999
+    assert answers.floored(float("nan")) == "-"
 
 
 def test_a_changed_frozen_weight_is_shouted(tmp_path):
     planned = [tuned_trial("all", s) for s in (0, 1)]
     planned += [tuned_trial("layer4", s, broken=s == 1) for s in (0, 1)]
     folder = write(tmp_path / "broken", planned)
-    cifar.report(folder)
+    sections.report(folder)
     table = {row["setup"]: row for row in rows_of(folder, "resnet18")}
     assert table["layer4"]["unchanged"] == "no"
     assert "In 1 of 2 trials with a frozen part" in words_of(folder)
-    checked = cifar.frozen_numbers(cifar.tuned_part(load(folder)))
-    assert cifar_answers.proof(checked).startswith("**")
+    checked = sections.frozen_numbers(sections.tuned_part(load(folder)))
+    assert answers.proof(checked).startswith("**")
     assert not (folder / "tables" / "cnn.csv").exists()
 
 
@@ -284,21 +284,21 @@ def test_meant_that_does_not_beat_none_is_said_so(tmp_path):
     for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.65, 0.58, 0.69), strict=True):
         entry["value"] = value
     folder = write(tmp_path / "even", planned)
-    cifar.report(folder)
+    sections.report(folder)
     words = words_of(folder)
     assert "meant and none cannot be told apart: +4.0 points" in words
     assert "The highest mean of the small CNN" in words and "does best" not in words
     for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.4, 0.5, 0.61), strict=True):
         entry["value"] = value
     folder = write(tmp_path / "worse", planned)
-    cifar.report(folder)
+    sections.report(folder)
     assert "meant is worse than none by −9.7 points" in words_of(folder)
 
 
 def test_the_largest_change_by_forgetting_eval_is_named_whatever_its_sign():
     row = {"bn": "meant", "lr": 0.1, "difference": -0.01, "low": -0.02, "high": 0.0}
     gain = row | {"lr": 0.01, "difference": 0.05, "low": 0.01, "high": 0.09}
-    said = cifar_answers.forgotten(pd.DataFrame([row, gain])).replace("\u00a0", " ")
+    said = answers.forgotten(pd.DataFrame([row, gain])).replace("\u00a0", " ")
     assert "by up to +5.0 points" in said and "lr 0.01" in said
 
 
@@ -306,21 +306,21 @@ def test_the_largest_change_by_forgetting_eval_is_named_whatever_its_sign():
 def test_one_seed_and_nothing_finished_still_make_a_report(tmp_path, part):
     planned = [cnn_trial("meant", 0.1, 0)] if part == "cnn" else [tuned_trial("head", 0)]
     folder = write(tmp_path / "one", [dict(entry) for entry in planned])
-    cifar.report(folder)
+    sections.report(folder)
     assert "One seed" in words_of(folder)
     folder = write(tmp_path / "none", planned, failed=(planned[0]["trial"],))
-    cifar.report(folder)
+    sections.report(folder)
     assert "None of 1 trials finished" in words_of(folder)
     assert "it broke" in words_of(folder)
 
 
 def test_a_damaged_folder_is_told(full, tmp_path):
     with pytest.raises(UserError, match="not a result folder"):
-        cifar.report(tmp_path / "nowhere")
+        sections.report(tmp_path / "nowhere")
     folder = tmp_path / "torn"
     shutil.copytree(full, folder)
     store(folder, trial := cnn_trial("none", RATES[0], SEEDS[0])["trial"], right=30)
     stored = folder / "predictions" / f"{trial}.npz"
     stored.write_bytes(stored.read_bytes()[:700])
     with pytest.raises(UserError, match=r"predictions/.* cannot be read"):
-        cifar.report(folder)
+        sections.report(folder)

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from analysis import figures
-from analysis.results import load
+from analysis.document import figures
+from analysis.results.folder import load
 from tests.analysis_results import NORMS, build
 
 

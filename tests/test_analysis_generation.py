@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import generation, generation_samples
-from analysis import generation_answers as answers
-from analysis.generation_samples import load_stored
-from analysis.results import load
-from analysis.statistics import t_interval
+from analysis import generation_samples
+from analysis.results.folder import load
+from analysis.results.statistics import t_interval
+from analysis.studies.generation import answers, sections
+from analysis.studies.generation.samples import load_stored
 from core.errors import UserError
 from tests.test_analysis_report import assert_self_contained
 
@@ -168,7 +168,7 @@ def build(
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Path:
     folder = build(tmp_path_factory.mktemp("generation") / "full")
-    generation.report(folder)
+    sections.report(folder)
     return folder
 
 
@@ -181,7 +181,7 @@ def words_of(folder: Path) -> str:
 def answers_of(folder: Path) -> str:
     """The sentences that compare families, without the report around them."""
     results = load(folder)
-    numbers, known = generation.generation_numbers(results), generation.yardsticks(results)
+    numbers, known = sections.generation_numbers(results), sections.yardsticks(results)
     return answers.questions(results, numbers, known) + answers.copied(results, numbers, known)
 
 
@@ -207,7 +207,7 @@ def test_the_main_table_follows_the_formula(full):
             assert float(row[column]) == pytest.approx(value, rel=1e-12)
         assert float(row["share"]) == pytest.approx(expected.mean / 1.0)
         assert float(row["peak_memory_mib"]) == 52 and float(row["n"]) == 3
-    assert [row["what"] for row in rows[6:]] == list(generation.YARDSTICKS.values())
+    assert [row["what"] for row in rows[6:]] == list(sections.YARDSTICKS.values())
 
 
 def test_the_sentences_say_what_the_numbers_do(full):
@@ -224,7 +224,7 @@ def test_bad_samples_and_copies_are_told(tmp_path):
     def worse(row: dict) -> dict:
         return row | {"frechet": row["frechet"] + 0.5, "copies": 0.3 + 0.01 * row["seed"]}
 
-    generation.report(build(tmp_path / "bad", change=worse))
+    sections.report(build(tmp_path / "bad", change=worse))
     words = words_of(tmp_path / "bad")
     assert "not below" in words and "may copy" in words and "no sign" not in words
 
@@ -248,7 +248,7 @@ def test_families_that_overlap_cannot_be_told_apart(tmp_path):
 
 def test_measures_come_from_stored_features_and_changed_ones_are_told(tmp_path):
     folder = build(tmp_path / "features", seeds=2, more=features)
-    results, checked = generation.recompute(load(folder))
+    results, checked = sections.recompute(load(folder))
     assert checked.features == 12
     for row in results.trials.to_dict("records"):
         wanted = distance(row["family"], row["width"], row["seed"])
@@ -267,7 +267,7 @@ def test_scores_that_do_not_belong_to_the_measures_are_told(tmp_path):
         return {"scores": one} if (row["family"], row["width"]) == ("vae", 16) else {}
 
     folder = build(tmp_path / "scores", seeds=1, more=other)
-    results, checked = generation.recompute(load(folder))
+    results, checked = sections.recompute(load(folder))
     assert (checked.features, checked.scores, checked.images) == (0, 6, 0)
     name = "family=vae,width=16,seed=0"
     row = results.trials.set_index("trial").loc[name]
@@ -284,9 +284,9 @@ def test_a_study_without_finished_trials_or_predictions_still_reports(tmp_path):
         kept = ("trial", "part", "family", "width", "seed", "samples")
         return {k: row[k] for k in kept} | {"state": "failed", "error": "RuntimeError: a bug"}
 
-    generation.report(build(tmp_path / "none", change=failed))
+    sections.report(build(tmp_path / "none", change=failed))
     assert "None of 18 trials finished" in words_of(tmp_path / "none")
-    generation.report(build(tmp_path / "bare", predictions=False))
+    sections.report(build(tmp_path / "bare", predictions=False))
     assert "flow matching of width 32" in words_of(tmp_path / "bare")
     assert not (tmp_path / "bare" / "figures" / "samples.png").exists()
 
@@ -320,7 +320,7 @@ def test_samples_of_an_unfinished_study_are_refused(tmp_path, capsys):
 
 
 def test_a_canvas_puts_images_in_rows():
-    from analysis.generation_figures import canvas
+    from analysis.studies.generation.figures import canvas
 
     images = np.stack([np.full((1, 8, 8), value, np.uint8) for value in (10, 20, 30)])
     sheet = canvas(images, 2)

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import norms, norms_answers, report
-from analysis.results import load
+from analysis.document import report as reports
+from analysis.results.folder import load
+from analysis.studies.norms import answers, sections
 from core.errors import UserError
 from tests.analysis_results import DIVERGED, IMAGES, NORMS, SPECIES, build
 from tests.test_analysis_report import assert_self_contained
@@ -27,7 +28,7 @@ CURVES = ("error", "loss", "accuracy", "micro_f1", "macro_f1")
 def full(tmp_path_factory):
     """Seven norms, three seeds, two recipes, one diverged trial; reported."""
     folder = build(tmp_path_factory.mktemp("norms") / "full", recipes=("lab", "good"))
-    norms.report(folder)
+    sections.report(folder)
     return folder
 
 
@@ -44,7 +45,7 @@ def lean(tmp_path_factory):
         predictions=False,
         data_kind="folder",
     )
-    norms.report(folder)
+    sections.report(folder)
     return folder
 
 
@@ -145,7 +146,7 @@ def test_html_is_self_contained(full, lean):
 
 def test_pdf_is_short(full, lean):
     for folder in (full, lean):
-        assert 1 < report.page_count((folder / "report.pdf").read_bytes()) <= 10
+        assert 1 < reports.page_count((folder / "report.pdf").read_bytes()) <= 10
 
 
 def test_no_artefact_holds_an_absolute_path(full):
@@ -163,7 +164,7 @@ def test_a_copy_without_engine_files_gives_the_same_bytes(full, tmp_path):
     for name in ("study.json", "trials.csv", "history.csv"):
         shutil.copy(full / name, copy)
     shutil.copytree(full / "predictions", copy / "predictions")
-    norms.report(copy)
+    sections.report(copy)
     written = ["report.html", "report.pdf"]
     for kind in ("tables", "figures"):
         written += [f"{kind}/{file.name}" for file in (full / kind).iterdir()]
@@ -194,14 +195,14 @@ def test_a_study_without_any_finished_trial_is_reported(tmp_path, capsys):
     folder = build(
         tmp_path / "x", norms=("bn", "in"), seeds=1, diverged=[("bn", 0)], unfinished=[("in", 0)]
     )
-    norms.report(folder)
+    sections.report(folder)
     assert "None of 2 trials finished." in words_of(folder)
     assert "None of 2 trials finished." in capsys.readouterr().out
 
 
 def test_headline_fits_100_columns(full):
     out = io.StringIO()
-    norms.headline(full, Console(file=out, width=100))
+    sections.headline(full, Console(file=out, width=100))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in NORMS]
@@ -211,17 +212,19 @@ def test_headline_fits_100_columns(full):
 
 def test_scores_that_do_not_belong_to_the_metrics_are_noticed(tmp_path):
     folder = build(tmp_path / "x", norms=("bn", "in"), seeds=1)
-    right = norms.recompute(load(folder))
-    assert right == norms.Recomputed(trials=2, images=IMAGES, accuracy=0.0, macro_f1=right.macro_f1)
+    right = sections.recompute(load(folder))
+    assert right == answers.Recomputed(
+        trials=2, images=IMAGES, accuracy=0.0, macro_f1=right.macro_f1
+    )
     assert right.macro_f1 < 1e-12
-    assert "do not belong" not in norms_answers.recomputed(right)
+    assert "do not belong" not in answers.recomputed(right)
     history = pd.read_csv(folder / "history.csv", keep_default_na=False)
     best = pd.read_csv(folder / "trials.csv", keep_default_na=False).best_epoch[1]
     history.loc[(history.norm == "in") & (history.epoch == best), "val_accuracy"] += 0.01
     history.to_csv(folder / "history.csv", index=False)
-    wrong = norms.recompute(load(folder))
+    wrong = sections.recompute(load(folder))
     assert wrong.accuracy == pytest.approx(0.01)
-    assert "do not belong" in norms_answers.recomputed(wrong)
+    assert "do not belong" in answers.recomputed(wrong)
 
 
 def test_both_splits_are_of_the_kept_epoch_and_training_of_fixed_weights(full):
@@ -243,11 +246,11 @@ def test_both_splits_are_of_the_kept_epoch_and_training_of_fixed_weights(full):
 def test_a_folder_of_before_is_read_and_its_running_figures_are_named_so(tmp_path):
     """Commit 8948c4d wrote train_accuracy for what was running, and scores of the last epoch."""
     folder = build(tmp_path / "x", norms=("bn", "in"), seeds=2, diverged=(), old=True)
-    norms.report(folder)
+    sections.report(folder)
     results = load(folder)
     for table in (results.trials, results.history):
         assert "train_accuracy" not in table and "train_loss_running" in table
-    assert norms.recompute(results).accuracy == 0
+    assert sections.recompute(results).accuracy == 0
     words = words_of(folder)
     assert "Training values are running ones" in words and "augmented images" in words
     best = results.trials.set_index("trial").best_epoch
@@ -258,7 +261,7 @@ def test_a_folder_of_before_is_read_and_its_running_figures_are_named_so(tmp_pat
 
 
 def test_differences_of_own_and_torch_bn_are_taken_per_seed_and_epoch(full):
-    found = norms.own_against_torch(norms.main_recipe(load(full)))
+    found = sections.own_against_torch(sections.main_recipe(load(full)))
     assert len(found) == 3 * 6
     largest = found["train_accuracy_running"].abs().max()
     assert largest == pytest.approx(4e-5 * 0.98999, rel=1e-4)
@@ -266,7 +269,7 @@ def test_differences_of_own_and_torch_bn_are_taken_per_seed_and_epoch(full):
 
 
 def test_recall_per_class_of_the_best_trials(full):
-    recalls, matrix = norms.class_recall(norms.main_recipe(load(full)))
+    recalls, matrix = sections.class_recall(sections.main_recipe(load(full)))
     assert list(recalls.index) == list(SPECIES)
     assert set(recalls.columns) == set(NORMS)
     assert matrix.sum() == IMAGES
@@ -278,11 +281,14 @@ def test_damage_is_one_sentence_for_the_user(tmp_path):
     folder = build(tmp_path / "x", norms=("bn",), seeds=1)
     (folder / "study.json").write_text(json.dumps({"study": "norms"}))
     with pytest.raises(UserError, match=r"study\.json lacks question"):
-        norms.report(folder)
+        sections.report(folder)
 
 
 def test_importing_the_report_needs_no_engine_no_network_library_and_no_plotting():
-    code = "import sys, analysis.norms; print([m for m in sys.argv[1:] if m in sys.modules])"
+    code = (
+        "import sys, analysis.studies.norms.sections;"
+        "print([m for m in sys.argv[1:] if m in sys.modules])"
+    )
     heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
     done = subprocess.run(
         [sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis import figures, markup, report, tables
-from analysis.provenance import duration, relative, wrap_command
-from analysis.report import Code, Equation, Figure, Report, Section, Text
+from analysis.document import figures, markup, tables
+from analysis.document import report as reports
+from analysis.document.provenance import duration, relative, wrap_command
+from analysis.document.report import Code, Equation, Figure, Report, Section, Text
 
 
 class Page(HTMLParser):
@@ -78,7 +79,7 @@ def everything(picture, tmp_path):
 
 
 def test_html_is_self_contained_and_escaped(everything, tmp_path):
-    report.write(everything, tmp_path)
+    reports.write(everything, tmp_path)
     html = (tmp_path / "report.html").read_text()
     page = assert_self_contained(html)
     assert "<script>alert" not in html
@@ -94,18 +95,18 @@ def test_html_is_self_contained_and_escaped(everything, tmp_path):
 
 def test_both_forms_are_the_same_bytes_each_time(everything, tmp_path):
     for folder in ("one", "two"):
-        report.write(everything, tmp_path / folder)
+        reports.write(everything, tmp_path / folder)
     for name in ("report.html", "report.pdf"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_pdf_is_tagged_and_titled(everything, tmp_path):
-    report.write(everything, tmp_path)
+    reports.write(everything, tmp_path)
     pdf = (tmp_path / "report.pdf").read_bytes()
     assert pdf.startswith(b"%PDF-")
     assert b"/StructTreeRoot" in pdf
     assert b"Title <t>" in pdf
-    assert report.page_count(pdf) == 1
+    assert reports.page_count(pdf) == 1
 
 
 def test_a_long_report_loses_optional_sections_then_pictures_until_it_has_ten_pages(
@@ -119,12 +120,12 @@ def test_a_long_report_loses_optional_sections_then_pictures_until_it_has_ten_pa
         for number in range(1, 16)
     )
     long = Report("Long", "q", sections)
-    report.write(long, tmp_path)
-    assert report.page_count((tmp_path / "report.pdf").read_bytes()) <= report.MAX_PAGES
+    reports.write(long, tmp_path)
+    assert reports.page_count((tmp_path / "report.pdf").read_bytes()) <= reports.MAX_PAGES
     html = (tmp_path / "report.html").read_text()
     assert html.count("<svg") == 15
-    document = report._document(long, report._Files())
-    shorter = list(report._shorter(document))
+    document = reports._document(long, reports._Files())
+    shorter = list(reports._shorter(document))
     assert shorter[2]["omitted"] == ["section “Part 9”"]
     assert shorter[3]["omitted"] == ["section “Part 1”", "section “Part 9”"]
     assert "Figure 15" in shorter[4]["omitted"]
@@ -132,8 +133,8 @@ def test_a_long_report_loses_optional_sections_then_pictures_until_it_has_ten_pa
 
 def test_a_text_too_long_for_the_pages_is_written_all_the_same(tmp_path):
     long = Report("L", "q", (Section("S", (Text("word " * 9000),)),))
-    report.write(long, tmp_path, max_pages=1)
-    assert report.page_count((tmp_path / "report.pdf").read_bytes()) > 1
+    reports.write(long, tmp_path, max_pages=1)
+    assert reports.page_count((tmp_path / "report.pdf").read_bytes()) > 1
 
 
 NAMES = (
@@ -161,10 +162,10 @@ def test_names_in_any_script_cost_at_most_their_glyphs(tmp_path, capsys):
         Code("\n".join(NAMES)),
         Figure(picture, every, every),
     )
-    report.write(
+    reports.write(
         Report(NAMES[0], every, (Section("esc\x1b[31mred", blocks),), (every,), every), tmp_path
     )
-    assert report.page_count((tmp_path / "report.pdf").read_bytes()) >= 1
+    assert reports.page_count((tmp_path / "report.pdf").read_bytes()) >= 1
     html = (tmp_path / "report.html").read_text()
     for shown in ("中文鸟", "قطة صغيرة", "👨\u200d👩\u200d👧", r"esc\x1b[31mred", r"\x07bell"):
         assert shown in html
@@ -178,19 +179,19 @@ def test_names_in_any_script_cost_at_most_their_glyphs(tmp_path, capsys):
 
 
 def test_what_no_font_has_is_a_box_and_said_once(tmp_path):
-    document = report._document(Report("t", "bird 鸟 − dog 🐕", ()), report._Files())
-    drawn = report._drawable(document, tmp_path)
+    document = reports._document(Report("t", "bird 鸟 − dog 🐕", ()), reports._Files())
+    drawn = reports._drawable(document, tmp_path)
     assert drawn["question"] == [{"kind": "text", "text": "bird □ − dog □"}]
-    assert drawn["boxes"] == report.BOX
-    plain = report._document(Report("t", "bird − 5 %", ()), report._Files())
-    assert report._drawable(plain, tmp_path) == {**plain, "boxes": ""}
+    assert drawn["boxes"] == reports.BOX
+    plain = reports._document(Report("t", "bird − 5 %", ()), reports._Files())
+    assert reports._drawable(plain, tmp_path) == {**plain, "boxes": ""}
 
 
 def test_a_picture_that_typst_cannot_read_costs_the_pdf_alone(tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     (tmp_path / "report.pdf").write_bytes(b"of an earlier report")
     blocks = (Figure(tmp_path / "broken.png", "c", "a"),)
-    report.write(Report("T", "q", (Section("S", blocks),)), tmp_path)
+    reports.write(Report("T", "q", (Section("S", blocks),)), tmp_path)
     assert (tmp_path / "report.html").is_file() and not (tmp_path / "report.pdf").exists()
     error = capsys.readouterr().err
     assert error.startswith("no report.pdf (") and error.endswith("report.html holds all of it\n")

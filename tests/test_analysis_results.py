@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis.results import load, load_predictions
+from analysis.results.folder import load, load_predictions
 from core.errors import UserError
 from tests.analysis_results import DIVERGED, IMAGES, SPECIES, build
 

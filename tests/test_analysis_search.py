@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from analysis import report, search
-from analysis.results import load
+from analysis.document import report as reports
+from analysis.results.folder import load
+from analysis.studies.search import sections
 from core.errors import UserError
 from tests import analysis_results
 from tests.test_analysis_norms import words_of
@@ -90,7 +91,7 @@ def build(
         add(f"search-{number:04}", config, round(value, 4), state)
     if default is not None:
         config = {"lr": lr, "weight_decay": 5e-4, "momentum": 0.9, "seed": 0}
-        add(search.DEFAULT, config, default, "finished")
+        add(sections.DEFAULT, config, default, "finished")
     analysis_results._write_csv(path / "trials.csv", trials)
     analysis_results._write_csv(path / "history.csv", history)
     if not history:
@@ -149,7 +150,7 @@ def hold_out(path: Path, default: list[float], best: list[float]) -> Path:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     folder = build(tmp_path_factory.mktemp("search") / "full")
-    search.report(folder)
+    sections.report(folder)
     return folder
 
 
@@ -160,7 +161,7 @@ def test_everything_is_written(full):
     found = {file.name for file in (full / "figures").iterdir()}
     drawn = {"search_history", "search_settings", "importances"}
     assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
-    assert report.page_count((full / "report.pdf").read_bytes()) <= 10
+    assert reports.page_count((full / "report.pdf").read_bytes()) <= 10
     page = assert_self_contained((full / "report.html").read_text())
     assert len(page.named("svg")) == 3
     for file in [full / "report.html", full / "report.pdf", *(full / "tables").iterdir()]:
@@ -170,7 +171,7 @@ def test_everything_is_written(full):
 def test_one_report_has_what_was_tried_and_what_came_of_it(tmp_path, capsys):
     default, best = [0.60, 0.62, 0.61], [0.66, 0.67, 0.68]
     folder = hold_out(build(tmp_path / "x"), default, best)
-    search.report(folder)
+    sections.report(folder)
     tried = pd.read_csv(folder / "tables" / "search_trials.csv")
     assert len(tried) == 12 and tried["value"].max() == 0.7
     found = pd.read_csv(folder / "tables" / "reported.csv").set_index("settings")
@@ -203,7 +204,7 @@ def test_one_report_has_what_was_tried_and_what_came_of_it(tmp_path, capsys):
 )
 def test_a_winner_is_named_where_the_interval_excludes_zero(tmp_path, best, said):
     results = load(hold_out(build(tmp_path / "x"), [0.60, 0.62, 0.61], best))
-    found = search.outcome(results).replace("\u00a0", " ")
+    found = sections.outcome(results).replace("\u00a0", " ")
     assert said in found and bool(said) == bool(found)
 
 
@@ -243,7 +244,7 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
     assert "lr 0.80, weight_decay 0.15 and momentum 0.05" in words
     assert "ASHA (asynchronous successive halving) over epochs: grace 1" in words
     assert "differs from the best configuration" not in words
-    search.report(full)
+    sections.report(full)
     out = capsys.readouterr().out
     assert f"use it: python studies/norms.py --config {full / 'best_config.json'}" in out
     assert max(len(line) for line in out.splitlines()[:-1]) <= 100
@@ -259,23 +260,23 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
     ],
 )
 def test_the_verdict_follows_the_values(tmp_path, default, said):
-    assert said in search.verdict(load(build(tmp_path / "x", default=default)))
+    assert said in sections.verdict(load(build(tmp_path / "x", default=default)))
 
 
 def test_a_default_that_leads_is_not_to_be_replaced(tmp_path, capsys):
-    search.report(build(tmp_path / "x", default=0.75))
+    sections.report(build(tmp_path / "x", default=0.75))
     out = capsys.readouterr().out
     assert "Keep the default." in " ".join(out.split()) and "use it" not in out
 
 
 def test_a_default_rate_left_to_the_recipe_is_the_one_it_used(tmp_path):
     results = load(build(tmp_path / "x", lr=None))
-    assert search.default_trial(results)["lr"] == pytest.approx(0.1)
-    assert "default learning rate of 0.1" in search.verdict(results)
+    assert sections.default_trial(results)["lr"] == pytest.approx(0.1)
+    assert "default learning rate of 0.1" in sections.verdict(results)
 
 
 def test_order_is_that_of_the_search_and_failures_have_no_value(tmp_path):
-    found = search.configurations(load(build(tmp_path / "x")))
+    found = sections.configurations(load(build(tmp_path / "x")))
     assert found["trial"].tolist() == [f"search-{number:04}" for number in range(12)]
     assert math.isnan(found["value"][4])
     assert found["so_far"].is_monotonic_increasing
@@ -284,16 +285,16 @@ def test_order_is_that_of_the_search_and_failures_have_no_value(tmp_path):
 def test_without_importances_the_reason_is_given(tmp_path):
     why = "2 configurations ended, which are too few to tell"
     folder = build(tmp_path / "x", count=2, importances={"importances": None, "why": why}, best={})
-    search.report(folder)
+    sections.report(folder)
     words = words_of(folder)
     assert f"No importances: {why}." in words
     assert not (folder / "figures" / "importances.svg").exists()
-    assert search.importances(load(build(tmp_path / "y", importances=None)))[0] is None
+    assert sections.importances(load(build(tmp_path / "y", importances=None)))[0] is None
 
 
 def test_nothing_succeeded(tmp_path, capsys):
     folder = build(tmp_path / "x", count=1, failed=0, default=None, importances=None, best=None)
-    search.report(folder)
+    sections.report(folder)
     words = words_of(folder)
     assert "None of 1 trials finished." in words
     assert "use it" not in capsys.readouterr().out
@@ -301,17 +302,17 @@ def test_nothing_succeeded(tmp_path, capsys):
 
 def test_a_best_config_of_other_settings_is_noticed(tmp_path):
     folder = build(tmp_path / "x", best={"lr": 0.5, "weight_decay": 1e-4, "momentum": 0.9})
-    search.report(folder)
+    sections.report(folder)
     assert "It differs from the best configuration of trials.csv in lr" in words_of(folder)
 
 
 def test_a_best_value_at_the_end_of_its_range_is_noticed(tmp_path):
     folder = build(tmp_path / "x")
-    assert search.edges(load(folder)) == ""
+    assert sections.edges(load(folder)) == ""
     study = json.loads((folder / "study.json").read_text())
     study["search"]["space"]["lr"]["high"] = 0.31
     (folder / "study.json").write_text(json.dumps(study))
-    assert "of `lr` (upper end): widen it" in search.edges(load(folder))
+    assert "of `lr` (upper end): widen it" in sections.edges(load(folder))
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path):
@@ -320,11 +321,14 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     del study["search"]
     (folder / "study.json").write_text(json.dumps(study))
     with pytest.raises(UserError, match=r"study\.json holds no search"):
-        search.report(folder)
+        sections.report(folder)
 
 
 def test_importing_the_report_loads_nothing_heavy():
-    code = "import sys, analysis.search; print([m for m in sys.argv[1:] if m in sys.modules])"
+    code = (
+        "import sys, analysis.studies.search.sections;"
+        "print([m for m in sys.argv[1:] if m in sys.modules])"
+    )
     heavy = ["torch", "ray", "optuna", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
     done = subprocess.run(
         [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True

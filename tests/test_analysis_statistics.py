@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from analysis import statistics
+from analysis.results import statistics
 
 # Student's t for a two-sided 95 % interval with 2 and 1 degrees of freedom, from printed tables.
 T2, T1 = 4.302653, 12.706205

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import tables
+from analysis.document import tables
 
 NAN = float("nan")
 

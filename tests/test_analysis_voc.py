@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from analysis import report, tail_accuracy, voc, voc_answers, voc_pictures
-from analysis.results import load, load_predictions
+from analysis.document import report as reports
+from analysis.results.folder import load, load_predictions
+from analysis.studies.voc import answers, pictures, sections, tail_accuracy
 from core.errors import UserError
 from tests import voc_results
 
@@ -47,7 +48,7 @@ def scores_of(study, seed):
 
 def test_class_table_against_sklearn_and_by_hand(tmp_path):
     study = build(tmp_path, undefined="sofa")
-    voc.report(study)
+    sections.report(study)
     table = pd.read_csv(study / "tables" / "average_precision.csv").set_index("class")
     aps = []
     for seed in (0, 1):
@@ -79,9 +80,9 @@ def test_class_table_against_sklearn_and_by_hand(tmp_path):
 
 def test_tail_table_is_of_the_best_trial(tmp_path):
     study = build(tmp_path)
-    voc.report(study)
+    sections.report(study)
     table = pd.read_csv(study / "tables" / "tail_accuracy.csv")
-    scored = voc.scored_trials(load(study))
+    scored = sections.scored_trials(load(study))
     best = max(scored, key=lambda one: one.mean).stored
     found = tail_accuracy.tail_accuracy(best.scores, best.labels, table["threshold"].to_numpy())
     np.testing.assert_allclose(table["tail_accuracy"], found.mean)
@@ -92,7 +93,7 @@ def test_tail_table_is_of_the_best_trial(tmp_path):
 
 def test_folds_against_the_contract(tmp_path):
     study = build(tmp_path, folds=3)
-    numbers = voc.fold_numbers(load(study))
+    numbers = sections.fold_numbers(load(study))
     assert numbers is not None and numbers["seed"].tolist() == [0, 1]
     for seed in (0, 1):
         stored = []
@@ -111,7 +112,7 @@ def test_folds_against_the_contract(tmp_path):
         history = pd.read_csv(study / "history.csv")
         main = history[(history["trial"] == f"part=main,seed={seed}")].set_index("epoch")["val_map"]
         assert row["shortcut"] == main.max() and row["same_epoch"] == main[epoch + 1]
-    voc.report(study)
+    sections.report(study)
     shown = words(study)
     gap = 100 * (numbers["shortcut"] - numbers["proper"]).mean()
     assert f"Difference (short cut minus proper): {gap:+.1f} points".replace("-", "−") in shown
@@ -132,9 +133,9 @@ def test_a_seed_with_a_failed_fold_is_left_out(tmp_path):
     table = pd.read_csv(study / "trials.csv")
     table.loc[table["trial"] == "part=folds,fold=1,seed=0", "state"] = "failed"
     table.to_csv(study / "trials.csv", index=False)
-    numbers = voc.fold_numbers(load(study))
+    numbers = sections.fold_numbers(load(study))
     assert numbers is not None and numbers["seed"].tolist() == [1]
-    assert voc.fold_numbers(load(build(tmp_path / "other"))) is None
+    assert sections.fold_numbers(load(build(tmp_path / "other"))) is None
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path, root):
@@ -146,7 +147,7 @@ def test_the_same_study_gives_the_same_bytes(tmp_path, root):
     study["slots"] = None
     (second / "study.json").write_text(json.dumps(study))
     for one in (first, second):
-        voc.report(one)
+        sections.report(one)
     compared = [
         path.relative_to(first)
         for path in first.rglob("*")
@@ -161,7 +162,7 @@ def test_the_same_study_gives_the_same_bytes(tmp_path, root):
 def test_the_report_answers_what_the_lab_asks(tmp_path, root, monkeypatch):
     monkeypatch.setenv("LABTUNE_AUTHOR", "Ada *Lovelace*, 123456")
     study = build(tmp_path, root, folds=2)
-    voc.report(study)
+    sections.report(study)
     shown = words(study)
     for asked in (
         "Author: Ada *Lovelace*, 123456", "2,565 new parameters", "Learning rate",
@@ -172,7 +173,7 @@ def test_the_report_answers_what_the_lab_asks(tmp_path, root, monkeypatch):
         "the 10 highest scores",
     ):  # fmt: skip
         assert asked in shown, asked
-    pages = report.page_count((study / "report.pdf").read_bytes())
+    pages = reports.page_count((study / "report.pdf").read_bytes())
     assert 2 <= pages <= 10
     page = (study / "report.html").read_text()
     assert str(tmp_path) not in page and "/home/someone" not in page
@@ -183,28 +184,28 @@ def test_the_report_answers_what_the_lab_asks(tmp_path, root, monkeypatch):
 def test_twenty_classes_fit_ten_pages(tmp_path, root):
     classes = tuple(f"class {number:02d}" for number in range(20))
     study = build(tmp_path, root, folds=2, classes=classes, seeds=3)
-    voc.report(study)
-    assert 2 <= report.page_count((study / "report.pdf").read_bytes()) <= 10
+    sections.report(study)
+    assert 2 <= reports.page_count((study / "report.pdf").read_bytes()) <= 10
 
 
 def test_sheets_show_the_ten_highest_and_lowest(tmp_path, root):
     study = build(tmp_path, root)
     stored = scores_of(study, 0)
     ap = np.array([0.5, np.nan, 0.5, 0.5, 0.5])
-    chosen = voc_pictures.drawn_classes(ap)
+    chosen = pictures.drawn_classes(ap)
     assert len(chosen) == 3 and 1 not in chosen and sorted(chosen) == list(chosen)
-    section = voc_pictures.section(load(study), "seed=0", stored, ap)
+    section = pictures.section(load(study), "seed=0", stored, ap)
     assert len(section.blocks) == 4
     files = sorted((study / "figures").glob("ranked_*.jpg"))
     assert len(files) == 3
     made = [file.read_bytes() for file in files]
     # a copy without the images shows what was drawn from the same scores
     shutil.copytree(study, tmp_path / "copy", ignore=shutil.ignore_patterns(".private.json"))
-    copied = voc_pictures.section(load(tmp_path / "copy"), "seed=0", stored, ap)
+    copied = pictures.section(load(tmp_path / "copy"), "seed=0", stored, ap)
     assert len(copied.blocks) == 4
     # other scores: those sheets would be wrong, and there are no images to draw them anew
     other = scores_of(study, 1)
-    said = voc_pictures.section(load(tmp_path / "copy"), "seed=1", other, ap).blocks
+    said = pictures.section(load(tmp_path / "copy"), "seed=1", other, ap).blocks
     assert len(said) == 1 and "images are not on this machine" in said[0].text
     assert [file.read_bytes() for file in files] == made
 
@@ -212,9 +213,9 @@ def test_sheets_show_the_ten_highest_and_lowest(tmp_path, root):
 def test_lost_images_and_lost_labels_are_said(tmp_path, root):
     study = build(tmp_path, tmp_path / "root")
     (tmp_path / "root").mkdir()
-    voc.report(study)
+    sections.report(study)
     assert "no longer where the study found them" in words(study)
-    nothing = voc_pictures.section(load(study), "seed=0", scores_of(study, 0), np.full(5, np.nan))
+    nothing = pictures.section(load(study), "seed=0", scores_of(study, 0), np.full(5, np.nan))
     assert "nothing to show" in nothing.blocks[0].text
 
 
@@ -223,7 +224,7 @@ def test_scores_that_do_not_belong_are_told(tmp_path):
     table = pd.read_csv(study / "trials.csv")
     table["best_val_map"] -= 0.01
     table.to_csv(study / "trials.csv", index=False)
-    voc.report(study)
+    sections.report(study)
     assert "do not belong to the reported metrics" in words(study)
 
 
@@ -232,12 +233,12 @@ def test_a_study_without_scores_is_refused(tmp_path):
     for file in (study / "predictions").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="no trial has ended with stored scores"):
-        voc.report(study)
+        sections.report(study)
 
 
 def test_one_seed_has_no_interval(tmp_path):
     study = build(tmp_path, seeds=1)
-    voc.report(study)
+    sections.report(study)
     shown = words(study)
     assert "one trial" in shown and "mean over seeds" not in shown
 
@@ -251,10 +252,10 @@ def test_one_seed_has_no_interval(tmp_path):
     ],
 )
 def test_loss_formula_and_code_follow_the_config(config, found):
-    tex, _ = voc_answers.loss_formula(config)
-    code = voc_answers.loss_code(config)
+    tex, _ = answers.loss_formula(config)
+    code = answers.loss_code(config)
     assert found[0] in tex and found[1] in code and '"""' not in code
-    assert report.figures.equation(tex).startswith("<?xml")
+    assert reports.figures.equation(tex).startswith("<?xml")
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -263,7 +264,7 @@ def test_training_curves_are_drawn_and_named_for_what_they_are(tmp_path, running
     if not running:  # as with train_eval=true
         names = {f"train_{m}_running": f"train_{m}" for m in ("loss", "map", "accuracy")}
         results = replace(results, history=results.history.rename(columns=names))
-    drawn = voc.curve_figure(results)
+    drawn = sections.curve_figure(results)
     assert drawn is not None and ("running" in drawn.caption) == running
     assert drawn.path.read_text().count("stroke-dasharray") >= 2  # the training lines
 
@@ -271,14 +272,14 @@ def test_training_curves_are_drawn_and_named_for_what_they_are(tmp_path, running
 def test_a_tail_that_does_not_rise_is_not_explained_away():
     scores, labels = np.array([[1.0], [2.0], [3.0]]), np.array([[1], [1], [-1]])
     falling = tail_accuracy.tail_accuracy(scores, labels, np.array([0.0, 2.5]))
-    assert "Here it does not rise" in voc_answers.tail(falling, 0.5)
+    assert "Here it does not rise" in answers.tail(falling, 0.5)
     rising = tail_accuracy.tail_accuracy(scores, -labels, np.array([0.0, 2.5]))
-    assert "does not rise" not in voc_answers.tail(rising, 0.5)
+    assert "does not rise" not in answers.tail(rising, 0.5)
     empty = tail_accuracy.tail_accuracy(scores, labels, np.array([9.0]))
-    assert "no tail to look at" in voc_answers.tail(empty, 0.5)
+    assert "no tail to look at" in answers.tail(empty, 0.5)
 
 
 @pytest.mark.parametrize("shape", ["cosine", "step", "constant"])
 def test_schedules_are_said(shape):
-    said = voc_answers.schedule({"lr": 0.01, "head_lr": None, "warmup": 0.0, "schedule": shape})
+    said = answers.schedule({"lr": 0.01, "head_lr": None, "warmup": 0.0, "schedule": shape})
     assert "0.01 for the body and 0.1 for the last layer" in said and "rises" not in said

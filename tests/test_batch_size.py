@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis.results import load_predictions
+from analysis.results.folder import load_predictions
 from core.cluster import slots
 from core.data import images
 from core.data.synthetic import birds

@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from analysis.results import load_predictions
+from analysis.results.folder import load_predictions
 from core import trial
 from core.data import images
 from core.data.synthetic import birds as synthetic_birds

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import browse, browse_page, pictures, ranking
-from analysis.results import load, load_predictions
+from analysis import browse
+from analysis.browser import page as ranking_page
+from analysis.browser import server
+from analysis.results import pictures, ranking
+from analysis.results.folder import load, load_predictions
 from core.errors import UserError
 from tests import analysis_results, voc_results
 from tests.conftest import ROOT
@@ -39,7 +42,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def client(study, root):
-    return browse_page.make_app(browse_page.Shown(load(study), root)).test_client()
+    return server.make_app(ranking_page.Shown(load(study), root)).test_client()
 
 
 def tiles(page: str) -> list[dict]:
@@ -61,7 +64,7 @@ def get(client, address: str) -> str:
 
 
 def stored_of(study):
-    shown = browse_page.Shown(load(study), None)
+    shown = ranking_page.Shown(load(study), None)
     return load_predictions(study, shown.first)
 
 
@@ -137,7 +140,7 @@ def test_search_keeps_rank_and_order(client, study):
 
 
 def test_addresses_keep_everything_that_is_shown(client, study):
-    first = browse_page.Shown(load(study), None).first
+    first = ranking_page.Shown(load(study), None).first
     other = next(name for name in load(study).with_predictions() if name != first)
     page = get(client, f"/?class=dog&order=bottom&find=v0&threshold=0.5&page=2&trial={other}")
     links = [html.unescape(link) for link in re.findall(r'href="(/\?[^"]*)"', page)]
@@ -187,7 +190,7 @@ def hostile(folder, root, files):
     with np.load(path) as content:
         known = {key: content[key] for key in content.files}
     np.savez(path, **known | {"files": np.array(files)})
-    return browse_page.make_app(browse_page.Shown(load(stored), root)).test_client()
+    return server.make_app(ranking_page.Shown(load(stored), root)).test_client()
 
 
 def test_nothing_outside_the_root_is_served(tmp_path):
@@ -247,7 +250,7 @@ def test_addresses_that_are_no_images_are_refused(client, address):
 
 
 def test_works_without_images(study):
-    client = browse_page.make_app(browse_page.Shown(load(study), None)).test_client()
+    client = server.make_app(ranking_page.Shown(load(study), None)).test_client()
     page = get(client, "/?class=dog")
     assert page.count("no image") == 50 and "<img" not in page and "--data-dir" in page
     assert client.get("/image/0/0").status_code == 404
@@ -255,29 +258,29 @@ def test_works_without_images(study):
 
 @pytest.mark.parametrize("level", ["VOC2012", ".", ".."])
 def test_the_root_may_be_given_at_another_level(study, root, level):
-    shown = browse_page.Shown(load(study), root / level)
-    assert browse_page.make_app(shown).test_client().get("/image/0/0").status_code == 200
+    shown = ranking_page.Shown(load(study), root / level)
+    assert server.make_app(shown).test_client().get("/image/0/0").status_code == 200
 
 
 def test_class_names_and_files_are_escaped(tmp_path):
     classes = ('<img src=x onerror="alert(1)">', "a&b", "dog'); --")
     study = voc_results.build(tmp_path / "voc" / "x", images=10, classes=classes)
-    client = browse_page.make_app(browse_page.Shown(load(study), None)).test_client()
+    client = server.make_app(ranking_page.Shown(load(study), None)).test_client()
     page = get(client, "/")
     assert "<img" not in page and "&lt;img src=x" in page
-    ranked = browse_page.Shown(load(study), None)
+    ranked = ranking_page.Shown(load(study), None)
     for label in range(3):
-        view = browse_page.View(ranked.first, label)
+        view = ranking_page.View(ranked.first, label)
         assert f"<h2>{html.escape(classes[label], quote=True)}".replace("&#x27;", "&#39;") in get(
-            client, browse_page.address(ranked, view)
+            client, ranking_page.address(ranked, view)
         ).replace("&#34;", "&quot;")
 
 
 def test_shows_the_birds_study(tmp_path):
     study = analysis_results.build(tmp_path / "norms" / "demo", seeds=1)
-    client = browse_page.make_app(browse_page.Shown(load(study), None)).test_client()
+    client = server.make_app(ranking_page.Shown(load(study), None)).test_client()
     page = get(client, "/?class=Hoopoe")
-    stored = load_predictions(study, browse_page.Shown(load(study), None).first)
+    stored = load_predictions(study, ranking_page.Shown(load(study), None).first)
     label = stored.classes.index("Hoopoe")
     numbers = [int(tile["number"]) for tile in tiles(page)]
     assert numbers == ranking.ranking(stored.scores[:, label])[:50].tolist()
@@ -287,12 +290,12 @@ def test_shows_the_birds_study(tmp_path):
 def test_the_best_trial_comes_first(study):
     table = load(study).trials
     best = table.loc[table["best_val_map"].idxmax(), "trial"]
-    shown = browse_page.Shown(load(study), None)
+    shown = ranking_page.Shown(load(study), None)
     assert shown.first == best
     other = next(name for name in shown.trials if name != best)
-    assert browse_page.Shown(load(study), None, other).first == other
+    assert ranking_page.Shown(load(study), None, other).first == other
     with pytest.raises(UserError, match="--trial x"):
-        browse_page.Shown(load(study), None, "x")
+        ranking_page.Shown(load(study), None, "x")
 
 
 def test_a_study_without_scores_is_refused(tmp_path, capsys):

@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from analysis import browse, browse_page
-from analysis.results import load, load_predictions
+from analysis import browse
+from analysis.browser import page as browse_page
+from analysis.results.folder import load, load_predictions
 from tests import voc_results
 
 pytestmark = pytest.mark.browser

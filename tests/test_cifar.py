@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from analysis.results import load, load_predictions
+from analysis.results.folder import load, load_predictions
 from core import trial
 from core.data import small
 from core.data.batches import Batches

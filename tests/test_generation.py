@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import generation as analysis
-from analysis.generation_samples import load_stored
-from analysis.results import load
+from analysis.results.folder import load
+from analysis.studies.generation import sections
+from analysis.studies.generation.samples import load_stored
 from core import trial
 from core.errors import Diverged, UserError
 from core.generation import families, features
@@ -396,7 +396,7 @@ def test_stored_samples_are_those_that_were_measured(finished):
 
 def test_the_report_computes_from_features_samples_and_training_images(finished):
     results = load(finished)
-    again, checked = analysis.recompute(results)
+    again, checked = sections.recompute(results)
     assert (checked.features, checked.scores, checked.images) == (3, 3, 3)
     assert max(apart for apart, _ in checked.worst.values()) < 1e-6
     assert {"frechet", "precision", "recall", "copies"} < set(checked.worst)

@@ -17,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from analysis import gradcam, gradcam_page, report
-from analysis.results import load, load_predictions
+from analysis import gradcam
+from analysis.document import report as reports
+from analysis.results.folder import load, load_predictions
+from analysis.saliency import maps as gradcam_maps
+from analysis.saliency import page as gradcam_page
+from analysis.saliency import study as gradcam_study
 from core.data import images
 from core.data.batches import Batches
 from core.data.synthetic import birds
@@ -127,24 +131,24 @@ def test_maps_are_those_of_the_formula(norm, n, size):
             parameter += 0.1 * torch.randn_like(parameter)
     model.eval()
     x, labels = torch.randn(5, 3, size, size), [0, 3, 2, 2, 1]
-    layers = gradcam.layer_maps(model, x, np.array(labels))
+    layers = gradcam_maps.layer_maps(model, x, np.array(labels))
     assert layers.shape == (5, 2 * n, -(-size // 4), -(-size // 4))
     expected = np.stack(by_autograd(model, x, labels))
     np.testing.assert_allclose(layers, expected, atol=1e-5)
     mean = expected.mean(axis=1)
     mean -= mean.min(axis=(1, 2), keepdims=True)
     mean /= mean.max(axis=(1, 2), keepdims=True) + 1e-7
-    np.testing.assert_allclose(gradcam.aggregate(layers), mean, atol=1e-5)
+    np.testing.assert_allclose(gradcam_maps.aggregate(layers), mean, atol=1e-5)
 
 
 def test_frozen_early_stages_and_a_second_call_change_nothing():
     torch.manual_seed(0)
     model = resnet(1, 3, "bn").eval()
     x, labels = torch.randn(2, 3, 16, 16), np.array([1, 2])
-    before = gradcam.layer_maps(model, x, labels)
+    before = gradcam_maps.layer_maps(model, x, labels)
     model.requires_grad_(False)
     model.stage3.requires_grad_(True)
-    np.testing.assert_array_equal(gradcam.layer_maps(model, x, labels), before)
+    np.testing.assert_array_equal(gradcam_maps.layer_maps(model, x, labels), before)
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -175,7 +179,7 @@ def test_shares_by_hand():
     maps[0] = [[3, 1], [0, 0]]
     maps[1] = 1
     mask = np.array([[1.0, 0.5], [0, 0]])
-    found = gradcam.shares(maps, [mask, None, mask], 2)
+    found = gradcam_maps.shares(maps, [mask, None, mask], 2)
     np.testing.assert_allclose(found["inside"], [3.5 / 4, np.nan, np.nan])
     np.testing.assert_allclose(found["area"], [3 / 8, np.nan, 3 / 8])
     np.testing.assert_allclose(found["half"], [1 / 4, 1 / 2, np.nan])
@@ -197,13 +201,13 @@ def test_deletion_and_insertion_by_hand():
     image[0, :5] = 1.0  # the upper half counts
     right = np.zeros((10, 10), dtype=np.float32)
     right[:5] = 1.0
-    found = gradcam.perturbed(Counts(), image, 1, right)
+    found = gradcam_maps.perturbed(Counts(), image, 1, right)
     # deletion: 0.5 falls to 0 over the first half of the pixels, then stays there
     assert found["deletion"] == pytest.approx(0.5 * 0.5 / 2, abs=1e-4)
-    wrong = gradcam.perturbed(Counts(), image, 1, -right)
+    wrong = gradcam_maps.perturbed(Counts(), image, 1, -right)
     assert wrong["deletion"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.5 / 2, abs=1e-4)
     assert wrong["insertion"] < found["insertion"]
-    even = gradcam.perturbed(Counts(), torch.ones(3, 10, 10), 1, right)
+    even = gradcam_maps.perturbed(Counts(), torch.ones(3, 10, 10), 1, right)
     assert even["insertion"] == pytest.approx(1.0, abs=1e-4)  # a blurred even image is itself
 
 
@@ -225,14 +229,14 @@ def frame() -> pd.DataFrame:
 
 
 def test_the_most_confident_come_first_and_ties_go_by_name(frame):
-    chosen = gradcam.choose(frame).query("place >= 0").sort_values("place")
+    chosen = gradcam_study.choose(frame).query("place >= 0").sort_values("place")
     right = frame[frame["right"] & (frame["label"] == 0)]
     expected = right.sort_values(["predicted_probability", "file"], ascending=[False, True])
     assert list(chosen["file"][:5]) == list(expected["file"][:5])
     assert list(chosen["place"]) == list(range(5 + 3 + 4))
     assert not chosen["right"][5:8].any() and chosen["right"][8:].all()
     mixed = frame.sample(frac=1, random_state=0).reset_index(drop=True)
-    again = gradcam.choose(mixed).query("place >= 0").sort_values("place")
+    again = gradcam_study.choose(mixed).query("place >= 0").sort_values("place")
     by_class = [sorted(again["file"][again["label"] == k]) for k in (0, 1)]
     assert by_class == [sorted(chosen["file"][chosen["label"] == k]) for k in (0, 1)]
 
@@ -240,7 +244,7 @@ def test_the_most_confident_come_first_and_ties_go_by_name(frame):
 def test_random_picks_go_by_the_seed(frame):
     def files(seed, rows=frame):
         return list(
-            gradcam.choose(rows, "random", seed).query("place >= 0").sort_values("place").file
+            gradcam_study.choose(rows, "random", seed).query("place >= 0").sort_values("place").file
         )
 
     assert files(0) == files(0)
@@ -301,7 +305,7 @@ def test_stored_maps_and_table_are_computed_again(drawn, found):
         x = (torch.from_numpy(picture)[None] / 255 - torch.tensor([0.485, 0.456, 0.406])[
             :, None, None
         ]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]  # fmt: skip
-        own = gradcam.aggregate(np.stack(by_autograd(model, x, [row.label])))[0]
+        own = gradcam_maps.aggregate(np.stack(by_autograd(model, x, [row.label])))[0]
         np.testing.assert_allclose(found.maps[row.place], own, atol=1e-4)
         mask = Image.open(root / "masks" / Path(row.file).with_suffix(".png")).convert("L")
         cover = np.asarray(mask.resize((20, 20), Image.Resampling.BILINEAR)) / 255
@@ -347,7 +351,7 @@ def test_the_page_is_whole(drawn, found):
     assert len(page.named("svg")) == len(found.chosen)
     assert "Synthetic data" in html and "mean colour of the normalisation" in html
     assert str(drawn) not in html
-    pages = report.page_count((drawn / "gradcam.pdf").read_bytes())
+    pages = reports.page_count((drawn / "gradcam.pdf").read_bytes())
     assert 2 < pages <= 4 + len(found.chosen)
 
 
@@ -377,7 +381,7 @@ def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monke
         raise UserError("no images here")
 
     monkeypatch.setattr(birds, "default_birds", gone)
-    again = gradcam.sections(load(copied))
+    again = gradcam_study.sections(load(copied))
     assert [section.title for section in again[1:]] == [f"Grad-CAM: {name}" for name in SEVEN]
     assert [section.optional for section in again] == [False] + [True] * len(SEVEN)
     names = [f"figures/{f.name}" for f in (drawn / "figures").glob("gradcam_*")]
@@ -386,11 +390,11 @@ def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monke
     for name in names:
         assert (copied / name).read_bytes() == (drawn / name).read_bytes()
     monkeypatch.setattr(gradcam_page, "sections", lambda results, found: found)
-    other = gradcam.sections(load(copied), classes=["Hoopoe"])  # cannot be made here
+    other = gradcam_study.sections(load(copied), classes=["Hoopoe"])  # cannot be made here
     assert [other.classes[label] for label in other.chosen] == SEVEN
     (copied / "gradcam.npz").write_bytes(b"PK damaged")
-    (only,) = gradcam.sections(load(copied))
-    assert only.blocks == (report.Text("There are no maps: no images here."),)
+    (only,) = gradcam_study.sections(load(copied))
+    assert only.blocks == (reports.Text("There are no maps: no images here."),)
 
 
 def test_named_classes_and_random_picks(copied, capsys):
@@ -460,17 +464,17 @@ def test_a_report_says_in_a_sentence_why_there_are_no_maps(copied):
     study = json.loads((copied / "study.json").read_text())
     study["data"]["kind"] = "folder"
     (copied / "study.json").write_text(json.dumps(study))
-    (section,) = gradcam.sections(load(copied))
+    (section,) = gradcam_study.sections(load(copied))
     (text,) = section.blocks
     assert "--data-dir PATH" in text.text and str(copied) not in text.text
     shutil.rmtree(copied / "checkpoints")
-    (section,) = gradcam.sections(load(copied))
+    (section,) = gradcam_study.sections(load(copied))
     assert "no best.pt" in section.blocks[0].text
     assert not list(copied.rglob("gradcam*"))
 
 
 def test_images_that_changed_are_noticed(copied, tmp_path):
-    changed = gradcam.compute(load(copied)).about | {"recorded": 0.1}
+    changed = gradcam_study.compute(load(copied)).about | {"recorded": 0.1}
     assert "images or code have changed" in gradcam_page._checked(changed)
 
 
@@ -498,7 +502,7 @@ def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
     for left in (".private.json", "gradcam.npz"):  # as in a folder that was passed on
         (folder / left).unlink()
     assert "--data-dir PATH" in refused(capsys, folder)
-    (section,) = gradcam.sections(load(folder))
+    (section,) = gradcam_study.sections(load(folder))
     assert "--data-dir PATH" in section.blocks[0].text
     asked = ["--pick", "random", "--seed", "3", "--classes", "cat"]
     assert gradcam.main([str(folder), "--data-dir", str(photos), *asked]) == 0
@@ -514,5 +518,5 @@ def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
     assert str(photos) not in html
     assert len(list((folder / "figures").glob("gradcam_*.png"))) == 7
     monkeypatch.setattr(gradcam_page, "sections", lambda results, found: found)
-    again = gradcam.sections(load(folder))  # kept: the images are not asked for again
+    again = gradcam_study.sections(load(folder))  # kept: the images are not asked for again
     assert again.images.equals(found.images)

@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from analysis import hand_in, voc
+from analysis import hand_in
+from analysis.studies.voc import sections
 from core.errors import UserError
 from tests import voc_results
 from tests.conftest import ROOT
@@ -24,7 +25,7 @@ def made(tmp_path_factory):
     for name in ("trials", "ray", "tensorboard"):
         (study / name).mkdir()
         (study / name / "file").write_text("of the engine")
-    voc.report(study)
+    sections.report(study)
     return study
 
 

@@ -8,8 +8,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from analysis import browse_page, import_scores, ranking, tail_accuracy, voc
-from analysis.results import load, load_predictions
+from analysis import import_scores
+from analysis.browser import page as ranking_page
+from analysis.browser import server
+from analysis.results import ranking
+from analysis.results.folder import load, load_predictions
+from analysis.studies.voc import sections, tail_accuracy
 
 CLASSES = ("cat", "dog house")
 
@@ -47,11 +51,11 @@ def test_public_scores_give_the_published_map_and_load_everywhere(shared_data, t
     expected = [0.8803, 0.8989, 0.9157, 0.9316, 0.9529, 0.9678]
     np.testing.assert_allclose(found.mean, expected, atol=5e-5)
     ap = pd.read_csv(shared_data.parent / "reference" / "voc2012-val-resnet18-ap.csv")
-    voc.report(folder)
+    sections.report(folder)
     ours = pd.read_csv(folder / "tables" / "average_precision.csv").iloc[:20]
     values = ap.select_dtypes("number").iloc[:20, 0].to_numpy()
     np.testing.assert_allclose(ours["best_ap"], values, atol=5e-6)
-    client = browse_page.make_app(browse_page.Shown(results, None)).test_client()
+    client = server.make_app(ranking_page.Shown(results, None)).test_client()
     page = client.get("/?class=dog&order=bottom&page=7").text
     assert "images 301 to 350 of 5,823" in page
 
@@ -65,7 +69,7 @@ def test_names_below_a_real_devkit_are_found(shared_data, tmp_path):
     code, folder = bring(tmp_path, frame, "--labels", str(tmp_path / "labels.csv"))
     assert code == 0
     root = shared_data / "VOCdevkit"
-    client = browse_page.make_app(browse_page.Shown(load(folder), root)).test_client()
+    client = server.make_app(ranking_page.Shown(load(folder), root)).test_client()
     assert client.get("/image/0/0").status_code == 200
     assert "no image" not in client.get("/").text
     stored = load_predictions(folder, "imported")
@@ -114,9 +118,9 @@ def test_scores_are_ranked_as_the_file_has_them(tmp_path):
     assert load(folder).trials["val_map"].item() == np.mean(expected)
     stored = load_predictions(folder, "imported")
     np.testing.assert_array_equal(stored.scores, scores)
-    ranked = browse_page.Shown(load(folder), None).ranked("imported")
+    ranked = ranking_page.Shown(load(folder), None).ranked("imported")
     np.testing.assert_array_equal(ranked.order(0), np.argsort(-scores[:, 0]))
-    voc.report(folder)
+    sections.report(folder)
     ours = pd.read_csv(folder / "tables" / "average_precision.csv")
     assert ours["best_ap"].tolist()[:2] == expected
 
@@ -175,7 +179,7 @@ def test_what_scores_are_can_be_said(tmp_path):
     stored = load_predictions(folder, "imported")
     assert stored.config["scores"] == "logits"
     assert ranking.decision_threshold(stored.scores, stored.config["scores"]) == 0
-    shown = browse_page.Shown(load(folder), None)
+    shown = ranking_page.Shown(load(folder), None)
     assert shown.ranked("imported").cut == 0
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.provenance import banners
-from analysis.results import load
+from analysis.document.provenance import banners
+from analysis.results.folder import load
 from core import instruction_set, numerics
 from core.cluster import fleet
 from core.study.command import command_line

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import tables
+from analysis.document import tables
 from core import provenance
 from core.cluster import address as engine
 from core.errors import UserError

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import ranking, tables, tail_accuracy
+from analysis.document import tables
+from analysis.results import ranking
+from analysis.studies.voc import tail_accuracy
 
 
 def naive(scores, labels, thresholds):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.results import load_predictions
+from analysis.results.folder import load_predictions
 from core import trial
 from core.trial import records, running
 from core.trial import run as trial_run

@@ -21,6 +21,8 @@ import pytest
 from rich.console import Console
 
 from analysis import watch
+from analysis.document import terminal as watch_terminal
+from analysis.results import snapshot as watch_snapshot
 from core.storage.files import write_json
 from core.study.command import command_line
 from tests.conftest import ROOT
@@ -96,7 +98,10 @@ def end(folder: Path, seed: int, values: list[float | None], state: str, error: 
 def shown(folder: Path, width: int = 160, height: int | None = None, now: float = NOW) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(
-        watch.view(watch.look(folder, watch.Files(), now), console, now, height), crop=False
+        watch_terminal.view(
+            watch_snapshot.look(folder, watch_snapshot.Files(), now), console, now, height
+        ),
+        crop=False,
     )
     return console.file.getvalue()
 
@@ -186,7 +191,7 @@ def test_a_driver_is_alive_while_it_beats(tmp_path, driver, state):
     folder = declare(tmp_path, 2)
     drive(folder, **driver)
     begin(folder, 0, [0.5])
-    snapshot = watch.look(folder, watch.Files(), NOW)
+    snapshot = watch_snapshot.look(folder, watch_snapshot.Files(), NOW)
     assert snapshot.state == state
     assert [t.state for t in snapshot.trials] == [state, "waiting"]
     shown(folder)
@@ -197,7 +202,7 @@ def test_a_driver_of_this_host_that_was_killed_is_not_waited_for(tmp_path):
     gone.wait()
     folder = declare(tmp_path, 2)
     drive(folder, pid=gone.pid)
-    assert watch.look(folder, watch.Files(), NOW).state == "interrupted"
+    assert watch_snapshot.look(folder, watch_snapshot.Files(), NOW).state == "interrupted"
 
 
 def test_an_interrupted_study_says_how_to_go_on(tmp_path):
@@ -217,7 +222,7 @@ def test_a_trial_of_the_run_before_waits_until_its_turn(tmp_path):
     drive(folder, started=iso(NOW - 30))
     begin(folder, 0, [0.5])  # began 500 s ago
     begin(folder, 1, [0.5], started=iso(NOW - 20))
-    states = [t.state for t in watch.look(folder, watch.Files(), NOW).trials]
+    states = [t.state for t in watch_snapshot.look(folder, watch_snapshot.Files(), NOW).trials]
     assert states == ["waiting", "running"]
 
 
@@ -237,12 +242,14 @@ def test_the_report_is_being_written(tmp_path):
     end(folder, 0, [0.5], "finished")
     assert "the report is being written" in shown(folder)
     (folder / "driver.json").unlink()
-    assert watch.look(folder, watch.Files(), NOW).state == "done"
+    assert watch_snapshot.look(folder, watch_snapshot.Files(), NOW).state == "done"
 
 
-def trial(state: str, epoch: int, seconds: float, epochs: int | None = 10) -> watch.Trial:
+def trial(state: str, epoch: int, seconds: float, epochs: int | None = 10) -> watch_snapshot.Trial:
     nothing = ("",) * 5
-    return watch.Trial("t", state, epoch, epochs, None, None, None, seconds, None, 0, *nothing, 1)
+    return watch_snapshot.Trial(
+        "t", state, epoch, epochs, None, None, None, seconds, None, 0, *nothing, 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +267,9 @@ def trial(state: str, epoch: int, seconds: float, epochs: int | None = 10) -> wa
     ],
 )
 def test_time_left(trials, slots, left):
-    assert watch.time_left(trials, slots) == (None if left is None else pytest.approx(left))
+    assert watch_snapshot.time_left(trials, slots) == (
+        None if left is None else pytest.approx(left)
+    )
 
 
 @pytest.mark.parametrize("height", [20, 24, 40])
@@ -302,9 +311,12 @@ def test_a_roomy_terminal_is_filled(tmp_path):
 
 
 def test_long_names_keep_their_ends():
-    assert watch.shorten("norm=batch-instance,batch_size=8,seed=2", 20) == "norm=batc..=8,seed=2"
-    assert watch.shorten("short", 5) == "short"
-    assert [len(watch.shorten("x" * 50, n)) for n in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert (
+        watch_terminal.shorten("norm=batch-instance,batch_size=8,seed=2", 20)
+        == "norm=batc..=8,seed=2"
+    )
+    assert watch_terminal.shorten("short", 5) == "short"
+    assert [len(watch_terminal.shorten("x" * 50, n)) for n in range(6)] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("name", ["driver.json", "attempt.json", "history.json", "result.json"])
@@ -358,13 +370,13 @@ def test_files_come_and_go_while_they_are_read(tmp_path):
     writer = threading.Thread(target=shuffle)
     writer.start()
     try:
-        files, seen, until = watch.Files(), set(), time.monotonic() + 1.5
+        files, seen, until = watch_snapshot.Files(), set(), time.monotonic() + 1.5
         while time.monotonic() < until:
-            snapshot = watch.look(folder, files, NOW)
+            snapshot = watch_snapshot.look(folder, files, NOW)
             assert snapshot.damaged == []
             seen |= {t.state for t in snapshot.trials}
             console = Console(file=io.StringIO(), width=80)
-            console.print(watch.view(snapshot, console, NOW, 24))
+            console.print(watch_terminal.view(snapshot, console, NOW, 24))
     finally:
         stop.set()
         writer.join()
@@ -372,7 +384,7 @@ def test_files_come_and_go_while_they_are_read(tmp_path):
 
 
 def test_a_file_is_parsed_again_only_when_it_was_replaced(tmp_path):
-    folder, files = declare(tmp_path, 1), watch.Files()
+    folder, files = declare(tmp_path, 1), watch_snapshot.Files()
     at = begin(folder, 0, [0.5])
     first = files.read(at / "history.json")
     assert files.read(at / "history.json") is first
@@ -383,13 +395,13 @@ def test_a_file_is_parsed_again_only_when_it_was_replaced(tmp_path):
 
 
 def test_a_study_that_was_read_once_survives_a_damaged_declaration(tmp_path):
-    folder, files = declare(tmp_path / "s", 1), watch.Files()
-    known = watch.look(folder, files, NOW).declared
+    folder, files = declare(tmp_path / "s", 1), watch_snapshot.Files()
+    known = watch_snapshot.look(folder, files, NOW).declared
     (folder / "study.json").write_text("{")
-    assert watch.look(folder, files, NOW, known).declared == known
+    assert watch_snapshot.look(folder, files, NOW, known).declared == known
     shutil.rmtree(folder)
     with pytest.raises(watch.UserError, match=r"study\.json"):
-        watch.look(folder, files, NOW, known)
+        watch_snapshot.look(folder, files, NOW, known)
 
 
 def test_the_study_that_changed_last_comes_first(tmp_path):
@@ -402,11 +414,13 @@ def test_the_study_that_changed_last_comes_first(tmp_path):
     declare(tmp_path / "norms" / "full" / "ray" / "copy", 1)  # what a study holds is not a study
     os.utime(tmp_path / "norms" / "full", (NOW + 1, NOW + 1))
     (tmp_path / "loop").symlink_to(tmp_path)
-    names = [str(f.relative_to(tmp_path)) for f in watch.find_studies(tmp_path)]
+    names = [str(f.relative_to(tmp_path)) for f in watch_snapshot.find_studies(tmp_path)]
     assert names == ["aug/demo", "norms/full", "norms/demo"]
     os.utime(tmp_path / "norms/demo/trials/norm=bn,seed=0", (NOW + 9, NOW + 9))
-    assert watch.find_studies(tmp_path)[0] == tmp_path / "norms" / "demo"
-    assert watch.find_studies(tmp_path / "aug" / "demo" / "study.json") == [tmp_path / "aug/demo"]
+    assert watch_snapshot.find_studies(tmp_path)[0] == tmp_path / "norms" / "demo"
+    assert watch_snapshot.find_studies(tmp_path / "aug" / "demo" / "study.json") == [
+        tmp_path / "aug/demo"
+    ]
 
 
 def test_several_studies(tmp_path, capsys):
@@ -483,14 +497,14 @@ def test_a_study_of_the_engine_while_it_runs(tmp_path):
     path = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "tests/toy.py", *settings]
     run = subprocess.Popen(command, cwd=ROOT, env=path, stdout=subprocess.DEVNULL)
-    folder, files, seen = tmp_path / "toy" / "demo", watch.Files(), set()
+    folder, files, seen = tmp_path / "toy" / "demo", watch_snapshot.Files(), set()
     try:
         while run.poll() is None:
             if (folder / "study.json").is_file():
-                snapshot = watch.look(folder, files, time.time())
+                snapshot = watch_snapshot.look(folder, files, time.time())
                 assert snapshot.damaged == []
                 console = Console(file=io.StringIO(), width=120)
-                console.print(watch.view(snapshot, console, time.time(), None))
+                console.print(watch_terminal.view(snapshot, console, time.time(), None))
                 states = ",".join(t.state for t in snapshot.trials)
                 seen.add((snapshot.state, states, sum(n.slots for n in snapshot.nodes)))
                 if states == "running,waiting":
@@ -500,7 +514,7 @@ def test_a_study_of_the_engine_while_it_runs(tmp_path):
         run.kill()
         run.wait()
     assert {("running", "running,waiting", 1), ("running", "finished,running", 1)} <= seen
-    assert watch.look(folder, files, time.time()).state == "done"
+    assert watch_snapshot.look(folder, files, time.time()).state == "done"
 
 
 def test_a_script_that_needs_little(tmp_path):

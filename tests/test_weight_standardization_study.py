@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from analysis import weight_standardization as analysis
-from analysis import weight_standardization_answers as answers
-from analysis.results import Results, load
+from analysis.results.folder import Results, load
+from analysis.studies.weight_standardization import answers, sections
 from core.errors import TrialError
 from core.models.normalisation import NORMALISATIONS
 from core.models.weights import load_state
@@ -69,11 +68,11 @@ def test_report_holds_the_checks_numbers(smoke):
 @pytest.mark.slow
 def test_low_map_is_flagged_on_real_data_only(smoke):
     results = load(smoke)
-    numbers = analysis.map_numbers(results)
-    assert "generated pictures" in analysis.answers.flag(results, numbers)
+    numbers = sections.map_numbers(results)
+    assert "generated pictures" in sections.answers.flag(results, numbers)
     results.study["data"]["kind"] = "folder"
     numbers["mean"] = [0.5, 0.34, 0.6][: len(numbers)]
-    flagged = analysis.answers.flag(results, numbers)
+    flagged = sections.answers.flag(results, numbers)
     assert "Below 35" in flagged and "34.0" in flagged and "50.0" not in flagged
 
 
@@ -198,7 +197,7 @@ def test_no_more_steps_are_told_than_were_taken():
     results = Results(Path(), {"grid": {"lr": [0.02]}}, pd.DataFrame(rows), pd.DataFrame())
     room = {"activation": np.zeros((10, 3))}  # of ten steps that would be watched
     stored = {"original": room | {"loss": np.ones(6)}, "A": room | {"loss": np.arange(6.0)}}
-    told = analysis.loss_numbers(results, stored).iloc[0]
+    told = sections.loss_numbers(results, stored).iloc[0]
     assert (told["steps"], told["steps_watched"], told["watched"]) == (6, 6, 4.0)
 
 

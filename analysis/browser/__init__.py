@@ -1,0 +1,1 @@
+"""The ranking page of a multi-label study."""

@@ -1,0 +1,109 @@
+"""The ranking page as a local web server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis.browser.page import (
+    TEMPLATES,
+    Shown,
+    Unknown,
+    View,
+    context,
+    environment,
+    point_text,
+    view_of,
+)
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+HOSTS = ["127.0.0.1", "localhost"]  # any other name for this server is an attack by DNS
+_POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_KEPT_SECONDS = 3600  # that a browser keeps an image
+
+
+def make_app(shown: Shown) -> Flask:
+    """Return the server of the page: GET only, for this machine only, no file by its name."""
+    import flask
+    from werkzeug.exceptions import HTTPException
+
+    app = flask.Flask("labtune-browse", static_folder=None, template_folder=None)
+    app.config["TRUSTED_HOSTS"] = HOSTS
+    page = environment().get_template("browse.html.j2")
+    files = {
+        name: (TEMPLATES / name).read_bytes() for name in ("browse.css", "browse.js")
+    }  # read once: what is served does not depend on what a request names
+
+    def view() -> View:
+        try:
+            return view_of(shown, flask.request.args)
+        except Unknown as e:
+            flask.abort(404, str(e))
+
+    def picture(trial: int, number: int, large: bool) -> flask.Response:
+        if trial >= len(shown.trials):
+            flask.abort(404)
+        ranked = shown.ranked(shown.trials[trial])
+        if number >= len(ranked.files):
+            flask.abort(404)
+        pictures, file = ranked.pictures, ranked.files[number]
+        found = pictures.large(file) if large else pictures.thumbnail(file)
+        if found is None:
+            flask.abort(404, "This image is not there, or cannot be read.")
+        answer = flask.Response(found, mimetype="image/jpeg")
+        answer.headers["Cache-Control"] = f"private, max-age={_KEPT_SECONDS}"
+        return answer
+
+    @app.get("/")
+    def index() -> str:
+        return page.render(static=False, css="", **context(shown, view()))
+
+    @app.get("/point")
+    def point() -> dict[str, str]:
+        asked = view()
+        return {"text": point_text(shown.ranked(asked.trial), asked)}
+
+    @app.get("/image/<int:trial>/<int:number>")
+    def small(trial: int, number: int) -> flask.Response:
+        return picture(trial, number, large=False)
+
+    @app.get("/image/<int:trial>/<int:number>/large")
+    def large(trial: int, number: int) -> flask.Response:
+        return picture(trial, number, large=True)
+
+    @app.get("/favicon.ico")  # a browser asks for it when it shows an image alone
+    def icon() -> tuple[str, int]:
+        return "", 204
+
+    @app.get("/browse.css")
+    def css() -> flask.Response:
+        return flask.Response(files["browse.css"], mimetype="text/css")
+
+    @app.get("/browse.js")
+    def js() -> flask.Response:
+        return flask.Response(files["browse.js"], mimetype="text/javascript")
+
+    @app.after_request
+    def guard(answer: flask.Response) -> flask.Response:
+        answer.headers.update(_HEADERS)
+        if answer.mimetype == "image/jpeg":  # a browser that shows it alone styles it inline
+            answer.headers.pop("Content-Security-Policy")
+        return answer
+
+    @app.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> flask.Response:
+        words = f"{error.code} {error.name}. {error.description or ''}\n"
+        return flask.Response(words, error.code, mimetype="text/plain")
+
+    return app

@@ -1,0 +1,1 @@
+"""Documents: sections, tables, figures, the page and the PDF."""

@@ -1,0 +1,323 @@
+"""Sentences of the adaptation report, made from the study's own numbers, in markup."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.document.markup import escape
+from analysis.document.report import join
+from analysis.document.tables import bracketed, decimal, significant
+from analysis.results import statistics
+from analysis.results.folder import Results
+
+METHODS = {
+    "none": "the source model as it is",
+    "running": "running statistics moved by some batches before scoring",
+    "batch": "each test batch normalised by its own statistics",
+    "prior": "by a blend of the source's statistics and its own (Schneider et al.)",
+    "tent": "by its own, and scale and shift follow the entropy of the predictions (Tent)",
+}
+# Source, setting, result: as their authors give them.
+PUBLISHED = (
+    (
+        "Schneider et al. 2020",
+        "ImageNet-C, ResNet-50, mean corruption error (AlexNet = 100): none, partly and fully "
+        "adapted",
+        "76.7, 65.0, 62.2",
+    ),
+    (
+        "Benz et al. 2021",
+        "ImageNet-C, ResNet-50, accuracy without and with 32 images",
+        "39.2 %, 48.7 %",
+    ),
+    (
+        "Wang et al. 2021 (Tent)",
+        "CIFAR-10-C at severity 5, WRN-28-10, error over 15 corruptions: source, batch "
+        "statistics, Tent",
+        "43.5 %, 20.4 %, 18.6 %",
+    ),
+    (
+        "the same, over these 8 corruptions",
+        "mean error: source, batch statistics, Tent",
+        "35.0 %, 16.6 %, 15.3 %",
+    ),
+    (
+        "test-time-adaptation benchmark",
+        "CIFAR-10-C at severity 5, batches that mix the corruptions: error by batch statistics",
+        "33.8 %",
+    ),
+)
+PUBLISHED_LINKS = (
+    "Sources: [Schneider et al.](https://arxiv.org/abs/2006.16971); "
+    "[Benz et al.](https://arxiv.org/abs/2010.03630); "
+    "[Wang et al.](https://arxiv.org/abs/2006.10726), with its "
+    "[code](https://github.com/DequanWang/tent); "
+    "[test-time-adaptation](https://github.com/mariodoebler/test-time-adaptation)."
+)
+
+
+def published() -> list[tuple[str, ...]]:
+    """Other people's results with per cent signs that stay with their numbers."""
+    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
+
+
+def summary(results: Results, cells: pd.DataFrame) -> str:
+    """The result in one paragraph; `cells` has no clean row."""
+    if cells.empty:
+        return "No cell of the severity table was run; the parts that were follow."
+    model = escape(results.study.get("data", {}).get("model", "the model"))
+    better = int((cells["gain_low"] > 0).sum())
+    worse = int((cells["gain_high"] < 0).sum())
+    mean = {key: cells[key].mean() for key in ("acc_unadapted", "acc_adapted", "gain")}
+    return (
+        f"{model}, {int(cells['n'].max()):,} images a cell. Over {count(len(cells), 'cell')} the "
+        f"mean accuracy is **{percent(mean['acc_unadapted'])} without and "
+        f"{percent(mean['acc_adapted'])} with** adaptation ({points(mean['gain'])}). Adaptation "
+        f"helps in {better} of them and harms in {worse} (95 % interval over images clear of "
+        f"zero).{_most(cells)}"
+    )
+
+
+def _most(cells: pd.DataFrame) -> str:
+    best = cells.loc[cells["gain"].idxmax()].to_dict()
+    if not best["gain_low"] > 0:
+        return ""
+    return (
+        f" The largest gain is at {cell(best)}: {percent(best['acc_unadapted'])} to "
+        f"{percent(best['acc_adapted'])}."
+    )
+
+
+def normalisation(results: Results) -> str:
+    """How pixels were normalised, and why so; nothing for studies that did not record it."""
+    return escape(results.study.get("data", {}).get("normalisation", {}).get("sentence", ""))
+
+
+def corruption_error(errors: pd.DataFrame, reference: str) -> str:
+    """The mean corruption error, with what it is relative to."""
+    if errors.empty:
+        return ""
+    mean = errors[["ce_unadapted", "ce_adapted"]].mean() * 100
+    return (
+        f"Mean corruption error over {count(len(errors), 'corruption')}: "
+        f"{decimal(mean['ce_unadapted'], 1)} without and {decimal(mean['ce_adapted'], 1)} with "
+        f"adaptation, each corruption's errors of all severities summed and divided by those of "
+        f"the reference, which is {reference} (= 100; Hendrycks & Dietterich 2019)."
+    )
+
+
+def changed(results: Results) -> str:
+    """Which tensors adaptation changed."""
+    trials = results.trials
+    if "tensors_changed" not in trials:
+        return ""
+    moved = trials[(trials["method"] == "running") & (trials["num_bn_updates"] > 0)]
+    told = sorted({str(text) for text in moved["tensors_changed"].dropna() if text})
+    if not told:
+        return ""
+    kinds = {part.split()[0] for text in told for part in text.split(", ")}
+    only = kinds <= {"running_mean", "running_var", "num_batches_tracked"}
+    listed = join([f"`{kind}`" for kind in sorted(kinds)])
+    if not only:
+        return f"**Adaptation by running statistics changed other tensors too: {listed}.**"
+    return (
+        "No weight is trained: compared bit by bit with the source model after each trial, "
+        f"adaptation by running statistics changed nothing but {listed} ({told[0]} tensors)."
+    )
+
+
+def updates(trials: pd.DataFrame, momentum: float | None) -> str:
+    """What more updates bring; `trials` are those of one cell."""
+    means = trials.groupby("num_bn_updates")["acc_adapted"].mean()
+    listed = join([f"{percent(value)} after {number}" for number, value in means.items()])
+    text = f"{_unadapted(trials)}; {listed}. "
+    best, last = means.idxmax(), means.index[-1]
+    if best != last:
+        gap = _pair(trials, "num_bn_updates", best, last)
+        text += f"{best} updates against {last}: {_told(gap)}"
+        text += ": more updates are not better without end. " if clear(gap) > 0 else ". "
+    if momentum and (trials["method"] == "running").all():
+        left = [f"{significant((1 - momentum) ** number)} after {number}" for number in means.index]
+        text += (
+            f"Each update keeps {significant(1 - momentum)} of the old statistics, so that the "
+            f"source's still weigh {join(left)}. Few updates are therefore a blend of source and "
+            f"target; many leave the last {effective(momentum)} batches or so (the memory of the "
+            "average, (2 − m)/m), "
+            "however many went before."
+        )
+    return text
+
+
+def batch_sizes(trials: pd.DataFrame, moved: pd.DataFrame) -> str:
+    """What each batch size gains, against none and against the largest, and what it leaves.
+
+    Args:
+        trials: those of one cell.
+        moved: batch_size, and the changes of the statistics of each layer and seed.
+    """
+    sizes = sorted(trials["batch_size"].unique())
+    gains = statistics.compare(trials, "batch_size", "gain").set_index("batch_size")
+    gains = gains.rename(columns={"mean": "difference"})
+    listed = "; ".join(f"{size}: {_told(gains.loc[size])}" for size in sizes)
+    text = f"{_unadapted(trials)}. Gain by batches of {listed}. "
+    if len(sizes) > 1:
+        gap = _pair(trials, "batch_size", sizes[0], sizes[-1])
+        text += f"Batches of {sizes[0]} against {sizes[-1]}: {_told(gap)}. "
+    ratios = {size: moved.loc[moved["batch_size"] == size, "ratio"] for size in sizes}
+    left = [
+        f"{significant(r.median())} at {size} ({significant(r.min())} to {significant(r.max())})"
+        for size, r in ratios.items()
+        if len(r)
+    ]
+    if left:
+        text += (
+            "The standard deviations that the layers keep then, as multiples of the source's "
+            f"(median over layers and seeds, smallest and largest): {join(left)}."
+        )
+    return text
+
+
+def clean(numbers: pd.Series | None) -> str:
+    """What adaptation costs on clean images."""
+    if numbers is None:
+        return ""
+    interval = f"[{points(numbers['gain_low'])}, {points(numbers['gain_high'])}] over images"
+    both = (
+        f"{percent(numbers['acc_unadapted'])} without and {percent(numbers['acc_adapted'])} with "
+        f"it, {points(numbers['gain'])} {interval}"
+    )
+    verdict = "makes no clear difference"
+    if side := clear(numbers, "gain_"):
+        verdict = "brings accuracy" if side > 0 else "costs accuracy"
+    return f"On clean images adaptation {verdict}: {both}."
+
+
+def streams(trials: pd.DataFrame) -> str:
+    """What each order of the images does to each method; `trials` are those of one cell."""
+    sentences, worse = [], False
+    for method, group in trials.groupby("method", sort=False):
+        means = group.groupby("order", sort=False)["acc_adapted"].mean()
+        listed = join([f"{percent(value)} {order}" for order, value in means.items()])
+        sentences.append(f"`{method}`: {listed}.")
+        for order in means.index.drop("shuffled") if "shuffled" in means else ():
+            gap = _pair(group, "order", order, "shuffled")
+            worse |= order == "sorted" and clear(gap) < 0
+            sentences.append(f"{str(order).capitalize()} against shuffled: {_told(gap)}.")
+    if worse:
+        sentences.append("A folder lists its files by class: shuffle them before adapting.")
+    return f"{_unadapted(trials)}. {' '.join(sentences)}"
+
+
+def methods(table: pd.DataFrame) -> str:
+    """The methods by their mean over corruptions, and how often each gains and loses."""
+    listed = []
+    for method, group in table.groupby("method", sort=False):
+        better, worse = (group["gain_low"] > 0).sum(), (group["gain_high"] < 0).sum()
+        listed.append(
+            f"`{method}` ({METHODS.get(str(method), method)}) "
+            + percent(group["acc_adapted"].mean())
+            + (f", gains in {better} and loses in {worse}" if method != "none" else "")
+        )
+    cells = len(table[["corruption", "severity"]].drop_duplicates())
+    return (
+        f"Mean accuracy over {count(cells, 'cell')} at severity "
+        f"{join(sorted(table['severity'].unique()))}, and cells in which the 95 % interval over "
+        f"images of the gain is clear of zero: {'; '.join(listed)}."
+    )
+
+
+def breaks(cells: pd.DataFrame) -> str:
+    """Cells that adaptation harms."""
+    harmed = cells[cells["gain_high"] < 0].sort_values("gain")
+    if harmed.empty:
+        lowest = cells.loc[cells["gain"].idxmin()].to_dict()
+        return (
+            "In no cell is adaptation worse than none by more than chance; the smallest gain is "
+            f"{points(lowest['gain'])} at {cell(lowest)}."
+        )
+    shown = [f"{cell(row)} ({points(row['gain'])})" for _, row in harmed.head(6).iterrows()]
+    mild = harmed["acc_unadapted"].mean()
+    return (
+        f"Adaptation harms in {count(len(harmed), 'cell')}: {join(shown)}"
+        + (", and others" if len(harmed) > len(shown) else "")
+        + f". The unadapted model has {percent(mild)} there on average."
+    )
+
+
+def limits(results: Results, parts: Sequence[str]) -> str:
+    """What the numbers do not say."""
+    trials = results.trials
+    lines = [
+        "The images that adapt the model are those it is scored on (their labels are never used): "
+        "the accuracies are of a model that has seen its test images.",
+        "Intervals of cells are over images (Wilson's for an accuracy; for a gain that of Agresti "
+        "& Min for matched pairs) and say how other images of the same kind would differ; "
+        "intervals of curves are over seeds, which change nothing but the order of the images.",
+    ]
+    running = trials[trials["method"] == "running"]
+    if "n" in running:
+        asked = running["num_bn_updates"] * running["batch_size"]
+        if (asked > running["n"].astype(float)).any():
+            lines.append(
+                "Where the updates need more images than there are, the stream goes on with a "
+                "further seeded permutation (`wrap`)."
+            )
+    if {"batch", "prior", "tent"} & set(trials["method"]):
+        lines.append(
+            "Methods that look at the test batch also do so at the last batch, which holds the "
+            "rest of the images and may be small."
+        )
+    frost = results.study.get("data", {}).get("frost")
+    if frost and "frost" in set(trials["corruption"]):
+        lines.append(f"Frost is made with {escape(frost)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def effective(momentum: float) -> int:
+    """Batches that an exponential average with this momentum amounts to."""
+    return round((2 - momentum) / momentum)
+
+
+def cell(row: Any) -> str:
+    """A cell in words."""
+    return f"{str(row['corruption']).replace('_', ' ')} {int(row['severity'])}"
+
+
+def count(number: float, noun: str) -> str:
+    """The text "1 cell" or "40 cells"."""
+    return f"{int(number):,} {noun}" + ("" if number == 1 else "s")
+
+
+def clear(row: Any, prefix: str = "") -> int:
+    """The sign of a difference whose interval leaves out zero; 0 for others and without one."""
+    return int(row[f"{prefix}low"] > 0) - int(row[f"{prefix}high"] < 0)
+
+
+def _pair(trials: pd.DataFrame, by: str, value: Any, baseline: Any) -> Any:
+    """The difference of accuracy with adaptation, paired by seed, with its t interval."""
+    two = trials[trials[by].isin([value, baseline])]
+    return statistics.paired(two, by, "acc_adapted", baseline).iloc[0]
+
+
+def _told(row: Any) -> str:
+    """A difference over seeds in words, with its interval and whether that leaves out zero."""
+    if pd.isna(row["low"]):
+        return f"{points(row['difference'])} ({statistics.no_interval(row['n'])})"
+    numbers = [100 * row[key] for key in ("difference", "low", "high")]
+    text = f"{bracketed(*numbers, signed=True)} points"
+    return text if clear(row) else f"{text}, which cannot be told from 0"
+
+
+def _unadapted(trials: pd.DataFrame) -> str:
+    return f"Unadapted {percent(trials['acc_unadapted'].astype(float).mean())}"
+
+
+def percent(value: float) -> str:
+    """A fraction as "81.4 %"."""
+    return f"{decimal(value * 100, 1)} %"
+
+
+def points(value: float, signed: bool = True) -> str:
+    """A difference of fractions as "+1.2 points"."""
+    return f"{decimal(value * 100, 1, signed)} points"

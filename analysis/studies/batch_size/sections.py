@@ -1,0 +1,1193 @@
+"""The report of the batch size study: does batch norm lose to group norm when batches are small?
+
+A cell is one norm with one batch size; its seeds may end early (ASHA, plateau), fail or be missing.
+Cells are compared twice: at the last epoch that every trial reached, and each trial at its best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.document import figures, provenance, tables
+from analysis.document import report as reports
+from analysis.document.markup import escape
+from analysis.document.provenance import duration
+from analysis.document.report import Block, Figure, Section, Text, join
+from analysis.document.tables import decimal, significant
+from analysis.document.words import curve_note, percent, stopping_text
+from analysis.results import statistics
+from analysis.results.folder import Results, load, train_metric
+
+COUNTED = ("finished", "stopped")  # states whose epochs enter means
+REASONS = ("ASHA", "plateau", "other")  # why a trial was stopped
+# Wu & He 2018, ImageNet, ResNet-50: validation error (%) of BN and GN by images per GPU.
+PUBLISHED = {32: (23.6, 24.1), 16: (23.7, 24.2), 8: (24.8, 24.0), 4: (27.3, 24.2), 2: (34.7, 24.1)}
+_PUBLISHED_ROWS = (
+    (
+        "Wu & He 2018",
+        "ImageNet, ResNet-50, validation error; 32, 16, 8, 4, 2 images per GPU",
+        "BN 23.6, 23.7, 24.8, 27.3, 34.7 %; GN 24.1, 24.2, 24.0, 24.2, 24.1 %",
+    ),
+    (
+        "CosmoLuminous, course report",
+        "CIFAR-10, 100 epochs, test accuracy; batch size 8, then 128",
+        "BN 90.97, 89.39 %; GN 86.28, 86.78 %",
+    ),
+)
+_PUBLISHED_LINKS = (
+    "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
+    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
+)
+_MOST_ROWS = 30  # trials listed in the report; the files in tables/ hold all
+_MOST_BARS = 36  # trials with a bar of their own
+
+
+def no_sections(results: Results) -> list[Section]:
+    """Nothing to add to the report."""
+    return []
+
+
+@provenance.of_finished
+def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the study, print its short table.
+
+    Args:
+        path: result folder with study.json, trials.csv and history.csv.
+        extra: makes further sections, which stand before the limits.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged.
+    """
+    results = load(path)
+    table = cell_table(results)
+    written = [
+        table,
+        gap_table(results),
+        savings_table(results),
+        stopped_table(results),
+        rate_table(results),
+        memory_table(results),
+        trial_table(results),
+    ]
+    for one in written:
+        if one is not None and len(one.numbers):
+            tables.write(one, path / "tables")
+    title = "Batch size and normalisation"
+    sections = _sections(results, table, extra(results))
+    made = provenance.study_report(results, title, sections, sources=("gradcam.npz",))
+    reports.write(made, path)
+    tables.print_table(_short(table))
+
+
+def headline(path: Path, console: Any = None) -> None:
+    """Print the short table of the study in `path` within 100 columns."""
+    tables.print_table(_short(cell_table(load(path))), console)
+
+
+# ---- trials and epochs ----
+
+
+def equal_epoch(results: Results) -> int | None:
+    """The last epoch that every finished or stopped trial with any epoch reached."""
+    last = _counted(results.history).groupby("trial")["epoch"].max()
+    return int(last.min()) if len(last) else None
+
+
+def measured(results: Results) -> pd.DataFrame:
+    """The trials with what the comparisons need, computed from history.csv.
+
+    Returns:
+        The rows of `results.trials` with `equal` (validation accuracy at the equal epoch), `best`
+        and `best_epoch` (the largest of the curve and its first epoch; NaN without an epoch),
+        `reason` (one of REASONS for stopped trials, else ""), `planned`, `ran` (epochs),
+        `per_epoch` (seconds) and `highest_lr`.
+    """
+    trials, history = results.trials.copy(), results.history
+    curves = history[np.isfinite(history["val_accuracy"].astype(float))]
+    at = curves[curves["epoch"] == equal_epoch(results)].set_index("trial")["val_accuracy"]
+    first = curves.sort_values("val_accuracy", ascending=False, kind="stable")
+    first = first.drop_duplicates("trial").set_index("trial")
+    by_trial = history.groupby("trial")
+    name = trials["trial"]
+    trials["equal"] = name.map(at).astype(float)
+    trials["best"] = name.map(first["val_accuracy"]).astype(float)
+    trials["best_epoch"] = name.map(first["epoch"]).astype(float)
+    trials["reason"] = [
+        _reason(words) if state == "stopped" else ""
+        for state, words in zip(trials["state"], _words(trials, "stopped_by"), strict=True)
+    ]
+    ran = name.map(by_trial["epoch"].max()).fillna(0).astype(int)
+    planned = _facts(trials, "epochs")
+    declared = (results.study.get("stopping") or {}).get("max_epochs")
+    trials["planned"] = planned.fillna(float(declared) if declared else ran.max())
+    trials["ran"] = ran
+    timed = name.map(by_trial["seconds"].mean()) if "seconds" in history else math.nan
+    trials["per_epoch"] = _facts(trials, "seconds_per_epoch").fillna(timed)
+    highest = name.map(by_trial["lr"].max()).astype(float) if "lr" in history else math.nan
+    trials["highest_lr"] = _facts(trials, "scaled_lr").fillna(highest)
+    return trials
+
+
+def _counted(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["state"].isin(COUNTED)]
+
+
+def _reason(words: str) -> str:
+    """Which rule stopped a trial, from the first word of what the trial says."""
+    first = words.split()[0].rstrip(":").lower() if words.split() else ""
+    return {"asha": "ASHA", "plateau": "plateau"}.get(first, "other")
+
+
+def _facts(trials: pd.DataFrame, key: str) -> pd.Series:
+    """A column of numbers; NaN where it is missing or empty."""
+    if key not in trials:
+        return pd.Series(math.nan, index=trials.index)
+    return pd.to_numeric(trials[key], errors="coerce").astype(float)
+
+
+def _words(trials: pd.DataFrame, key: str) -> list[str]:
+    """A column of text; "" where it is missing or empty."""
+    found = trials[key] if key in trials else [None] * len(trials)
+    return ["" if value is None or value != value else str(value) for value in found]
+
+
+def _cells(results: Results, trials: pd.DataFrame) -> list[tuple[Any, Any, pd.DataFrame]]:
+    """Norm, batch size and trials of every cell, norms in the study's order, sizes ascending."""
+    return [
+        (norm, size, group)
+        for norm in results.levels("norm")
+        for size in sizes(results)
+        if len(group := trials[(trials["norm"] == norm) & (trials["batch_size"] == size)])
+    ]
+
+
+def sizes(results: Results) -> list[int]:
+    """The batch sizes of the study, smallest first."""
+    return sorted(int(size) for size in results.levels("batch_size"))
+
+
+# ---- tables ----
+
+
+def cell_numbers(results: Results) -> pd.DataFrame:
+    """A row per cell: how its seeds ended and their accuracy, in full precision.
+
+    Returns:
+        norm, batch_size, of (seeds), a count for each way to end, reached (the same in words);
+        n_equal, equal with low and high (validation accuracy at the equal epoch); n, best with low
+        and high; n_full, full with low and high (the best of those that finished); means of
+        best_epoch, ran and per_epoch; largest peak_memory_mib.
+    """
+    rows = []
+    for norm, size, group in _cells(results, measured(results)):
+        ended = group["reason"].where(group["reason"] != "", group["state"])
+        row: dict[str, Any] = {"norm": norm, "batch_size": size, "of": len(group)}
+        for way in ("finished", *REASONS, "failed", "diverged", "unfinished"):
+            row[way] = int((ended == way).sum())
+        row["reached"] = _reached(group.assign(ended=ended))
+        group = group.assign(full=group["best"].where(group["state"] == "finished"))
+        for metric, n in (("equal", "n_equal"), ("best", "n"), ("full", "n_full")):
+            values = statistics.t_interval(statistics.usable(group, metric, COUNTED)[metric])
+            row |= {n: values.n, metric: values.mean}
+            row |= {f"{metric}_low": values.low, f"{metric}_high": values.high}
+        counted = _counted(group)
+        row["best_epoch"] = counted["best_epoch"].mean()
+        row["ran"] = counted["ran"].mean()
+        row["per_epoch"] = counted["per_epoch"].mean()
+        row["peak_memory_mib"] = _facts(counted, "peak_memory_mib").max()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _reached(group: pd.DataFrame) -> str:
+    """How many seeds ended after which epoch, and why: "2 to 50 (finished); 1 to 4 (ASHA)"."""
+    found = group.groupby(["ran", "ended"]).size().reset_index(name="seeds")
+    found = found.sort_values(["ran", "ended"], ascending=[False, True])
+    words = {"other": "stopped", "unfinished": "not run to the end"}
+    return "; ".join(
+        f"{row['seeds']} to {row['ran']}\u00a0({words.get(row['ended'], row['ended'])})"
+        for row in found.to_dict("records")
+    )
+
+
+def cell_table(results: Results) -> tables.Table:
+    """The main table: tables/batch_size."""
+    epoch = equal_epoch(results)
+    numbers = cell_numbers(results)
+    at = f"at epoch {epoch} (%)" if epoch else "at equal epochs (%)"
+    early = bool((results.trials["state"] == "stopped").any())
+    columns = (
+        tables.text("norm", "norm"),
+        tables.number("batch_size", "batch"),
+        tables.count_of("n", "of"),
+        _interval("equal", "n_equal", at),
+        _interval("best", "n", "best (%)"),
+        *([_interval("full", "n_full", "best of finished (%)")] if early else []),
+        tables.text("reached", "seeds to their last epoch", wrap=True),
+        tables.number("best_epoch", "best epoch", 1),
+        tables.number("per_epoch", "s/epoch", 2),
+    )
+    note = (
+        "Mean [95 % t interval] over seeds; one seed, or equal ones, have no interval (n/a). "
+        f"{_equal_words(results)} “best”: each seed's highest validation accuracy over the epochs "
+        "it ran. “2 to 50 (finished); 1 to 40 (plateau)”: two seeds ran all 50 epochs, one ended "
+        "on a plateau after epoch 40. Failed or diverged seeds are in no mean."
+    )
+    if early:
+        note += (
+            " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
+            "have given. “best of finished” leaves them out, and so errs to the other side."
+        )
+    caption = "Validation accuracy of every norm and batch size, and how far each seed ran."
+    return tables.Table("batch_size", numbers, columns, caption, note)
+
+
+def _equal_words(results: Results) -> str:
+    epoch = equal_epoch(results)
+    if epoch is None:
+        return "No trial has an epoch to compare."
+    trials = _counted(measured(results))
+    trials = trials[trials["ran"] > 0]
+    least = trials[trials["ran"] == epoch]
+    cells = join(
+        [
+            f"`{norm}` at {size}"
+            for norm, size, group in _cells(results, trials)
+            if (group["ran"] == epoch).any()
+        ]
+    )
+    return (
+        f"Epoch {epoch} is the last that all {len(trials)} finished or stopped trials reached "
+        f"(set by {_span(len(least), len(least), 'trial')} of {cells})."
+        if epoch < trials["ran"].max()
+        else f"All {len(trials)} finished or stopped trials reached epoch {epoch}."
+    )
+
+
+def _interval(metric: str, n: str, header: str, signed: bool = False) -> tables.Column:
+    """A column "61.2 [55.0, 67.4]"; "61.2 [n/a]" without an interval, "n/a" without a seed."""
+
+    def cell(row: Any) -> str:
+        mean, low, high = (row[key] * 100 for key in (metric, f"{metric}_low", f"{metric}_high"))
+        if not row[n]:
+            return "n/a"
+        shown = tables.bracketed(mean, low, high, signed=signed)
+        return f"{shown} [n/a]" if math.isnan(low) else shown
+
+    return tables.Column(header, cell)
+
+
+def gap_numbers(results: Results) -> pd.DataFrame:
+    """The gaps bn minus gn per batch size, paired over seeds, at equal epochs and at the best.
+
+    Returns:
+        batch_size; for "equal" and "best" the mean difference with low and high, p, p_holm (over
+        the batch sizes), pairs; stopped (pairs in which one trial or both were stopped early).
+        Empty when the study lacks bn or gn.
+    """
+    trials = measured(results)
+    trials = trials[trials["norm"].isin(["bn", "gn"])]
+    if trials["norm"].nunique() < 2:
+        return pd.DataFrame()
+    rows = []
+    for size in sizes(results):
+        group = trials[trials["batch_size"] == size]
+        row: dict[str, Any] = {"batch_size": size}
+        for metric in ("equal", "best"):
+            found = statistics.paired(group, "norm", metric, "gn", states=COUNTED)
+            found = found[found["norm"] == "bn"]
+            one = found.iloc[0].to_dict() if len(found) else {}
+            row[metric] = one.get("difference", math.nan)
+            row |= {f"{metric}_{key}": one.get(key, math.nan) for key in ("low", "high", "p")}
+            row[f"{metric}_pairs"] = int(one.get("n", 0))
+        early = statistics.usable(group, "best", COUNTED).groupby("seed")
+        pairs = early.filter(lambda pair: pair["norm"].nunique() == 2).groupby("seed")
+        row["stopped"] = int(sum((pair["state"] == "stopped").any() for _, pair in pairs))
+        rows.append(row)
+    for metric in ("equal", "best"):
+        corrected = statistics.holm([row[f"{metric}_p"] for row in rows])
+        for row, p in zip(rows, corrected, strict=True):
+            row[f"{metric}_p_holm"] = float(p)
+    return pd.DataFrame(rows)
+
+
+def gap_change(results: Results, metric: str) -> statistics.Interval | None:
+    """Gap bn minus gn at the smallest batch size less that at the largest, seed by seed.
+
+    Args:
+        results: the study.
+        metric: "equal" or "best".
+
+    Returns:
+        Mean and t interval over the seeds that have all four trials; None without one.
+    """
+    if len(sizes(results)) < 2:
+        return None
+    usable = statistics.usable(measured(results), metric, COUNTED)
+    wide = usable.pivot(index="seed", columns=["norm", "batch_size"], values=metric)
+    small, large = sizes(results)[0], sizes(results)[-1]
+    needed = [(norm, size) for size in (small, large) for norm in ("bn", "gn")]
+    wide = wide.reindex(columns=pd.MultiIndex.from_tuples(needed)).dropna()
+    if wide.empty:
+        return None
+    gaps = {size: wide[("bn", size)] - wide[("gn", size)] for size in (small, large)}
+    return statistics.t_interval(gaps[small] - gaps[large])
+
+
+def gap_table(results: Results) -> tables.Table | None:
+    """The gap bn minus gn per batch size: tables/bn_minus_gn; None when either norm is missing."""
+    numbers = gap_numbers(results)
+    if numbers.empty:
+        return None
+    epoch = equal_epoch(results)
+    columns = (
+        tables.number("batch_size", "batch size"),
+        _interval("equal", "equal_pairs", f"at epoch {epoch} (points)", signed=True),
+        tables.p_value("equal_p_holm"),
+        _interval("best", "best_pairs", "at the best (points)", signed=True),
+        tables.p_value("best_p_holm", "p (Holm), best"),
+        tables.number("best_pairs", "pairs"),
+        tables.number("stopped", "of them stopped"),
+    )
+    note = (
+        "Validation accuracy of `bn` minus that of `gn` with the same seed: mean [95 % t interval] "
+        "over the pairs; paired t test, Holm's correction over the batch sizes. “of them stopped”: "
+        "pairs in which at least one trial was stopped early, so that its best is censored."
+    )
+    return tables.Table("bn_minus_gn", numbers, columns, "The gap `bn` minus `gn`.", note)
+
+
+def savings_numbers(results: Results) -> pd.DataFrame:
+    """What early stopping saved, a row per reason and one for all.
+
+    Returns:
+        reason, trials (stopped), epochs and seconds (those that the stopped trials had left, at
+        each trial's own seconds per epoch), epochs_share and seconds_share of the full grid: all
+        epochs of the finished and stopped trials, and the seconds they took plus those saved.
+    """
+    counted = _counted(measured(results))
+    left = (counted["planned"] - counted["ran"]).where(counted["state"] == "stopped", 0.0)
+    saved = left * counted["per_epoch"].where(left > 0, 0.0)
+    full_epochs = float(counted["planned"].sum())
+    took = _facts(counted, "seconds").fillna(counted["ran"] * counted["per_epoch"])
+    full_seconds = float(took.sum() + saved.sum(skipna=False))
+    rows = []
+    for reason in (*(r for r in REASONS if (counted["reason"] == r).any()), "all"):
+        chosen = counted["state"] == "stopped"
+        if reason != "all":
+            chosen &= counted["reason"] == reason
+        epochs, seconds = float(left[chosen].sum()), float(saved[chosen].sum(skipna=False))
+        rows.append(
+            {
+                "reason": reason,
+                "trials": int(chosen.sum()),
+                "epochs": epochs,
+                "epochs_share": epochs / full_epochs if full_epochs else math.nan,
+                "seconds": seconds,
+                "seconds_share": seconds / full_seconds if full_seconds else math.nan,
+            }
+        )
+    return pd.DataFrame(rows).assign(full_epochs=full_epochs, full_seconds=full_seconds)
+
+
+def savings_table(results: Results) -> tables.Table:
+    """Compute saved by early stopping: tables/saved."""
+    numbers = savings_numbers(results)
+    full = numbers.iloc[0]
+    columns = (
+        tables.text("reason", "stopped by"),
+        tables.number("trials", "trials"),
+        tables.number("epochs", "trial-epochs saved"),
+        tables.number("epochs_share", "% of the grid", 1, 100.0),
+        tables.Column("time saved", lambda row: _time(row["seconds"])),
+        tables.number("seconds_share", "% of the time", 1, 100.0),
+    )
+    note = (
+        f"The full grid is {decimal(full['full_epochs'], 0)} trial-epochs, about "
+        f"{_time(full['full_seconds'])} of trial time: what the finished and stopped trials took, "
+        "plus the epochs a stopped trial had left, at its own seconds per epoch. Trials that "
+        "failed or are missing are left out."
+    )
+    caption = "Compute saved by early stopping against the full grid."
+    return tables.Table("saved", numbers, columns, caption, note)
+
+
+def _time(seconds: float) -> str:
+    return "n/a" if math.isnan(seconds) else duration(seconds)
+
+
+def stopped_table(results: Results) -> tables.Table:
+    """Every stopped trial with when and why: tables/stopped."""
+    trials = measured(results)
+    trials = trials.assign(why=_words(trials, "stopped_by"))
+    trials = trials[trials["state"] == "stopped"]
+    keys = ["trial", "norm", "batch_size", "seed", "reason", "ran", "planned", "best", "why"]
+    columns = (
+        tables.text("norm", "norm"),
+        tables.number("batch_size", "batch"),
+        tables.text("seed", "seed"),
+        tables.text("reason", "by"),
+        tables.Column("after epoch", lambda row: f"{row['ran']} of {row['planned']:.0f}"),
+        tables.number("best", "best (%)", 1, 100.0),
+        tables.text("why", "what it said", wrap=True),
+    )
+    numbers = trials[keys].reset_index(drop=True)
+    return tables.Table("stopped", numbers, columns, "Trials that were stopped early, and why.")
+
+
+def rate_table(results: Results) -> tables.Table:
+    """Learning rate and steps of each batch size: tables/learning_rates."""
+    trials = measured(results)
+    trials = trials.assign(
+        rule=[words or "not recorded" for words in _words(trials, "lr_scaling")],
+        base_lr=_facts(trials, "base_lr"),
+    )
+    trials = trials[trials["highest_lr"].notna()]
+    keys = ["batch_size", "rule", "base_lr", "highest_lr"]
+    rows = []
+    for values, group in trials.groupby(keys, dropna=False):
+        row = dict(zip(keys, values, strict=True))
+        norms = [norm for norm in results.levels("norm") if (group["norm"] == norm).any()]
+        row["norms"] = ", ".join(map(str, norms))
+        row["steps"] = _steps(results, group)
+        rows.append(row)
+    columns = (
+        tables.number("batch_size", "batch size"),
+        tables.text("norms", "norms"),
+        tables.text("rule", "rule"),
+        tables.scientific("base_lr", "base lr"),
+        tables.scientific("highest_lr", "highest lr"),
+        tables.number("steps", "steps per epoch"),
+    )
+    numbers = pd.DataFrame(rows, columns=[*keys, "norms", "steps"])
+    return tables.Table("learning_rates", numbers, columns, "Learning rate of each batch size.")
+
+
+def _steps(results: Results, group: pd.DataFrame) -> float:
+    """Optimiser steps of an epoch; the last batch holds the rest. NaN without image counts."""
+    images = provenance.image_counts(results.study.get("data") or {}).get("train")
+    return math.ceil(images / group["batch_size"].iloc[0]) if images else math.nan
+
+
+def memory_table(results: Results) -> tables.Table:
+    """Memory estimated, chosen and measured in each cell: tables/memory."""
+    rows = []
+    nodes = (results.study.get("slots") or {}).get("nodes") or []
+    sizes_of_slots = [n["memory"] for n in nodes if n.get("count") and n.get("memory")]
+    slot = min(sizes_of_slots) / 2**20 if sizes_of_slots else math.nan
+    for norm, size, group in _cells(results, results.trials):
+        row: dict[str, Any] = {"norm": norm, "batch_size": size}
+        for key in ("plain_mib", "slot_mib", "estimated_mib", "peak_memory_mib"):
+            row[key] = _facts(group, key).max()
+        row["slot_mib"] = slot if math.isnan(row["slot_mib"]) else row["slot_mib"]
+        for key in ("chosen_precision", "chosen_recompute"):
+            row[key] = ", ".join(sorted({words for words in _words(group, key) if words}))
+        rows.append(row)
+    numbers = pd.DataFrame(rows)
+    columns = [tables.text("norm", "norm"), tables.number("batch_size", "batch")]
+    shown = (
+        tables.number("plain_mib", "plain estimate (MiB)"),
+        tables.number("slot_mib", "slot (MiB)"),
+        tables.text("chosen_precision", "precision"),
+        tables.text("chosen_recompute", "recompute"),
+        tables.number("estimated_mib", "estimate as run (MiB)"),
+        tables.number("peak_memory_mib", "measured peak (MiB)"),
+    )
+    keys = [key for key in numbers if key not in ("norm", "batch_size")]
+    order = ["plain_mib", "slot_mib", "chosen_precision", "chosen_recompute"]
+    order += ["estimated_mib", "peak_memory_mib"]
+    for key, column in zip(order, shown, strict=True):
+        if key in keys and (numbers[key].notna() & (numbers[key] != "")).any():
+            columns.append(column)
+    counted = "optimizer" in results.trials  # commits before took what the process had grown by
+    cpu = "that of the tensors of a training step" if counted else "the growth of its process"
+    note = (
+        "Plain: float32 without recomputation. Largest value of the seeds. Measured: what the "
+        f"trial itself recorded, on a GPU that of its CUDA allocator, on a CPU {cpu}."
+    )
+    caption = "Memory of a trial: estimated, chosen and measured."
+    return tables.Table("memory", numbers, tuple(columns), caption, note)
+
+
+def trial_table(results: Results) -> tables.Table:
+    """Every trial by itself: tables/batch_size_by_seed."""
+    trials = measured(results)
+    keys = ["trial", "norm", "batch_size", "seed", "state", "reason", "ran", "planned"]
+    numbers = trials[[*keys, "equal", "best", "best_epoch", "highest_lr", "per_epoch"]]
+    columns = (
+        tables.text("norm", "norm"),
+        tables.number("batch_size", "batch"),
+        tables.text("seed", "seed"),
+        tables.text("state", "state"),
+        tables.text("reason", "by"),
+        tables.Column("epochs", lambda row: f"{row['ran']} of {row['planned']:.0f}"),
+        tables.number("equal", f"at epoch {equal_epoch(results) or '-'} (%)", 1, 100.0),
+        tables.number("best", "best (%)", 1, 100.0),
+        tables.number("best_epoch", "best epoch"),
+        tables.scientific("highest_lr", "highest lr"),
+        tables.number("per_epoch", "s/epoch", 2),
+    )
+    return tables.Table("batch_size_by_seed", numbers, columns, "Every trial.")
+
+
+def published_table() -> tables.Table:
+    """Figures of other people, for orientation."""
+    rows = [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in _PUBLISHED_ROWS]
+    columns = (
+        tables.text("source", "source"),
+        tables.text("setting", "setting", wrap=True),
+        tables.text("result", "result", wrap=True),
+    )
+    frame = pd.DataFrame(rows, columns=["source", "setting", "result"])
+    caption = "**Other people's results**, not measured here."
+    return tables.Table("published", frame, columns, caption, _PUBLISHED_LINKS)
+
+
+# ---- figures ----
+
+
+@figures.styled
+def accuracy_figure(results: Results) -> Figure:
+    """Accuracy against batch size on a log axis, at equal epochs and at the best."""
+    numbers, trials = cell_numbers(results), _counted(measured(results))
+    norms = results.levels("norm")
+    look = figures.styles(norms)
+    figure, axes = figures.panels(2, height=2.35)
+    epoch = equal_epoch(results)
+    cut = False
+    titles = {"equal": f"at epoch {epoch}, reached by all", "best": "at each trial's best epoch"}
+    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
+        for place, norm in enumerate(norms):
+            shift = 2 ** (0.16 * (place - (len(norms) - 1) / 2))
+            cells = numbers[(numbers["norm"] == norm) & numbers[metric].notna()]
+            seeds = trials[(trials["norm"] == norm) & trials[metric].notna()]
+            _points(panel, cells, metric, shift, look[norm], str(norm))
+            for state, inside in (("finished", look[norm].color), ("stopped", "white")):
+                some = seeds[seeds["state"] == state]
+                panel.plot(
+                    some["batch_size"] * shift * 1.09,
+                    some[metric] * 100,
+                    look[norm].marker,
+                    color=look[norm].color,
+                    markerfacecolor=inside,
+                    markeredgewidth=0.6,
+                    markersize=2.8,
+                )
+        panel.set_title(title, loc="left")
+        _size_axis(panel, sizes(results))
+        cut |= _limit(panel, trials[metric], numbers, metric)
+    axes[0].set_ylabel("validation accuracy (%)")
+    figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
+    path = figures.save(figure, results.path / "figures", "accuracy_by_batch_size")
+    some = numbers[numbers["n"] > 0]["n"]
+    seeds = _span(some.min(), some.max(), "seed") if len(some) else "no seed"
+    return Figure(
+        path,
+        "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
+        f"95 % t interval (n = {seeds}; one seed has no interval); small marks: single seeds, "
+        "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
+        + (_CUT if cut else ""),
+        "Validation accuracy of each norm against batch size, at equal epochs left, at best right.",
+    )
+
+
+def _points(
+    panel: Any, cells: pd.DataFrame, metric: str, shift: float, look: Any, label: str
+) -> None:
+    middle = cells[metric] * 100
+    half = ((cells[f"{metric}_high"] - cells[metric]) * 100).fillna(0.0)
+    panel.errorbar(
+        cells["batch_size"] * shift,
+        middle,
+        yerr=half,
+        color=look.color,
+        marker=look.marker,
+        markersize=5,
+        capsize=2.5,
+        elinewidth=0.9,
+        linewidth=1.1,
+        label=label if len(cells) else None,
+    )
+
+
+def _size_axis(panel: Any, ticks: Sequence[int]) -> None:
+    """A log axis that is labelled at the batch sizes only."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticks(list(ticks), [str(size) for size in ticks])
+    if ticks:
+        panel.set_xlim(min(ticks) / 1.6, max(ticks) * 1.6)
+    panel.set_xlabel("batch size (log axis)")
+
+
+_CUT = " Intervals that run out of the picture are in the table."
+
+
+def _limit(panel: Any, values: pd.Series, numbers: pd.DataFrame, metric: str) -> bool:
+    """Keep wide intervals from flattening the picture; say whether one is cut."""
+    flat = values.to_numpy(dtype=float) * 100
+    flat = flat[np.isfinite(flat)]
+    if not len(flat):
+        return False
+    room = 0.5 * max(flat.max() - flat.min(), 2.0)
+    ends = numbers[[f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float).ravel() * 100
+    ends = np.append(ends[np.isfinite(ends)], flat)
+    low, high = max(ends.min(), flat.min() - room), min(ends.max(), flat.max() + room)
+    margin = 0.05 * max(high - low, 1.0)
+    panel.set_ylim(low - margin, high + margin)
+    return bool(ends.min() < low - margin or ends.max() > high + margin)
+
+
+@figures.styled
+def gap_figure(results: Results) -> Figure:
+    """The gap bn minus gn against batch size with paired intervals, beside the published gap."""
+    numbers = gap_numbers(results)
+    figure, axes = figures.panels(2, height=2.15)
+    known = sorted(PUBLISHED)
+    theirs = [PUBLISHED[size][1] - PUBLISHED[size][0] for size in known]
+    style = figures.Style("#000000", "o")
+    titles = {"equal": f"at epoch {equal_epoch(results)}", "best": "at each trial's best epoch"}
+    cut = False
+    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
+        panel.axhline(0, color="#000000", linewidth=0.7)
+        panel.plot(
+            known, theirs, "D--", color="#888888", markersize=3, linewidth=0.9, label="Wu & He 2018"
+        )
+        _points(panel, numbers[numbers[metric].notna()], metric, 1.0, style, "this study")
+        _size_axis(panel, sorted({*known, *sizes(results)}))
+        panel.set_title(title, loc="left")
+        values = pd.Series([*numbers[metric], *(value / 100 for value in theirs)], dtype=float)
+        cut |= _limit(panel, values, numbers, metric)
+    axes[0].set_ylabel("bn minus gn (points)")
+    figures.legend_below(figure, axes[0], 2)
+    path = figures.save(figure, results.path / "figures", "bn_minus_gn")
+    pairs = numbers["best_pairs"]
+    return Figure(
+        path,
+        "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
+        f"({_span(pairs.min(), pairs.max(), 'pair')} of seeds). Grey: published ImageNet figures, "
+        "images per GPU." + (_CUT if cut else ""),
+        "Difference of batch norm and group norm against batch size, with the published one.",
+    )
+
+
+def _span(low: float, high: float, word: str) -> str:
+    """A count in words: "3 seeds", "1 seed" or "2 to 3 seeds"."""
+    if low == high:
+        return f"{low:.0f} {word}" + ("" if low == 1 else "s")
+    return f"{low:.0f} to {high:.0f} {word}s"
+
+
+@figures.styled
+def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure | None:
+    """Curves of every trial, a panel per batch size, marked where a trial was stopped."""
+    history = results.history
+    if metric not in history or history[metric].notna().sum() == 0:
+        return None
+    trials = measured(results).set_index("trial")
+    norms, columns = results.levels("norm"), min(4, len(sizes(results)))
+    look = figures.styles(norms)
+    rows = math.ceil(len(sizes(results)) / columns)
+    height = 0.7 + 1.55 * rows
+    figure, axes = figures.panels(columns, rows, height=height, sharey=True, sharex=True)
+    for spare in axes[len(sizes(results)) :]:
+        spare.set_visible(False)
+    for panel, size in zip(axes, sizes(results), strict=False):
+        part = history[history["batch_size"] == size]
+        for norm in norms:
+            group = part[part["norm"] == norm]
+            for trial, one in group.groupby("trial", sort=False):
+                _single(panel, one, metric, trials.loc[trial], look[norm].color)
+            figures.curve(
+                panel, group, metric, look[norm], label=str(norm), scale=100.0, states=COUNTED
+            )
+        seen = figures.seeds_text(part, "norm", COUNTED)
+        panel.set_title(
+            f"batch size {size}" + (f" ({seen})" if seen and columns < 4 else ""), loc="left"
+        )
+        figures.whole_numbers(panel)
+    for panel in axes[max(0, len(sizes(results)) - columns) : len(sizes(results))]:
+        panel.set_xlabel("epoch")
+    for panel in axes[::columns]:
+        panel.set_ylabel(label)
+    figures.fit_to_lines(axes[0], history, [metric], 100.0)
+    _curve_legend(figure, axes, look, trials)
+    path = figures.save(figure, results.path / "figures", name)
+    words = label.split(" (")[0]
+    caption = f"{words[0].upper()}{words[1:]} over epochs for each batch size. "
+    if metric.startswith("train_"):
+        running = metric.endswith("_running")
+        caption += f"Lines and marks as above. {curve_note(running)}".rstrip()
+    else:
+        caption += (
+            "Thin lines: single seeds; they end in a square where ASHA stopped them, a triangle "
+            "for a plateau, a cross for a failure. Thick line: mean over the finished and stopped "
+            f"seeds as far as all of them ran, band: {_band_words(results)}."
+        )
+    return Figure(path, caption, f"Curves of {words}, a panel per batch size, a line per seed.")
+
+
+def _train_curves(results: Results) -> Figure | None:
+    """Accuracy on training images over epochs, running unless every epoch was scored anew."""
+    metric = train_metric(results.history, "accuracy")
+    label = "running training accuracy" if metric.endswith("_running") else "training accuracy"
+    return curve_figure(results, metric, "train_curves", f"{label} (%)")
+
+
+_ENDS = {"ASHA": "s", "plateau": "^", "other": "d", "failed": "x", "diverged": "x"}
+
+
+def _single(panel: Any, one: pd.DataFrame, metric: str, trial: pd.Series, color: str) -> None:
+    """One trial as a thin line, with a mark at its end unless it ran to the end."""
+    values = one[metric].astype(float) * 100
+    panel.plot(one["epoch"], values, color=color, linewidth=0.6, alpha=0.6)
+    mark = _ENDS.get(trial["reason"] or trial["state"])
+    if mark:
+        panel.plot(
+            one["epoch"].tail(1),
+            values.tail(1),
+            mark,
+            color=color,
+            markersize=5,
+            markerfacecolor=color if mark == "x" else "white",
+            zorder=5,
+        )
+
+
+def _curve_legend(figure: Any, axes: Any, look: Any, trials: pd.DataFrame) -> None:
+    """Norms, and the end marks that occur."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=style.color, marker=style.marker, label=str(norm))
+        for norm, style in look.items()
+    ]
+    for name, mark in (("ASHA", "s"), ("plateau", "^"), ("other", "d")):
+        if (trials["reason"] == name).any():
+            words = f"stopped: {name}"
+            handles.append(
+                Line2D([], [], color="#444444", linestyle="none", marker=mark, label=words)
+            )
+            handles[-1].set_markerfacecolor("white")
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handlelength=2.2
+    )
+
+
+def _band_words(results: Results) -> str:
+    counts = _counted(results.history).groupby(["norm", "batch_size"])["trial"].nunique()
+    most = int(counts.max()) if len(counts) else 0
+    if most <= 1:
+        return "none from one seed"
+    return "range of the two seeds" if most == 2 else "95 % t interval (the range of two seeds)"
+
+
+@figures.styled
+def epochs_figure(results: Results) -> Figure | None:
+    """Epochs that each trial ran, of those planned; None for too many trials."""
+    trials = measured(results)
+    order = pd.concat([group for _, _, group in _cells(results, trials)] or [trials])
+    if len(order) > _MOST_BARS or order.empty:
+        return None
+    look = figures.styles(results.levels("norm"))
+    figure, (axes, *_) = figures.panels(height=0.6 + 0.14 * len(order))
+    for row, trial in enumerate(order.to_dict("records")):
+        color = look[trial["norm"]].color
+        axes.barh(
+            row, trial["planned"], height=0.7, color="none", edgecolor="#bbbbbb", linewidth=0.6
+        )
+        axes.barh(row, trial["ran"], height=0.7, color=color)
+        why = trial["reason"] or ("" if trial["state"] == "finished" else trial["state"])
+        if why:
+            axes.text(trial["ran"], row, f" {why}", va="center", fontsize=6.5)
+    names = [f"{t['norm']} {t['batch_size']:.0f}, {t['seed']}" for t in order.to_dict("records")]
+    axes.set_yticks(range(len(order)), names, fontsize=6.5 if len(order) > 20 else 7.5)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlabel("epochs")
+    figures.whole_numbers(axes)
+    axes.set_ylabel("norm, batch size, seed")
+    axes.grid(visible=False, axis="y")
+    path = figures.save(figure, results.path / "figures", "epochs_run")
+    return Figure(
+        path,
+        "Epochs run (filled) of those planned (outline), with what ended a trial early.",
+        "A bar per trial with the epochs it ran.",
+    )
+
+
+def summary(results: Results, numbers: pd.DataFrame) -> str:
+    """The result in one paragraph, and whether the curves bear out trials.csv."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "**No trial has an epoch to count, so there is no result yet.**"
+    lines = []
+    for norm in results.levels("norm"):
+        cells = _ends(ranked[ranked["norm"] == norm].to_dict("records"))
+        if cells:
+            lines.append(
+                f"`{norm}` "
+                + join([f"{percent(c['best'])} at batch size {c['batch_size']}" for c in cells])
+            )
+    return (
+        f"Mean of each trial's best validation accuracy: {'; '.join(lines)}. "
+        f"{_equal_words(results)} {gap_sentence(results)}\n\n{_agreement(results)}"
+    )
+
+
+def _ends(rows: list[Any]) -> list[Any]:
+    """All of a few batch sizes, the smallest and the largest of many."""
+    return rows if len(rows) < 4 else [rows[0], rows[-1]]
+
+
+def _agreement(results: Results) -> str:
+    """Do the best accuracies of trials.csv belong to the curves of history.csv?"""
+    trials = measured(results)
+    both = trials[trials["best"].notna() & _facts(trials, "best_val_accuracy").notna()]
+    worst = (both["best"] - _facts(both, "best_val_accuracy")).abs().max() if len(both) else 0.0
+    if worst > 1e-9:
+        return (
+            "**The best accuracies in trials.csv are not those of the curves in history.csv "
+            f"(difference up to {significant(worst)}): the files do not belong together.** The "
+            "curves are used here."
+        )
+    return "Best accuracies and their epochs are computed from history.csv" + (
+        f" and equal those in trials.csv for all {len(both)} trials." if len(both) else "."
+    )
+
+
+def gap_sentence(results: Results) -> str:
+    """What the gap bn minus gn shows beside the published figures, in one sentence."""
+    numbers = gap_numbers(results)
+    if numbers.empty:
+        return "The study lacks `bn` or `gn`, so there is no gap to set beside published figures."
+    known = numbers[numbers["best"].notna()]
+    if known.empty:
+        return (
+            "`bn` and `gn` share no seed with an epoch to count at any batch size, so there is no "
+            "gap to set beside published figures."
+        )
+    theirs = (
+        "Wu & He (ImageNet, ResNet-50) publish +0.5 points with 32 images per GPU, −0.8 with 8 and "
+        "−10.6 with 2"
+    )
+    metric, where = "best", "at the best"
+    if known["stopped"].any() and numbers["equal"].notna().any():
+        metric, where = "equal", f"at epoch {equal_epoch(results)} (the best of some is censored)"
+    change = gap_change(results, metric)
+    if change is None:
+        row = known.iloc[0]
+        return (
+            f"At batch size {row['batch_size']:.0f} `bn` minus `gn` is {_gap(row, metric)} "
+            f"{where}; {theirs}. Without both ends of a range of batch sizes this does not show "
+            "how the gap changes."
+        )
+    small, large = known.iloc[0], known.iloc[-1]
+    seen = (
+        f"`bn` minus `gn` {where} goes from {_points_of(large[metric])} at batch size "
+        f"{large['batch_size']:.0f} to {_points_of(small[metric])} at {small['batch_size']:.0f}, "
+        f"a change over shared seeds of {_points_of(change.mean)}"
+    )
+    if math.isnan(change.low):
+        return f"{seen} ({statistics.no_interval(change.n)}, so it may be chance); {theirs}."
+    seen += f" [{decimal(change.low * 100, 1, True)}, {decimal(change.high * 100, 1, True)}]"
+    if change.high < 0:
+        verdict = "so batch norm loses ground with small batches here too, as published"
+    elif change.low > 0:
+        verdict = "so batch norm gains ground with small batches here, against the published trend"
+    else:
+        verdict = "an interval with 0 in it: these seeds do not show that batch norm suffers"
+        if small["batch_size"] >= 8:
+            verdict += (
+                ", which does not contradict the publication, where the loss is under a point at 8 "
+                "and large only below"
+            )
+    return f"{seen}, {verdict}; {theirs}."
+
+
+def _points_of(fraction: float) -> str:
+    """A signed difference rounded as in the tables."""
+    return f"{decimal(fraction * 100, 1, True)}\u00a0points"
+
+
+def _gap(row: Any, metric: str) -> str:
+    span = _interval_words(row[f"{metric}_low"], row[f"{metric}_high"])
+    return f"{_points_of(row[metric])} ({span})"
+
+
+def gap_text(results: Results) -> str:
+    """The gap in both comparisons, and how it changes with the batch size."""
+    numbers = gap_numbers(results)
+    if numbers.empty or numbers["best"].isna().all():
+        return gap_sentence(results)
+    parts = []
+    for metric, where in (("equal", f"At epoch {equal_epoch(results)}"), ("best", "At the best")):
+        rows = _ends(numbers[numbers[metric].notna()].to_dict("records"))
+        listed = join([f"{_gap(row, metric)} at batch size {row['batch_size']}" for row in rows])
+        change = gap_change(results, metric)
+        moved = ""
+        if change is not None:
+            moved = (
+                f"; from the largest to the smallest batch size it changes by "
+                f"{_points_of(change.mean)} ({_interval_words(change.low, change.high)})"
+            )
+        parts.append(f"{where} `bn` minus `gn` is {listed}{moved}.")
+    return (
+        f"{' '.join(parts)} The first comparison is free of censoring, but equal epochs are not "
+        "equal steps, and it may fall early in training; the second holds the epochs each trial "
+        "was granted."
+    )
+
+
+def _interval_words(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "no interval"
+    return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
+
+
+def saved_text(results: Results) -> str:
+    """What early stopping saved, in one sentence."""
+    saved = savings_numbers(results).iloc[-1]
+    stopped, ran = int(saved["trials"]), len(_counted(results.trials))
+    if not stopped:
+        return "No trial was stopped early, so nothing was saved."
+    return (
+        f"{stopped} of {_span(ran, ran, 'trial')} ended early (failed ones are not counted). That "
+        f"saved {decimal(saved['epochs'], 0)} of "
+        f"{decimal(saved['full_epochs'], 0)} trial-epochs ({percent(saved['epochs_share'])}) and, "
+        f"at each trial's own seconds per epoch, {_time(saved['seconds'])} of about "
+        f"{_time(saved['full_seconds'])} of trial time ({percent(saved['seconds_share'])})."
+    )
+
+
+def rate_text(results: Results) -> str:
+    """The rule that sets the learning rate of a batch size, and how steps differ."""
+    numbers = rate_table(results).numbers
+    if numbers.empty:
+        return "Learning rates were not recorded."
+    meaning = {
+        "linear": "learning rate = base × batch size / reference batch size",
+        "sqrt": "learning rate = base × √(batch size / reference batch size)",
+        "none": "the same learning rate for every batch size",
+    }
+    rules = [
+        f"**{escape(rule)}**" + (f" ({meaning[rule]})" if rule in meaning else "")
+        for rule in sorted(set(numbers["rule"]))
+    ]
+    reference = _reference(numbers)
+    rates = [
+        f"{join([significant(rate) for rate in sorted(set(group['highest_lr']))])} at batch size "
+        f"{size}"
+        for size, group in _ends(list(numbers.groupby("batch_size")))
+    ]
+    text = (
+        f"Scaling rule: {join(rules)}"
+        + (f", reference batch size {reference} as the rates tell" if reference else "")
+        + f". The highest learning rate of the schedule is {join(rates)}."
+    )
+    steps = numbers.drop_duplicates("batch_size")["steps"].dropna()
+    if len(steps) > 1:
+        text += (
+            f" An epoch is {decimal(steps.max(), 0)} steps at the smallest and "
+            f"{decimal(steps.min(), 0)} at the largest batch size: at equal epochs the networks "
+            f"have seen the same images but taken {decimal(steps.max() / steps.min(), 0)} times as "
+            "many steps with the smallest."
+        )
+    return text
+
+
+def _reference(numbers: pd.DataFrame) -> int | None:
+    """The batch size at which the base learning rate holds, if all rows agree on it."""
+    found = set()
+    for row in numbers.to_dict("records"):
+        ratio = row["highest_lr"] / row["base_lr"] if row["base_lr"] else math.nan
+        power = {"linear": 1, "sqrt": 2}.get(row["rule"])
+        if power is None or not math.isfinite(ratio) or ratio <= 0:
+            return None
+        found.add(round(row["batch_size"] / ratio**power, 3))
+    one = found.pop() if len(found) == 1 else math.nan
+    return round(one) if math.isfinite(one) and abs(one - round(one)) < 0.01 else None
+
+
+def memory_text(results: Results) -> str:
+    """What memory was estimated, what was chosen, and whether cells differ by it."""
+    numbers = memory_table(results).numbers
+    if numbers["estimated_mib"].isna().all() and numbers["plain_mib"].isna().all():
+        return "No estimate of memory was recorded."
+    order = numbers["plain_mib"].fillna(numbers["estimated_mib"])
+    largest: dict[str, Any] = numbers.assign(order=order).nlargest(1, "order").iloc[0].to_dict()
+    text = (
+        f"The largest cell is `{largest['norm']}` at batch size {largest['batch_size']}: estimated "
+        f"{decimal(largest['plain_mib'], 0)} MiB in float32 without recomputation, "
+        f"{decimal(largest['estimated_mib'], 0)} MiB as run. "
+    )
+    slots = numbers["slot_mib"].dropna()
+    text += (
+        f"A trial's slot has {decimal(slots.min(), 0)} MiB. "
+        if len(slots)
+        else "The trials ran on a CPU or without a limit of memory: no slot had to be met. "
+    )
+    chosen = numbers[["chosen_precision", "chosen_recompute"]].drop_duplicates()
+    if numbers["chosen_precision"].eq("").all():
+        return text + "What was chosen was not recorded."
+    if len(chosen) == 1:
+        one = chosen.iloc[0]
+        recompute = "with" if one["chosen_recompute"] == "True" else "without"
+        text += f"All cells ran in {one['chosen_precision']} {recompute} recomputation"
+        laid_out = (results.study.get("fit") or {}).get("settings")
+        return text + (
+            ", chosen before the first trial so that the largest fits its slot."
+            if laid_out
+            else "."
+        )
+    return (
+        text + "**The cells did not all run with the same precision and recomputation** (table): "
+        "recomputation changes time only, lower precision can change accuracy too."
+    )
+
+
+def limits(results: Results, numbers: pd.DataFrame) -> str:
+    """What the numbers cannot carry."""
+    items = []
+    most = int(numbers["n"].max()) if len(numbers) else 0
+    if most <= 1:
+        items.append(
+            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` "
+            "or more."
+        )
+    else:
+        items.append(
+            f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
+            "they are wide, and a difference that they do not show may still be there."
+        )
+    stopped = _counted(results.trials)["state"].eq("stopped")
+    if stopped.any():
+        halved = (measured(results)["reason"] == "ASHA").any()
+        items.append(
+            f"{int(stopped.sum())} trials are censored. "
+            + (
+                "ASHA stops what is behind early, so it also cuts slow starters: a large batch "
+                "takes fewer steps per epoch. "
+                if halved
+                else ""
+            )
+            + "A cell with stopped trials might have done better, never worse, at its best."
+        )
+    items.append(
+        "The best epoch is chosen on the validation images that also measure it, and a trial with "
+        "more epochs has more to choose from: “best” is slightly optimistic."
+    )
+    if (results.study.get("stopping") or {}).get("scheduler") == "asha":
+        items.append(
+            "Which trial ASHA stops depends on the order in which trials reach a rung, hence on "
+            "the number of slots; another run of the same seeds may stop others."
+        )
+    items.append(
+        "Equal epochs are equal numbers of images, not of steps, and stand somewhere inside the "
+        "learning-rate schedule, not at its end."
+    )
+    items.append(
+        "One scaling rule for the learning rate; a rate tuned for each batch size and norm could "
+        "change the gap. Batch sizes here are those of one device: published figures count images "
+        "per GPU, with more of them per step."
+    )
+    data = results.study.get("data") or {}
+    counts = provenance.image_counts(data)
+    if counts.get("val"):
+        items.append(
+            f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
+            f"{decimal(50 / counts['val'] ** 0.5, 1)} points (one standard deviation), which the "
+            "intervals over seeds do not contain."
+        )
+    if data.get("kind") == "synthetic":
+        items.append("Generated images, not photographs: the gap need not hold for photographs.")
+    if results.study.get("scale") not in (None, "full"):
+        items.append(
+            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer "
+            "epochs than the lab asks for; `--data-dir` runs the full scale."
+        )
+    return "\n".join(f"- {item}" for item in items)
+
+
+# ---- the report ----
+
+
+def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section]:
+    blocks: list[Block] = [
+        Text(summary(results, table.numbers)),
+        replace(table, columns=table.columns[:-2]),
+    ]
+    if (table.numbers["n"] > 0).any():
+        blocks.append(accuracy_figure(results))
+    sections = [Section("Result", tuple(blocks)), _gap_section(results)]
+    drawn = [
+        curve_figure(results, "val_accuracy", "curves", "validation accuracy (%)"),
+        _train_curves(results),
+    ]
+    if (results.history["epoch"].nunique() > 0) and any(drawn):
+        sections.append(Section("Curves", tuple(one for one in drawn if one)))
+    sections.append(_stopping_section(results))
+    rates = rate_table(results)
+    sections.append(
+        Section(
+            "Learning rate and batch size",
+            (Text(rate_text(results)), *([rates] if len(rates.numbers) else [])),
+        )
+    )
+    memory = memory_table(results)
+    recorded = len(memory.columns) > 2
+    sections.append(
+        Section("Memory", (Text(memory_text(results)), *([memory] if recorded else [])))
+    )
+    sections += extra
+    sections.append(Section("Limits", (Text(limits(results, table.numbers)),)))
+    every = trial_table(results)
+    shown = replace(every, numbers=every.numbers.head(2 * _MOST_ROWS))
+    sections.append(Section("Every trial", (shown,), optional=True))
+    return sections
+
+
+def _gap_section(results: Results) -> Section:
+    table = gap_table(results)
+    blocks: list[Block] = [Text(gap_text(results))]
+    if table is not None:
+        blocks.append(table)
+        if table.numbers["best"].notna().any():
+            blocks.append(gap_figure(results))
+    blocks.append(published_table())
+    return Section("Batch norm minus group norm", tuple(blocks))
+
+
+def _stopping_section(results: Results) -> Section:
+    blocks: list[Block] = [
+        Text(f"{stopping_text(results.study)}\n\n{saved_text(results)}"),
+        savings_table(results),
+    ]
+    drawn = epochs_figure(results)
+    stopped = stopped_table(results)
+    if len(stopped.numbers):
+        rest = len(stopped.numbers) - _MOST_ROWS
+        note = f"{rest} more are in tables/stopped.csv." if rest > 0 else ""
+        blocks.append(replace(stopped, numbers=stopped.numbers.head(_MOST_ROWS), note=note))
+    if drawn:
+        blocks.append(drawn)
+    return Section("Early stopping", tuple(blocks))
+
+
+def _short(table: tables.Table) -> tables.Table:
+    columns = tuple(c for c in table.columns[:-2] if not c.header.startswith("best of"))
+    missing = int((table.numbers["of"] - table.numbers["n"]).sum()) if len(table.numbers) else 0
+    note = "Mean [95 % t interval] over seeds; stopped seeds count with the epochs they ran."
+    if missing:
+        note += f" In no mean: {missing}; the report names them."
+    caption = "Batch size: validation accuracy over seeds."
+    return replace(table, columns=columns, caption=caption, note=note)

@@ -1,0 +1,457 @@
+"""Sentences of the CIFAR report, made from the study's own numbers, in markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.document.markup import escape
+from analysis.document.provenance import image_counts
+from analysis.document.report import join
+from analysis.document.tables import decimal, significant
+from analysis.document.words import percent, points
+from analysis.results import statistics
+from analysis.results.folder import Results
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Validation metrics computed from stored scores, against those that the trials reported.
+
+    Attributes:
+        trials: how many trials have stored scores.
+        of: how many have finished.
+        worst: metric -> (largest absolute difference, the trial).
+    """
+
+    trials: int
+    of: int
+    worst: dict[str, tuple[float, str]]
+
+
+FORMS = {
+    "none": "without batch norm",
+    "listing": "with batch norm as the lab lists it",
+    "meant": "with batch norm where it was meant",
+}
+
+# Source, setting, result: as their authors give them.
+PUBLISHED = (
+    (
+        "mmpretrain",
+        "ResNet-18 for CIFAR, from scratch, 200 epochs",
+        "94.82 % (ResNet-50: 95.55 %)",
+    ),
+    ("kuangliu/pytorch-cifar", "ResNet-18, 3x3 first convolution, no pool", "93.02 %"),
+    ("huyvnphan/PyTorch_CIFAR10", "ResNet-18, 3x3 first convolution", "93.07 %"),
+    (
+        "akamaster/pytorch_resnet_cifar10",
+        "ResNet-20 / 32 / 44 / 56 of He et al. 2016",
+        "91.73 / 92.63 / 93.10 / 93.39 %",
+    ),
+    (
+        "KellerJordan/cifar10-airbench",
+        "time to an accuracy, one A100; there, a usual ResNet-18 training takes 7 minutes for 96 %",
+        "94.01 % in 2.59 s, 96.00 % in 27.3 s",
+    ),
+)
+PUBLISHED_LINKS = (
+    "Sources: [mmpretrain](https://github.com/open-mmlab/mmpretrain); "
+    "[pytorch-cifar](https://github.com/kuangliu/pytorch-cifar); "
+    "[PyTorch_CIFAR10](https://github.com/huyvnphan/PyTorch_CIFAR10); "
+    "[pytorch_resnet_cifar10](https://github.com/akamaster/pytorch_resnet_cifar10); "
+    "[cifar10-airbench](https://github.com/KellerJordan/cifar10-airbench). Batch norm: "
+    "[Ioffe & Szegedy 2015](https://arxiv.org/abs/1502.03167)."
+)
+
+
+def published() -> list[tuple[str, ...]]:
+    """Other people's results with per cent signs that stay with their numbers."""
+    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
+
+
+def floored(accuracy: float) -> str:
+    """The accuracy as the lab's listing prints it: whole per cents, rounded down."""
+    return "-" if math.isnan(accuracy) else f"{math.floor(100 * accuracy + 1e-9)}\u00a0%"
+
+
+def summary(cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
+    """The result in a paragraph for each network."""
+    found = []
+    ranked = _done(cnn)
+    if len(ranked):
+        best = ranked.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
+        found.append(
+            f"The highest mean of the small CNN is {percent(best['val_accuracy'])} of the "
+            f"validation images over {_seeds(best['n'])}, {FORMS[best['bn']]} at a learning rate "
+            f"of {significant(best['lr'])}. {against_none(cnn)}"
+        )
+    ranked = _done(tuned)
+    if len(ranked):
+        listed = [
+            f"`{row['setup']}` {percent(row['val_accuracy'])} with "
+            f"{int(row['trainable_parameters']):,} trained parameters"
+            for row in ranked.to_dict("records")
+        ]
+        found.append(f"ResNet-18, by what is trained: {join(listed)}.")
+    return "\n\n".join(found) or "**No trial has finished, so there is no result yet.**"
+
+
+def recomputed(checked: Recomputed) -> str:
+    """Which numbers come from stored scores, and whether they are those that were reported."""
+    if not checked.trials:
+        return "No scores are stored: the metrics are those that the trials reported."
+    text = (
+        f"Accuracy, F1 and loss on the validation images are computed from the stored scores of "
+        f"{checked.trials} of {checked.of} finished trials"
+    )
+    wrong = [
+        (name, *found)
+        for name, found in checked.worst.items()
+        if found[0] > (1e-4 if name == "val_loss" else 1e-6)  # sums in another order
+    ]
+    if not wrong:
+        return f"{text}; they are those that the trials reported."
+    told = [f"{name} of {escape(trial)} by {significant(apart)}" for name, apart, trial in wrong]
+    return (
+        f"{text}. **They differ from those that the trials reported, most in {join(told)}: a "
+        "stored file has been changed or is of another run.**"
+    )
+
+
+def answers(
+    cnn: Results, tuned: Results, cnn_numbers: pd.DataFrame, tuned_numbers: pd.DataFrame,
+    modes: pd.DataFrame,
+) -> str:  # fmt: skip
+    """The lab's questions, each with an answer from the numbers."""
+    pairs = []
+    if len(_done(cnn_numbers)):
+        pairs += [
+            ("What does batch norm bring the small CNN?", brings(cnn, cnn_numbers)),
+            (
+                "The listing makes bn3 and bn4 and never calls them. What then?",
+                dead(cnn, cnn_numbers),
+            ),
+            ("Does it matter which mode the network is in?", forgotten(modes)),
+            ("Why does the lab's number end in no decimals?", _floor_sentence(cnn)),
+        ]
+    if len(_done(tuned_numbers)):
+        pairs += [
+            ("What does freezing save, and what does it cost?", frozen(tuned_numbers)),
+            ("The snippet freezes a random first convolution. What then?", stem(tuned)),
+            ("Does `requires_grad = False` freeze batch norm?", moving(tuned)),
+            ("Are the pretrained weights worth it?", pretrained(tuned, tuned_numbers)),
+        ]
+    if not pairs:
+        return "No trial has finished: nothing can be answered yet."
+    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+
+
+def against_none(numbers: pd.DataFrame) -> str:
+    """Whether batch norm as it was meant beats none, at each learning rate, with the interval."""
+    rows = numbers[(numbers["bn"] == "meant") & numbers["difference"].notna()]
+    if rows.empty:
+        return "Without trials of `meant` and `none` at one seed the two cannot be compared."
+    said = []
+    for row in rows.to_dict("records"):
+        at = f"at lr {significant(row['lr'])}"
+        size = points(row["difference"], signed=True)
+        span = _span(row["difference_low"], row["difference_high"])
+        if math.isnan(row["difference_low"]):
+            said.append(f"{at} `meant` is {size} from `none` ({span})")
+        elif row["difference_low"] > 0:
+            said.append(f"{at} `meant` beats `none` by {size} ({span})")
+        elif row["difference_high"] < 0:
+            said.append(f"{at} `meant` is worse than `none` by {size} ({span})")
+        else:
+            said.append(f"{at} `meant` and `none` cannot be told apart: {size} ({span})")
+    pairs = int(rows["pairs"].max())
+    return f"Over {_seeds(pairs)}, paired: {'; '.join(said)}."
+
+
+def brings(cnn: Results, numbers: pd.DataFrame) -> str:
+    """Accuracy, speed and tolerance of the learning rate."""
+    text = against_none(numbers)
+    lost = {form: _range_over_rates(numbers, form) for form in ("none", "meant")}
+    if all(value is not None for value in lost.values()):
+        text += (
+            f" Between the learning rates the mean accuracy changes by {points(lost['none'] or 0)} "
+            f"without batch norm and by {points(lost['meant'] or 0)} with it."
+        )
+    first = _first_epoch(cnn)
+    if {"none", "meant"} <= set(first.index):
+        text += (
+            f" After the first epoch, over all learning rates and seeds, `none` is at "
+            f"{percent(first['none'])} and `meant` at {percent(first['meant'])}."
+        )
+    return text
+
+
+def dead(cnn: Results, numbers: pd.DataFrame) -> str:
+    """What the unused layers of the listing are, and what using them changes."""
+    rows = _done(numbers)
+    listing = rows[rows["bn"] == "listing"]
+    if listing.empty or listing["dead_parameters"].isna().all():
+        return "No trial of `listing` has finished."
+    text = (
+        f"They are {int(listing['dead_parameters'].max())} parameters of "
+        f"{int(listing['trainable_parameters'].max()):,} that no gradient reaches: they stay at 1 "
+        "and 0, are counted and saved, do nothing, and stop DistributedDataParallel unless it is "
+        "told to look for unused parameters."
+    )
+    changes = []
+    for lr in listing["lr"]:
+        one = cnn.trials[cnn.trials["lr"] == lr]
+        for row in statistics.paired(one, "bn", "val_accuracy", "listing").to_dict("records"):
+            if row["bn"] == "meant" and row["n"]:
+                changes.append(f"{_changed(row)} at lr {significant(lr)}")
+    if changes:
+        text += f" Calling them behind fc1 and fc2 changes the accuracy by {join(changes)}."
+    return text
+
+
+def forgotten(modes: pd.DataFrame) -> str:
+    """What scoring in training mode does."""
+    text = (
+        "In training mode batch norm takes mean and variance from the batch it is given, so a "
+        "prediction depends on the other images in it; in evaluation mode they are fixed, and "
+        "neither batch size nor order matters."
+    )
+    if modes.empty:
+        return text
+    normed = modes[(modes["bn"] != "none") & modes["difference"].notna()]
+    if normed.empty:
+        return text
+    worst = max(normed.to_dict("records"), key=lambda row: abs(row["difference"]))
+    plain = modes[modes["bn"] == "none"]["difference"].dropna()
+    without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
+    return (
+        f"{text} Scoring without `net.eval()` changes the accuracy by up to "
+        f"{_changed(worst)} (`{worst['bn']}`, lr {significant(worst['lr'])}){without}."
+    )
+
+
+def frozen(numbers: pd.DataFrame) -> str:
+    """Parameters, time and accuracy of a part against the whole."""
+    rows = _done(numbers).set_index("setup")
+    if "all" not in rows.index:
+        return "No trial that trains all weights has finished, so there is nothing to compare with."
+    whole, said = rows.loc["all"], []
+    for setup, row in rows.drop(index=["all", "scratch"], errors="ignore").iterrows():
+        time = row["train_seconds"] / whole["train_seconds"]
+        memory = row["peak_memory_mib"] / whole["peak_memory_mib"]
+        cost = f"{decimal(100 * time, 0)}\u00a0% of the training time"
+        if memory == memory and memory < math.inf:
+            cost += f" and {decimal(100 * memory, 0)}\u00a0% of the memory"
+        said.append(
+            f"`{setup}` trains {int(row['trainable_parameters']):,} of "
+            f"{int(row['parameters']):,} parameters in {cost}, accuracy "
+            f"{_changed(row, 'difference_')}"
+        )
+    if not said:
+        return "No trial with a frozen part has finished."
+    return (
+        f"Against retraining all weights: {'; '.join(said)}. Times are of this machine under the "
+        "load it had, which they may show rather than the setup."
+    )
+
+
+def stem(tuned: Results) -> str:
+    """Frozen as printed, trained, and started from the averaged kernel."""
+    text = (
+        "The snippet replaces conv1 by a new 3x3 one and then freezes all but layer4 and the head, "
+        "so what the frozen layers get is not what they were trained for. (Freezing first and "
+        "replacing then would leave the new one trained: the order matters.)"
+    )
+    differences = _against(tuned, "layer4")
+    said = [
+        f"{words} changes the accuracy by {_changed(row)}"
+        for setup, words in (
+            ("layer4, conv1 trained", "training it"),
+            ("layer4, conv1 averaged", "starting it from the 7x7 kernel before it, shrunk,"),
+        )
+        for row in differences.get(setup, [])
+    ]
+    return f"{text} Compared with that, {'; '.join(said)}." if said else text
+
+
+def moving(tuned: Results) -> str:
+    """Running statistics of frozen layers."""
+    text = (
+        "No: running mean and variance are no parameters, and in training mode they follow the "
+        "batches. Here the batch norms of frozen layers stay in evaluation mode, unless "
+        "`statistics=moving` asks for the snippet's behaviour."
+    )
+    rows = _against(tuned, "layer4").get("layer4, moving BN", [])
+    for row in rows:
+        text += f" Letting them move changes the accuracy of `layer4` by {_changed(row)}."
+    return text
+
+
+def pretrained(tuned: Results, numbers: pd.DataFrame) -> str:
+    """All weights retrained, against the same network from random weights."""
+    rows = _against(tuned, "scratch").get("all", [])
+    named = tuned.study.get("data", {}).get("weights")
+    origin = {
+        "embedded": " The weights come from drawn birds, not from ImageNet: they show the "
+        "mechanism, not what ImageNet's are worth.",
+        "none": " No pretrained weights were used in this run, so this compares like with like.",
+    }.get(str(named), "")
+    if not rows:
+        return f"Trials of `all` and `scratch` with a common seed are missing.{origin}"
+    row = rows[0]
+    return (
+        f"Retraining all weights is {_changed(row)} from training from scratch, in the same number "
+        f"of steps.{origin}"
+    )
+
+
+def proof(checked: pd.DataFrame) -> str:
+    """One line on whether frozen tensors are as they were."""
+    still = ~checked["setup"].str.endswith("moving BN")
+    weights, count = int(checked["weights_kept"].sum()), len(checked)
+    stats, asked = int(checked[still]["statistics_kept"].sum()), int(still.sum())
+    moved = int((~checked[~still]["statistics_kept"]).sum())
+    text = (
+        f"In {weights} of {count} trials with a frozen part every frozen weight is bit for bit "
+        f"what it was before training; in {stats} of {asked} so are the running statistics of the "
+        "frozen batch norms."
+    )
+    if (~still).any():
+        text += (
+            f" Where moving statistics were asked for, they moved in {moved} of "
+            f"{int((~still).sum())}."
+        )
+    return text if weights == count and stats == asked else f"**{text}**"
+
+
+def beside(results: Results) -> str:
+    """How far the published figures can be compared with this study."""
+    dataset = results.study.get("data", {}).get("dataset", "")
+    text = "Results of others on all of CIFAR-10, with far more epochs and augmentation."
+    if dataset != "cifar10":
+        text += f" This study ran on {_data_words(results)}: its levels are not theirs."
+    return text
+
+
+def limits(results: Results, cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
+    """What the numbers cannot carry."""
+    items = []
+    seeds = max((int(t["n"].max()) for t in (cnn, tuned) if len(t)), default=0)
+    if seeds <= 1:
+        items.append("One seed: no interval, and differences may be chance. `--seeds 3` gives one.")
+    else:
+        items.append(
+            f"{_seeds(seeds)}: intervals are Student's t over them. Seeds vary initial weights, "
+            "order and augmentation; the validation images are the same for all."
+        )
+    for name, part in (("The CNN", "cnn"), ("ResNet-18", "resnet18")):
+        trials = results.trials[results.trials["model"] == part]
+        if len(trials):
+            first = trials.iloc[0]
+            items.append(f"{name}: {_budget(results, first)}.")
+    if results.study.get("data", {}).get("kind") == "embedded":
+        items.append(
+            "The embedded digits are real handwriting, but 8x8 pixels and easy; those held out are "
+            "the last of each class in the file."
+        )
+    items.append(
+        f"{_epoch_of_result(results)} The learning rate of ResNet-18 is one "
+        "for all setups; a rate tuned for each could change their order."
+    )
+    return "\n".join(f"- {item}" for item in items)
+
+
+def shown_epoch(trials: pd.DataFrame) -> str:
+    """Which epoch a table shows, as the first words of its note."""
+    if "scores_epoch" not in trials or trials["scores_epoch"].isna().all():
+        return "Last epoch"
+    kept, last = trials["scores_epoch"], trials["epochs_run"]
+    return "Last epoch" if (kept == last)[kept.notna()].all() else "The epoch of the weights kept"
+
+
+def _epoch_of_result(results: Results) -> str:
+    if shown_epoch(results.trials) == "Last epoch":
+        return "The result is the last epoch's, not the best one's."
+    return (
+        "The result is that of the epoch whose weights were kept, chosen on the images shown: its "
+        "level is too high by that choice."
+    )
+
+
+def _budget(results: Results, trial: pd.Series) -> str:
+    """Images, epochs, batch and pixels of a part."""
+    counts = image_counts(results.study.get("data", {}))
+    images = [
+        f"{int(limit) if limit == limit and limit is not None else counts.get(split, 0):,} {words}"
+        for split, words in (("train", "training images"), ("val", "for validation"))
+        for limit in [trial.get(f"{split}_images")]
+    ]
+    size = int(trial["image_size"])
+    return (
+        f"{join(images)}, {size}x{size} pixels, {int(trial['epochs'])} epochs, batches of "
+        f"{int(trial['batch_size'])}"
+    )
+
+
+def _data_words(results: Results) -> str:
+    data = results.study.get("data", {})
+    return {"digits": "embedded digits", "mnist": "MNIST"}.get(
+        str(data.get("dataset")), "other images"
+    )
+
+
+def _floor_sentence(cnn: Results) -> str:
+    trials = statistics.usable(cnn.trials, "val_accuracy")
+    if trials.empty:
+        return "No trial has finished."
+    fractions = (100 * trials["val_accuracy"].astype(float)) % 1
+    row = trials.loc[fractions.idxmax()]
+    value = float(row["val_accuracy"])
+    return (
+        f"`100 * correct // total` rounds down: {decimal(100 * value, 2)}\u00a0% prints as "
+        f"{floored(value)} (trial {escape(row['trial'])}), and 99.99\u00a0% would as 99\u00a0%. "
+        "Differences below a point vanish in it; the tables here keep decimals."
+    )
+
+
+def _against(tuned: Results, baseline: str) -> dict[str, list[dict]]:
+    """Paired differences to one setup, by setup; those without a common seed are left out."""
+    table = statistics.paired(tuned.trials, "setup", "val_accuracy", baseline)
+    table = table[table["n"] > 0]
+    return {row["setup"]: [row] for row in table.to_dict("records")}
+
+
+def _range_over_rates(numbers: pd.DataFrame, form: str) -> float | None:
+    means = _done(numbers[numbers["bn"] == form])["val_accuracy"]
+    return float(means.max() - means.min()) if len(means) > 1 else None
+
+
+def _first_epoch(cnn: Results) -> pd.Series:
+    history = cnn.history[cnn.history["state"].isin(statistics.FINISHED)]
+    return history[history["epoch"] == 1].groupby("bn")["val_accuracy"].mean()
+
+
+def _done(numbers: pd.DataFrame) -> pd.DataFrame:
+    return numbers[numbers["n"] > 0] if len(numbers) else numbers
+
+
+def _seeds(count: float) -> str:
+    return f"{int(count)} seed" + ("s" if count != 1 else "")
+
+
+def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "") -> str:
+    """A difference of accuracy with its interval, and whether it can be told from none."""
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    apart = "; cannot be told apart" if low <= 0 <= high else ""
+    return f"{points(row['difference'], signed=True)} ({_span(low, high)}{apart})"
+
+
+def _span(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "no interval"
+    return f"95\u00a0% interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"

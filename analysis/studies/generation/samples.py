@@ -1,0 +1,185 @@
+"""Images of a finished generation study: those it stored, and new ones of its best network."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from analysis.results.folder import UNREADABLE, Results
+from core.errors import UserError
+from core.generation import families
+from core.generation import family as generators_family
+from core.models.weights import check_finite
+from core.storage.files import read_json, write_bytes, write_json
+
+_STREAM = 99  # of the best trial's seed: other images than those its report shows
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a trial of the generation study left in predictions/.
+
+    Attributes:
+        samples: (N, C, S, S) uint8, made with the weights of `epoch`.
+        labels: (N,) that were asked for.
+        logits: (N, classes) of the classifier.
+        classes: names.
+        grids: (epochs, G, C, S, S) from the same latents after each epoch.
+        grid_labels: (G,).
+        real: (G, C, S, S) training images with these labels.
+        nearest_distance: (M,) of every sample made, to the nearest training image (grey levels).
+        nearest_ratio: (M,) how much nearer that image is than the 50 that look most alike, see
+            `core.generation.copies` (folders without `copy_check` in study.json: in pixels).
+        pairs: (P,) indices of samples shown with their nearest training images.
+        pair_images: (P, C, S, S) these training images.
+        held_out_distance: as nearest_distance, of held-out real images.
+        held_out_ratio: as nearest_ratio, of the held-out images that set its limit.
+        held_out_pairs: indices into held_out_distance.
+        held_out_images: (P, C, S, S) some held-out images.
+        held_out_nearest: (P, C, S, S) the training images nearest to them.
+        interpolation: (rows, steps, C, S, S) between two latents each.
+        trajectory: (states, rows, C, S, S) from latent to image.
+        trajectory_times: (states,) in [0, 1].
+        config: of the trial.
+        features: (M, F) of every sample made; None in folders that do not have it, as all below.
+        real_features: (M, F) of the training images that precision and its kin are taken among.
+        real_mean: (F,) of the features of all training images.
+        real_covariance: (F, F) of them.
+        epoch: whose weights made all but the grids; None: the last.
+    """
+
+    samples: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    classes: tuple[str, ...]
+    grids: np.ndarray
+    grid_labels: np.ndarray
+    real: np.ndarray
+    nearest_distance: np.ndarray
+    nearest_ratio: np.ndarray
+    pairs: np.ndarray
+    pair_images: np.ndarray
+    held_out_distance: np.ndarray
+    held_out_ratio: np.ndarray
+    held_out_pairs: np.ndarray
+    held_out_images: np.ndarray
+    held_out_nearest: np.ndarray
+    interpolation: np.ndarray
+    trajectory: np.ndarray
+    trajectory_times: np.ndarray
+    config: dict[str, Any]
+    features: np.ndarray | None = None
+    real_features: np.ndarray | None = None
+    real_mean: np.ndarray | None = None
+    real_covariance: np.ndarray | None = None
+    epoch: int | None = None
+
+
+def load_stored(path: Path, trial: str) -> Stored:
+    """Read `path`/predictions/`trial`.npz; pickled content is refused.
+
+    Raises:
+        UserError: the file is missing, damaged or of another study.
+    """
+    name = f"predictions/{trial}.npz"
+    renamed = {"logits": "scores"}
+    try:
+        content = io.BytesIO((path / name).read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            arrays = {
+                field: stored[renamed.get(field, field)]
+                for field, about in Stored.__dataclass_fields__.items()
+                if field not in ("classes", "config", "epoch")
+                and (about.default is MISSING or field in stored)
+            }
+            return Stored(
+                **arrays,
+                classes=tuple(stored["classes"].tolist()),
+                config=json.loads(str(stored["config"])),
+                epoch=int(stored["epoch"]) if "epoch" in stored else None,
+            )
+    except UNREADABLE as error:
+        raise UserError(
+            f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
+            "without it"
+        ) from error
+
+
+def write_samples(results: Results, count: int) -> Path:
+    """Make `count` images of the best trial and write them to samples/ of the result folder.
+
+    The weights are those of the best trial's best epoch, checkpoints/best.pt; nothing is trained,
+    and the data are not needed. Equal shares of every class, in turn, where labels were learnt.
+
+    Returns:
+        The folder: <number>-<class>.png, samples.npz (images (N, S, S, C) uint8, labels, classes)
+        and samples.json, which names trial and epoch.
+
+    Raises:
+        UserError: no finished trial, or damaged files.
+    """
+    best, family, classes = best_family(results)
+    labels = torch.arange(count) % len(classes)
+    seed = generators_family.stream(best["config"]["seed"], _STREAM)
+    made = family.sample(labels, torch.Generator().manual_seed(seed))
+    pixels = made.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    images = pixels.permute(0, 2, 3, 1).numpy()
+    conditional = bool(best["config"]["conditional"])
+    folder = results.path / "samples"
+    for old in folder.glob("*.png"):
+        old.unlink()
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        name = _safe(classes[int(labels[number])]) if conditional else "image"
+        Image.fromarray(image.squeeze()).save(folder / f"{number:06d}-{name}.png")
+    buffer = io.BytesIO()
+    if conditional:
+        named = np.array(classes)
+        np.savez_compressed(buffer, images=images, labels=labels.numpy(), classes=named)
+    else:
+        np.savez_compressed(buffer, images=images)
+    write_bytes(folder / "samples.npz", buffer.getvalue())
+    write_json(folder / "samples.json", {key: best[key] for key in ("trial", "epoch", "frechet")})
+    return folder
+
+
+def best_family(results: Results) -> tuple[dict[str, Any], generators_family.Family, list[str]]:
+    """Return checkpoints/best.json, the family with its weights, and the names of the classes.
+
+    Raises:
+        UserError: no finished trial, or damaged files.
+    """
+    folder = results.path / "checkpoints"
+    if not (folder / "best.json").is_file():
+        raise UserError(f"{results.path} has no best trial yet: run the study to its end first")
+    best = read_json(folder / "best.json")
+    config, data = best["config"], results.study["data"]
+    size = int(data["image_size"])
+    classes = list(data["classes"])
+    family = families.build(
+        config["family"],
+        (int(data["channels"]), size, size),
+        config["width"],
+        len(classes) if config["conditional"] else 0,
+        **{name: config[name] for name in families.OPTIONS if name in config},
+    )
+    try:
+        weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
+        family.average.network.load_state_dict(weights)
+    except Exception as e:  # a damaged file raises almost anything
+        raise UserError(
+            f"{folder / 'best.pt'} cannot be read or does not fit best.json: restore it from a copy"
+        ) from e
+    check_finite(weights, folder / "best.pt")
+    return best, family, classes
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]

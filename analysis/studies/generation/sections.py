@@ -1,0 +1,454 @@
+"""The report of the generation study: which family makes the best images, and makes or copies?
+
+Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder;
+`--samples` also reads checkpoints/. Distances are Frechet distances in the features of a classifier
+that labtune trained on the same data, never FID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis.document import provenance, tables
+from analysis.document import report as reports
+from analysis.document.report import Block, Equation, Section, Text
+from analysis.results import statistics
+from analysis.results.folder import Results, load
+from analysis.studies.generation import answers, figures
+from analysis.studies.generation.answers import Recomputed
+from analysis.studies.generation.samples import Stored, load_stored, write_samples
+from core.data import images as data
+from core.data import small
+from core.generation.copies import CopyCheck, threshold
+from core.generation.features import copying
+from core.generation.quality import Moments, frechet, moments, nearest, prdc
+
+KEYS = ["family", "width"]
+SHARES = ("precision", "recall", "coverage", "class_agreement", "class_balance")
+METRICS = ("frechet", "density", *SHARES)
+FROM_FEATURES = ("frechet", "precision", "recall", "density", "coverage")
+COPYING = ("nearest_distance", "nearest_ratio", "copies")
+YARDSTICKS = {
+    "held_out": "held-out real (floor)",
+    "copies": "training images again",
+    "noise": "noise (ceiling)",
+}
+
+
+@provenance.of_finished
+def report(path: Path) -> None:
+    """Write tables/, figures/, report.html and report.pdf, print the headline; samples/ if asked.
+
+    Args:
+        path: result folder with study.json, trials.csv and history.csv.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged.
+    """
+    results, checked = recompute(load(path))
+    numbers = generation_numbers(results)
+    table = generation_table(results, numbers)
+    copies = copy_table(results, numbers)
+    every = seed_table(results)
+    for one in (table, copies, every):
+        tables.write(one, path / "tables")
+    sections = _sections(results, numbers, table, copies, every, checked)
+    title = "Image generation: three families"
+    digits = " and, for copies, the digits that labtune comes with" if checked.images else ""
+    made = provenance.study_report(results, title, sections, elsewhere=digits)
+    reports.write(made, path)
+    wanted = int(results.trials["samples"].max()) if "samples" in results.trials else 0
+    if wanted and (path / "checkpoints" / "best.json").is_file():
+        print(f"{wanted} images of the best trial: {write_samples(results, wanted)}")
+    tables.print_table(_headline(table))
+
+
+def yardsticks(results: Results) -> dict[str, dict[str, float]]:
+    """Measures of images that are not generated, as the study recorded them before it ran."""
+    return results.study.get("data", {}).get("yardsticks", {})
+
+
+# ---- tables ----
+
+
+def generation_numbers(results: Results) -> pd.DataFrame:
+    """Every number of the main table in full precision, a row per family and width, best first.
+
+    Returns:
+        family, width, n, of; mean, low, high of each measure and of copies; means of parameters,
+        seconds_per_epoch, sample_seconds, nearest_distance, nearest_ratio and inception_frechet,
+        the largest peak_memory_mib; share, the distance over that of noise.
+    """
+    trials = results.trials
+    if "frechet" not in trials:  # nothing has reported yet
+        trials = trials.assign(frechet=np.nan)
+    table = statistics.compare(trials, KEYS, "frechet", mode="min")
+    table = table.rename(columns={"mean": "frechet", "low": "frechet_low", "high": "frechet_high"})
+    table = table.drop(columns="std")
+    for metric in (*METRICS[1:], "copies"):
+        if metric not in trials:
+            continue
+        found = statistics.compare(trials, KEYS, metric)[[*KEYS, "mean", "low", "high"]]
+        found.columns = [*KEYS, metric, f"{metric}_low", f"{metric}_high"]
+        table = table.merge(found, on=KEYS, how="left")
+    done = trials[trials["state"].isin(statistics.FINISHED)]
+    averaged = ("parameters", "seconds_per_epoch", "sample_seconds", *COPYING[:2])
+    kinds = dict.fromkeys(averaged, "mean")
+    for column, kind in (kinds | {"inception_frechet": "mean", "peak_memory_mib": "max"}).items():
+        if column in done and len(done):
+            means = done.groupby(KEYS)[column].agg(kind).rename(column).reset_index()
+            table = table.merge(means, on=KEYS, how="left")
+    table["share"] = table["frechet"] / yardsticks(results).get("noise", {}).get("frechet", np.nan)
+    return table
+
+
+def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
+    """The main table with floor and ceiling: tables/generation."""
+    rows = [numbers.assign(what=numbers["family"].astype(str))]
+    ceiling = yardsticks(results).get("noise", {}).get("frechet", np.nan)
+    for name, measures in yardsticks(results).items():
+        known = {key: value for key, value in measures.items() if key in (*METRICS, *COPYING)}
+        row = known | {"what": YARDSTICKS[name], "share": known["frechet"] / ceiling}
+        rows.append(pd.DataFrame([row]))
+    frame = pd.concat(rows, ignore_index=True)
+    wanted = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    wanted += [*COPYING, "parameters", "seconds_per_epoch", "sample_seconds", "peak_memory_mib"]
+    frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *wanted])])
+    columns = [
+        tables.text("what", "images"),
+        tables.Column("width", lambda row: _whole(row["width"])),
+        tables.Column("seeds", lambda row: _seeds(row)),
+        tables.interval("frechet", "frechet_low", "frechet_high", "Fréchet distance", 3, 1.0),
+        tables.number("share", "of noise (%)", 1, 100.0),
+        *(tables.plus_minus(m, f"{m}_high", f"{m} (%)", 0) for m in ("precision", "recall")),
+        tables.plus_minus("density", "density_high", "density", 2, 1.0),
+        tables.plus_minus("coverage", "coverage_high", "coverage (%)", 0),
+        tables.plus_minus("class_agreement", "class_agreement_high", "right class (%)", 0),
+        tables.number("class_balance", "class balance", 3),
+        tables.number("parameters", "weights", 0),
+        tables.number("seconds_per_epoch", "s/epoch", 1),
+        tables.number("peak_memory_mib", "peak MiB", 0),
+    ]
+    if "inception_frechet" in frame:
+        columns.insert(5, tables.number("inception_frechet", "in Inception's features", 2))
+    count = results.study.get("data", {}).get("compared", "as many")
+    note = (
+        f"{_shown_epoch(results)}; mean [95 % t interval] over seeds, ± half of it. Every row "
+        f"compares {count} images with training images, in labtune's classifier features: not "
+        "FID. Few images bias the distance upwards, the same for all rows. Memory: the largest "
+        "peak."
+    )
+    caption = "Families and widths, smallest Fréchet distance first; then what is not generated."
+    return tables.Table("generation", frame, tuple(columns), caption, note)
+
+
+def _shown_epoch(results: Results) -> str:
+    return "Epoch of the weights kept" if "scores_epoch" in results.trials else "Last epoch"
+
+
+def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
+    """How near samples are to training images: tables/neighbours."""
+    frame = numbers.reindex(columns=[*KEYS, "n", *COPYING])
+    rows = [frame.assign(what=frame["family"].astype(str))]
+    for name, measures in yardsticks(results).items():
+        known = {key: measures.get(key, np.nan) for key in COPYING}
+        rows.append(pd.DataFrame([known | {"what": YARDSTICKS[name]}]))
+    frame = pd.concat(rows, ignore_index=True)
+    check = results.study.get("data", {}).get("copy_check", {"threshold": 0.5})
+    columns = (
+        tables.text("what", "images"),
+        tables.Column("width", lambda row: _whole(row["width"])),
+        tables.number("nearest_distance", "distance to the nearest (grey levels)", 1),
+        tables.number("nearest_ratio", "nearest / mean of 50", 2),
+        tables.number("copies", f"below {tables.significant(check['threshold'])} (%)", 1, 100.0),
+    )
+    return tables.Table(
+        "neighbours",
+        frame,
+        columns,
+        "Nearest training images of the samples.",
+        "Medians, averaged over seeds; the distance is in pixels. The last column is the share of "
+        "images for which one training image stands out, see above.",
+    )
+
+
+def seed_table(results: Results) -> tables.Table:
+    """Every trial by itself: tables/generation_by_seed."""
+    keys = [*KEYS, "seed"]
+    measures = [*METRICS, "copies", "seconds_per_epoch"]
+    trials = results.trials.reindex(columns=["trial", *keys, "state", *measures])
+    trials[measures] = trials[measures].astype(float)
+    columns = (
+        *(tables.text(key, key) for key in keys),
+        tables.text("state", "state"),
+        tables.number("frechet", "Fréchet distance", 3),
+        tables.number("precision", "precision (%)", 1, 100.0),
+        tables.number("recall", "recall (%)", 1, 100.0),
+        tables.number("density", "density", 2),
+        tables.number("coverage", "coverage (%)", 1, 100.0),
+        tables.number("class_agreement", "right class (%)", 1, 100.0),
+        tables.number("class_balance", "class balance", 3),
+        tables.number("copies", "copies (%)", 1, 100.0),
+        tables.number("seconds_per_epoch", "s/epoch", 1),
+    )
+    return tables.Table(
+        "generation_by_seed",
+        trials,
+        columns,
+        f"Every trial. {_shown_epoch(results)}; copies are of its stored samples.",
+    )
+
+
+def published_table() -> tables.Table:
+    """Figures of other people, for orientation."""
+    columns = (
+        tables.text("source", "source"),
+        tables.text("setting", "setting", wrap=True),
+        tables.text("result", "result", wrap=True),
+    )
+    return tables.Table(
+        "published",
+        pd.DataFrame(answers.PUBLISHED, columns=["source", "setting", "result"]),
+        columns,
+        "**Other people's results**, not measured here; FID is with Inception's features.",
+        answers.PUBLISHED_LINKS,
+    )
+
+
+# ---- what is shown, and checks ----
+
+
+def shown_trials(results: Results, numbers: pd.DataFrame) -> dict[str, Stored]:
+    """Of each family the trial that figures show: its best width, its first finished seed.
+
+    Returns:
+        family -> what it stored, the family with the smallest mean distance first.
+    """
+    there = figures.finished(results) if "frechet" in results.trials else results.trials[:0]
+    there = there[there["trial"].isin(results.with_predictions())]
+    found: dict[str, Stored] = {}
+    for row in numbers[numbers["n"] > 0].to_dict("records"):
+        group = there[(there["family"] == row["family"]) & (there["width"] == row["width"])]
+        if row["family"] not in found and len(group):
+            first = group.sort_values("seed", kind="stable").iloc[0]
+            found[row["family"]] = load_stored(results.path, first["trial"])
+    return found
+
+
+def recompute(results: Results) -> tuple[Results, Recomputed]:
+    """Compute the measures of finished trials from what they stored.
+
+    Fréchet distance, precision, recall, density and coverage come from stored features, right class
+    and class balance from stored scores (of trials that stored all they made), copies and distances
+    from stored samples, where the training images are at hand.
+
+    Returns:
+        The results with these numbers in `trials`, beside all else that the trial reported at the
+        epoch whose weights made the samples, and how far they are from those reported.
+    """
+    trials = results.trials.set_index("trial")
+    counts, worst = dict.fromkeys(("features", "scores", "images"), 0), {}
+    train = _training_images(results)
+    for trial in results.with_predictions():
+        if trials.loc[trial, "state"] not in statistics.FINISHED:
+            continue
+        stored = load_stored(results.path, trial)
+        there = results.reported(trial, stored.epoch)
+        for name in trials.columns.intersection(list(there)):
+            trials.loc[trial, name] = there[name]
+        reported = trials.loc[trial].to_dict()
+        found = {
+            "features": _from_features(stored),
+            "scores": _from_scores(stored),
+            "images": _from_images(stored, train),
+        }
+        for kind, measures in found.items():
+            counts[kind] += bool(measures)
+            for name, value in measures.items():
+                if name in reported and pd.notna(reported[name]):
+                    apart = abs(value - float(reported[name]))
+                    worst[name] = max(worst.get(name, (0.0, "")), (apart, trial))
+                    trials.loc[trial, name] = value
+    return replace(results, trials=trials.reset_index()), Recomputed(**counts, worst=worst)
+
+
+def _from_features(stored: Stored) -> dict[str, float]:
+    parts = (stored.features, stored.real_features, stored.real_mean, stored.real_covariance)
+    if any(part is None for part in parts):
+        return {}
+    made, real, mean, covariance = (torch.from_numpy(np.asarray(part)) for part in parts)
+    distance = frechet(moments(made), Moments(mean, covariance))
+    return {"frechet": distance} | prdc(real, made, stored.config["neighbours"])
+
+
+def _from_scores(stored: Stored) -> dict[str, float]:
+    if len(stored.samples) != len(stored.nearest_ratio):
+        return {}
+    predicted = stored.logits.argmax(axis=1)
+    found = {"class_balance": _balance(predicted, len(stored.classes))}
+    if stored.config["conditional"]:
+        found["class_agreement"] = float((predicted == stored.labels).mean())
+    return found
+
+
+def _from_images(stored: Stored, train: tuple[Tensor, CopyCheck] | None) -> dict[str, float]:
+    if train is None or len(stored.samples) != len(stored.nearest_ratio):
+        return {}
+    made, unseen = torch.from_numpy(stored.samples), torch.from_numpy(stored.held_out_ratio)
+    return copying(nearest(made, train[0]), train[1].ratios(made), threshold(unseen))
+
+
+def _training_images(results: Results) -> tuple[Tensor, CopyCheck] | None:
+    """The training images where they come with labtune: the embedded digits, if unchanged."""
+    about = results.study.get("data", {})
+    if about.get("kind") != "embedded" or "copy_check" not in about:
+        return None
+    config = results.study["trials"][0]["config"]
+    limit = {"train": config["train_images"], "val": config["val_images"]}
+    sets = small.load("digits", None, about["image_size"], limit)
+    if not str(about["fingerprint"]).startswith(data.fingerprint(sets)):
+        return None
+    pixels = np.ascontiguousarray(sets["train"].images[:, : about["channels"]])
+    train = torch.from_numpy(pixels)
+    return train, CopyCheck(train)
+
+
+def _balance(predicted: np.ndarray, classes: int) -> float:
+    shares = np.bincount(predicted, minlength=classes) / len(predicted)
+    some = shares[shares > 0]
+    return float(-(some * np.log(some)).sum() / np.log(classes))
+
+
+# ---- the report ----
+
+
+def _sections(
+    results: Results,
+    numbers: pd.DataFrame,
+    table: tables.Table,
+    copies: tables.Table,
+    every: tables.Table,
+    checked: Recomputed,
+) -> list[Section]:
+    shown, known = shown_trials(results, numbers), yardsticks(results)
+    sections = [_result(results, numbers, table, known)]
+    if not shown:
+        return [*sections, Section("Limits", (Text(answers.limits(results)),))]
+    best = next(iter(shown.values()))
+    sections.append(
+        Section("Images", (Text(answers.looks(shown)), figures.samples_figure(results, shown)))
+    )
+    sections.append(
+        Section(
+            "Made or copied?",
+            (
+                Text(answers.copied(results, numbers, known)),
+                copies,
+                figures.neighbours_figure(results, best),
+                figures.distances_figure(results, shown),
+            ),
+        )
+    )
+    sections.append(
+        Section(
+            "Over the training",
+            (figures.curves_figure(results, known), figures.progress_figure(results, shown)),
+        )
+    )
+    through: list[Block] = [figures.interpolation_figure(results, shown)]
+    if "flow" in shown:
+        through.append(figures.trajectory_figure(results, shown["flow"]))
+    sections.append(Section("Ways through the latents", tuple(through)))
+    sections.append(
+        Section(
+            "What the measures mean",
+            (
+                Equation(
+                    r"d^2 = |\mu_r - \mu_g|^2 + \mathrm{tr}\left(\Sigma_r + \Sigma_g - 2\,"
+                    r"(\Sigma_r \Sigma_g)^{1/2}\right)",
+                    "Squared Fréchet distance: squared distance of the means plus the trace of "
+                    "both covariances less twice the root of their product",
+                ),
+                Text(answers.measures(results, checked)),
+            ),
+        )
+    )
+    sections.append(
+        Section("Beside published figures", (Text(answers.beside(results)), published_table()))
+    )
+    sections.append(Section("Limits", (Text(answers.limits(results)),)))
+    sections.append(Section("Every trial", (every,), optional=True))
+    return sections
+
+
+def _result(
+    results: Results,
+    numbers: pd.DataFrame,
+    table: tables.Table,
+    known: Mapping[str, Mapping[str, float]],
+) -> Section:
+    main = table.show(
+        "images",
+        "width",
+        "seeds",
+        "Fréchet distance",
+        "of noise (%)",
+        *(["in Inception's features"] if "inception_frechet" in numbers else []),
+        "weights",
+        "s/epoch",
+        "peak MiB",
+    )
+    others = table.show(
+        "images",
+        "width",
+        "precision (%)",
+        "recall (%)",
+        "density",
+        "coverage (%)",
+        "right class (%)",
+        "class balance",
+    )
+    others = replace(
+        others,
+        caption="Fidelity, variety and classes of the same images.",
+        note="Mean ± half of the 95 % t interval over seeds. Right class: share that the "
+        "classifier takes for what was asked. Class balance: entropy of its classes, 1 when all "
+        "are equal.",
+    )
+    blocks: list[Block] = [Text(answers.summary(results, numbers, known)), main, others]
+    blocks.append(Text(answers.questions(results, numbers, known)))
+    return Section("Result", tuple(blocks))
+
+
+def _headline(table: tables.Table) -> tables.Table:
+    short = table.show(
+        "images",
+        "width",
+        "seeds",
+        "Fréchet distance",
+        "of noise (%)",
+        "coverage (%)",
+    )
+    return replace(
+        short,
+        caption="Generation: Fréchet distance in classifier features (not FID), smallest first.",
+        note="Mean [95 % t interval].",
+    )
+
+
+def _whole(value: Any) -> str:
+    return tables.MISSING if pd.isna(value) else f"{value:.0f}"
+
+
+def _seeds(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row["n"]):
+        return tables.MISSING
+    return f"{row['n']:.0f}" if row["n"] == row["of"] else f"{row['n']:.0f} of {row['of']:.0f}"

@@ -1,0 +1,531 @@
+"""Sentences of the norms report, made from the study's own numbers, in markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.document.markup import escape
+from analysis.document.provenance import duration, image_counts
+from analysis.document.report import join
+from analysis.document.tables import decimal, show_p, significant
+from analysis.document.words import percent, points
+from analysis.results import statistics
+from analysis.results.folder import Results, train_metric
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Validation metrics from the stored scores, against those the trials reported.
+
+    Attributes:
+        trials: number of trials checked.
+        images: images per trial.
+        accuracy: largest absolute difference of accuracy.
+        macro_f1: largest absolute difference of macro-F1.
+    """
+
+    trials: int
+    images: int
+    accuracy: float
+    macro_f1: float
+
+
+NAMES = {
+    "torch_bn": "torch's batch norm",
+    "bn": "batch norm",
+    "in": "instance norm",
+    "bin": "batch-instance norm",
+    "ln": "layer norm",
+    "gn": "group norm",
+    "none": "no normalisation",
+}
+
+# Source, setting, result: as their authors give them.
+PUBLISHED = (
+    (
+        "Wu & He 2018",
+        "ImageNet, ResNet-50, validation error; 32 images per GPU, then 2 per GPU",
+        "BN 23.6 %, GN 24.1 %, LN 25.3 %, IN 28.4 %; at 2: BN 34.7 %, GN 24.1 %",
+    ),
+    (
+        "Wu, GroupNorm-reproduce",
+        "CIFAR-10, the author's own code",
+        "GN 7.3 % error, about 1.3 points worse than BN",
+    ),
+    ("Nam & Kim 2018", "CIFAR-10, ResNet-110, accuracy", "BN 93.72 ± 0.18 %, BIN 94.29 ± 0.09 %"),
+    (
+        "PiyushC1480, course report",
+        "the lab's birds, n = 2, SGD 0.1 with cosine, 50 epochs, augmented; validation accuracy",
+        "none 70.5 %, BN 79.3 %, torch's BN 79.5 %, GN 80.0 %, LN 81.9 %, IN 85.4 %, BIN 85.6 %",
+    ),
+    (
+        "the same report",
+        "the lab's birds, SGD 1e-4 as the lab says, 50 epochs",
+        "24 to 29 % for all six",
+    ),
+    (
+        "CosmoLuminous, course report",
+        "CIFAR-10, 100 epochs, test accuracy",
+        "torch's BN 89.57 %, BN 89.14 %, BIN 87.65 %, IN 87.21 %, LN 87.11 %, GN 86.84 %, "
+        "none 86.77 %",
+    ),
+)
+PUBLISHED_LINKS = (
+    "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
+    "[GroupNorm-reproduce](https://github.com/ppwwyyxx/GroupNorm-reproduce); "
+    "[Nam & Kim, Batch-Instance Normalization](https://arxiv.org/abs/1805.07925); "
+    "[PiyushC1480](https://github.com/PiyushC1480/COL775-Deep-Learning); "
+    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
+)
+
+
+def published() -> list[tuple[str, ...]]:
+    """Other people's results with per cent signs that stay with their numbers."""
+    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
+
+
+def summary(results: Results, numbers: pd.DataFrame) -> str:
+    """The result in one paragraph."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "**No trial has finished, so there is no result yet.**"
+    epochs = int(results.history["epoch"].max())
+    listed = join([f"`{row['norm']}` {percent(row['val_accuracy'])}" for row in _rows(ranked)])
+    names = ", ".join(f"`{norm}` {NAMES[norm]}" for norm in results.levels("norm") if norm in NAMES)
+    seeds = f"{int(ranked['n'].max())} seed" + ("s" if ranked["n"].max() > 1 else "")
+    return (
+        f"Mean validation accuracy after {epochs} epochs over {seeds}, best first: {listed}. "
+        f"{_best_sentence(results, ranked)}\n\nThe names: {names}."
+    )
+
+
+def recomputed(checked: Recomputed | None) -> str:
+    """What computing the metrics again from the stored scores gave."""
+    if checked is None:
+        return "No scores are stored, so the metrics could not be computed again."
+    subject = (
+        f"Computed again from the stored scores of {_trials(checked.trials)} "
+        f"({checked.images:,} validation images each), accuracy and macro-F1"
+    )
+    worst = max(checked.accuracy, checked.macro_f1)
+    sentence = (
+        f"{subject} are those reported, to the last digit."
+        if worst == 0
+        else f"{subject} differ from those reported by at most {significant(checked.accuracy)} and "
+        f"{significant(checked.macro_f1)} (as fractions)."
+    )
+    if worst > 1e-6:
+        return f"**{sentence} The stored scores do not belong to the reported metrics.**"
+    return sentence
+
+
+def answers(results: Results, numbers: pd.DataFrame, differences: pd.DataFrame) -> str:
+    """The lab's questions, each with an answer from the numbers."""
+    ranked = numbers[numbers["n"] > 0]
+    if ranked.empty:
+        return "No trial has finished: nothing can be answered yet."
+    pairs = [
+        ("Which norm trains best?", _best(results, ranked)),
+        ("Is the own batch norm identical to torch's?", identical(differences)),
+        ("What happens without normalisation?", _without(results, ranked)),
+        ("Why does micro-F1 equal accuracy?", _micro(results, ranked)),
+        ("How large is the gap between training and validation?", _gap(results, ranked)),
+        ("What does each norm cost?", _cost_sentence(ranked)),
+    ]
+    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+
+
+def identical(differences: pd.DataFrame) -> str:
+    """Largest difference of the curves of bn and torch_bn, in one sentence."""
+    if differences.empty:
+        return (
+            "`bn` and `torch_bn` did not both finish with a shared seed, so this was not checked."
+        )
+    seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
+    several = "s" if epochs > 1 else ""
+    sizes = differences.drop(columns=["seed", "epoch"]).abs()
+    accuracies = sizes[["val_accuracy", "train_accuracy_running"]].max(axis=1)
+    worst, loss = accuracies.max(), sizes["train_loss_running"].max()
+    first = accuracies[differences["epoch"] <= 3].max()
+    if worst == loss == 0:
+        verdict = "to the last digit"
+    elif worst < 1e-3:
+        verdict = "within 0.1 points"
+    elif first < 1e-3:
+        verdict = "within 0.1 points at first, and less later"
+    else:
+        verdict = "only roughly"
+    return (
+        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epoch{several} the "
+        f"curves of `bn` and `torch_bn` agree {verdict}: the largest difference is "
+        f"{points(worst)} in accuracy ({points(first)} in the first 3 epochs) and "
+        f"{significant(loss)} nats in running training loss."
+    )
+
+
+def cost(results: Results, numbers: pd.DataFrame) -> str:
+    """Time and memory, and on what they were measured."""
+    seconds = results.trials["seconds"].dropna() if "seconds" in results.trials else pd.Series()
+    total = f" All trials shown here took {duration(seconds.sum())}." if len(seconds) else ""
+    counted = "optimizer" in results.trials  # commits before took what the process had grown by
+    cpu = ", on a CPU that of the tensors of a training step" if counted else ""
+    memory = (
+        f" Peak memory is what the trial itself recorded, on a GPU that of its CUDA allocator{cpu}."
+        if numbers["peak_memory_mib"].notna().any()
+        else " Peak memory was not recorded."
+    )
+    return (
+        f"{_cost_sentence(numbers[numbers['n'] > 0])}{memory}{total} Times hold for this machine "
+        "under the load of this study."
+    )
+
+
+def classes(recalls: pd.DataFrame, matrix: np.ndarray) -> str:
+    """Hardest and easiest classes and the most frequent confusions of the best trial."""
+    mean = recalls.mean(axis=1).sort_values(kind="stable")
+    hard = join([f"{escape(name)} ({percent(value)})" for name, value in mean.head(3).items()])
+    easy = join(
+        [f"{escape(name)} ({percent(value)})" for name, value in mean.tail(3)[::-1].items()]
+    )
+    off = matrix - np.diag(np.diag(matrix))
+    worst = [
+        np.unravel_index(flat, off.shape) for flat in np.argsort(-off, axis=None, kind="stable")[:3]
+    ]
+    names = list(recalls.index)
+    mixed = join(
+        [
+            f"{escape(names[true])} taken for {escape(names[seen])} "
+            f"({off[true, seen]} of {matrix[true].sum()})"
+            for true, seen in worst
+            if off[true, seen]
+        ]
+    )
+    confused = f" The best trial's most frequent mistakes: {mixed}." if mixed else ""
+    return f"Recall averaged over the norms is lowest for {hard} and highest for {easy}.{confused}"
+
+
+def recipes(results: Results, numbers: pd.DataFrame) -> str:
+    """How far two recipes come: accuracies, learning rates, steps and losses."""
+    finished = numbers[numbers["n"] > 0]
+    means = finished.groupby("recipe")["val_accuracy"].mean().sort_values(kind="stable")
+    if len(means) < 2:
+        return "Only one recipe has finished trials, so they cannot be compared yet."
+    weak, strong = str(means.index[0]), str(means.index[-1])
+    rows = {name: finished[finished["recipe"] == name] for name in (weak, strong)}
+    average = {name: rows[name].mean(numeric_only=True) for name in rows}
+    low, high = average[weak], average[strong]
+    chance = _classes(results)
+    guess = f" (guessing among {chance} classes: {decimal(math.log(chance), 3)})" if chance else ""
+    gap = low["best_train_accuracy"] - low["best_val_accuracy"]
+    return (
+        f"Recipe `{escape(weak)}` reaches {percent(low['val_accuracy'])} validation accuracy on "
+        f"average over the norms, recipe `{escape(strong)}` {percent(high['val_accuracy'])}. "
+        f"{_rates(low, high, weak, strong)}{_steps(results, weak)}"
+        f"At the best epoch its training loss is {decimal(low['best_train_loss'], 3)} nats, that "
+        f"of `{escape(strong)}` {decimal(high['best_train_loss'], 3)}{guess}. On its training "
+        f"images it is then at {percent(low['best_train_accuracy'])}, "
+        f"{decimal(gap * 100, 1, True)} points from validation."
+    )
+
+
+def _rates(low: pd.Series, high: pd.Series, weak: str, strong: str) -> str:
+    """Learning rates of two recipes, where they were recorded."""
+    if "lr_sum" not in low or not low["lr_sum"] > 0:
+        return ""
+    ratio = high["lr_sum"] / low["lr_sum"]
+    return (
+        f"`{escape(weak)}` starts with a learning rate of {significant(low['lr'])}, "
+        f"`{escape(strong)}` with {significant(high['lr'])}; added up over all epochs "
+        f"`{escape(strong)}` has {significant(ratio)} times as much, momentum not counted. "
+    )
+
+
+def beside(results: Results) -> str:
+    """How far the published figures can be compared with this study."""
+    text = (
+        "The table below holds results of others, on other data and with other budgets: orders of "
+        "magnitude. The highest accuracy is batch norm's in its ImageNet row and batch-instance "
+        "norm's on the lab's birds, both without an interval."
+    )
+    if results.study.get("data", {}).get("kind") == "synthetic":
+        text += (
+            " This study ran on generated images, so its levels cannot be compared with any of "
+            "them."
+        )
+    return text
+
+
+def limits(results: Results, numbers: pd.DataFrame) -> str:
+    """What the numbers cannot carry."""
+    ranked = numbers[numbers["n"] > 0]
+    items = []
+    most = int(ranked["n"].max()) if len(ranked) else 0
+    more = "With three it is 2.5: `--seeds 3`. " if most == 2 else ""
+    if most <= 1:
+        items.append(
+            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` "
+            "or more."
+        )
+    else:
+        items.append(
+            f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
+            f"deviations wide on each side. {more}{_overlap(ranked)}"
+        )
+    if (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any():
+        items.append(
+            "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
+            "says here how little so few seeds tell."
+        )
+    items.append(
+        "Seeds vary initial weights, order and augmentation; the split into training and "
+        "validation images is the same for all."
+    )
+    counts = image_counts(results.study.get("data", {}))
+    if counts.get("val"):
+        sigma = 50 / counts["val"] ** 0.5
+        items.append(
+            f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
+            f"{decimal(sigma, 1)} points (one standard deviation). The intervals over seeds do not "
+            "contain it; all norms share the images."
+        )
+    if results.study.get("data", {}).get("kind") == "synthetic":
+        items.append(
+            "Generated images, not photographs: the ranking need not hold for photographs."
+        )
+    if results.study.get("scale") not in (None, "full"):
+        items.append(
+            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer "
+            "epochs than the lab asks for; `--data-dir` runs the full scale."
+        )
+    items.append(
+        "One learning rate for all norms; a rate tuned for each could change the order. Results "
+        "are of the last epoch, where nothing is chosen on the validation images; what is said of "
+        "a best epoch (training values, stored scores, weights) has its epoch chosen on them."
+    )
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    return table.to_dict("records")
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial" + ("s" if count != 1 else "")
+
+
+def _span(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "no interval"
+    return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
+
+
+def _own(ranked: pd.DataFrame) -> pd.DataFrame:
+    """The six norms of the lab: torch_bn is there to check bn, not to win."""
+    own = ranked[ranked["norm"] != "torch_bn"]
+    return own if len(own) else ranked
+
+
+def _best_sentence(results: Results, ranked: pd.DataFrame) -> str:
+    own = _own(ranked)
+    if len(own) < 2:
+        return "Only one norm has finished trials, so there is nothing to compare it with."
+    first, second = own.iloc[0]["norm"], own.iloc[1]["norm"]
+    lead = statistics.paired(
+        results.trials[results.trials["norm"].isin([first, second])], "norm", "val_accuracy", second
+    ).iloc[0]
+    size = f"{points(lead['difference'], signed=True)}, {_span(lead['low'], lead['high'])}"
+    if math.isnan(lead["low"]):
+        if not lead["n"]:
+            return f"`{first}` and `{second}` share no seed, so nothing says which is ahead."
+        return (
+            f"`{first}` minus `{second}` is {points(lead['difference'], signed=True)}: "
+            f"{statistics.no_interval(lead['n'])}, so it may be chance."
+        )
+    if lead["low"] > 0:
+        return f"`{first}` leads `{second}` on the same seeds by {size}."
+    return (
+        f"`{first}` minus `{second}` is {size}: an interval with 0 in it, so these seeds do not "
+        "separate the two."
+    )
+
+
+def _best(results: Results, ranked: pd.DataFrame) -> str:
+    own = _own(ranked)
+    best = own.iloc[0]
+    text = (
+        f"`{best['norm']}` ({NAMES.get(best['norm'], best['norm'])}) has the highest mean "
+        f"validation accuracy, {percent(best['val_accuracy'])}. {_best_sentence(results, ranked)} "
+    )
+    if best["norm"] != "bn" and not math.isnan(best["difference"]):
+        p = f", Holm p {show_p(best['p_holm'])}" if not math.isnan(best["p_holm"]) else ""
+        text += (
+            f"Against `bn` it is {points(best['difference'], signed=True)} "
+            f"({_span(best['difference_low'], best['difference_high'])}{p}). "
+        )
+    loss = own.dropna(subset=["best_train_loss"]).sort_values("best_train_loss", kind="stable")
+    if len(loss):
+        low = loss.iloc[0]
+        same = "also " if low["norm"] == best["norm"] else ""
+        size = decimal(low["best_train_loss"], 3)
+        text += (
+            f"The lowest training loss at the best epoch is {same}that of `{low['norm']}`, {size} "
+            "nats."
+        )
+    return text + _separated(ranked)
+
+
+def _separated(ranked: pd.DataFrame) -> str:
+    tested = ranked[ranked["p_holm"].notna() & (ranked["norm"] != "torch_bn")]
+    if tested.empty:
+        return ""
+    sure = tested[tested["p_holm"] < 0.05]
+    if sure.empty:
+        return (
+            " After Holm's correction no norm differs from `bn` beyond the spread of the seeds "
+            "(all p ≥ 0.05)."
+        )
+    listed = join([f"`{norm}`" for norm in sure["norm"]])
+    verb = "differs" if len(sure) == 1 else "differ"
+    return f" After Holm's correction {listed} {verb} from `bn` (p < 0.05)."
+
+
+def _without(results: Results, ranked: pd.DataFrame) -> str:
+    trials = results.trials[results.trials["norm"] == "none"]
+    if trials.empty:
+        return "The study has no trial without normalisation."
+    bad = int(trials["state"].isin(["diverged", "failed"]).sum())
+    broke = (
+        f"{bad} of {len(trials)} trials without normalisation did not survive training. "
+        if bad
+        else ""
+    )
+    row = ranked[ranked["norm"] == "none"]
+    if row.empty:
+        return broke + "None of its trials finished."
+    row = row.iloc[0]
+    text = f"{broke}`none` reaches {percent(row['val_accuracy'])} validation accuracy"
+    if not math.isnan(row["difference"]):
+        text += (
+            f", {points(row['difference'], signed=True)} against `bn` "
+            f"({_span(row['difference_low'], row['difference_high'])})"
+        )
+    place = _own(ranked)["norm"].tolist().index("none") + 1
+    text += f", place {place} of {len(_own(ranked))}. "
+    curves = results.history[results.history["state"].isin(statistics.FINISHED)]
+    loss = "train_loss_running"
+    first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
+    if {"none", "bn"} <= set(getattr(first, "index", ())):
+        text += (
+            "In the first epoch its running training loss averages "
+            f"{decimal(first['none'], 2)} nats, that of `bn` {decimal(first['bn'], 2)}."
+        )
+    return text
+
+
+def _micro(results: Results, ranked: pd.DataFrame) -> str:
+    history = results.history
+    train = "train_accuracy_running", "train_micro_f1_running"
+    pairs = [train, ("val_accuracy", "val_micro_f1")]
+    found = [
+        (history[left] - history[right]).abs().max()
+        for left, right in pairs
+        if {left, right} <= set(history)
+    ]
+    largest = max(found) if found else float("nan")
+    same = "are equal" if largest == 0 else f"differ by at most {significant(largest)}"
+    macro = (ranked["val_macro_f1"] - ranked["val_accuracy"]).abs().max()
+    return (
+        "Each image has one label and gets one prediction, so every mistake is one false positive "
+        "(of the class predicted) and one false negative (of the true class): summed over classes "
+        "precision, recall and their mean F1 are all the share of correct images. Over all epochs "
+        f"and trials here the two {same}. Macro-F1 averages over "
+        f"classes instead; it is within {points(macro)} of accuracy here."
+    )
+
+
+def _gap(results: Results, ranked: pd.DataFrame) -> str:
+    gaps = (ranked["best_train_accuracy"] - ranked["best_val_accuracy"]).set_axis(ranked["norm"])
+    gaps = gaps.dropna().sort_values(ascending=False)
+    if gaps.empty:
+        return "Not recorded."
+    listed = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
+    running = train_metric(results.at_best(), "accuracy").endswith("_running")
+    negative = " A negative gap is no error then." if running and (gaps < 0).any() else ""
+    return (
+        f"Training minus validation accuracy at each trial's best epoch: {listed}. "
+        f"{training_note(results)}{negative}"
+    )
+
+
+def training_note(results: Results) -> str:
+    """On which images and weights the training metrics were measured."""
+    if train_metric(results.at_best(), "accuracy") == "train_accuracy":
+        return "Training values are of these weights, on the training images without augmentation."
+    return (
+        "Training values are running ones, of the training batches themselves: augmented images, "
+        "weights still moving."
+    )
+
+
+def _cost_sentence(ranked: pd.DataFrame) -> str:
+    seconds = ranked.set_index("norm")["seconds_per_epoch"].dropna().sort_values()
+    if seconds.empty:
+        return "Times were not recorded."
+    text = f"An epoch takes {decimal(seconds.iloc[0], 2)} s with `{seconds.index[0]}`"
+    if len(seconds) > 1:
+        text += f" and {decimal(seconds.iloc[-1], 2)} s with `{seconds.index[-1]}`"
+    if {"bn", "torch_bn"} <= set(seconds.index):
+        text += (
+            f"; own `bn` takes {decimal(seconds['bn'] / seconds['torch_bn'], 2)} times as long as "
+            "`torch_bn`"
+        )
+    memory = ranked.set_index("norm")["peak_memory_mib"].dropna().sort_values()
+    if len(memory) > 1:
+        text += (
+            f". Peak memory runs from {decimal(memory.iloc[0], 0)} MiB (`{memory.index[0]}`) to "
+            f"{decimal(memory.iloc[-1], 0)} MiB (`{memory.index[-1]}`)"
+        )
+    return text + "."
+
+
+def _steps(results: Results, recipe: str) -> str:
+    """How many optimiser steps a recipe took, where the batch size is known."""
+    trials = results.trials[results.trials["recipe"] == recipe]
+    images = image_counts(results.study.get("data", {})).get("train")
+    batch = trials.get("batch_size")
+    if batch is None or batch.isna().all() or not images:
+        return ""
+    epochs = int(results.history[results.history["recipe"] == recipe]["epoch"].max())
+    steps = math.ceil(images / int(batch.iloc[0]))
+    return f"It takes {epochs} epochs of {steps:,} steps, {epochs * steps:,} in all. "
+
+
+def _classes(results: Results) -> int:
+    found = results.study.get("data", {}).get("classes")
+    if isinstance(found, int):
+        return found
+    return len(found) if isinstance(found, Sequence) else 0
+
+
+def _factor(n: int) -> str:
+    interval = statistics.t_interval(np.arange(n))
+    return decimal((interval.high - interval.mean) / interval.std, 1)
+
+
+def _overlap(ranked: pd.DataFrame) -> str:
+    own = _own(ranked).dropna(subset=["val_accuracy_low"])
+    if len(own) < 2:
+        return ""
+    best = own.iloc[0]
+    close = own[own["val_accuracy_high"] >= best["val_accuracy_low"]]["norm"].tolist()[1:]
+    if not close:
+        return f"The interval of `{best['norm']}` overlaps with no other."
+    return (
+        f"The interval of `{best['norm']}` overlaps with "
+        f"{'that' if len(close) == 1 else 'those'} of {join([f'`{norm}`' for norm in close])}."
+    )

@@ -1,0 +1,626 @@
+"""The report of the norms study: which normalisation layer trains a small ResNet best?
+
+Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder.
+Where the study holds several recipes, its main tables and curves are those of the recipe "good".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.document import figures, provenance, tables
+from analysis.document import report as reports
+from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.words import curve_note
+from analysis.results import statistics
+from analysis.results.folder import Results, load, load_predictions, train_metric
+from analysis.studies.norms import answers
+from analysis.studies.norms.answers import Recomputed
+
+BASELINE = "bn"
+MAIN_RECIPE = "good"
+SPLITS = {"train": "train", "val": "val"}
+METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
+CURVES = {
+    "error": ("error (%)", 100.0),
+    "loss": ("loss (nats)", 1.0),
+    "accuracy": ("accuracy (%)", 100.0),
+    "micro_f1": ("micro-F1 (%)", 100.0),
+    "macro_f1": ("macro-F1 (%)", 100.0),
+}
+_MOST_CLASSES = 30
+_SHOWN = {"val": "val", "best_train": "train"}  # validation of the last epoch, training of the best
+
+
+@provenance.of_finished
+def report(path: Path, extra: Callable[[Results], list[Section]] = lambda results: []) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the norms study, print its headline.
+
+    Args:
+        path: result folder with study.json, trials.csv and history.csv.
+        extra: gives sections that follow the study's own.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged.
+    """
+    results = load(path)
+    main = main_recipe(results)
+    table = norm_table(main)
+    written = [table, splits_table(main), seed_table(results)]
+    if _several(results):
+        written += [recipe_table(results), *(splits_table(one) for one in other_recipes(results))]
+    for one in written:
+        tables.write(one, path / "tables")
+    title = "Normalisation layers in a small ResNet"
+    sections = [*_sections(results, main, table), *extra(results)]
+    sources = ("predictions/", "gradcam.npz")
+    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
+    tables.print_table(_headline(table))
+
+
+def headline(path: Path, console: Any = None) -> None:
+    """Print the short table of the norms study in `path`, best first, within 100 columns."""
+    tables.print_table(_headline(norm_table(main_recipe(load(path)))), console)
+
+
+def _headline(table: tables.Table) -> tables.Table:
+    against = ["minus bn (points)"] if _has_baseline(table.numbers) else ["val macro-F1 (%)"]
+    short = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch")
+    caption = f"Norms: {_subject(table.numbers)}."
+    return replace(short, caption=caption, note=_short_note(table.numbers))
+
+
+def main_recipe(results: Results) -> Results:
+    """The trials of the recipe "good", or of the first recipe where there is none of that name."""
+    recipes = results.levels("recipe")
+    if not recipes:
+        return results
+    return results.where(recipe=MAIN_RECIPE if MAIN_RECIPE in recipes else recipes[0])
+
+
+def other_recipes(results: Results) -> list[Results]:
+    """The trials of each recipe but the main one."""
+    names = results.levels("recipe")
+    main = MAIN_RECIPE if MAIN_RECIPE in names else names[0]
+    return [results.where(recipe=name) for name in names if name != main]
+
+
+# ---- tables ----
+
+
+def with_best(results: Results) -> pd.DataFrame:
+    """The trials, with `best_<split>_<metric>` of both splits: those of each trial's best epoch."""
+    kept = results.at_best()
+    found = {
+        f"best_{split}_{metric}": train_metric(kept, metric)
+        if split == "train"
+        else f"val_{metric}"
+        for split in SPLITS
+        for metric in (*METRICS, "loss")
+    }
+    values = {name: kept[column].astype(float) for name, column in found.items() if column in kept}
+    return results.trials.assign(**{**dict.fromkeys(found, float("nan")), **values})
+
+
+def norm_numbers(results: Results) -> pd.DataFrame:
+    """Every number of the main table in full precision, a row per norm, best first.
+
+    Returns:
+        norm, n, of; mean, low, high of val_accuracy, val_micro_f1, val_macro_f1 at the last epoch
+        and of these and the loss of both splits at each trial's best epoch (`best_val_accuracy`,
+        `best_train_accuracy`, ...); the paired difference of validation accuracy to bn with low,
+        high, p, p_holm, pairs (NaN without bn); means of seconds_per_epoch and the largest
+        peak_memory_mib.
+    """
+    table = statistics.compare(results.trials, "norm", "val_accuracy")[["norm", "n", "of"]]
+    trials = with_best(results)
+    best = [f"best_{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
+    for name in (*(f"val_{metric}" for metric in METRICS), *best):
+        interval = statistics.compare(trials, "norm", name)[["norm", "mean", "low", "high"]]
+        interval.columns = ["norm", name, f"{name}_low", f"{name}_high"]
+        table = table.merge(interval, on="norm", how="left")
+    against = statistics.paired(results.trials, "norm", "val_accuracy", BASELINE)
+    against = against[["norm", "difference", "low", "high", "p", "p_holm", "n"]]
+    against.columns = [
+        "norm",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "p",
+        "p_holm",
+        "pairs",
+    ]
+    # torch_bn checks bn and is no rival of it: it must not weaken the tests of the others.
+    against["p_holm"] = statistics.holm(
+        against["p"].where(against["norm"] != "torch_bn").to_numpy(dtype=float)
+    )
+    table = table.merge(against, on="norm", how="left")
+    finished = results.trials[results.trials["state"].isin(statistics.FINISHED)]
+    for column, summary in (("seconds_per_epoch", "mean"), ("peak_memory_mib", "max")):
+        values = finished.groupby("norm")[column].agg(summary) if column in finished else {}
+        table[column] = table["norm"].map(values).astype(float)
+    return table
+
+
+def norm_table(results: Results) -> tables.Table:
+    """The main table: tables/norms."""
+    numbers = norm_numbers(results)
+    columns = [tables.text("norm", "norm"), tables.count_of("n", "of")]
+    for metric, words in METRICS.items():
+        name = f"val_{metric}"
+        columns.append(tables.interval(name, f"{name}_low", f"{name}_high", f"val {words} (%)"))
+    columns += [
+        tables.difference(
+            "difference", "difference_low", "difference_high", f"minus {BASELINE} (points)"
+        ),
+        tables.p_value("p_holm"),
+        tables.number("seconds_per_epoch", "s/epoch", 2),
+        tables.number("peak_memory_mib", "peak MiB", 0),
+    ]
+    return tables.Table("norms", numbers, tuple(columns), _caption(results), _note(numbers))
+
+
+def splits_table(results: Results) -> tables.Table:
+    """Both splits at each trial's best epoch: tables/splits, of another recipe splits_<recipe>."""
+    recipes = results.levels("recipe")
+    other = f"_{recipes[0]}" if recipes and recipes[0] != MAIN_RECIPE else ""
+    numbers = norm_numbers(results)
+    columns = [tables.text("norm", "norm")]
+    for split in ("val", "train"):
+        for metric, words in {**METRICS, "loss": "loss (nats)"}.items():
+            name, percent = f"best_{split}_{metric}", metric != "loss"
+            digits, scale = (1, 100.0) if percent else (3, 1.0)
+            high = f"{name}_high"
+            columns.append(tables.plus_minus(name, high, f"{split} {words}", digits, scale))
+    return tables.Table(
+        f"splits{other}",
+        numbers,
+        tuple(columns),
+        "Accuracy, micro-F1, macro-F1 (%) and loss on validation and training images"
+        + (f", recipe {recipes[0]}." if other else "."),
+        "Best epoch of each trial by validation accuracy, whose weights are kept; mean ± half of "
+        f"the 95 % t interval over seeds. {answers.training_note(results)}",
+    )
+
+
+def _note(numbers: pd.DataFrame) -> str:
+    """What the cells of the main table mean, given how many seeds there are."""
+    spread = (
+        "mean [95 % t interval] over seeds" if numbers["n"].max() > 1 else "one seed, no interval"
+    )
+    against = (
+        f"“minus {BASELINE}”: validation accuracy less that of {BASELINE} with the same seed, mean "
+        "over seeds [95 % t interval], paired t test with Holm's correction (torch_bn aside). "
+    )
+    if not _has_baseline(numbers):
+        against = f"No trial of {BASELINE} finished, so there are no differences to it. "
+    return f"Last epoch; {spread}. {against}Time is the mean over seeds, memory the largest peak."
+
+
+def _has_baseline(numbers: pd.DataFrame) -> bool:
+    return bool((numbers.loc[numbers["norm"] == BASELINE, "n"] > 0).any())
+
+
+def seed_table(results: Results) -> tables.Table:
+    """Every trial by itself: tables/norms_by_seed."""
+    keys = [key for key in ("recipe", "norm", "seed") if key in results.trials]
+    values = [f"{of}_{metric}" for of in _SHOWN for metric in (*METRICS, "loss")]
+    rest = ["state", "epochs_run", "best_epoch", "seconds_per_epoch", "peak_memory_mib"]
+    trials = with_best(results).reindex(columns=["trial", *keys, *values, *rest])
+    trials[values] = trials[values].astype(float)
+    columns = [tables.text(key, key) for key in keys] + [tables.text("state", "state")]
+    for of, split in _SHOWN.items():
+        columns += [
+            tables.number(f"{of}_{metric}", f"{split} {words} (%)", 1, 100.0)
+            for metric, words in METRICS.items()
+        ]
+        columns.append(tables.number(f"{of}_loss", f"{split} loss (nats)", 3))
+    columns.append(tables.number("best_epoch", "best epoch"))
+    columns.append(tables.number("seconds_per_epoch", "s/epoch", 2))
+    return tables.Table(
+        "norms_by_seed",
+        trials,
+        tuple(columns),
+        "Every trial: validation at its last epoch, training at its best.",
+        answers.training_note(results),
+    )
+
+
+def recipe_numbers(results: Results) -> pd.DataFrame:
+    """A row per norm and recipe: accuracies, loss, learning rates and how far it could move.
+
+    Returns:
+        norm, recipe, n, of, val_accuracy with low and high at the last epoch; best_val_accuracy,
+        best_train_accuracy, best_train_loss (nats) at the best; lr of the first epoch, lr_sum (sum
+        of the learning rates over the epochs).
+    """
+    trials, keys = with_best(results), ["norm", "recipe"]
+    table = statistics.compare(trials, keys, "val_accuracy")
+    table = table.rename(
+        columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
+    ).drop(columns="std")
+    for metric in ("best_val_accuracy", "best_train_accuracy", "best_train_loss"):
+        mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
+        table = table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
+    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    if "lr" in history:
+        rates = history.groupby([*keys, "trial"])["lr"].agg(["first", "sum"]).groupby(keys).mean()
+        rates.columns = ["lr", "lr_sum"]
+        table = table.merge(rates.reset_index(), on=keys, how="left")
+    order = {norm: place for place, norm in enumerate(results.levels("norm"))}
+    recipes = {recipe: place for place, recipe in enumerate(results.levels("recipe"))}
+    return table.sort_values(
+        keys, key=lambda column: column.map(order if column.name == "norm" else recipes)
+    ).reset_index(drop=True)
+
+
+def recipe_table(results: Results) -> tables.Table:
+    """The recipes side by side: tables/recipes."""
+    numbers = recipe_numbers(results)
+    columns = [
+        tables.text("norm", "norm"),
+        tables.text("recipe", "recipe"),
+        tables.count_of("n", "of"),
+        tables.interval(
+            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
+        ),
+        tables.number("best_train_accuracy", "train accuracy (%)", 1, 100.0),
+        tables.number("best_train_loss", "train loss (nats)", 3),
+    ]
+    if "lr" in numbers:
+        columns.append(tables.scientific("lr", "first lr"))
+        columns.append(tables.scientific("lr_sum", "sum of lr"))
+    return tables.Table(
+        "recipes",
+        numbers,
+        tuple(columns),
+        "The same networks under different recipes: validation at the last epoch, training at the "
+        "best.",
+        f"{answers.training_note(results)} Mean [95 % t interval] over seeds. Sum of lr: the "
+        "learning rates of all epochs added up, a measure of how far plain SGD could move the "
+        "weights.",
+    )
+
+
+def published_table() -> tables.Table:
+    """Figures of other people, for orientation."""
+    columns = (
+        tables.text("source", "source"),
+        tables.text("setting", "setting", wrap=True),
+        tables.text("result", "result", wrap=True),
+    )
+    return tables.Table(
+        "published",
+        pd.DataFrame(answers.published(), columns=["source", "setting", "result"]),
+        columns,
+        "**Other people's results**, not measured here.",
+        answers.PUBLISHED_LINKS,
+    )
+
+
+# ---- checks ----
+
+
+def own_against_torch(results: Results) -> pd.DataFrame:
+    """Curves of bn minus those of torch_bn for every shared seed and epoch.
+
+    Returns:
+        seed, epoch, and the differences of val_accuracy, train_accuracy_running, val_loss and
+        train_loss_running; empty when either norm is missing.
+    """
+    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    metrics = ["val_accuracy", "train_accuracy_running", "val_loss", "train_loss_running"]
+    history = history.reindex(columns=[*history, *(m for m in metrics if m not in history)])
+    own, torch = (
+        history[history["norm"] == norm].set_index(["seed", "epoch"])[metrics]
+        for norm in ("bn", "torch_bn")
+    )
+    return (own - torch).dropna(how="all").reset_index()
+
+
+def recompute(results: Results) -> Recomputed | None:
+    """Compute validation accuracy and macro-F1 again from the stored scores; None without any.
+
+    They are compared with the metrics of the epoch that the file names, or of the last.
+    """
+    worst = {"accuracy": 0.0, "macro_f1": 0.0}
+    trials = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
+    checked = [trial for trial in results.with_predictions() if trial in trials]
+    images = 0
+    for trial in checked:
+        stored = load_predictions(results.path, trial)
+        matrix = statistics.confusion(
+            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
+        )
+        images = len(stored.labels)
+        reported = results.reported(trial, stored.epoch)
+        again = {"accuracy": statistics.accuracy(matrix), "macro_f1": statistics.macro_f1(matrix)}
+        for metric, value in again.items():
+            worst[metric] = max(worst[metric], abs(value - float(reported[f"val_{metric}"])))
+    return Recomputed(len(checked), images, **worst) if checked else None
+
+
+def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
+    """Recall per class and norm on the validation images, and the best trial's confusion matrix.
+
+    Returns:
+        A frame (class, norm) of recalls in [0, 1], each norm by its trial of best validation
+        accuracy (at the epoch whose scores are stored) among those with stored scores; the matrix
+        of the best of these. None without any.
+    """
+    trials = statistics.usable(results.at_best(), "val_accuracy")
+    trials = trials[trials["trial"].isin(results.with_predictions())]
+    if trials.empty:
+        return None
+    trials = trials.sort_values("val_accuracy", ascending=False, kind="stable")
+    recalls, best = {}, None
+    for norm in results.levels("norm"):
+        group = trials[trials["norm"] == norm]
+        if group.empty:
+            continue
+        stored = load_predictions(results.path, group.iloc[0]["trial"])
+        matrix = statistics.confusion(
+            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
+        )
+        recalls[norm] = pd.Series(statistics.recall(matrix), index=list(stored.classes))
+        if group.iloc[0]["trial"] == trials.iloc[0]["trial"]:
+            best = matrix
+    assert best is not None
+    return pd.DataFrame(recalls), best
+
+
+# ---- figures ----
+
+
+def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
+    """Overlay plots of all norms, training beside validation, one figure per metric."""
+    found = []
+    norms = results.levels("norm")
+    history = results.history
+    of = f", recipe {results.levels('recipe')[0]}" if suffix else ""
+    for metric, (label, scale) in CURVES.items():
+        train = train_metric(history, metric)
+        running = train.endswith("_running")
+        names = {train: "running training" if running else "training"}
+        names |= {f"val_{metric}": "validation"}
+        if not set(names) <= set(history):
+            continue
+        drawn = figures.curves(history, names, "norm", norms, label, scale=scale, height=2.1)
+        path = figures.save(drawn, results.path / "figures", f"{metric}{suffix}")
+        words = label.split(" (")[0]
+        line = f"Curves of {words} over epochs, a line per norm; training left, validation right."
+        found.append(
+            Figure(
+                path,
+                f"{words[0].upper()}{words[1:]} of every norm on training and validation images"
+                f"{of}. {curve_note(running)}{figures.band_text(history, 'norm')}"
+                f"{_broken_text(history)}",
+                line,
+            )
+        )
+    return found
+
+
+@figures.styled
+def sanity_figure(results: Results) -> Figure:
+    """Own and torch's batch norm on top of each other, seed by seed."""
+    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    look = figures.NORM_STYLES
+    figure, axes = figures.panels(2, height=2.1)
+    for panel, (metric, label, scale) in zip(
+        axes,
+        (
+            ("val_error", "validation error (%)", 100.0),
+            ("train_loss_running", "running training loss (nats)", 1.0),
+        ),
+        strict=True,
+    ):
+        for norm, width, line in (("torch_bn", 3.2, "-"), ("bn", 1.1, "--")):
+            for number, (_, one) in enumerate(history[history["norm"] == norm].groupby("seed")):
+                panel.plot(
+                    one["epoch"],
+                    one[metric] * scale,
+                    line,
+                    linewidth=width,
+                    color="#aaaaaa" if norm == "torch_bn" else look[norm].color,
+                    label=norm if number == 0 else None,
+                )
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        figures.whole_numbers(panel)
+    figures.legend_below(figure, axes[0], 2)
+    path = figures.save(figure, results.path / "figures", "sanity")
+    return Figure(
+        path,
+        "Own bn (blue, dashed) over torch's (grey, wide): a line per seed. Where only blue on grey "
+        "is seen, the two agree.",
+        "Curves of own batch norm drawn over those of torch's batch norm.",
+    )
+
+
+@figures.styled
+def cost_figure(results: Results) -> Figure:
+    """Seconds per epoch and peak memory, a row per norm, a dot per seed."""
+    shown = {
+        column: label
+        for column, label in (
+            ("seconds_per_epoch", "seconds per epoch"),
+            ("peak_memory_mib", "peak memory (MiB)"),
+        )
+        if column in results.trials and results.trials[column].notna().any()
+    }
+    norms = results.levels("norm")
+    figure, axes = figures.panels(max(1, len(shown)), height=0.55 + 0.2 * len(norms))
+    for panel, (column, label) in zip(axes, shown.items(), strict=False):
+        figures.dots(panel, results.trials, "norm", norms, column, label)
+    path = figures.save(figure, results.path / "figures", "cost")
+    words = " and ".join(shown.values())
+    return Figure(
+        path,
+        f"{words[0].upper()}{words[1:]} of each norm: bar, mean over seeds; marks, "
+        f"single seeds ({figures.seeds_text(results.trials, 'norm')}).",
+        f"Bars per norm of {words}.",
+    )
+
+
+@figures.styled
+def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
+    """Recall of each class under each norm; of many classes the hardest."""
+    order = recalls.mean(axis=1).sort_values(kind="stable").index[:_MOST_CLASSES]
+    shown = recalls.loc[order]
+    figure, (axes, *_) = figures.panels(height=0.5 + 0.16 * len(shown))
+    figures.heatmap(
+        axes,
+        shown.to_numpy() * 100,
+        [str(name) for name in shown.index],
+        list(shown.columns),
+        lambda value: f"{value:.0f}",
+        low=np.floor(np.nanmin(shown.to_numpy()) * 10) * 10,
+        high=100,
+        label="recall (%)",
+    )
+    path = figures.save(figure, results.path / "figures", "classes")
+    cut = (
+        ""
+        if len(shown) == len(recalls)
+        else f" The {len(shown)} hardest of {len(recalls)} classes."
+    )
+    return Figure(
+        path,
+        "Recall (%) of each class on validation images, hardest class first, for the best trial of "
+        f"each norm (one seed each), at the epoch whose scores are stored.{cut}",
+        "Heat map of recall per class and norm.",
+    )
+
+
+@figures.styled
+def recipe_figure(results: Results) -> Figure:
+    """Validation accuracy of every norm, a panel per recipe."""
+    recipes = results.levels("recipe")
+    norms = results.levels("norm")
+    figure, axes = figures.panels(len(recipes), height=2.1, sharey=True)
+    look = figures.styles(norms)
+    for panel, recipe in zip(axes, recipes, strict=True):
+        part = results.where(recipe=recipe).history
+        for norm in norms:
+            figures.curve(
+                panel,
+                part[part["norm"] == norm],
+                "val_accuracy",
+                look[norm],
+                label=norm,
+                scale=100.0,
+            )
+        panel.set_title(f"recipe {recipe} ({figures.seeds_text(part, 'norm')})", loc="left")
+        panel.set_xlabel("epoch")
+        figures.whole_numbers(panel)
+    axes[0].set_ylabel("validation accuracy (%)")
+    figures.fit_to_lines(axes[0], results.history, ["val_accuracy"], 100.0)
+    figures.legend_below(figure, axes[0], len(norms))
+    path = figures.save(figure, results.path / "figures", "recipes")
+    band = figures.band_text(results.history, ["recipe", "norm"])
+    return Figure(
+        path,
+        f"Validation accuracy under each recipe. {band}",
+        "Curves of validation accuracy over epochs, one panel per recipe.",
+    )
+
+
+# ---- the report ----
+
+
+def _sections(results: Results, main: Results, table: tables.Table) -> list[Section]:
+    differences = own_against_torch(main)
+    checked = recompute(results)
+    found = class_recall(main)
+    sections = [
+        _result(main, table, checked),
+        Section(
+            "The questions, answered",
+            (Text(answers.answers(main, table.numbers, differences)),),
+        ),
+        Section("Curves", tuple(curve_figures(main))),
+    ]
+    if not differences.empty:
+        text = answers.identical(differences)
+        sections.append(
+            Section("Sanity check: own bn against torch's", (Text(text), sanity_figure(main)))
+        )
+    sections.append(
+        Section("Time and memory", (Text(answers.cost(main, table.numbers)), cost_figure(main)))
+    )
+    if found:
+        recalls, matrix = found
+        text = answers.classes(recalls, matrix)
+        sections.append(Section("Classes", (Text(text), class_figure(main, recalls))))
+    if _several(results):
+        recipes = recipe_table(results)
+        text = answers.recipes(results, recipes.numbers)
+        blocks: list[Block] = [Text(text), recipes, recipe_figure(results)]
+        for other in other_recipes(results):
+            blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
+        sections.append(Section("Recipes", tuple(blocks)))
+    sections.append(
+        Section("Beside published figures", (Text(answers.beside(results)), published_table()))
+    )
+    sections.append(Section("Limits", (Text(answers.limits(main, table.numbers)),)))
+    sections.append(Section("Every trial", (_seeds_shown(results),), optional=True))
+    return sections
+
+
+def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> Section:
+    against = ["minus bn (points)", "p (Holm)"] if _has_baseline(table.numbers) else []
+    compared = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB")
+    summary = Text(answers.summary(main, table.numbers))
+    blocks: list[Block] = [summary, compared, splits_table(main)]
+    blocks.append(Text(answers.recomputed(checked)))
+    return Section("Result", tuple(blocks))
+
+
+def _seeds_shown(results: Results) -> tables.Table:
+    table = seed_table(results)
+    keys = [key for key in ("recipe", "norm", "seed") if key in table.numbers]
+    return table.show(
+        *keys,
+        "state",
+        "val accuracy (%)",
+        "val macro-F1 (%)",
+        "val loss (nats)",
+        "train accuracy (%)",
+        "train loss (nats)",
+        "s/epoch",
+    )
+
+
+def _caption(results: Results) -> str:
+    recipes = results.levels("recipe")
+    recipe = f", recipe {recipes[0]}" if recipes else ""
+    return f"Norms compared{recipe}, best validation accuracy first."
+
+
+def _subject(numbers: pd.DataFrame) -> str:
+    seeds = int(numbers["of"].max()) if len(numbers) else 0
+    return f"validation accuracy over {seeds} seed{'s' if seeds != 1 else ''}, best first"
+
+
+def _short_note(numbers: pd.DataFrame) -> str:
+    missing = int((numbers["of"] - numbers["n"]).sum())
+    note = "Mean [95 % t interval]."
+    be = "trial is" if missing == 1 else "trials are"
+    return f"{note} {missing} {be} in no mean; the report names them." if missing else note
+
+
+def _broken_text(history: pd.DataFrame) -> str:
+    if history["state"].isin(statistics.FINISHED).all():
+        return ""
+    return " Thin lines that end in a cross: trials that did not finish."
+
+
+def _several(results: Results) -> bool:
+    return len(results.levels("recipe")) > 1

@@ -1,0 +1,712 @@
+"""The report of a search for the best settings: what was tried, what mattered, is the best better?
+
+Read from study.json (its key "search"), trials.csv, history.csv, search.json (importances) and
+best_config.json of one result folder. The trial "default" ran beside the search, for comparison.
+"""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.document import figures, provenance, tables
+from analysis.document import report as reports
+from analysis.document.markup import escape
+from analysis.document.report import Block, Code, Figure, Section, Text, join
+from analysis.document.tables import decimal, significant
+from analysis.document.words import measured_words, percent, points, stopping_text
+from analysis.results import statistics
+from analysis.results.folder import Results, load
+from core.errors import UserError
+from core.storage.files import read_json
+
+DEFAULT = "default"
+COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
+# Parts of the trials that ran after the search, on all training images, and what they hold.
+REPORTED = {"reported-default": "default", "reported-best": "best found"}
+_MOST_ROWS = 50
+_EDGE = 0.05  # share of a range: a best value closer to an end than this lies at the edge
+
+
+@provenance.of_finished
+def report(path: Path) -> None:
+    """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
+
+    Args:
+        path: result folder with study.json, trials.csv, history.csv and search.json.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged, or it holds no search.
+    """
+    results = load(path)
+    if not results.study.get("search"):
+        raise UserError(f"{path / 'study.json'} holds no search: it was not made with --search")
+    settings, every, final = (
+        settings_table(results), trial_table(results), reported_table(results)
+    )  # fmt: skip
+    for table in (settings, every, *([final] if final else [])):
+        tables.write(table, path / "tables")
+    title = f"Search for the best settings of {results.study['study']}"
+    sections = _sections(results, settings, every, final)
+    sources = ("search.json", "best_config.json")
+    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
+    tables.print_table(replace(settings, note=_plain(verdict(results))))
+    if final:
+        tables.print_table(replace(final, note=_plain(outcome(results))))
+    best, default = best_trial(results), default_trial(results)
+    if best is not None and (default is None or best["value"] > default["value"]):
+        file = shlex.quote(str(path / "best_config.json"))
+        print(f"use it: python {_script(results)} --config {file}")
+
+
+def _plain(words: str) -> str:
+    return words.replace("**", "")
+
+
+def _script(results: Results) -> str:
+    """The study's file, as the command that made the folder names it."""
+    command = [str(word) for word in results.study.get("command") or []]
+    named = [word for word in command if word.endswith(".py") and not Path(word).is_absolute()]
+    return named[0] if named else f"studies/{results.study['study']}.py"
+
+
+# ---- numbers ----
+
+
+def space(results: Results) -> dict[str, dict[str, Any]]:
+    """The searched settings with their ranges."""
+    return results.study["search"]["space"]
+
+
+def metric(results: Results) -> str:
+    """What the search is scored by: `heldout_accuracy`; in older folders `val_accuracy`."""
+    return results.study["search"].get("metric") or results.study.get("metric", "val_accuracy")
+
+
+def measure(results: Results) -> str:
+    """The searched metric in words, without the images that it is of: "accuracy", "mAP"."""
+    return measured_words(results.study).partition(" ")[2]
+
+
+def held_out(results: Results) -> bool:
+    """Whether the search was scored on a part of the training images."""
+    return metric(results).startswith("heldout_")
+
+
+def _best_value(results: Results) -> str:
+    return f"best {'held-out' if held_out(results) else 'val'} {measure(results)} (%)"
+
+
+def _coded(span: dict[str, Any], value: Any) -> Any:
+    """A choice as its place among the values, so that it can be drawn; a number as it is."""
+    choices = span.get("values")
+    if choices is None:
+        return value
+    return choices.index(value) if value in choices else None
+
+
+def _told(span: dict[str, Any], value: Any) -> str:
+    """A setting in words, from its number or the place of its choice."""
+    number = math.nan if value is None else float(value)
+    if span.get("values") is None or math.isnan(number):
+        return significant(number)
+    return escape(str(span["values"][int(number)]))
+
+
+def configurations(results: Results) -> pd.DataFrame:
+    """The tried configurations in the order of the search, without the default.
+
+    Returns:
+        number (from 0, as in the names), trial, state, each searched setting (a choice as its
+        place among the values), value (the metric at the best epoch; NaN for trials that
+        failed), so_far (largest value up to this row),
+        epochs_run, stopped_by.
+    """
+    trials = _with_settings(results)
+    searched = (trials["trial"] != DEFAULT) & ~trials["part"].isin(list(REPORTED))
+    trials = trials[searched].reset_index(drop=True)
+    trials["so_far"] = trials["value"].cummax().ffill()
+    trials["number"] = range(len(trials))
+    keys = ["number", "trial", "state", *space(results), "value", "so_far"]
+    return trials[[*keys, "epochs_run", "stopped_by"]]
+
+
+def default_trial(results: Results) -> dict[str, Any] | None:
+    """The trial with the settings as they are; None when it has not run or failed."""
+    trials = _with_settings(results)
+    found = trials[(trials["trial"] == DEFAULT) & trials["value"].notna()]
+    return {str(key): cell for key, cell in found.iloc[0].items()} if len(found) else None
+
+
+def best_trial(results: Results) -> dict[str, Any] | None:
+    """The first configuration with the largest value; None without any value."""
+    found = configurations(results).dropna(subset=["value"])
+    if found.empty:
+        return None
+    row = found.sort_values("value", ascending=False, kind="stable").iloc[0]
+    return {str(key): cell for key, cell in row.items()}
+
+
+def _with_settings(results: Results) -> pd.DataFrame:
+    """All trials with the searched settings as declared and their value."""
+    trials = results.trials.copy()
+    declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
+    defaults = results.study["search"].get("default") or {}
+    for key, span in space(results).items():
+        told = trials[key] if key in trials else pd.Series(math.nan, index=trials.index)
+        values = []
+        for name, cell in zip(trials["trial"], told, strict=True):
+            value = declared.get(name, {}).get(key, cell)
+            if name == DEFAULT:
+                value = declared.get(name, {}).get(key, defaults.get(key))
+            value = _coded(span, value)
+            values.append(math.nan if value is None else value)
+        trials[key] = pd.Series(values, index=trials.index, dtype=float)
+    counted = trials["state"].isin(COUNTED)
+    column = f"best_{metric(results)}"
+    value = trials.get(column, pd.Series(math.nan, index=trials.index)).astype(float)
+    trials["value"] = value.where(counted & np.isfinite(value))
+    for key in ("epochs_run", "stopped_by"):
+        trials[key] = trials.get(key)
+    return _own_rate(results, trials) if "lr" in trials else trials
+
+
+def _own_rate(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
+    """Fill a default lr that is left to the recipe: as noted, or the highest of its epochs."""
+    mine = (trials["trial"] == DEFAULT) & trials["lr"].isna()
+    if not mine.any():
+        return trials
+    history = results.history[results.history["trial"] == DEFAULT]
+    rate = history["lr"].max() if "lr" in history else math.nan
+    if "base_lr" in trials and trials.loc[mine, "base_lr"].notna().all():
+        rate = trials.loc[mine, "base_lr"].iloc[0]
+    trials.loc[mine, "lr"] = float(rate)
+    return trials
+
+
+def gain(results: Results) -> dict[str, Any]:
+    """Best minus default in the reported metric, paired over seeds; empty without a pair.
+
+    Returns:
+        difference, low, high, n as of `statistics.paired`.
+    """
+    trials, column = results.trials, f"best_{results.study['metric']}"
+    trials = trials[trials["part"].isin(list(REPORTED))]
+    if column not in trials or not set(REPORTED) <= set(trials["part"]):
+        return {}
+    found = statistics.paired(trials, "part", column, "reported-default", states=COUNTED)
+    return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else {}
+
+
+# ---- tables ----
+
+
+def reported_table(results: Results) -> tables.Table | None:
+    """Default and best, trained on all images and scored on the reported: tables/reported."""
+    column, rows = f"best_{results.study['metric']}", []
+    for part, words in REPORTED.items():
+        trials = results.trials[results.trials["part"] == part]
+        if trials.empty or column not in trials:
+            continue
+        found = statistics.t_interval(statistics.usable(trials, column, COUNTED)[column])
+        difference = gain(results) if part == "reported-best" else {}
+        rows.append(
+            {"settings": words, **found._asdict(), "of": len(trials)}
+            | {key: difference.get(key, math.nan) for key in ("difference",)}
+            | {f"difference_{key}": difference.get(key, math.nan) for key in ("low", "high")}
+        )
+    if not rows:
+        return None
+
+    def interval(row: Any, mean: str, low: str, high: str, signed: bool = False) -> str:
+        return tables.bracketed(*(row[key] * 100 for key in (mean, low, high)), signed=signed)
+
+    columns = (
+        tables.text("settings", "settings"),
+        tables.count_of("n", "of"),
+        tables.Column(
+            f"best val {measure(results)} (%)", lambda row: interval(row, "mean", "low", "high")
+        ),
+        tables.Column(
+            "minus default (points)",
+            lambda row: (
+                ""
+                if math.isnan(row["difference"])
+                else interval(row, "difference", "difference_low", "difference_high", True)
+            ),
+        ),
+    )
+    note = (
+        "Mean [95 % t interval] over seeds, at each trial's best epoch; the difference is paired "
+        "over seeds. These trials were trained on all training images; no trial of the search "
+        "read the validation images."
+    )
+    caption = "Default and best settings on the validation images."
+    return tables.Table("reported", pd.DataFrame(rows), columns, caption, note)
+
+
+def settings_table(results: Results) -> tables.Table:
+    """Ranges, default and best of every searched setting: tables/search."""
+    best, default = best_trial(results) or {}, default_trial(results) or {}
+    weights = importances(results)[0] or {}
+    given = results.study["search"].get("default") or {}
+    rows = []
+    for key, found in space(results).items():
+        rows.append(
+            {
+                "setting": key,
+                "low": found.get("low", math.nan),
+                "high": found.get("high", math.nan),
+                "log": bool(found.get("log")),
+                "default": default.get(key, _coded(found, given.get(key))),
+                "best": best.get(key, math.nan),
+                "importance": weights.get(key, math.nan),
+            }
+        )
+    value = {"setting": _best_value(results), "importance": math.nan, "low": math.nan}
+    value |= {"default": default.get("value", math.nan), "best": best.get("value", math.nan)}
+    numbers = pd.DataFrame([*rows, value | {"high": math.nan, "log": False}])
+    numbers["default"] = pd.to_numeric(numbers["default"], errors="coerce")
+
+    def shown(key: str) -> Any:
+        def cell(row: Any) -> str:
+            if row["setting"] == value["setting"]:
+                return decimal(row[key] * 100, 1)
+            return _told(space(results)[row["setting"]], row[key])
+
+        return cell
+
+    def span(row: Any) -> str:
+        choices = space(results).get(row["setting"], {}).get("values")
+        if choices is not None:
+            return ", ".join(escape(str(choice)) for choice in choices)
+        if math.isnan(row["low"]):
+            return ""
+        scale = ", log" if row["log"] else ""
+        return f"{significant(row['low'])} to {significant(row['high'])}{scale}"
+
+    columns = (
+        tables.text("setting", "setting"),
+        tables.Column("searched", span),
+        tables.Column("default", shown("default")),
+        tables.Column("best found", shown("best")),
+        tables.Column(
+            "importance",
+            lambda row: "" if math.isnan(row["importance"]) else decimal(row["importance"], 2),
+        ),
+    )
+    note = f"One seed each; the best is that of {len(configurations(results))} configurations."
+    return tables.Table("search", numbers, columns, "The searched settings.", note)
+
+
+def trial_table(results: Results) -> tables.Table:
+    """Every configuration, best first: tables/search_trials."""
+    numbers = configurations(results).sort_values("value", ascending=False, kind="stable")
+    columns = (
+        tables.text("trial", "trial"),
+        *(
+            tables.Column(key, lambda row, key=key, span=span: _told(span, row[key]))
+            for key, span in space(results).items()
+        ),
+        tables.number("value", _best_value(results), 1, 100.0),
+        tables.Column("epochs", lambda row: decimal(float(row["epochs_run"] or 0), 0)),
+        tables.text("state", "state"),
+    )
+    numbers = numbers.reset_index(drop=True)
+    return tables.Table("search_trials", numbers, columns, "Every configuration, best first.")
+
+
+def importances(results: Results) -> tuple[dict[str, float] | None, str]:
+    """The importance of each setting, or None and why there is none."""
+    file = results.path / "search.json"
+    if not file.exists():
+        return None, "search.json is missing"
+    found = read_json(file)
+    weights = found.get("importances") if isinstance(found, dict) else None
+    if not weights:
+        return None, str((found or {}).get("why") or "none were recorded")
+    return {key: float(weight) for key, weight in weights.items()}, ""
+
+
+# ---- figures ----
+
+
+@figures.styled
+def history_figure(results: Results) -> Figure:
+    """Values in the order of the search, and the best so far."""
+    tried, default = configurations(results), default_trial(results)
+    figure, (axes, *_) = figures.panels(height=1.95)
+    axes.step(
+        tried["number"],
+        tried["so_far"] * 100,
+        where="post",
+        color="#000000",
+        linewidth=1.0,
+        label="best so far",
+    )
+    _marks(axes, tried["number"], tried)
+    if default:
+        label = "default settings"
+        axes.axhline(default["value"] * 100, color="#D55E00", ls="--", linewidth=1.1, label=label)
+    _failures(axes, tried["number"], tried)
+    axes.set_xlabel("configuration, in the order of the search (from 0)")
+    axes.set_ylabel(_best_value(results).removeprefix("best "))  # the height is short
+    figures.whole_numbers(axes)
+    figures.legend_below(figure, axes, 5)
+    path = figures.save(figure, results.path / "figures", "search_history")
+    return Figure(
+        path,
+        f"Best {measured_words(results.study)} of each configuration over its epochs, in the order "
+        "of the search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One "
+        "seed each.",
+        "Value of each configuration in the order of the search, with the best so far.",
+    )
+
+
+@figures.styled
+def settings_figure(results: Results) -> Figure:
+    """Values against every searched setting."""
+    tried, default, best = configurations(results), default_trial(results), best_trial(results)
+    searched = space(results)
+    columns = min(3, len(searched))
+    rows = math.ceil(len(searched) / columns)
+    figure, axes = figures.panels(columns, rows, height=0.6 + 1.6 * rows, sharey=True)
+    for spare in axes[len(searched) :]:
+        spare.set_visible(False)
+    for panel, (key, span) in zip(axes, searched.items(), strict=False):
+        _marks(panel, tried[key], tried)
+        for one, marker, color, label in (
+            (best, "*", "#000000", "best found"),
+            (default, "D", "#D55E00", "default settings"),
+        ):
+            if one and not math.isnan(one[key]):
+                panel.plot(
+                    [one[key]],
+                    [one["value"] * 100],
+                    marker,
+                    color=color,
+                    markersize=9 if one is best else 5,
+                    label=label,
+                )
+        if span.get("log"):
+            panel.set_xscale("log")
+        if span.get("values") is not None:
+            panel.set_xticks(range(len(span["values"])), [str(v) for v in span["values"]])
+        _failures(panel, tried[key], tried)
+        panel.margins(x=0.07)
+        panel.set_xlabel(f"{key}" + (" (log axis)" if span.get("log") else ""))
+    for panel in axes[::columns]:
+        panel.set_ylabel(_best_value(results).removeprefix("best "))
+    # The default lies on an axis only where it has a value; the fullest legend names all marks.
+    fullest = max(axes, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
+    figures.legend_below(figure, fullest, 5)
+    path = figures.save(figure, results.path / "figures", "search_settings")
+    return Figure(
+        path,
+        "The same values against each searched setting; the other settings differ from mark to "
+        "mark.",
+        "Scatter plots of the value against each searched setting.",
+    )
+
+
+def _marks(axes: Any, x: pd.Series, tried: pd.DataFrame) -> None:
+    """Finished configurations filled, stopped ones hollow."""
+    for state, marker, inside in (("finished", "o", "#0072B2"), ("stopped", "s", "white")):
+        some = (tried["state"] == state) & tried["value"].notna()
+        if some.any():
+            axes.plot(
+                x[some],
+                tried.loc[some, "value"] * 100,
+                marker,
+                color="#0072B2",
+                markerfacecolor=inside,
+                markersize=4.5,
+                label=state if state == "finished" else "stopped early",
+            )
+
+
+def _failures(axes: Any, x: pd.Series, tried: pd.DataFrame) -> None:
+    """Crosses on the lower edge for configurations without a value."""
+    broken = tried["state"].isin(["failed", "diverged"])
+    if broken.any():
+        axes.plot(
+            x[broken],
+            np.full(int(broken.sum()), 0.03),
+            "x",
+            color="#000000",
+            transform=axes.get_xaxis_transform(),
+            label="failed",
+        )
+
+
+@figures.styled
+def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
+    """A bar per setting, most important first."""
+    order = sorted(weights, key=lambda key: -weights[key])
+    figure, (axes, *_) = figures.panels(height=0.6 + 0.22 * len(order))
+    values = [weights[key] for key in order]
+    axes.barh(range(len(order)), values, color="#0072B2", alpha=0.6, height=0.6)
+    for row, value in enumerate(values):
+        axes.text(value, row, f" {value:.2f}", va="center")
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
+    axes.set_xlabel("importance (share of the explained variance)")
+    axes.grid(visible=False, axis="y")
+    path = figures.save(figure, results.path / "figures", "importances")
+    return Figure(
+        path,
+        f"Importance of each setting for the best {measured_words(results.study)} within the "
+        "searched ranges (fANOVA over the configurations with a value).",
+        f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
+    )
+
+
+# ---- texts ----
+
+
+def summary(results: Results) -> str:
+    """What was searched and what came out, in one paragraph."""
+    search, tried = results.study["search"], configurations(results)
+    states = tried["state"].value_counts()
+    planned = int(search.get("trials") or len(tried))
+    ways = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
+    ways |= {"diverged": "diverged", "unfinished": "did not run to the end"}
+    counts = [f"{states[state]} {words}" for state, words in ways.items() if state in states]
+    first = (
+        f"{escape(search.get('sampler', 'The sampler'))} proposed {len(tried)} of {planned} "
+        f"configurations of {join([f'`{key}`' for key in space(results)])}"
+    )
+    first += f": {join(counts)}. " if counts else ". "
+    best = best_trial(results)
+    if best is None:
+        return f"{first}**None has a value, so there is no result yet.**"
+    chosen = join([f"`{key}` = {_told(span, best[key])}" for key, span in space(results).items()])
+    return (
+        f"{first}The best, `{best['trial']}`, has {percent(best['value'])} "
+        f"{measured_words(results.study)} at its best epoch, with {chosen}. {verdict(results)} "
+        f"{outcome(results)}".rstrip()
+    )
+
+
+def verdict(results: Results) -> str:
+    """Does the best score higher in the search than the default? One sentence, and how sure."""
+    best, default = best_trial(results), default_trial(results)
+    if best is None:
+        return "No configuration has a value yet."
+    if default is None:
+        return (
+            "The default settings did not finish beside the search, so it cannot be said whether "
+            "the best scores higher."
+        )
+    lead = best["value"] - default["value"]
+    rate = "settings"
+    if "lr" in space(results) and not math.isnan(default["lr"]):
+        rate = f"learning rate of {significant(default['lr'])}"
+        if len(space(results)) > 1:
+            rate += " and the other default settings"
+    size = f"{percent(best['value'])} against {percent(default['value'])}"
+    tried = int(configurations(results)["value"].notna().sum())
+    if lead <= 0:
+        return (
+            f"**No configuration scores higher than the default {rate}:** {size} "
+            f"({points(lead, True)}). Keep the default."
+        )
+    caution = f"one seed each, and the best of {tried} is picked for being high, partly by chance"
+    noise = _sampling(results, best["value"], default["value"])
+    if noise and lead < 2 * noise:
+        kind = "held-out" if held_out(results) else "validation"
+        caution += (
+            f"; the {_images(results):,} {kind} images alone leave an error of about "
+            f"{points(noise)} in such a difference"
+        )
+    return (
+        f"It scores higher than the default {rate}: {size} ({points(lead, True)}), with caution: "
+        f"{caution}."
+    )
+
+
+def outcome(results: Results) -> str:
+    """Is the best better than the default on the reported images? "" where that was not run."""
+    found = gain(results)
+    if not found:
+        return ""
+    seeds = f"{found['n']:.0f} seed" + ("" if found["n"] == 1 else "s")
+    size = f"{points(found['difference'], True)}"
+    if math.isnan(found["low"]):  # one seed, or the same difference in each
+        return f"On the validation images it differs by {size} in {seeds}, which may be chance."
+    low, high = (decimal(found[key] * 100, 1, True) for key in ("low", "high"))
+    size += f" [{low}, {high}] over {seeds}"
+    if found["low"] > 0 or found["high"] < 0:
+        way = "better" if found["low"] > 0 else "worse"
+        return f"**On the validation images it is {way} than the default settings:** {size}."
+    return f"On the validation images these seeds show no difference to the default: {size}."
+
+
+def _images(results: Results) -> int:
+    """How many images the search is scored on."""
+    data = results.study.get("data") or {}
+    if held_out(results):
+        return (data.get("holdout") or {}).get("scored", 0)
+    return provenance.image_counts(data).get("val", 0)
+
+
+def _sampling(results: Results, *fractions: float) -> float:
+    """Standard error of a difference of accuracies on this many images, taken as independent.
+
+    0 for another metric, whose error no formula gives.
+    """
+    images = _images(results) if measure(results) == "accuracy" else 0
+    return math.sqrt(sum(p * (1 - p) for p in fractions) / images) if images else 0.0
+
+
+def edges(results: Results) -> str:
+    """Which settings of the best lie at an end of their range; "" when none does."""
+    best, found = best_trial(results), []
+    if best is None:
+        return ""
+    for key, span in space(results).items():
+        if span.get("values") is not None:  # a choice has no edge
+            continue
+        low, high, value = float(span["low"]), float(span["high"]), float(best[key])
+        if math.isnan(value) or not high > low:
+            continue
+        if span.get("log"):
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        place = (value - low) / (high - low)
+        if place < _EDGE or place > 1 - _EDGE:
+            found.append(f"`{key}` ({'lower' if place < 0.5 else 'upper'} end)")
+    if not found:
+        return ""
+    return f"The best lies at the edge of the searched range of {join(found)}: widen it."
+
+
+def importance_text(results: Results) -> str:
+    """What mattered most, and how far that can be trusted."""
+    weights, why = importances(results)
+    if weights is None:
+        return f"No importances: {escape(why.rstrip('.'))}."
+    order = sorted(weights, key=lambda key: -weights[key])
+    valued = int(configurations(results)["value"].notna().sum())
+    listed = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
+    few = " With so few these shares are rough." if valued < 30 else ""
+    return (
+        f"Share of the variation between configurations that each setting explains: {listed}. It "
+        f"holds for the searched ranges and rests on {valued} configurations.{few}"
+    )
+
+
+def _chosen_on(results: Results) -> str:
+    """On which images settings and epochs are chosen."""
+    if not held_out(results):
+        return (
+            "Settings are chosen on the validation images, so the best value is no estimate for "
+            "new images; a test set or other seeds have to confirm it."
+        )
+    absent = ((results.study.get("data") or {}).get("holdout") or {}).get("missing") or []
+    few = f" None of them shows {join([escape(name) for name in absent])}." if absent else ""
+    return (
+        f"Settings are chosen on {_images(results):,} images held out of the training images, so "
+        f"their values are no estimate for new images.{few} The trials on the validation images "
+        "choose their best epoch on these, as every trial of a comparison does."
+    )
+
+
+def limits(results: Results) -> str:
+    """What the numbers cannot carry."""
+    items = [
+        "One seed for each configuration: a lead may be luck of the seed. The largest of many "
+        "noisy values is higher than its own mean would be.",
+        _chosen_on(results),
+        "TPE proposes more often where values were high: the marks are not spread evenly, and the "
+        "scatter plots show settings together, not one alone.",
+    ]
+    if (configurations(results)["state"] == "stopped").any():
+        items.append(
+            "Configurations that were stopped early count with the epochs they ran: a setting that "
+            "starts slowly is at a disadvantage."
+        )
+    data = results.study.get("data") or {}
+    if data.get("kind") == "synthetic":
+        items.append("Generated images, not photographs: the best settings need not carry over.")
+    if results.study.get("scale") not in (None, "full"):
+        items.append(
+            f"Scale `{escape(results.study['scale'])}`: fewer epochs and smaller images may "
+            "favour other settings than the full scale."
+        )
+    return "\n".join(f"- {item}" for item in items)
+
+
+# ---- the report ----
+
+
+def _sections(
+    results: Results, settings: tables.Table, every: tables.Table, final: tables.Table | None
+) -> list[Section]:
+    drawn: Sequence[Block] = (
+        (history_figure(results), settings_figure(results)) if best_trial(results) else ()
+    )
+    weights = importances(results)[0]
+    words = "\n\n".join(part for part in (summary(results), edges(results)) if part)
+    shown = replace(every, numbers=every.numbers.head(_MOST_ROWS))
+    rest = len(every.numbers) - _MOST_ROWS
+    if rest > 0:
+        shown = replace(shown, note=f"{rest} more are in tables/search_trials.csv.")
+    return [
+        Section("Result", (Text(words), *([final] if final else []), settings)),
+        Section("Use it", _use(results)),
+        Section(
+            "What was tried", (*drawn, Text(f"Early stopping. {stopping_text(results.study)}"))
+        ),
+        Section(
+            "What mattered",
+            (
+                Text(importance_text(results)),
+                *([importance_figure(results, weights)] if weights else []),
+            ),
+        ),
+        Section("Limits", (Text(limits(results)),)),
+        Section("Every configuration", (shown,), optional=True),
+    ]
+
+
+def _use(results: Results) -> tuple[Block, ...]:
+    """The command, and what its file holds."""
+    file, best = results.path / "best_config.json", best_trial(results)
+    if best is None or not file.exists():
+        return (Text("There is no `best_config.json` yet."),)
+    held = read_json(file)
+    blocks: list[Block] = [
+        Text(
+            "The best settings are in `best_config.json` beside this report; the command takes its "
+            f"path. It holds {_held(held)}."
+        ),
+        Code(f"python {_script(results)} --config best_config.json"),
+    ]
+    other = [
+        key
+        for key, span in space(results).items()
+        if isinstance(held, dict) and key in held and not _same(_coded(span, held[key]), best[key])
+    ]
+    if other:
+        listed = join([f"`{key}`" for key in other])
+        blocks.append(
+            Text(f"**It differs from the best configuration of trials.csv in {listed}.**")
+        )
+    return tuple(blocks)
+
+
+def _held(held: Any) -> str:
+    if not isinstance(held, dict) or not held:
+        return "no settings"
+    shown = {k: f"{v:.6g}" if isinstance(v, float) else escape(v) for k, v in held.items()}
+    return join([f"`{key}` = {value}" for key, value in shown.items()])
+
+
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, int | float) and math.isclose(one, other, rel_tol=1e-9)

@@ -1,0 +1,516 @@
+"""The report of the VOC study: what the lab asks about ranking photographs by each class.
+
+Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder; the
+images are looked at only for the pictures of the top and bottom ten. The same study with the same
+seeds gives the same bytes: times and memory are in trials.csv, not here.
+
+LABTUNE_AUTHOR="Ada Lovelace, 123456" puts a name and matriculation number on the report.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.document import figures, provenance, tables
+from analysis.document import report as reports
+from analysis.document.report import Block, Code, Equation, Figure, Section, Text
+from analysis.results import statistics
+from analysis.results.folder import Predictions, Results, load, load_predictions, train_metric
+from analysis.studies.voc import answers, pictures, tail_accuracy
+from core.errors import UserError
+from core.training.metrics import average_precision, counted_labels, voc_average_precision
+
+TITLE = "Photographs ranked by each of their classes"
+ENDED = ("finished", "stopped")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A main trial with its stored scores.
+
+    Attributes:
+        trial: its name.
+        seed: of the trial; None where nothing says it (imported scores).
+        stored: scores of its best epoch, labels, files, classes, config.
+        ap: (C,) average precision of each class; NaN where undefined.
+    """
+
+    trial: str
+    seed: Any
+    stored: Predictions
+    ap: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Return the mean over the classes that have an average precision."""
+        return float(np.nanmean(self.ap)) if np.isfinite(self.ap).any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """mAP from the stored scores against what the trials reported.
+
+    Attributes:
+        trials: number of trials checked.
+        images: per trial.
+        difference: largest absolute difference of mAP.
+    """
+
+    trials: int
+    images: int
+    difference: float
+
+
+@provenance.of_finished
+def report(path: Path) -> None:
+    """Write tables/, figures/, report.html and report.pdf of a VOC study, print its headline.
+
+    Args:
+        path: result folder with study.json, trials.csv, history.csv and predictions/.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged, or ended trials left no scores.
+    """
+    results = load(path)
+    scored = scored_trials(results)
+    if not scored and (numbers := fold_numbers(results)) is not None:  # --part folds
+        sections = [_folds(results, numbers)]
+        reports.write(provenance.study_report(results, TITLE, sections, timed=False), path)
+        tables.print_table(fold_table(numbers))
+        return
+    if not scored and not main_trials(results)["state"].isin(ENDED).any():
+        provenance.report_reasons(results)
+        return
+    if not scored:
+        raise UserError(
+            f"{path}: no trial has ended with stored scores, so there is nothing to report; "
+            "trials.csv says why"
+        )
+    best = max(scored, key=lambda one: -1.0 if np.isnan(one.mean) else one.mean)
+    table = class_table(scored, best)
+    tables.write(table, path / "tables")
+    sections = _sections(results, scored, best, table)
+    reports.write(provenance.study_report(results, TITLE, sections, timed=False), path)
+    tables.print_table(_headline(table))
+
+
+def scored_trials(results: Results) -> list[Scored]:
+    """Return the ended trials without a fold that have stored scores, in the study's order."""
+    main = main_trials(results)
+    names = set(main.loc[main["state"].isin(ENDED), "trial"])
+    seeds = dict(zip(main["trial"], main["seed"], strict=True)) if "seed" in main else {}
+    found = []
+    for trial in results.with_predictions():
+        if trial in names:
+            stored = load_predictions(results.path, trial)
+            ap = average_precision(stored.scores, stored.labels)
+            found.append(Scored(trial, seeds.get(trial), stored, ap))
+    return found
+
+
+def main_trials(results: Results) -> pd.DataFrame:
+    """Return the trials that are no fold of a cross-validation."""
+    trials = results.trials
+    return trials[trials["fold"].isna()] if "fold" in trials else trials
+
+
+# ---- tables ----
+
+
+def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
+    """Every number of the per-class table, a row per class, then the mean over classes.
+
+    Returns:
+        class, images (with it), difficult (only difficult ones, ignored), n (trials), ap with low
+        and high (mean over trials, 95 % t interval); of the best trial best_ap, ap_2007, ap_2010,
+        accuracy (share of right decisions at the decision threshold), all_negative (accuracy of
+        saying no to every image) and random (share of the counted images with the class, which is
+        the AP of a random order in the long run). Shares in [0, 1], NaN where undefined.
+    """
+    stored = best.stored
+    present, counted = counted_labels(stored.scores, stored.labels)
+    cut = answers.decision(stored)
+    right = ((stored.scores > cut) == present) & counted
+    pairs = counted.sum(axis=0)
+    share = np.divide(
+        (present & counted).sum(axis=0), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0
+    )
+    accuracy = np.divide(right.sum(axis=0), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    columns = {
+        "best_ap": best.ap,
+        "ap_2007": voc_average_precision(stored.scores, stored.labels, "2007"),
+        "ap_2010": voc_average_precision(stored.scores, stored.labels, "2010"),
+        "accuracy": accuracy,
+        "all_negative": 1 - share,
+        "random": np.where(share > 0, share, np.nan),
+    }
+    aps = np.stack([one.ap for one in scored])
+    rows = []
+    for c, name in enumerate(stored.classes):
+        row = {"class": name, "images": int((present & counted)[:, c].sum())}
+        row |= {"difficult": int((~counted[:, c]).sum()), **_over_trials(aps[:, c])}
+        rows.append(row | {key: float(values[c]) for key, values in columns.items()})
+    total = {"class": "mean over classes", "images": float("nan"), "difficult": float("nan")}
+    total |= _over_trials(np.array([one.mean for one in scored]))
+    total |= {key: _nan_mean(values) for key, values in columns.items()}
+    # The shares of right decisions are over all pairs, as a program that counts would say it.
+    total |= {"accuracy": float(right.sum() / max(1, counted.sum()))}
+    total |= {"all_negative": float((counted & ~present).sum() / max(1, counted.sum()))}
+    return pd.DataFrame([*rows, total])
+
+
+def class_table(scored: Sequence[Scored], best: Scored) -> tables.Table:
+    """The per-class table: tables/average_precision."""
+    numbers = class_numbers(scored, best)
+    several = len(scored) > 1
+    over = f"mean over {len(scored)} seeds [95 % t interval]" if several else "one trial"
+    columns = (
+        tables.text("class", "class"),
+        tables.number("images", "images"),
+        tables.number("difficult", "difficult"),
+        tables.interval("ap", "low", "high", "AP (%)"),
+        tables.number("best_ap", "AP, best (%)", 1, 100.0),
+        tables.number("ap_2007", "VOC 2007 (%)", 1, 100.0),
+        tables.number("ap_2010", "VOC 2010 (%)", 1, 100.0),
+        tables.number("random", "random (%)", 1, 100.0),
+        tables.number("accuracy", "accuracy (%)", 1, 100.0),
+        tables.number("all_negative", "all no (%)", 1, 100.0),
+    )
+    return tables.Table(
+        "average_precision",
+        numbers,
+        columns,
+        "Average precision of each class over the whole validation list.",
+        f"AP: scikit-learn's, {over}. Of the best trial (`{best.trial}`): the same, the 11-point "
+        "interpolation of VOC 2007 and the area of VOC 2010 and later; accuracy of deciding at "
+        f"{answers.decision(best.stored):g}, and of saying no to every image. Images: with the "
+        "class; difficult: left out. Random: the share of images with the class, the AP of a "
+        f"random order. {answers.undefined(best.stored.classes, best.ap)}",
+    )
+
+
+def parameter_table(config: dict[str, Any], varied: dict[str, Sequence[Any]]) -> tables.Table:
+    """Every setting with its value: tables/parameters."""
+    rows = [
+        (key, ", ".join(map(str, varied[key])) if key in varied else str(value))
+        for key, value in config.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["setting", "value"])
+    frame["meaning"] = [answers.MEANING.get(key, "") for key in frame["setting"]]
+    columns = (
+        tables.text("setting", "setting"),
+        tables.text("value", "value"),
+        tables.text("meaning", "meaning", wrap=True),
+    )
+    return tables.Table("parameters", frame, columns, "All settings and seeds.")
+
+
+def tail_table(scored: Sequence[Scored], best: Scored, tail: tail_accuracy.TailAccuracy):
+    """The table of the best trial's tail, with the mean over trials at the same thresholds."""
+    table = tail_accuracy.table(tail)
+    if len(scored) < 2:
+        return table
+    means = np.stack(
+        [
+            tail_accuracy.tail_accuracy(one.stored.scores, one.stored.labels, tail.thresholds).mean
+            for one in scored
+        ]
+    )
+    over = pd.DataFrame([_over_trials(column) for column in means.T]).add_prefix("seeds_")
+    shown = tables.interval("seeds_ap", "seeds_low", "seeds_high", "mean over seeds (%)")
+    return replace(
+        table,
+        numbers=pd.concat([table.numbers, over], axis=1),
+        columns=(*table.columns[:2], shown, *table.columns[2:]),
+        note=f"{table.note} All but “mean over seeds” [95 % t interval] is of `{best.trial}`; the "
+        "mean is over the seeds whose tail is not empty.",
+    )
+
+
+def published_table() -> tables.Table:
+    """Figures of other people, for orientation."""
+    columns = (
+        tables.text("source", "source"),
+        tables.text("setting", "setting", wrap=True),
+        tables.text("result", "mAP (%)"),
+    )
+    return tables.Table(
+        "published",
+        pd.DataFrame(answers.PUBLISHED, columns=["source", "setting", "result"]),
+        columns,
+        "**Other people's results** on photographs, not measured here.",
+        answers.PUBLISHED_LINKS,
+    )
+
+
+def _headline(table: tables.Table) -> tables.Table:
+    short = table.show("class", "images", "AP (%)", "random (%)", "accuracy (%)", "all no (%)")
+    return replace(short, note="Accuracy and “all no” are of the best trial.")
+
+
+# ---- checks ----
+
+
+def recompute(results: Results, scored: Sequence[Scored]) -> Checked:
+    """Hold mAP from the stored scores against what the trials reported of that epoch."""
+    table = results.trials.set_index("trial")
+    worst = 0.0
+    for one in scored:
+        row = table.loc[one.trial]
+        reported = row.get("best_val_map")
+        if reported is None or pd.isna(reported):
+            reported = row.get("val_map")
+        if reported is not None and pd.notna(reported) and np.isfinite(one.mean):
+            worst = max(worst, abs(float(reported) - one.mean))
+    return Checked(len(scored), len(scored[0].stored.files), worst)
+
+
+# ---- cross-validation ----
+
+
+def fold_numbers(results: Results) -> pd.DataFrame | None:
+    """The proper way beside the lab's short cut, a row per seed; None without whole folds.
+
+    Returns:
+        seed, epoch (the one with the best mean of the folds' held-out mAP, the first if equal),
+        heldout (that mean), proper (mAP on val of the folds' averaged scores at that epoch),
+        shortcut (best mAP on val over epochs, chosen on val) and its shortcut_epoch, same_epoch
+        (mAP on val of the model that trained on everything, at the epoch that the folds chose).
+    """
+    trials = results.trials
+    if "fold" not in trials:
+        return None
+    folds = trials[trials["fold"].notna() & trials["state"].isin(ENDED)]
+    folds = folds[folds["trial"].isin(results.with_predictions())]
+    main = main_trials(results)
+    rows = []
+    for seed, group in folds.groupby("seed", sort=True):
+        if len(group) < int(group["folds"].iloc[0]):
+            continue  # a fold failed: the others do not cover the training images
+        rows.append({"seed": seed, **_one_seed(results, group["trial"].tolist())})
+        curve = results.history[
+            results.history["trial"].isin(main.loc[main["seed"] == seed, "trial"])
+        ]
+        curve = curve.dropna(subset=["val_map"]) if "val_map" in curve else curve.iloc[:0]
+        if len(curve):
+            at = curve.set_index("epoch")["val_map"]
+            rows[-1] |= {"shortcut": float(at.max()), "shortcut_epoch": int(at.idxmax())}
+            rows[-1]["same_epoch"] = float(at.get(rows[-1]["epoch"], np.nan))
+    keys = ["seed", "epoch", "heldout", "proper", "shortcut", "shortcut_epoch", "same_epoch"]
+    return pd.DataFrame(rows).reindex(columns=keys) if rows else None
+
+
+def _one_seed(results: Results, trials: Sequence[str]) -> dict[str, Any]:
+    """Choose the epoch on the folds, and evaluate their averaged scores on val once."""
+    curves, on_val, labels = [], [], None
+    for trial in trials:
+        stored = load_fold(results.path, trial)
+        truth = stored["labels"]
+        curves.append([np.nanmean(average_precision(s, truth)) for s in stored["heldout_scores"]])
+        on_val.append(stored["val_scores"])
+        labels = stored["val_labels"]
+    epochs = min(len(curve) for curve in curves)
+    heldout = np.mean([curve[:epochs] for curve in curves], axis=0)
+    chosen = int(np.argmax(heldout))
+    averaged = np.stack([scores[chosen] for scores in on_val]).mean(axis=0, dtype=np.float64)
+    assert labels is not None
+    proper = float(np.nanmean(average_precision(averaged, labels)))
+    return {"epoch": chosen + 1, "heldout": float(heldout[chosen]), "proper": proper}
+
+
+def load_fold(path: Path, trial: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a fold's predictions: labels, heldout_scores, val_scores, val_labels.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    load_predictions(path, trial)  # a damaged file is told in its words
+    wanted = ("labels", "heldout_scores", "val_scores", "val_labels")
+    with np.load(path / "predictions" / f"{trial}.npz", allow_pickle=False) as stored:
+        if not set(wanted) <= set(stored.files):
+            raise UserError(f"predictions/{trial}.npz is no fold's: delete it to report without it")
+        return {key: stored[key] for key in wanted}
+
+
+def fold_table(numbers: pd.DataFrame) -> tables.Table:
+    """The proper number beside the short cut, a row per seed and their mean: tables/folds."""
+    keys = ("heldout", "proper", "shortcut", "same_epoch")
+    total = {"seed": f"mean ({len(numbers)})", "epoch": np.nan, "shortcut_epoch": np.nan}
+    rows = [{**row, "seed": str(row["seed"])} for row in numbers.to_dict("records")]
+    for row in rows:
+        row |= {f"{key}_{side}": np.nan for key in keys for side in ("low", "high")}
+    for key in keys:
+        over = _over_trials(numbers[key].to_numpy(dtype=float))
+        total |= {key: over["ap"], f"{key}_low": over["low"], f"{key}_high": over["high"]}
+    columns = (
+        tables.text("seed", "seed"),
+        tables.number("epoch", "epoch by folds"),
+        tables.interval("heldout", "heldout_low", "heldout_high", "held out (%)"),
+        tables.interval("proper", "proper_low", "proper_high", "proper: val (%)"),
+        tables.number("shortcut_epoch", "epoch by val"),
+        tables.interval("shortcut", "shortcut_low", "shortcut_high", "short cut: val (%)"),
+        tables.interval("same_epoch", "same_epoch_low", "same_epoch_high", "one model (%)"),
+    )
+    return tables.Table(
+        "folds",
+        pd.DataFrame([*rows, total]),
+        columns,
+        "mAP: the epoch chosen by cross-validation on the training images, beside the lab's way.",
+        "Held out: mean over folds at the chosen epoch. Proper: the folds' averaged scores, "
+        "evaluated on val once. Short cut: the epoch that is best on val itself. One model: the "
+        "short cut's network at the folds' epoch. Mean over seeds [95 % t interval].",
+    )
+
+
+# ---- figures ----
+
+
+@figures.styled
+def curve_figure(results: Results) -> Figure | None:
+    """Loss and mAP over epochs, training dashed and validation solid; None without any epoch."""
+    history = results.history
+    if "fold" in history:
+        history = history[history["fold"].isna()]
+    if history.empty or "val_map" not in history:
+        return None
+    looks = figures.styles(["validation", "training"])
+    drawn, axes = figures.panels(2, height=2.2)
+    wanted = (("loss", "loss (nats per pair)", 1.0), ("map", "mAP (%)", 100.0))
+    for panel, (metric, label, scale) in zip(axes, wanted, strict=True):
+        train = train_metric(history, metric)
+        for column, words, line in (
+            (f"val_{metric}", "validation", "-"),
+            (train, "training", "--"),
+        ):
+            if column in history:
+                figures.curve(
+                    panel,
+                    history,
+                    column,
+                    looks[words],
+                    label=words,
+                    linestyle=line,
+                    scale=scale,
+                    states=ENDED,
+                )
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        figures.whole_numbers(panel)
+    figures.legend_below(drawn, axes[0], 2)
+    path = figures.save(drawn, results.path / "figures", "curves")
+    every = history.assign(all="")
+    training = "Training values are of these weights, on images without augmentation. "
+    if train_metric(history, "map").endswith("_running"):
+        training = "Training values are running: augmented images, weights still moving. "
+    return Figure(
+        path,
+        f"Loss and mAP of training and validation images over epochs. {training}"
+        f"{figures.band_text(every, 'all', ENDED)} {figures.seeds_text(every, 'all', ENDED)}.",
+        "Curves of loss and mAP over epochs for training and validation images.",
+    )
+
+
+# ---- the report ----
+
+
+def _sections(
+    results: Results, scored: Sequence[Scored], best: Scored, table: tables.Table
+) -> list[Section]:
+    checked = recompute(results, scored)
+    found = [_result(results, scored, best, table, checked)]
+    if results.study.get("scale") != "imported":
+        found.append(_training(results, best))
+        curves = curve_figure(results)
+        if curves is not None:
+            found.append(Section("Curves", (Text(answers.curves(results)), curves)))
+    numbers = fold_numbers(results)
+    if numbers is not None:
+        found.append(_folds(results, numbers))
+    total = table.numbers.iloc[-1].to_dict()
+    found.append(Section("Why accuracy misleads", (Text(answers.accuracy(total, best.stored)),)))
+    found.append(_tail(results, scored, best))
+    found.append(pictures.section(results, best.trial, best.stored, best.ap))
+    beside = Text(answers.beside(results.study))
+    found.append(Section("Beside published figures", (beside, published_table())))
+    return found
+
+
+def _result(
+    results: Results,
+    scored: Sequence[Scored],
+    best: Scored,
+    table: tables.Table,
+    checked: Checked,
+) -> Section:
+    author = os.environ.get("LABTUNE_AUTHOR", "")
+    shown = table
+    if not table.numbers["difficult"].iloc[:-1].any():
+        shown = table.show(*(c.header for c in table.columns if c.header != "difficult"))
+    blocks: list[Block] = [
+        Text(answers.author(author)),
+        Text(answers.summary(results, table.numbers.iloc[-1].to_dict(), len(scored), best.trial)),
+        shown,
+        Text(answers.recomputed(checked.trials, checked.images, checked.difference)),
+        Text(answers.difficult(best.stored.config, results.study)),
+    ]
+    return Section("Result", tuple(blocks))
+
+
+def _folds(results: Results, numbers: pd.DataFrame) -> Section:
+    table = fold_table(numbers)
+    tables.write(table, results.path / "tables")
+    text = answers.folds(numbers, results.study)
+    return Section("The proper way to choose the epoch", (Text(text), table))
+
+
+def _training(results: Results, best: Scored) -> Section:
+    config = dict(best.stored.config)
+    varied = {key: values for key, values in results.study["grid"].items() if len(values) > 1}
+    config |= {"weights": (results.study["data"].get("weights") or {}).get("given", "-")}
+    parameters = parameter_table(config, varied)
+    tables.write(parameters, results.path / "tables")
+    tex, alt = answers.loss_formula(config)
+    return Section(
+        "How the network is trained",
+        (
+            Text(answers.last_layer(len(best.stored.classes))),
+            Equation(tex, alt),
+            Text(answers.loss(config)),
+            Code(answers.loss_code(config)),
+            Text(answers.schedule(config)),
+            Text(answers.procedure(config, results.study)),
+            parameters,
+        ),
+    )
+
+
+def _tail(results: Results, scored: Sequence[Scored], best: Scored) -> Section:
+    stored = best.stored
+    cuts = tail_accuracy.thresholds(stored.scores, start=answers.decision(stored))
+    tail = tail_accuracy.tail_accuracy(stored.scores, stored.labels, cuts)
+    table = tail_table(scored, best, tail)
+    tables.write(table, results.path / "tables")
+    drawn = tail_accuracy.figure(tail, results.path / "figures")
+    formula = Equation(
+        r"\mathrm{Tailacc}_c(t) = \frac{\sum_i 1[f_c(x_i) > t]\; 1[y_{ic} = 1]}"
+        r"{\sum_i 1[f_c(x_i) > t]}",
+        "Tail accuracy of class c at t: images of the class with a score above t over all images "
+        "with a score above t.",
+    )
+    text = Text(answers.tail(tail, best.mean))
+    return Section("Accuracy in the tail", (formula, text, drawn, table))
+
+
+def _over_trials(values: np.ndarray) -> dict[str, float]:
+    """Mean and 95 % t interval of the finite values, as ap, low, high, n."""
+    interval = statistics.t_interval(values[np.isfinite(values)])
+    return {"n": interval.n, "ap": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _nan_mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

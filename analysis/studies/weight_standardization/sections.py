@@ -1,0 +1,395 @@
+"""The report of the weight standardisation study: which compensation survives training, and why.
+
+Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder; the
+last hold, per trial, the loss of every step and what each norm did in the first ones.
+"""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.document import figures, provenance, tables
+from analysis.document import report as reports
+from analysis.document.report import Block, Equation, Figure, Section, Text
+from analysis.results import statistics
+from analysis.results.folder import UNREADABLE, Results, load
+from analysis.studies.weight_standardization import answers, conversion
+from core.errors import UserError
+
+ORIGINAL = "original"
+VARIANTS = (ORIGINAL, "A", "B")
+LOOK = dict(zip(VARIANTS, figures.styles(VARIANTS).values(), strict=True))
+LOOK[ORIGINAL] = figures.Style("#000000", "X", 3.0)  # wide: mode A runs on top of it
+PANELS = {
+    "activation": "std after the norm, per channel",
+    "gradient": "gradient of its convolution",
+    "weight": "mean |weight| of the norm",
+}
+
+EQUATIONS = (
+    Equation(
+        r"n_c = \sqrt{\mathrm{std}(W_c)^2 + 10^{-12}} \qquad \hat{W}_c = W_c / n_c",
+        "n of a channel is the root of its kernel's variance plus 1e-12; n divides the kernel",
+    ),
+    Equation(
+        r"\mathrm{A:}\quad \hat{\mu} = \frac{\mu - b}{n} + b \qquad "
+        r"\hat{\sigma}^2 = \frac{\sigma^2 + \epsilon}{n^2} - \epsilon",
+        "mode A: new mean is (mean minus b) over n plus b; new variance is (variance plus eps) over"
+        " n squared, minus eps",
+    ),
+    Equation(
+        r"\mathrm{B:}\quad \hat{\alpha} = n\,\alpha \qquad \hat{\beta} = \beta + "
+        r"\frac{\alpha\,(n - 1)(\mu - b)}{\sqrt{\sigma^2 + \epsilon}}",
+        "mode B: new weight is n times weight; new bias is bias plus weight times (n minus 1) "
+        "times (mean minus b) over the root of variance plus eps",
+    ),
+)
+
+
+@provenance.of_finished
+def report(path: Path) -> None:
+    """Write tables/, figures/, report.html and report.pdf, and print the headline.
+
+    Args:
+        path: result folder with study.json, trials.csv and history.csv.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged.
+    """
+    results = load(path)
+    watched = {trial: load_watch(path, trial) for trial in results.with_predictions()}
+    table = map_table(results)
+    losses = loss_numbers(results, watched)
+    layers = layer_numbers(results, watched)
+    written = [table, loss_table(losses)]
+    checked = check_table(results)
+    if checked is not None:
+        written.append(checked)
+    for one in written:
+        tables.write(one, path / "tables")
+    if not layers.empty:
+        tables.write(_layer_table(layers), path / "tables")
+    sections = _sections(results, table, losses, layers, checked, watched)
+    title = "Weight standardisation of a pretrained network"
+    reports.write(provenance.study_report(results, title, sections), path)
+    last = _shown(results)[-1:]
+    tables.print_table(table.show("variant", "lr", "seeds", *last, "minus original"))
+
+
+# ---- numbers ----
+
+
+def load_watch(path: Path, trial: str) -> dict[str, np.ndarray]:
+    """Return the arrays `watch_...` of a trial's predictions, without that prefix.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    name = f"predictions/{trial}.npz"
+    try:
+        content = io.BytesIO((path / name).read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            keys = [key for key in stored.files if key.startswith("watch_")]
+            return {key.removeprefix("watch_"): stored[key] for key in keys}
+    except UNREADABLE as error:
+        raise UserError(
+            f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
+            "without it"
+        ) from error
+
+
+def map_numbers(results: Results) -> pd.DataFrame:
+    """A row per learning rate and variant, in full precision.
+
+    Returns:
+        variant, lr, n, of, mean, low, high of val_map at the last epoch; map_1, map_1_low,
+        map_1_high and so on of each epoch; difference, difference_low, difference_high and p of the
+        last epoch's to the original with the same seed.
+    """
+    keys = ["variant", "lr"]
+    table = statistics.compare(results.trials, keys, "val_map").drop(columns="std")
+    for epoch in sorted(results.history["epoch"].unique()):
+        group = results.history[results.history["epoch"] == epoch]
+        part = statistics.compare(group, keys, "val_map")[[*keys, "mean", "low", "high"]]
+        name = f"map_{int(epoch)}"
+        part.columns = [*keys, name, f"{name}_low", f"{name}_high"]
+        table = table.merge(part, on=keys, how="left")
+    found = []
+    for rate in results.levels("lr"):
+        trials = results.trials[results.trials["lr"] == rate]
+        pairs = statistics.paired(trials, "variant", "val_map", ORIGINAL).assign(lr=rate)
+        found.append(pairs[["variant", "lr", "difference", "low", "high", "p"]])
+    against = pd.concat(found, ignore_index=True)
+    against.columns = [*keys, "difference", "difference_low", "difference_high", "p"]
+    table = table.merge(against, on=keys, how="left")
+    rates = {rate: place for place, rate in enumerate(results.levels("lr"))}
+    place = table["lr"].map(rates) * len(VARIANTS) + table["variant"].map(VARIANTS.index)
+    return table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def map_table(results: Results) -> tables.Table:
+    """The mAP of every epoch per learning rate and variant: tables/map."""
+    numbers = map_numbers(results)
+    columns = [
+        tables.text("variant", "variant"),
+        tables.scientific("lr", "lr"),
+        tables.count_of("n", "of"),
+    ]
+    for header in _shown(results):
+        name = f"map_{header.split()[-1]}"
+        columns.append(tables.interval(name, f"{name}_low", f"{name}_high", header))
+    columns += [
+        tables.difference("difference", "difference_low", "difference_high", "minus original"),
+        tables.p_value("p", "p"),
+    ]
+    note = (
+        "mAP in per cent on the validation images; mean [95 % t interval] over seeds. “Minus "
+        "original”: points at the last epoch, paired by seed, p of the paired t test."
+    )
+    caption = "Mean average precision after each epoch."
+    return tables.Table("map", numbers, tuple(columns), caption, note)
+
+
+def _shown(results: Results) -> list[str]:
+    return [f"epoch {int(epoch)}" for epoch in sorted(results.history["epoch"].unique())]
+
+
+def loss_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
+    """Differences of the training loss to the original's, step by step, same seed and lr.
+
+    Returns:
+        variant, lr, pairs, steps, steps_watched and the largest absolute difference, in nats, at
+        the first step (first), over the watched steps (watched) and over all (whole).
+    """
+    stored = {
+        (row["variant"], row["lr"], row["seed"]): watched[row["trial"]]
+        for _, row in results.trials.iterrows()
+        if row["trial"] in watched and len(watched[row["trial"]].get("loss", ()))
+    }
+    rows = []
+    for rate in results.levels("lr"):
+        for variant in VARIANTS[1:]:
+            gaps, steps = [], 0
+            for (name, its_rate, seed), found in stored.items():
+                base = stored.get((ORIGINAL, rate, seed))
+                if (name, its_rate) != (variant, rate) or base is None:
+                    continue
+                count = min(len(found["loss"]), len(base["loss"]))
+                gap = np.abs(found["loss"][:count] - base["loss"][:count])
+                steps = min(len(found["activation"]), count)  # room for more than were taken
+                gaps.append((gap[0], gap[:steps].max(), gap.max(), count))
+            if gaps:
+                first, early, whole, count = np.max(np.array(gaps), axis=0)
+                rows.append((variant, rate, len(gaps), int(count), steps, first, early, whole))
+    names = ["variant", "lr", "pairs", "steps", "steps_watched", "first", "watched", "whole"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def loss_table(losses: pd.DataFrame) -> tables.Table:
+    """The same as a table: tables/loss_difference."""
+    columns = (
+        tables.text("variant", "mode"),
+        tables.scientific("lr", "lr"),
+        tables.number("pairs", "seeds"),
+        tables.scientific("first", "step 1"),
+        tables.scientific("watched", "first steps"),
+        tables.scientific("whole", "all steps"),
+    )
+    steps = f"{int(losses['steps_watched'].max())} steps" if len(losses) else "steps"
+    return tables.Table(
+        "loss_difference",
+        losses,
+        columns,
+        "Largest difference of the training loss to the original's with the same seed (nats).",
+        f"“First steps”: the first {steps}. Both saw the same batches.",
+    )
+
+
+def layer_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
+    """What was recorded of each norm: a row per variant, layer and step, means over seeds and lr.
+
+    Returns:
+        variant, place (of the layer, from 1), layer, step (from 1), activation, gradient, weight,
+        bias; see `trainables.weight_standardization`.
+    """
+    frames = []
+    for _, row in results.trials.iterrows():
+        found = watched.get(row["trial"], {})
+        if "layers" not in found:
+            continue
+        steps, layers = found["activation"].shape
+        step, place = np.meshgrid(np.arange(1, steps + 1), np.arange(1, layers + 1), indexing="ij")
+        frame = {"place": place.ravel(), "layer": np.tile(found["layers"], steps)}
+        frame |= {name: found[name].ravel() for name in ("activation", "gradient")}
+        frame |= {name: found[name].ravel() for name in ("weight", "bias")}
+        frames.append(pd.DataFrame(frame).assign(variant=row["variant"], step=step.ravel()))
+    keys = ["variant", "place", "layer", "step"]
+    names = [*keys, "activation", "gradient", "weight", "bias"]
+    if not frames:
+        return pd.DataFrame(columns=names)
+    whole = pd.concat(frames, ignore_index=True).dropna()
+    return whole.groupby(keys, sort=False)[names[4:]].mean().reset_index()
+
+
+def _layer_table(layers: pd.DataFrame) -> tables.Table:
+    columns = (
+        tables.text("variant", "variant"),
+        tables.text("layer", "norm"),
+        tables.number("step", "step"),
+        *(tables.scientific(name, name) for name in ("activation", "gradient", "weight", "bias")),
+    )
+    caption = "What each norm did in the first steps, means over seeds and learning rates."
+    return tables.Table("layers", layers, columns, caption)
+
+
+def check_table(results: Results) -> tables.Table | None:
+    """The logits before and after the conversion, from study.json: tables/check."""
+    rows = results.study.get("data", {}).get("check")
+    if not rows:
+        return None
+    return conversion.output_table(rows, "The study's weights on its first validation images")
+
+
+# ---- figures ----
+
+
+@figures.styled
+def map_figure(results: Results) -> Figure:
+    """The mAP against the epoch, a panel per learning rate."""
+    rates = results.levels("lr")
+    figure, axes = figures.panels(len(rates), height=2.3, sharey=True)
+    for panel, rate in zip(axes, rates, strict=True):
+        part = results.history[results.history["lr"] == rate]
+        for variant in results.levels("variant"):
+            group = part[part["variant"] == variant]
+            figures.curve(panel, group, "val_map", LOOK[variant], label=_name(variant), scale=100.0)
+        panel.set_title(f"lr {tables.significant(rate)}", loc="left")
+        panel.set_xlabel("epoch")
+        figures.whole_numbers(panel)
+    axes[0].set_ylabel("validation mAP (%)")
+    figures.fit_to_lines(axes[0], results.history, ["val_map"], 100.0)
+    figures.legend_below(figure, axes[0], len(VARIANTS))
+    path = figures.save(figure, results.path / "figures", "map")
+    return Figure(
+        path,
+        f"mAP against the epoch. {figures.band_text(results.history, ['variant', 'lr'])}",
+        "Curves of mean average precision over epochs for the original and both modes.",
+    )
+
+
+@figures.styled
+def loss_figure(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Training loss of every step, seed by seed: mode A on top of the original."""
+    rates = results.levels("lr")
+    figure, axes = figures.panels(len(rates), height=2.3, sharey=True)
+    for panel, rate in zip(axes, rates, strict=True):
+        trials = results.trials[results.trials["lr"] == rate]
+        for variant in results.levels("variant"):
+            named = False
+            for trial in trials.loc[trials["variant"] == variant, "trial"]:
+                losses = watched.get(trial, {}).get("loss")
+                if losses is None:
+                    continue
+                panel.plot(
+                    np.arange(1, len(losses) + 1),
+                    losses,
+                    color="#aaaaaa" if variant == ORIGINAL else LOOK[variant].color,
+                    linewidth=2.6 if variant == ORIGINAL else 0.8,
+                    label=None if named else _name(variant),
+                )
+                named = True
+        panel.set_title(f"lr {tables.significant(rate)}", loc="left")
+        panel.set_xlabel("step")
+        panel.set_yscale("log")
+    axes[0].set_ylabel("training loss (nats per pair)")
+    figures.legend_below(figure, axes[0], len(VARIANTS))
+    path = figures.save(figure, results.path / "figures", "step_loss")
+    return Figure(
+        path,
+        "Training loss of every step, a line per seed. Where the thin line of mode A runs inside "
+        "the wide grey one, the two losses are the same.",
+        "Loss curves of mode A drawn over those of the original, and mode B's beside them.",
+    )
+
+
+@figures.styled
+def mechanism_figure(results: Results, layers: pd.DataFrame) -> Figure:
+    """Activation, gradient and norm weight of every layer, first and last watched step."""
+    figure, axes = figures.panels(len(PANELS), height=2.6)
+    last = int(layers["step"].max())
+    for panel, (what, label) in zip(axes, PANELS.items(), strict=True):
+        for variant in results.levels("variant"):
+            for step, line in ((1, "-"), (last, ":")):
+                part = layers[(layers["variant"] == variant) & (layers["step"] == step)]
+                part = part[part[what] > 0].sort_values("place")
+                panel.plot(
+                    part["place"],
+                    part[what],
+                    line,
+                    color=LOOK[variant].color,
+                    marker=LOOK[variant].marker if step == 1 else None,
+                    linewidth=2.2 if variant == ORIGINAL else 1.1,
+                    label=_name(variant) if step == 1 else None,
+                )
+        panel.set_yscale("log")
+        panel.set_title(label, loc="left")
+        panel.set_xlabel("norm, from the input on")
+        figures.whole_numbers(panel)
+    figures.legend_below(figure, axes[0], len(VARIANTS))
+    path = figures.save(figure, results.path / "figures", "mechanism")
+    return Figure(
+        path,
+        f"Every norm in training, at step 1 (solid) and step {last} (dotted); means over seeds and "
+        "learning rates, logarithmic.",
+        "Standard deviation after each norm, gradient norm and norm weight for the three variants.",
+    )
+
+
+def _name(variant: str) -> str:
+    return variant if variant == ORIGINAL else f"mode {variant}"
+
+
+# ---- the report ----
+
+
+def _sections(
+    results: Results,
+    table: tables.Table,
+    losses: pd.DataFrame,
+    layers: pd.DataFrame,
+    checked: tables.Table | None,
+    watched: dict[str, dict[str, np.ndarray]],
+) -> list[Section]:
+    numbers = table.numbers
+    rows = pd.DataFrame() if checked is None else pd.DataFrame(results.study["data"]["check"])
+    shown = replace(table, columns=tuple(c for c in table.columns if c.header != "p"))
+    sections = [
+        Section(
+            "Result",
+            (
+                Text(answers.summary(results, numbers, losses)),
+                shown,
+                Text(answers.flag(results, numbers)),
+                map_figure(results),
+            ),
+        ),
+        Section("Formulas", (Text(answers.FORMULAS), *EQUATIONS, Text(answers.NEGATIVE))),
+    ]
+    blocks: list[Block] = [Text(answers.evaluation(rows))]
+    if checked is not None:
+        blocks.append(checked)
+    sections.append(Section("In evaluation: the same logits", tuple(blocks)))
+    if any("loss" in found for found in watched.values()):
+        text = Text(answers.curves(losses))
+        figure = loss_figure(results, watched)
+        sections.append(Section("In training: the same loss?", (text, loss_table(losses), figure)))
+    if not layers.empty:
+        text = Text(answers.mechanism(layers))
+        sections.append(
+            Section("What each mode does in training", (text, mechanism_figure(results, layers)))
+        )
+    sections.append(Section("Limits", (Text(answers.limits(results, numbers)),)))
+    return sections
