@@ -1,1 +1,1 @@
-"""Tests; `tests/toy.py` is a study made for them."""
+"""Tests; `tests/support/toy.py` is a study made for them."""

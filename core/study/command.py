@@ -16,12 +16,6 @@ from core.study.folder import private_settings
 from core.study.options import Options
 from core.study.progress import patient_output
 
-
-def main(study: Study) -> None:
-    """Run the command line of a study file and exit; see `core.study.options` for the options."""
-    sys.exit(command_line(study, sys.argv[1:]))
-
-
 UNUSABLE, INTERRUPTED = 2, 130
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 

@@ -1,18 +1,21 @@
-"""The door of a trainable: `from core import trial`."""
+"""The door of a trainable: `from core import trial`. What it offers is loaded on first use."""
 
-from core.trial.api import (
-    Best,
-    counted,
-    load_best,
-    note,
-    report,
-    restore,
-    save,
-    save_picture,
-    save_predictions,
-    stopped,
-)
-from core.trial.running import Report, Row, Stateful
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.trial.api import (
+        Best,
+        counted,
+        load_best,
+        note,
+        report,
+        restore,
+        save,
+        save_picture,
+        save_predictions,
+        stopped,
+    )
+    from core.trial.running import Report, Row, Stateful
 
 __all__ = [
     "Best",
@@ -29,3 +32,11 @@ __all__ = [
     "save_predictions",
     "stopped",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"core.trial has no {name}")
+    from core.trial import api, running  # bring torch, which a declaration does not need
+
+    return getattr(api, name, None) or getattr(running, name)

@@ -22,7 +22,7 @@ for tool in sshd ssh ssh-keygen rsync; do
     }
 done
 test -x "$python" || { echo "loopback: no .venv here; run make env"; exit 2; }
-[ $# -gt 0 ] || set -- tests/toy.py --set epochs=4 pause=0.5
+[ $# -gt 0 ] || set -- tests/support/toy.py --set epochs=4 pause=0.5
 
 if [ "$(id -u)" = 0 ]; then mkdir -p /run/sshd; fi # sshd of root insists on it
 # Short, because sockets in it have a path limit of 107 characters.

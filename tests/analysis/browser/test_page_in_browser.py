@@ -1,0 +1,266 @@
+"""The rank browser in a real browser: class, pages, keys, bottom 50, shared addresses, a phone."""
+
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from analysis import browse
+from analysis.browser import page as browse_page
+from analysis.results.folder import load, load_predictions
+from tests.support import voc_results
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return voc_results.build(tmp_path_factory.mktemp("study") / "voc" / "demo")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return voc_results.draw_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def address(study, root, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with browse.serving(browse_page.Shown(load(study), root)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.port}/"
+        server.shutdown()
+        thread.join()
+    patch.undo()
+
+
+@pytest.fixture
+def page(chromium, address):
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.said = []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    yield page
+    assert not page.said  # no error, nothing that the policy forbade
+    assert all(url.startswith((address, "data:")) for url in page.asked)
+    context.close()
+
+
+def shown(page) -> list[int]:
+    found = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.dataset.number)")
+    return [int(number) for number in found]
+
+
+def check_order(page, study, name: str, order: str, first: int) -> None:
+    """Check the images on the page against the stored scores: ranks `first`, `first` + 1, ..."""
+    stored = load_predictions(study, browse_page.Shown(load(study), None).first)
+    scores = stored.scores[:, stored.classes.index(name)]
+    expected = np.sort(scores)[:: -1 if order == "top" else 1]
+    numbers = shown(page)
+    np.testing.assert_array_equal(scores[numbers], expected[first : first + len(numbers)])
+    texts = page.locator(".tile .score").all_text_contents()
+    assert [float(text.replace("−", "-")) for text in texts] == [
+        pytest.approx(float(score), abs=5e-5) for score in scores[numbers]
+    ]
+
+
+def test_pick_a_class_and_page_by_button_key_and_number(page, study):
+    check_order(page, study, "aeroplane", "top", 0)
+    with page.expect_navigation():
+        page.select_option("#class", "dog")
+    check_order(page, study, "dog", "top", 0)
+    with page.expect_navigation():
+        page.get_by_role("link", name="Forward").click()
+    check_order(page, study, "dog", "top", 50)
+    with page.expect_navigation():
+        page.keyboard.press("ArrowRight")
+    check_order(page, study, "dog", "top", 100)
+    assert len(shown(page)) == 30
+    page.keyboard.press("ArrowRight")  # the last page: nothing to turn to
+    with page.expect_navigation():
+        page.keyboard.press("ArrowLeft")
+    check_order(page, study, "dog", "top", 50)
+    with page.expect_navigation():
+        page.get_by_role("link", name="Back").click()
+    check_order(page, study, "dog", "top", 0)
+    page.get_by_label("Page", exact=True).fill("3")
+    with page.expect_navigation():
+        page.get_by_role("button", name="Go").click()
+    check_order(page, study, "dog", "top", 100)
+
+
+def test_arrow_keys_turn_the_page_from_the_class_list_too(page, study):
+    page.focus("#class")
+    with page.expect_navigation():
+        page.keyboard.press("ArrowRight")
+    check_order(page, study, "aeroplane", "top", 50)
+    assert page.input_value("#class") == "aeroplane"
+    page.focus("#class")  # by keyboard a class is chosen with up and down, and shown at Enter
+    page.keyboard.press("ArrowDown")
+    assert page.input_value("#class") == "bicycle" and "class=aeroplane" in page.url
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    check_order(page, study, "bicycle", "top", 0)
+    page.focus("#find")  # there the arrows move the cursor
+    page.keyboard.type("v0")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    assert "page=2" not in page.url and page.input_value("#find") == "v0"
+
+
+def test_bottom_50_and_back_to_the_top(page, study):
+    with page.expect_navigation():
+        page.select_option("#class", "person")
+    with page.expect_navigation():
+        page.get_by_role("link", name="Bottom 50").click()
+    check_order(page, study, "person", "bottom", 0)
+    assert len(shown(page)) == 50
+    with page.expect_navigation():
+        page.get_by_role("link", name="Top 50").click()
+    check_order(page, study, "person", "top", 0)
+
+
+def test_a_shared_address_shows_the_same(page, chromium, study):
+    with page.expect_navigation():
+        page.select_option("#class", "sofa")
+    with page.expect_navigation():
+        page.get_by_role("link", name="Bottom 50").click()
+    page.locator("#threshold").fill("1")
+    page.locator("#threshold").dispatch_event("change")
+    with page.expect_navigation():
+        page.get_by_role("link", name="Forward").click()
+    page.fill("#find", "v000")
+    with page.expect_navigation():
+        page.get_by_role("button", name="Show").click()
+    point = page.inner_text("#point")
+    other = chromium.new_context().new_page()
+    other.goto(page.url)
+    assert shown(other) == shown(page) and other.inner_text("#point") == point
+    assert other.input_value("#class") == "sofa" and other.input_value("#find") == "v000"
+    assert "Score above 1" in point
+    assert other.locator("a[aria-current]").inner_text() == "Bottom 50"
+    other.context.close()
+
+
+def test_the_slider_moves_marks_and_numbers_at_once(page, study):
+    stored = load_predictions(study, browse_page.Shown(load(study), None).first)
+    scores, signs = stored.scores[:, 0], stored.labels[:, 0]
+    start = page.url
+    page.focus("#threshold")
+    with page.expect_response(re.compile("/point")):
+        page.locator("#threshold").fill("2")
+    page.get_by_text("Score above 2").wait_for()
+    hits, above = int(((scores > 2) & (signs == 1)).sum()), int(((scores > 2) & (signs != 0)).sum())
+    assert f"({hits:,} of {above:,} above it" in page.inner_text("#point")
+    kinds = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.className)")
+    for number, kind in zip(shown(page), kinds, strict=True):
+        right = (scores[number] > 2) == (signs[number] == 1)
+        expected = "ignored" if signs[number] == 0 else "right" if right else "wrong"
+        assert kind == f"tile {expected}"
+    page.keyboard.press("ArrowLeft")  # moves the slider, not the page
+    assert float(page.input_value("#threshold")) < 2
+    page.wait_for_url(re.compile("threshold=1"))
+    assert page.url != start and "class=aeroplane" in page.url
+
+
+def test_pictures_load_and_open_large(page):
+    first = page.locator(".tile img").first
+    first.evaluate("image => image.decode()")
+    assert first.evaluate("image => image.naturalWidth") == 256
+    with page.expect_navigation():
+        first.click()
+    assert page.url.endswith("/large")
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(chromium, address, study):
+    context = chromium.new_context(
+        viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True
+    )
+    page = context.new_page()
+    page.goto(f"{address}?class=dog")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for name in ("Top 50", "Bottom 50", "Forward"):
+        box = page.get_by_role("link", name=name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["height"] >= 24
+    with page.expect_navigation():
+        page.get_by_role("link", name="Forward").tap()
+    check_order(page, study, "dog", "top", 50)
+    context.close()
+
+
+def test_controls_have_names_and_a_visible_focus(page):
+    for control in page.locator("select, input:not([type=hidden])").all():
+        assert control.evaluate("field => field.labels.length") == 1
+    assert page.locator("h1").count() == 1
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    style = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(style) == "solid"
+    missing = "images => images.filter(image => !image.alt).length"
+    assert page.locator("img").evaluate_all(missing) == 0
+
+
+def test_works_without_script(chromium, address, study):
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address)
+    page.select_option("#class", "dog")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_role("link", name="Bottom 50").click()
+    page.get_by_role("link", name="Forward").click()
+    assert "dog: lowest scores first, images 51 to 100 of 130" in page.inner_text("h2")
+    context.close()
+
+
+def test_the_export_opens_from_a_file(chromium, study, root, tmp_path):
+    first = browse.export(browse_page.Shown(load(study), root), tmp_path / "top50")
+    page = chromium.new_page()
+    page.goto(first.as_uri())
+    with page.expect_navigation():
+        page.get_by_role("link", name="dog", exact=True).click()
+    check_order(page, study, "dog", "top", 0)
+    with page.expect_navigation():
+        page.get_by_role("link", name="Bottom 50").click()
+    check_order(page, study, "dog", "bottom", 0)
+    image = page.locator(".tile img").first
+    image.evaluate("image => image.decode()")
+    assert image.evaluate("image => image.naturalWidth") == 256
+    page.close()

@@ -1,0 +1,522 @@
+"""Grad-CAM maps against autograd, and the page of a small trained network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from analysis import gradcam
+from analysis.document import report as reports
+from analysis.results.folder import load, load_predictions
+from analysis.saliency import maps as gradcam_maps
+from analysis.saliency import page as gradcam_page
+from analysis.saliency import study as gradcam_study
+from core.data import images
+from core.data.batches import Batches
+from core.data.synthetic import birds
+from core.errors import UserError
+from core.models.resnet import load_weights, resnet
+from core.study.command import command_line
+from core.training.epoch import evaluate
+from studies.norms import study
+from tests.analysis.document.test_report import assert_self_contained
+from tests.conftest import ROOT
+
+SEVEN = [
+    "Cattle Egret",
+    "Coppersmith Barbet",
+    "Indian Peacock",
+    "Red-Wattled Lapwing",
+    "Ruddy Shelduck",
+    "White-Breasted Kingfisher",
+    "White-Breasted Waterhen",
+]
+
+
+def norms(results: Path, *settings: str) -> Path:
+    """Run the norms study with one trial; return its result folder."""
+    fixed = ["--local", "--results-dir", str(results), "--seeds", "1", "--name", "one", "--set"]
+    assert command_line(study, [*fixed, *settings]) == 0
+    return results / "norms" / "one"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A study of one network that knows most of the embedded birds (about 15 s)."""
+    torch.set_num_threads(1)
+    return norms(tmp_path_factory.mktemp("trained"), "norm=bin", "n=1", "image_size=20", "epochs=4")
+
+
+@pytest.fixture(scope="module")
+def drawn(trained) -> Path:
+    """The same, with its Grad-CAM page."""
+    assert gradcam.main([str(trained)]) == 0
+    return trained
+
+
+@pytest.fixture(scope="module")
+def found(drawn) -> gradcam_page.Maps:
+    kept = gradcam_page.restore(drawn)
+    assert kept is not None
+    return kept
+
+
+@pytest.fixture
+def copied(drawn, tmp_path) -> Path:
+    """A copy of the study to damage, without its page."""
+    folder = tmp_path / "one"
+    shutil.copytree(drawn, folder, ignore=shutil.ignore_patterns("gradcam*", "trials"))
+    return folder
+
+
+def network(path: Path):
+    best = json.loads((path / "checkpoints" / "best.json").read_text())
+    model = resnet(best["config"]["n"], 25, best["config"]["norm"])
+    return load_weights(model, path / "checkpoints" / "best.pt").eval()
+
+
+def validation(path: Path) -> images.ImageSet:
+    return images.load(birds.default_birds(), 20, ("val",))["val"]
+
+
+# ---- maps ----
+
+
+def by_autograd(model, x: torch.Tensor, labels: list[int]) -> list[np.ndarray]:
+    """Equations 1 and 2 of the paper, written out: the forward pass, image by image."""
+    maps = []
+    for image, label in zip(x, labels, strict=True):
+        y = model.norm(model.conv(image[None])).relu()
+        y = model.stage2(model.stage1(y))
+        layers = []
+        for block in model.stage3:
+            shortcut = y
+            if block.stride == 2:
+                p = block.padding
+                shortcut = F.pad(y[..., ::2, ::2], (0, 0, 0, 0, p, p))
+            first = block.norm1(block.conv1(y))
+            second = block.norm2(block.conv2(first.relu()))
+            layers += [first, second]
+            y = (second + shortcut).relu()
+        logit = model.head(y.mean((2, 3)))[0, label]
+        of_image = []
+        for layer, grad in zip(layers, torch.autograd.grad(logit, layers), strict=True):
+            one = (grad.mean((2, 3), keepdim=True) * layer).sum(1)[0].relu()
+            one = one - one.min()
+            of_image.append((one / (one.max() + 1e-7)).detach().numpy())
+        maps.append(np.stack(of_image))
+    return maps
+
+
+@pytest.mark.parametrize("norm", ["bn", "torch_bn", "in", "bin", "gn", "ln", "none"])
+@pytest.mark.parametrize(("n", "size"), [(1, 20), (2, 18)])
+def test_maps_are_those_of_the_formula(norm, n, size):
+    torch.manual_seed(3)
+    model = resnet(n, 4, norm)
+    with torch.no_grad():  # running statistics and biases that are not those of a new network
+        model(torch.randn(16, 3, size, size) * 2 + 1)
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.eval()
+    x, labels = torch.randn(5, 3, size, size), [0, 3, 2, 2, 1]
+    layers = gradcam_maps.layer_maps(model, x, np.array(labels))
+    assert layers.shape == (5, 2 * n, -(-size // 4), -(-size // 4))
+    expected = np.stack(by_autograd(model, x, labels))
+    np.testing.assert_allclose(layers, expected, atol=1e-5)
+    mean = expected.mean(axis=1)
+    mean -= mean.min(axis=(1, 2), keepdims=True)
+    mean /= mean.max(axis=(1, 2), keepdims=True) + 1e-7
+    np.testing.assert_allclose(gradcam_maps.aggregate(layers), mean, atol=1e-5)
+
+
+def test_frozen_early_stages_and_a_second_call_change_nothing():
+    torch.manual_seed(0)
+    model = resnet(1, 3, "bn").eval()
+    x, labels = torch.randn(2, 3, 16, 16), np.array([1, 2])
+    before = gradcam_maps.layer_maps(model, x, labels)
+    model.requires_grad_(False)
+    model.stage3.requires_grad_(True)
+    np.testing.assert_array_equal(gradcam_maps.layer_maps(model, x, labels), before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_before_an_instance_norm_the_weights_would_be_rounding_noise():
+    """Why a layer is read after its norm: the norm takes every constant out of its input."""
+    torch.manual_seed(0)
+    model = resnet(1, 4, "in").eval()
+    grads = []
+
+    def keep(layer, inputs, output):
+        output.register_hook(grads.append)
+
+    for layer in (model.stage3[0].conv1, model.stage3[0].norm1):
+        layer.register_forward_hook(keep)
+    model(torch.randn(8, 3, 32, 32))[:, 0].sum().backward()
+    after, before = (grad.mean((2, 3)).abs().max() / grad.abs().max() for grad in grads)
+    assert before < 1e-6 < 1e-2 < after
+
+
+def test_enlarging_is_bilinear():
+    maps = np.random.default_rng(0).random((3, 5, 5), dtype=np.float32)
+    expected = F.interpolate(torch.from_numpy(maps)[:, None], 23, mode="bilinear")[:, 0]
+    np.testing.assert_allclose(gradcam_page.enlarge(maps, 23), expected, atol=1e-6)
+
+
+def test_shares_by_hand():
+    maps = np.zeros((3, 2, 2), dtype=np.float32)
+    maps[0] = [[3, 1], [0, 0]]
+    maps[1] = 1
+    mask = np.array([[1.0, 0.5], [0, 0]])
+    found = gradcam_maps.shares(maps, [mask, None, mask], 2)
+    np.testing.assert_allclose(found["inside"], [3.5 / 4, np.nan, np.nan])
+    np.testing.assert_allclose(found["area"], [3 / 8, np.nan, 3 / 8])
+    np.testing.assert_allclose(found["half"], [1 / 4, 1 / 2, np.nan])
+
+
+# ---- deletion and insertion ----
+
+
+class Counts(torch.nn.Module):
+    """The probability of class 1 is the mean of the first channel, between 0 and 1."""
+
+    def forward(self, x):
+        p = x[:, 0].mean((1, 2)).clamp(1e-6, 1 - 1e-6)
+        return torch.stack([torch.log(1 - p), torch.log(p)], 1)
+
+
+def test_deletion_and_insertion_by_hand():
+    image = torch.zeros(3, 10, 10)
+    image[0, :5] = 1.0  # the upper half counts
+    right = np.zeros((10, 10), dtype=np.float32)
+    right[:5] = 1.0
+    found = gradcam_maps.perturbed(Counts(), image, 1, right)
+    # deletion: 0.5 falls to 0 over the first half of the pixels, then stays there
+    assert found["deletion"] == pytest.approx(0.5 * 0.5 / 2, abs=1e-4)
+    wrong = gradcam_maps.perturbed(Counts(), image, 1, -right)
+    assert wrong["deletion"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.5 / 2, abs=1e-4)
+    assert wrong["insertion"] < found["insertion"]
+    even = gradcam_maps.perturbed(Counts(), torch.ones(3, 10, 10), 1, right)
+    assert even["insertion"] == pytest.approx(1.0, abs=1e-4)  # a blurred even image is itself
+
+
+# ---- picks ----
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Two classes: twenty right and three wrong images of one, four right ones of the other."""
+    rng = np.random.default_rng(1)
+    rows = [(0, 0, f"val/a/{i:02}.jpg") for i in range(20)]
+    rows += [(0, 1, f"val/a/x{i}.jpg") for i in range(3)]
+    rows += [(1, 1, f"val/b/{i}.jpg") for i in range(4)]
+    frame = pd.DataFrame(rows, columns=["label", "predicted", "file"])
+    return frame.assign(
+        right=frame["label"] == frame["predicted"],
+        predicted_probability=rng.random(len(frame)).round(1),
+    )
+
+
+def test_the_most_confident_come_first_and_ties_go_by_name(frame):
+    chosen = gradcam_study.choose(frame).query("place >= 0").sort_values("place")
+    right = frame[frame["right"] & (frame["label"] == 0)]
+    expected = right.sort_values(["predicted_probability", "file"], ascending=[False, True])
+    assert list(chosen["file"][:5]) == list(expected["file"][:5])
+    assert list(chosen["place"]) == list(range(5 + 3 + 4))
+    assert not chosen["right"][5:8].any() and chosen["right"][8:].all()
+    mixed = frame.sample(frac=1, random_state=0).reset_index(drop=True)
+    again = gradcam_study.choose(mixed).query("place >= 0").sort_values("place")
+    by_class = [sorted(again["file"][again["label"] == k]) for k in (0, 1)]
+    assert by_class == [sorted(chosen["file"][chosen["label"] == k]) for k in (0, 1)]
+
+
+def test_random_picks_go_by_the_seed(frame):
+    def files(seed, rows=frame):
+        return list(
+            gradcam_study.choose(rows, "random", seed).query("place >= 0").sort_values("place").file
+        )
+
+    assert files(0) == files(0)
+    assert files(0) != files(1)
+    alone = frame[frame["label"] == 1].reset_index(drop=True)
+    assert files(0, alone) == [file for file in files(0) if "/b/" in file]
+
+
+# ---- the page of a trained network ----
+
+
+def test_scores_are_those_of_the_study(trained, found):
+    """Probabilities and predictions are those of best.pt, and of the stored scores of its epoch."""
+    best = json.loads((trained / "checkpoints" / "best.json").read_text())
+    assert found.about["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-12)
+    assert found.about["recorded"] == pytest.approx(best["val_accuracy"], abs=1e-12)
+    val = validation(trained)
+    batches = Batches(val, 32, torch.device("cpu"))
+    _, scores = evaluate(network(trained), batches.epoch(0), num_classes=25)
+    p = dict(zip(val.files, scores.softmax(1).numpy(), strict=True))
+    for row in found.images.itertuples():
+        assert p[row.file].argmax() == row.predicted
+        assert p[row.file][row.label] == pytest.approx(row.true_probability, abs=1e-5)
+        assert p[row.file].max() == pytest.approx(row.predicted_probability, abs=1e-5)
+        assert row.right == (row.predicted == row.label)
+    stored = load_predictions(trained, best["trial"])
+    if best["epoch"] == best["config"]["epochs"]:
+        np.testing.assert_allclose(stored.scores, scores.numpy(), atol=1e-4)
+        assert found.about["difference"] < 1e-5
+    else:  # the stored scores are of another epoch
+        assert found.about["difference"] is None
+
+
+def test_the_maps_lie_on_the_birds(found):
+    """The mass on the bird exceeds the bird's share of the image, with a margin."""
+    right = found.images[found.images["right"]]
+    assert len(right) > 0.6 * len(found.images)
+    assert right["inside"].mean() > 1.3 * right["area"].mean()
+    for label in found.chosen:
+        one = right[right["label"] == label]
+        assert one["inside"].mean() > one["area"].mean()
+
+
+def test_maps_beat_random_ones(found):
+    shown = found.images[found.images["place"] >= 0]
+    assert shown["deletion"].mean() < shown["random_deletion"].mean() - 0.1
+    assert shown["insertion"].mean() > shown["random_insertion"].mean() + 0.1
+
+
+def test_stored_maps_and_table_are_computed_again(drawn, found):
+    shown = found.images[found.images["place"] >= 0].sort_values("place")
+    assert len(shown) == len(found.maps) == len(found.pictures)
+    root, model, val = birds.default_birds(), network(drawn), validation(drawn)
+    place = {file: number for number, file in enumerate(val.files)}
+    for row in shown.itertuples():
+        picture = np.array(val.images[place[row.file]])
+        np.testing.assert_array_equal(found.pictures[row.place], picture)
+        x = (torch.from_numpy(picture)[None] / 255 - torch.tensor([0.485, 0.456, 0.406])[
+            :, None, None
+        ]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]  # fmt: skip
+        own = gradcam_maps.aggregate(np.stack(by_autograd(model, x, [row.label])))[0]
+        np.testing.assert_allclose(found.maps[row.place], own, atol=1e-4)
+        mask = Image.open(root / "masks" / Path(row.file).with_suffix(".png")).convert("L")
+        cover = np.asarray(mask.resize((20, 20), Image.Resampling.BILINEAR)) / 255
+        heat = gradcam_page.enlarge(own[None], 20)[0]
+        assert (heat * cover).sum() / heat.sum() == pytest.approx(row.inside, abs=1e-4)
+        assert cover.mean() == pytest.approx(row.area, abs=1e-9)
+    with (drawn / "tables" / "gradcam.csv").open() as file:
+        rows = {(row["class"], row["images"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 2 * 8
+    for label in found.chosen:
+        for right in (True, False):
+            group = found.images[
+                (found.images["label"] == label) & (found.images["right"] == right)
+            ]
+            row = rows[found.classes[label], "right" if right else "wrong"]
+            assert int(row["n"]) == len(group)
+            assert int(row["shown"]) == min(5, len(group))
+            for name in ("inside", "area", "half", "true_probability"):
+                if len(group):
+                    assert float(row[name]) == pytest.approx(group[name].mean(), abs=1e-12)
+    assert int(rows["all of these", "right"]["n"]) == found.images["right"].sum()
+
+
+def test_the_labs_classes_are_shown_and_drawn(drawn, found):
+    assert [found.classes[label] for label in found.chosen] == SEVEN
+    for name in SEVEN:
+        slug = re.sub(r"\W+", "_", name.lower())
+        with Image.open(drawn / "figures" / f"gradcam_{slug}.png") as picture:
+            assert picture.format == "PNG" and 900 < picture.width < 1300
+            assert 400 < picture.height < 1400
+            assert np.asarray(picture.convert("L")).std() > 20
+        svg = (drawn / "figures" / f"gradcam_{slug}.svg").read_text()
+        assert svg.count("<image") >= 2 * 5
+        assert str(drawn) not in svg
+    for kind in ("csv", "md", "tex"):
+        assert (drawn / "tables" / f"gradcam.{kind}").is_file()
+        assert (drawn / "tables" / f"gradcam_images.{kind}").is_file()
+
+
+def test_the_page_is_whole(drawn, found):
+    html = (drawn / "gradcam.html").read_text()
+    page = assert_self_contained(html)
+    assert len(page.named("svg")) == len(found.chosen)
+    assert "Synthetic data" in html and "mean colour of the normalisation" in html
+    assert str(drawn) not in html
+    pages = reports.page_count((drawn / "gradcam.pdf").read_bytes())
+    assert 2 < pages <= 4 + len(found.chosen)
+
+
+def test_fewer_than_five_wrong_images_are_said(found):
+    """Every class of the page whose network made fewer than five mistakes says how many."""
+    few = [k for k in found.chosen if len(found.group(k, False)) < 5]
+    assert few, "the trained network should know some class well"
+    for label in few:
+        count = len(found.group(label, False))
+        text = gradcam_page.class_text(found, label)
+        amount = {0: "No image is wrong", 1: "Only 1 is wrong"}.get(
+            count, f"Only {count} are wrong"
+        )
+        assert f"{amount}, where 5 were to be shown." in text
+        assert len(found.shown(label, False)) == count
+        gradcam_page.class_figure(found, label)
+    none_right = found.images.assign(right=False)
+    other = gradcam_page.Maps(none_right, found.pictures, found.maps, found.classes, (0, 1), {})
+    assert "No image is right" in gradcam_page.class_text(other, found.chosen[0])
+
+
+def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monkeypatch):
+    """A report made again elsewhere shows the maps that were kept."""
+    shutil.copy(drawn / "gradcam.npz", copied)
+
+    def gone():
+        raise UserError("no images here")
+
+    monkeypatch.setattr(birds, "default_birds", gone)
+    again = gradcam_study.sections(load(copied))
+    assert [section.title for section in again[1:]] == [f"Grad-CAM: {name}" for name in SEVEN]
+    assert [section.optional for section in again] == [False] + [True] * len(SEVEN)
+    names = [f"figures/{f.name}" for f in (drawn / "figures").glob("gradcam_*")]
+    names += [f"tables/{f.name}" for f in (drawn / "tables").glob("gradcam*")]
+    assert len(names) == 2 * len(SEVEN) + 2 * 3
+    for name in names:
+        assert (copied / name).read_bytes() == (drawn / name).read_bytes()
+    monkeypatch.setattr(gradcam_page, "sections", lambda results, found: found)
+    other = gradcam_study.sections(load(copied), classes=["Hoopoe"])  # cannot be made here
+    assert [other.classes[label] for label in other.chosen] == SEVEN
+    (copied / "gradcam.npz").write_bytes(b"PK damaged")
+    (only,) = gradcam_study.sections(load(copied))
+    assert only.blocks == (reports.Text("There are no maps: no images here."),)
+
+
+def test_named_classes_and_random_picks(copied, capsys):
+    arguments = [str(copied), "--classes", "house_crow", "RED WATTLED LAPWING", "--pick", "random"]
+    assert gradcam.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    found = gradcam_page.restore(copied)
+    assert [found.classes[k] for k in found.chosen] == ["House Crow", "Red-Wattled Lapwing"]
+    assert "drawn at random (seed 0)" in (copied / "gradcam.html").read_text()
+    first = (copied / "gradcam.npz").read_bytes()
+    assert gradcam.main(arguments) == 0
+    assert (copied / "gradcam.npz").read_bytes() == first
+
+
+# ---- what cannot be used ----
+
+
+def refused(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    assert gradcam.main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    return said.err
+
+
+def test_bad_input_is_one_sentence(copied, tmp_path, capsys):
+    assert "not a result folder" in refused(capsys, tmp_path / "nothing")
+    said = refused(capsys, copied, "--classes", "Hoopoe", "Dodo")
+    assert "no Dodo" in said and "Hoopoe" in said and "White-Breasted Waterhen" in said
+    assert "does not exist" in refused(capsys, copied, "--data-dir", tmp_path / "nothing")
+    few = birds.make_birds(tmp_path / "few", 2, 1, 1)
+    assert "other classes" in refused(capsys, copied, "--data-dir", few)
+
+    weights, told = copied / "checkpoints" / "best.pt", copied / "checkpoints" / "best.json"
+    good = weights.read_bytes()
+    weights.write_bytes(good[: len(good) // 2])
+    assert "best.pt is not a file of tensors" in refused(capsys, copied)
+    weights.unlink()
+    assert "no best.pt in checkpoints/" in refused(capsys, copied)
+    weights.write_bytes(good)
+    best = json.loads(told.read_text())
+    told.write_text(json.dumps(best | {"config": {"lr": 1}}))
+    assert "does not describe a residual network" in refused(capsys, copied)
+    told.write_text(json.dumps(best | {"config": best["config"] | {"norm": "what"}}))
+    assert "names the norm 'what'" in refused(capsys, copied)
+    told.write_text(json.dumps(best | {"config": best["config"] | {"n": 2}}))
+    assert "does not fit the model" in refused(capsys, copied)
+    told.write_text("{")
+    assert "best.json is damaged" in refused(capsys, copied)
+    told.write_text("[]")
+    assert "best.json is damaged" in refused(capsys, copied)
+    (copied / "trials.csv").unlink()
+    assert "has not ended" in refused(capsys, copied)
+    assert not list(copied.rglob("gradcam*"))
+
+
+def test_weights_that_are_not_finite_are_refused(copied, capsys):
+    file = copied / "checkpoints" / "best.pt"
+    state = torch.load(file, weights_only=True)
+    state["head.bias"][0] = float("nan")
+    torch.save(state, file)
+    assert "not finite" in refused(capsys, copied)
+
+
+def test_a_report_says_in_a_sentence_why_there_are_no_maps(copied):
+    study = json.loads((copied / "study.json").read_text())
+    study["data"]["kind"] = "folder"
+    (copied / "study.json").write_text(json.dumps(study))
+    (section,) = gradcam_study.sections(load(copied))
+    (text,) = section.blocks
+    assert "--data-dir PATH" in text.text and str(copied) not in text.text
+    shutil.rmtree(copied / "checkpoints")
+    (section,) = gradcam_study.sections(load(copied))
+    assert "no best.pt" in section.blocks[0].text
+    assert not list(copied.rglob("gradcam*"))
+
+
+def test_images_that_changed_are_noticed(copied, tmp_path):
+    changed = gradcam_study.compute(load(copied)).about | {"recorded": 0.1}
+    assert "images or code have changed" in gradcam_page._checked(changed)
+
+
+def test_it_runs_as_a_script_and_its_import_is_light(copied, run_script):
+    done = run_script("analysis/gradcam.py", copied, "--classes", "Dodo", cwd=copied.parent)
+    assert done.returncode == 2
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    code = "import sys, analysis.gradcam; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+# ---- photographs ----
+
+
+def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
+    """CIFAR photos: no masks, none of the lab's classes, and the folder must be named again."""
+    photos = shared_data / "cifar10"
+    settings = ["norm=gn", "n=1", "image_size=16", "epochs=1", "train_images=200", "val_images=60"]
+    folder = norms(tmp_path, *settings, "--data-dir", str(photos))
+    assert "Grad-CAM: " in (folder / "report.html").read_text()  # the study knew the folder
+    for left in (".private.json", "gradcam.npz"):  # as in a folder that was passed on
+        (folder / left).unlink()
+    assert "--data-dir PATH" in refused(capsys, folder)
+    (section,) = gradcam_study.sections(load(folder))
+    assert "--data-dir PATH" in section.blocks[0].text
+    asked = ["--pick", "random", "--seed", "3", "--classes", "cat"]
+    assert gradcam.main([str(folder), "--data-dir", str(photos), *asked]) == 0
+    at_random = gradcam_page.restore(folder)
+    assert gradcam.main([str(folder), "--data-dir", str(photos)]) == 0
+    html = (folder / "gradcam.html").read_text()
+    assert "the first 7" in html and "Half in" in html and "map in object" not in html
+    found = gradcam_page.restore(folder)
+    assert len(found.images) == 7 * 6
+    assert len(at_random.images) == 6 and at_random.about["asked"] != found.about["asked"]
+    assert found.images["inside"].isna().all() and found.images["half"].between(0, 1).any()
+    assert found.about["difference"] < 1e-5
+    assert str(photos) not in html
+    assert len(list((folder / "figures").glob("gradcam_*.png"))) == 7
+    monkeypatch.setattr(gradcam_page, "sections", lambda results, found: found)
+    again = gradcam_study.sections(load(folder))  # kept: the images are not asked for again
+    assert again.images.equals(found.images)

@@ -1,0 +1,505 @@
+"""The report of the batch size study, every number of it computed again by other code."""
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from rich.console import Console
+
+from analysis.document import report as reports
+from analysis.document.report import Section, Text
+from analysis.results.folder import load
+from analysis.studies.batch_size import sections
+from core.errors import UserError
+from tests.analysis.document.test_report import assert_self_contained
+from tests.analysis.studies.test_norms import words_of
+from tests.support import results as analysis_results
+
+EPOCHS = 20
+ASHA = {
+    "scheduler": "asha",
+    "grace": 2,
+    "reduction_factor": 3,
+    "brackets": 1,
+    "max_epochs": EPOCHS,
+    "patience": 5,
+}
+# Trial (norm, batch size, seed) to state, last epoch and reason.
+ENDS = {
+    ("bn", 8, 1): ("stopped", 6, "ASHA at epoch 6: val_accuracy 0.312 is below the cut of 0.404"),
+    ("gn", 8, 2): (
+        "stopped",
+        14,
+        "plateau at epoch 14: no better than 0.71 (epoch 9) for 5 epochs",
+    ),
+    ("gn", 128, 0): ("stopped", 4, "ASHA at epoch 4: val_accuracy 0.212 is below the cut of 0.304"),
+    ("gn", 128, 1): ("failed", 3, ""),
+}
+
+
+def accuracy(norm: str, size: int, seed: int, epoch: int, loss: float = 0.05) -> float:
+    """A rising curve; bn loses about `loss` from batch size 128 to 8."""
+    top = 0.7 + (0.01 if norm == "bn" else 0.0) - (loss * 8 / size if norm == "bn" else 0.0)
+    wave = 0.003 * np.random.default_rng([ord(norm[0]), size, seed, epoch]).standard_normal()
+    return round(top * (1 - math.exp(-epoch * 4 / EPOCHS)) + wave, 4)
+
+
+def build(path: Path, norms=("bn", "gn"), sizes=(8, 128), seeds=3, ends=None, **study) -> Path:
+    """Write study.json, trials.csv and history.csv of a study with known curves.
+
+    Args:
+        path: the result folder to make.
+        norms: values of norm.
+        sizes: values of batch_size.
+        seeds: number of seeds.
+        ends: trials that did not run to the end, as ENDS; "unfinished" ones have no rows.
+        study: keys of study.json to set; "facts" False leaves out what trials note of themselves,
+            "loss" is that of `accuracy`.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    facts, ends = study.pop("facts", True), ENDS if ends is None else ends
+    loss = study.pop("loss", 0.05)
+    planned, trials, history = [], [], []
+    for norm, size, seed in product(norms, sizes, range(seeds)):
+        name = f"norm={norm},batch_size={size},seed={seed}"
+        config = {"norm": norm, "batch_size": size, "seed": seed, "epochs": EPOCHS, "lr": None}
+        config["lr_scaling"] = "linear"
+        planned.append({"trial": name, "part": "batch_size", "config": config})
+        state, last, why = ends.get((norm, size, seed), ("finished", EPOCHS, ""))
+        if state == "unfinished":
+            continue
+        each = 2.0 + 0.25 * seed + (1.0 if size == 8 else 0.0)
+        rows = [
+            {
+                "trial": name,
+                "part": "batch_size",
+                "norm": norm,
+                "seed": seed,
+                "epoch": epoch,
+                "lr": 0.1 * size / 32 * (1 - (epoch - 1) / EPOCHS),
+                "train_accuracy": accuracy(norm, size, seed, epoch, loss) + 0.05,
+                "val_accuracy": accuracy(norm, size, seed, epoch, loss),
+                "val_loss": 3.2 - 3 * accuracy(norm, size, seed, epoch, loss),
+                "seconds": each,
+            }
+            for epoch in range(1, last + 1)
+        ]
+        history += rows
+        best = max(rows, key=lambda row: row["val_accuracy"], default={})
+        plain = {8: 700.0, 128: 9000.0}.get(size, 100.0 * size)
+        trials.append(
+            {
+                "trial": name,
+                "part": "batch_size",
+                "state": state,
+                "error": "CUDA out of memory" if state == "failed" else "",
+                "epochs_run": last,
+                "seconds": last * each + 1.5,
+                "seconds_per_epoch": each if rows else "",
+                "peak_memory_mib": 600 + size,
+                **config,
+                "lr": rows[-1]["lr"] if rows else "",
+                "best_epoch": best.get("epoch", ""),
+                "best_val_accuracy": best.get("val_accuracy", ""),
+            }
+        )
+        if facts:
+            trials[-1] |= {
+                "stopped_by": why,
+                "base_lr": 0.1,
+                "scaled_lr": 0.1 * size / 32,
+                "estimated_mib": min(plain, 1500.0),
+                "plain_mib": plain,
+                "chosen_precision": "bfloat16" if size == 128 else "float32",
+                "chosen_recompute": size == 128,
+                "slot_mib": 1748.0,
+            }
+    columns = [dict.fromkeys(("trial", "epoch", "val_accuracy"), "")]
+    for file, rows in (("trials.csv", trials), ("history.csv", history or columns)):
+        analysis_results._write_csv(path / file, rows)
+    if not history:
+        (path / "history.csv").write_text("trial,epoch,val_accuracy\n")
+    declared = analysis_results._study(planned, norms, seeds, (), "synthetic")
+    declared |= {
+        "study": "batch_size",
+        "question": "Does batch norm lose to group norm when batches are small?",
+        "grid": {"norm": list(norms), "batch_size": list(sizes), "seed": list(range(seeds))},
+        "stopping": ASHA,
+        **study,
+    }
+    (path / "study.json").write_text(json.dumps(declared), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Two norms, two batch sizes, three seeds; three trials stopped, one failed; reported."""
+    folder = build(tmp_path_factory.mktemp("batch") / "full")
+    sections.report(folder, extra=lambda results: [Section("More", (Text("Something more."),))])
+    return folder
+
+
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """trials.csv and history.csv, by pandas alone; the trials that count only."""
+    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False, na_values=[""])
+    trials = trials[trials["state"].isin(["finished", "stopped"])]
+    history = pd.read_csv(folder / "history.csv")
+    history = history[history["trial"].isin(trials["trial"])]
+    keys = trials[["trial", "batch_size"]]
+    return trials, history.drop(columns="batch_size", errors="ignore").merge(keys, on="trial")
+
+
+def table_of(folder: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder / "tables" / f"{name}.csv")
+
+
+def mean_and_span(values: pd.Series) -> list[float]:
+    """Mean, low and high of the 95 % t interval, by scipy."""
+    if len(values) < 2:
+        return [values.mean(), math.nan, math.nan]
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, loc=values.mean(), scale=scipy.stats.sem(values)
+    )
+    return [values.mean(), low, high]
+
+
+def test_everything_is_written(full):
+    named = {"batch_size", "bn_minus_gn", "saved", "stopped", "learning_rates", "memory"}
+    named.add("batch_size_by_seed")
+    found = {file.name for file in (full / "tables").iterdir()}
+    assert found == {f"{name}.{kind}" for name in named for kind in ("csv", "md", "tex")}
+    drawn = {"accuracy_by_batch_size", "bn_minus_gn", "curves", "train_curves", "epochs_run"}
+    found = {file.name for file in (full / "figures").iterdir()}
+    assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
+    assert 1 < reports.page_count((full / "report.pdf").read_bytes()) <= 10
+    page = assert_self_contained((full / "report.html").read_text())
+    assert len(page.named("svg")) == 5
+    assert "Something more." in words_of(full)
+    for file in [full / "report.html", full / "report.pdf", *(full / "tables").iterdir()]:
+        assert str(full).encode() not in file.read_bytes()
+
+
+def test_the_main_table_is_recomputed_from_trials_and_history(full):
+    trials, history = read(full)
+    last = history.groupby("trial")["epoch"].max()
+    equal = last.min()
+    assert equal == 4
+    table = table_of(full, "batch_size")
+    assert list(zip(table["norm"], table["batch_size"], strict=True)) == [
+        ("bn", 8),
+        ("bn", 128),
+        ("gn", 8),
+        ("gn", 128),
+    ]
+    at = history[history["epoch"] == equal]
+    best = history.groupby(["norm", "batch_size", "trial"])["val_accuracy"].max().reset_index()
+    for row in table.to_dict("records"):
+
+        def of(frame, row=row):
+            return frame[
+                (frame["norm"] == row["norm"]) & (frame["batch_size"] == row["batch_size"])
+            ]
+
+        mine = of(trials)
+        expected = {
+            "equal": of(at)["val_accuracy"],
+            "best": of(best)["val_accuracy"],
+            "full": mine[mine["state"] == "finished"]["best_val_accuracy"],
+        }
+        for metric, values in expected.items():
+            shown = [row[metric], row[f"{metric}_low"], row[f"{metric}_high"]]
+            assert shown == pytest.approx(mean_and_span(values), abs=1e-12, nan_ok=True)
+        assert row["n"] == row["n_equal"] == len(mine)
+        assert row["of"] == 3
+        assert row["finished"] == row["n_full"] == (mine["state"] == "finished").sum()
+        assert row["ASHA"] == mine["stopped_by"].str.startswith("ASHA").sum()
+        assert row["plateau"] == mine["stopped_by"].str.startswith("plateau").sum()
+        assert row["best_epoch"] == pytest.approx(mine["best_epoch"].mean())
+        assert row["ran"] == pytest.approx(mine["epochs_run"].mean())
+        assert row["per_epoch"] == pytest.approx(mine["seconds_per_epoch"].mean())
+        assert row["peak_memory_mib"] == mine["peak_memory_mib"].max()
+    reached = [words.replace("\xa0", " ") for words in table["reached"]]
+    assert reached == [
+        "2 to 20 (finished); 1 to 6 (ASHA)",
+        "3 to 20 (finished)",
+        "2 to 20 (finished); 1 to 14 (plateau)",
+        "1 to 20 (finished); 1 to 4 (ASHA); 1 to 3 (failed)",
+    ]
+
+
+def test_the_gap_is_recomputed_over_pairs(full):
+    trials, history = read(full)
+    table = table_of(full, "bn_minus_gn").set_index("batch_size")
+    sources = {
+        "equal": history[history["epoch"] == 4],
+        "best": trials.rename(columns={"best_val_accuracy": "val_accuracy"}),
+    }
+    for metric, source in sources.items():
+        raw, changes = {}, {}
+        for size in (8, 128):
+            wide = source[source["batch_size"] == size].pivot(
+                index="seed", columns="norm", values="val_accuracy"
+            )
+            gap = (wide["bn"] - wide["gn"]).dropna()
+            changes[size] = gap
+            row = table.loc[size]
+            shown = [row[metric], row[f"{metric}_low"], row[f"{metric}_high"]]
+            assert shown == pytest.approx(mean_and_span(gap), abs=1e-12)
+            assert row[f"{metric}_pairs"] == len(gap)
+            if gap.std() > 1e-9:
+                raw[size] = scipy.stats.ttest_1samp(gap, 0).pvalue
+                assert row[f"{metric}_p"] == pytest.approx(raw[size])
+        if len(raw) == 2:
+            low, high = sorted(raw, key=lambda size: raw[size])
+            assert table.loc[low, f"{metric}_p_holm"] == pytest.approx(min(1, 2 * raw[low]))
+            assert table.loc[high, f"{metric}_p_holm"] == pytest.approx(
+                min(1, max(2 * raw[low], raw[high]))
+            )
+        found = sections.gap_change(load(full), metric)
+        assert [found.mean, found.low, found.high] == pytest.approx(
+            mean_and_span((changes[8] - changes[128]).dropna()), abs=1e-12
+        )
+    assert table["stopped"].to_dict() == {8: 2, 128: 1}
+
+
+def test_what_stopping_saved_is_recomputed(full):
+    trials, _ = read(full)
+    left = trials["epochs"] - trials["epochs_run"]
+    seconds = left * trials["seconds_per_epoch"]
+    table = table_of(full, "saved").set_index("reason")
+    assert list(table.index) == ["ASHA", "plateau", "all"]
+    for reason, row in table.iterrows():
+        words = "" if reason == "all" else reason
+        mine = (trials["state"] == "stopped") & trials["stopped_by"].fillna("").str.startswith(
+            words
+        )
+        assert row["trials"] == mine.sum()
+        assert row["epochs"] == left[mine].sum()
+        assert row["seconds"] == pytest.approx(seconds[mine].sum())
+        assert row["epochs_share"] == pytest.approx(left[mine].sum() / trials["epochs"].sum())
+        whole = trials["seconds"].sum() + seconds.sum()
+        assert row["seconds_share"] == pytest.approx(seconds[mine].sum() / whole)
+        assert row["full_epochs"] == 220
+    words = words_of(full)
+    assert "That saved 36 of 220 trial-epochs (16.4 %)" in words
+
+
+def test_every_stopped_trial_is_shown_with_when_and_why(full):
+    table = table_of(full, "stopped").set_index("trial")
+    assert len(table) == 3
+    words = words_of(full)
+    for (norm, size, seed), (state, last, why) in ENDS.items():
+        if state == "stopped":
+            row = table.loc[f"norm={norm},batch_size={size},seed={seed}"]
+            assert row["ran"] == last
+            assert row["why"] == why
+            assert why in words
+
+
+def test_every_trial_is_in_its_table(full):
+    every = pd.read_csv(full / "trials.csv", keep_default_na=False, na_values=[""])
+    table = table_of(full, "batch_size_by_seed").merge(every, on="trial", suffixes=("", "_raw"))
+    assert len(table) == 12
+    assert (table["best"] == table["best_val_accuracy"]).all()
+    assert (table["best_epoch"] == table["best_epoch_raw"]).all()
+    assert (table["ran"] == table["epochs_run"]).all()
+    assert (table["highest_lr"] == table["scaled_lr"]).all()
+    assert (table["state"] == table["state_raw"]).all()
+
+
+def test_rates_steps_and_memory(full):
+    rates = table_of(full, "learning_rates").set_index("batch_size")
+    assert rates["highest_lr"].to_dict() == {8: 0.025, 128: 0.4}
+    assert rates["steps"].to_dict() == {8: 188, 128: 12}  # 1,500 training images
+    memory = table_of(full, "memory").set_index(["norm", "batch_size"])
+    assert memory.loc[("bn", 128), "plain_mib"] == 9000
+    assert memory.loc[("bn", 128), "estimated_mib"] == 1500
+    assert memory.loc[("bn", 128), "chosen_precision"] == "bfloat16"
+    words = words_of(full)
+    assert "linear (learning rate = base × batch size / reference batch size)" in words
+    assert "reference batch size 32" in words
+    assert "0.025 at batch size 8 and 0.4 at batch size 128" in words
+    assert "A trial's slot has 1,748 MiB." in words
+    assert "did not all run with the same precision" in words
+
+
+def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
+    nodes = [{"count": 2, "memory": 1000 * 2**20}, {"count": 0, "memory": 5}]
+    fit = {"settings": {"recompute": True}}
+    folder = build(tmp_path / "x", ends={}, slots={"nodes": nodes}, fit=fit)
+    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False).drop(columns="slot_mib")
+    trials = trials.assign(chosen_precision="float32", chosen_recompute=True)
+    trials.to_csv(folder / "trials.csv", index=False)
+    words = sections.memory_text(load(folder))
+    assert "A trial's slot has 1,000 MiB." in words
+    assert "All cells ran in float32 with recomputation, chosen before the first trial" in words
+
+
+def test_text_says_what_was_compared_and_what_stopped_trials(full):
+    words = words_of(full)
+    assert "Epoch 4 is the last that all 11 finished or stopped trials reached" in words
+    assert "grace 2, reduction factor 3, brackets 1, at most 20 epochs" in words
+    assert "after epochs 2, 6 and 18" in words
+    assert "has not improved for 5 epochs" in words
+    assert "3 trials are censored" in words
+    assert "equal those in trials.csv for all 12 trials" in words
+    assert "these seeds do not show that batch norm suffers, which does not contradict" in words
+    assert "1 of 12 trials failed or diverged" in words
+    assert "Synthetic data" in words
+
+
+def test_shown_cells_are_the_numbers_rounded(full):
+    shown = (full / "tables" / "batch_size.md").read_text()
+    for row in table_of(full, "batch_size").to_dict("records"):
+        assert f"{row['equal'] * 100:.1f} [" in shown
+        assert f"{row['best'] * 100:.1f} [" in shown
+    assert " [n/a] |" in shown  # one seed of gn at 128 finished
+    assert "| 2 of 3 |" in shown
+
+
+def test_the_short_table_fits_100_columns(full):
+    out = io.StringIO()
+    sections.headline(full, Console(file=out, width=100))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.split()[:1] in (["bn"], ["gn"]) for line in lines) == 4
+
+
+def test_a_cell_with_all_seeds_stopped_or_failed_keeps_its_row(tmp_path):
+    ends = {("bn", 8, seed): ("stopped", 3 + seed, "ASHA at epoch 3: low") for seed in range(3)}
+    ends |= {("gn", 128, seed): ("failed", 0, "") for seed in range(3)}
+    ends[("gn", 8, 0)] = ("unfinished", 0, "")
+    folder = build(tmp_path / "x", ends=ends)
+    sections.report(folder)
+    table = table_of(folder, "batch_size").set_index(["norm", "batch_size"])
+    assert len(table) == 4
+    assert table.loc[("bn", 8), ["n", "finished", "ASHA", "n_full"]].tolist() == [3, 0, 3, 0]
+    assert table.loc[("gn", 128), ["n", "of", "failed"]].tolist() == [0, 3, 3]
+    assert table.loc[("gn", 8), ["n", "of", "unfinished"]].tolist() == [2, 3, 1]
+    assert math.isnan(table.loc[("gn", 128), "best"])
+    assert "| n/a |" in re.sub(" +", " ", (folder / "tables" / "batch_size.md").read_text())
+    gaps = table_of(folder, "bn_minus_gn").set_index("batch_size")
+    assert gaps["best_pairs"].to_dict() == {8: 2, 128: 0}
+    assert "does not show how the gap changes" in words_of(folder)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    folder = build(tmp_path / "x", seeds=1, ends={}, stopping={**ASHA, "scheduler": "none"})
+    sections.report(folder)
+    words = words_of(folder)
+    assert "(one seed gives no interval, so it may be chance)" in words
+    assert "study.json, trials.csv and history.csv beside this file" in words
+    assert "One seed: there is no interval" in words
+    assert "No trial was stopped early, so nothing was saved." in words
+    assert "No scheduler compared the trials while they ran" in words
+    assert "ASHA" not in sections.limits(load(folder), sections.cell_numbers(load(folder)))
+    assert "censored: their best" not in words
+    table = table_of(folder, "batch_size")
+    assert table["best_low"].isna().all()
+    assert "[n/a]" in (folder / "tables" / "batch_size.md").read_text()
+    assert not (folder / "tables" / "stopped.csv").exists()
+
+
+@pytest.mark.parametrize(("norms", "sizes"), [(("bn",), (8, 128)), (("gn", "in", "ln"), (32,))])
+def test_without_bn_or_gn_there_is_no_gap(tmp_path, norms, sizes):
+    folder = build(tmp_path / "x", norms=norms, sizes=sizes, ends={}, facts=False)
+    sections.report(folder)
+    words = words_of(folder)
+    assert "The study lacks bn or gn" in words
+    assert "No estimate of memory was recorded." in words
+    assert not (folder / "tables" / "bn_minus_gn.csv").exists()
+    assert len(table_of(folder, "batch_size")) == len(norms) * len(sizes)
+    assert table_of(folder, "learning_rates")["highest_lr"].tolist() == [
+        pytest.approx(0.1 * size / 32) for size in sizes
+    ]
+
+
+def test_one_batch_size_and_more_norms(tmp_path):
+    folder = build(tmp_path / "x", norms=("bn", "gn", "none"), sizes=(8,), ends={}, seeds=2)
+    sections.report(folder)
+    assert len(table_of(folder, "bn_minus_gn")) == 1
+    assert sections.gap_change(load(folder), "best") is None
+    assert "All 6 finished or stopped trials reached epoch 20." in words_of(folder)
+
+
+def test_a_whole_row_of_batch_sizes_stays_short(tmp_path):
+    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+    folder = build(tmp_path / "x", norms=("bn", "gn", "ln", "in"), sizes=sizes, seeds=2, ends=ENDS)
+    sections.report(folder)
+    assert len(table_of(folder, "batch_size")) == 32
+    assert reports.page_count((folder / "report.pdf").read_bytes()) <= 10
+    assert not (folder / "figures" / "epochs_run.svg").exists()
+
+
+def test_nothing_ran(tmp_path):
+    ends = {("bn", 8, 0): ("failed", 0, ""), ("gn", 8, 0): ("unfinished", 0, "")}
+    folder = build(tmp_path / "x", sizes=(8,), seeds=1, ends=ends)
+    sections.report(folder)
+    assert "None of 2 trials finished" in words_of(folder)
+    assert list(table_of(folder, "reasons").state) == ["failed", "unfinished"]
+
+
+def test_files_that_do_not_belong_together_are_noticed(tmp_path):
+    folder = build(tmp_path / "x", seeds=1, ends={})
+    assert "equal those" in sections.summary(load(folder), sections.cell_numbers(load(folder)))
+    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
+    trials.loc[0, "best_val_accuracy"] += 0.1
+    trials.to_csv(folder / "trials.csv", index=False)
+    results = load(folder)
+    assert "do not belong together" in sections.summary(results, sections.cell_numbers(results))
+
+
+@pytest.mark.parametrize(
+    ("rule", "power", "reference"), [("linear", 1, 64), ("sqrt", 0.5, 64), ("none", 0, None)]
+)
+def test_the_reference_batch_size_follows_from_the_rates(rule, power, reference):
+    rows = [
+        {"batch_size": size, "rule": rule, "base_lr": 0.1, "highest_lr": 0.1 * (size / 64) ** power}
+        for size in (8, 128)
+    ]
+    assert sections._reference(pd.DataFrame(rows)) == reference
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"),
+    [
+        (0.05, "so batch norm loses ground with small batches here too, as published; Wu & He"),
+        (0.0, "an interval with 0 in it"),
+        (-0.05, "so batch norm gains ground with small batches here, against the published"),
+    ],
+)
+def test_the_verdict_follows_the_interval(tmp_path, loss, verdict):
+    results = load(build(tmp_path / "x", ends={}, loss=loss))
+    sentence = sections.gap_sentence(results)
+    assert verdict in sentence
+    assert "at the best goes from" in sentence  # nothing is censored
+    change = sections.gap_change(results, "best")
+    assert f"{abs(change.mean) * 100:.1f}" in sentence
+
+
+def test_damage_is_one_sentence_for_the_user(tmp_path):
+    folder = build(tmp_path / "x", seeds=1)
+    (folder / "study.json").write_text(json.dumps({"study": "batch_size"}))
+    with pytest.raises(UserError, match=r"study\.json lacks question"):
+        sections.report(folder)
+
+
+def test_importing_the_report_loads_nothing_heavy():
+    code = (
+        "import sys, analysis.studies.batch_size.sections;"
+        "print([m for m in sys.argv[1:] if m in sys.modules])"
+    )
+    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,326 @@
+"""The report of the CIFAR study, from folders whose numbers follow a formula."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from analysis.results.folder import load
+from analysis.studies.cifar import answers, sections
+from core.errors import UserError
+from tests.analysis.document.test_report import assert_self_contained
+
+FORMS, RATES, SEEDS = ("none", "listing", "meant"), (0.01, 0.1), (0, 1, 2)
+SETUPS = {
+    "all": ("all", "printed", "frozen"),
+    "layer4": ("layer4", "printed", "frozen"),
+    "layer4, conv1 trained": ("layer4", "trained", "frozen"),
+    "layer4, conv1 averaged": ("layer4", "averaged", "frozen"),
+    "layer4, moving BN": ("layer4", "printed", "moving"),
+    "head": ("head", "printed", "frozen"),
+    "scratch": ("scratch", "printed", "frozen"),
+}
+TRAINED = {"all": 11_173_962, "scratch": 11_173_962, "layer4": 8_398_858, "head": 5_130}
+DEFAULTS = {"bn": "meant", "lr": 0.05, "variant": "all", "conv1": "printed", "statistics": "frozen"}
+
+
+def accuracy(place: int, seed: int, lr: float = 0.0) -> float:
+    """The more a form or setup does, the better, the same for all seeds but for a small part."""
+    return 0.6 + 0.04 * place + 0.01 * seed + 0.001 * ((place * 7 + seed * 3) % 5) + 0.2 * lr
+
+
+def cnn_trial(bn: str, lr: float, seed: int) -> dict:
+    config = DEFAULTS | {"model": "cnn", "bn": bn, "lr": lr, "seed": seed, "image_size": 32}
+    value = accuracy(FORMS.index(bn), seed, lr)
+    facts = {
+        "parameters": 62_006 if bn == "none" else 62_458,
+        "trainable_parameters": 62_006 if bn == "none" else 62_458,
+        "frozen_parameters": 0,
+        "dead_parameters": 408 if bn == "listing" else 0,
+        "training_mode_accuracy": value - (0 if bn == "none" else 0.125),
+    }
+    name = f"part=cnn,bn={bn},lr={lr},seed={seed}"
+    return {"trial": name, "part": "cnn", "config": config, "value": value, "facts": facts}
+
+
+def tuned_trial(setup: str, seed: int, broken: bool = False) -> dict:
+    variant, conv1, moving = SETUPS[setup]
+    config = DEFAULTS | {"model": "resnet18", "variant": variant, "conv1": conv1, "seed": seed}
+    config |= {"statistics": moving, "image_size": 16}
+    trained = TRAINED[variant] + (1_728 if conv1 == "trained" else 0)
+    digests = {}
+    if variant in ("layer4", "head"):
+        stays = {"weights": not broken, "statistics": moving == "frozen"}
+        for what, kept in stays.items():
+            digests[f"frozen_{what}_before"] = f"sha256:{what}{setup}{seed}"
+            digests[f"frozen_{what}_after"] = f"sha256:{what}{setup}{seed}{'' if kept else 'x'}"
+    facts = digests | {
+        "parameters": 11_173_962,
+        "trainable_parameters": trained,
+        "frozen_parameters": 11_173_962 - trained,
+        "dead_parameters": 0,
+    }
+    name = f"part=resnet18,setup={list(SETUPS).index(setup)},seed={seed}"
+    value = accuracy(7 - list(SETUPS).index(setup), seed)
+    return {"trial": name, "part": "resnet18", "config": config, "value": value, "facts": facts}
+
+
+def write(path: Path, planned: list[dict], failed: tuple[str, ...] = ()) -> Path:
+    """Write study.json, trials.csv and history.csv with two epochs of every trial."""
+    path.mkdir(parents=True)
+    trials, history = [], []
+    for number, entry in enumerate(planned):
+        config = entry["config"] | {"epochs": 2, "batch_size": 20}
+        entry["config"] = config
+        gone = entry["trial"] in failed
+        for epoch in (1, 2):
+            value = entry["value"] - (0.1 if epoch == 1 else 0)
+            row = {"trial": entry["trial"], "part": entry["part"], **config, "epoch": epoch}
+            row |= {f"val_{m}": value for m in ("accuracy", "micro_f1", "macro_f1")}
+            running = {"accuracy": value + 0.05, "loss": 0.9 - value}
+            row |= {f"train_{m}_running": v for m, v in running.items()}
+            row |= {"val_loss": 1 - value, "val_error": 1 - value}
+            row |= {"seconds": 2.0 + epoch, "train_seconds": 1.0 + number % 3}
+            history.append(row)
+        last = {k: v for k, v in row.items() if k.startswith(("val_", "train_"))}
+        last |= {
+            "best_epoch": 2,
+            "best_train_accuracy": value + 0.08,
+            "best_train_loss": 0.8 - value,
+        }
+        state = {"state": "failed" if gone else "finished", "error": "it broke" if gone else ""}
+        trials.append(
+            {"trial": entry["trial"], "part": entry["part"], **state, "epochs_run": 2,
+             "seconds": 7.0, "seconds_per_epoch": 3.5, "peak_memory_mib": 100.0 + number,
+             **config, **entry["facts"], **last}
+        )  # fmt: skip
+    for name, rows in (("trials", trials), ("history", history)):
+        pd.DataFrame(rows).to_csv(path / f"{name}.csv", index=False)
+    grid = {
+        key: list(dict.fromkeys(e["config"][key] for e in planned)) for key in planned[0]["config"]
+    }
+    counts = {"train": dict.fromkeys("0123456789", 30), "val": dict.fromkeys("0123456789", 5)}
+    study = {
+        "study": "cifar",
+        "question": "What does batch norm bring?",
+        "scale": "demo",
+        "grid": grid,
+        "metric": "val_accuracy",
+        "mode": "max",
+        "trials": [{k: e[k] for k in ("trial", "part", "config")} for e in planned],
+        "command": ["python", "studies/cifar.py"],
+        "data": {"kind": "embedded", "dataset": "digits", "weights": "embedded",
+                 "description": "digits", "classes": list("0123456789"), "counts": counts},
+    }  # fmt: skip
+    (path / "study.json").write_text(json.dumps(study))
+    return path
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    planned = [tuned_trial(setup, seed) for setup in SETUPS for seed in SEEDS]
+    planned += [cnn_trial(bn, lr, seed) for bn in FORMS for lr in RATES for seed in SEEDS]
+    lost = "part=cnn,bn=listing,lr=0.1,seed=2"
+    folder = write(tmp_path_factory.mktemp("cifar") / "full", planned, failed=(lost,))
+    sections.report(folder)
+    return folder
+
+
+def words_of(folder: Path) -> str:
+    html = (folder / "report.html").read_text()
+    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
+    return " ".join(text.replace("&#39;", "'").replace("&lt;", "<").split())
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    with (folder / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_is_written_and_needs_no_network(full):
+    names = {"cnn", "resnet18", "frozen", "modes", "trials"}
+    found = {file.name for file in (full / "tables").iterdir()}
+    assert found == {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
+    drawn = {"cnn_val_accuracy", "cnn_train_loss", "resnet18_accuracy", "resnet18_cost"}
+    found = {file.name for file in (full / "figures").iterdir()}
+    assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
+    assert_self_contained((full / "report.html").read_text())
+
+
+def test_the_cnns_table_is_that_of_the_trials(full):
+    rows = {(row["bn"], float(row["lr"])): row for row in rows_of(full, "cnn")}
+    assert len(rows) == 6
+    for (bn, lr), row in rows.items():
+        seeds = SEEDS if (bn, lr) != ("listing", 0.1) else SEEDS[:2]
+        values = [accuracy(FORMS.index(bn), seed, lr) for seed in seeds]
+        assert float(row["val_accuracy"]) == pytest.approx(sum(values) / len(values), abs=1e-12)
+        assert int(row["n"]) == len(seeds) and int(row["of"]) == 3
+        if bn == "none":
+            assert row["difference"] == ""
+            continue
+        plain = [accuracy(0, seed, lr) for seed in seeds]
+        wanted = sum(v - p for v, p in zip(values, plain, strict=True)) / len(seeds)
+        assert float(row["difference"]) == pytest.approx(wanted, abs=1e-12)
+        assert float(row["p_holm"]) >= float(row["p"]) > 0
+    assert float(rows["listing", 0.01]["dead_parameters"]) == 408
+
+
+def test_the_setups_are_told_apart_and_ordered(full):
+    rows = rows_of(full, "resnet18")
+    assert [row["setup"] for row in rows] == list(SETUPS)
+    kept = ["", "yes", "yes", "yes", "weights", "yes", ""]
+    assert [row["unchanged"] for row in rows] == kept
+    assert int(float(rows[1]["trainable_parameters"])) == 8_398_858
+    assert int(float(rows[2]["trainable_parameters"])) == 8_398_858 + 1_728
+    difference = [accuracy(6, s) - accuracy(7, s) for s in SEEDS]
+    assert float(rows[1]["difference"]) == pytest.approx(sum(difference) / 3, abs=1e-12)
+
+
+def test_the_answers_come_from_the_numbers(full):
+    words = words_of(full)
+    table = {(r["bn"], float(r["lr"])): r for r in rows_of(full, "cnn")}
+    lead = float(table["meant", 0.01]["difference"]) * 100
+    assert f"at lr 0.01 meant beats none by +{lead:.1f} points (95 % interval" in words
+    assert "They are 408 parameters of 62,458 that no gradient reaches" in words
+    assert "changes the accuracy by up to −12.5 points" in words
+    assert "without batch norm by 0 points" in words
+    assert "layer4 trains 8,398,858 of 11,173,962 parameters" in words
+    assert "In 15 of 15 trials with a frozen part every frozen weight is bit for bit" in words
+    assert "in 12 of 12 so are the running statistics" in words
+    assert "they moved in 3 of 3" in words
+    assert "weights come from drawn birds, not from ImageNet" in words
+    assert "1 of 39 trials failed" in words and "it broke" in words
+    assert "300 training images, 50 for validation" not in words  # "and" joins two
+    assert "300 training images and 50 for validation, 32x32 pixels, 2 epochs" in words
+    assert "never used" in words and "94.82" in words
+
+
+def store(folder: Path, trial: str, right: int, epoch: int | None = None, count: int = 50) -> float:
+    """Write scores of which `right` are right; return the macro-F1 that scikit-learn gives."""
+    labels = np.arange(count) % 10
+    predicted = np.where(np.arange(count) < right, labels, (labels + 1) % 10)
+    arrays = {"scores": np.eye(10, dtype=np.float32)[predicted] * 5, "labels": labels}
+    arrays |= {} if epoch is None else {"epoch": np.array(epoch)}
+    (folder / "predictions").mkdir(exist_ok=True)
+    np.savez(
+        folder / "predictions" / f"{trial}.npz",
+        **arrays,
+        files=np.array([f"{i}.png" for i in range(count)]),
+        classes=np.array(list("0123456789")),
+        config=np.array("{}"),
+    )
+    return float(f1_score(labels, predicted, average="macro"))
+
+
+def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_path):
+    planned = [cnn_trial(bn, 0.1, seed) for bn in ("none", "meant") for seed in (0, 1)]
+    for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
+        entry["value"] = right / 50
+    folder = write(tmp_path / "scores", planned)
+    for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
+        macro = store(folder, entry["trial"], right)
+    results, checked = sections.recompute(load(folder))
+    assert (checked.trials, checked.of) == (4, 4)
+    row = results.trials.iloc[-1]
+    assert row["val_accuracy"] == 0.82 and row["val_macro_f1"] == pytest.approx(macro, abs=1e-12)
+    logits = np.array([5.0] + [0.0] * 9)
+    loss = np.log(np.exp(logits).sum()) - 0.82 * 5  # a wrong one has 0 for the right class
+    assert row["val_loss"] == pytest.approx(loss, rel=1e-6)
+    store(folder, planned[0]["trial"], 45)  # trials.csv says 0.6
+    sections.report(folder)
+    table = {(r["bn"], float(r["lr"])): r for r in rows_of(folder, "cnn")}
+    assert float(table["none", 0.1]["val_accuracy"]) == pytest.approx((0.9 + 0.64) / 2)
+    words = words_of(folder)
+    assert f"val_accuracy of {planned[0]['trial']} by 0.3" in words
+    assert "a stored file has been changed or is of another run" in words
+
+
+def test_scores_of_another_epoch_are_held_against_that_epoch(tmp_path):
+    planned = [cnn_trial("meant", 0.1, seed) for seed in (0, 1)]
+    for entry in planned:
+        entry["value"] = 0.8  # after epoch 2; 0.7 after the first
+    folder = write(tmp_path / "kept", planned)
+    for entry in planned:
+        store(folder, entry["trial"], 35, epoch=1)
+    results, checked = sections.recompute(load(folder))
+    assert checked.worst["val_accuracy"][0] < 1e-12
+    assert list(results.trials["val_accuracy"]) == [0.7, 0.7]
+    assert results.trials["train_accuracy_running"].tolist() == pytest.approx([0.75, 0.75])
+    sections.report(folder)
+    words = words_of(folder)
+    assert "The epoch of the weights kept; " in words and "Last epoch;" not in words
+    assert "chosen on the images shown" in words
+
+
+def test_the_floor_of_the_lab():
+    assert answers.floored(0.9999) == "99\u00a0%"
+    assert answers.floored(0.57) == "57\u00a0%"  # 100 * 0.57 is 56.99999999999999
+    assert answers.floored(float("nan")) == "-"
+
+
+def test_a_changed_frozen_weight_is_shouted(tmp_path):
+    planned = [tuned_trial("all", s) for s in (0, 1)]
+    planned += [tuned_trial("layer4", s, broken=s == 1) for s in (0, 1)]
+    folder = write(tmp_path / "broken", planned)
+    sections.report(folder)
+    table = {row["setup"]: row for row in rows_of(folder, "resnet18")}
+    assert table["layer4"]["unchanged"] == "no"
+    assert "In 1 of 2 trials with a frozen part" in words_of(folder)
+    checked = sections.frozen_numbers(sections.tuned_part(load(folder)))
+    assert answers.proof(checked).startswith("**")
+    assert not (folder / "tables" / "cnn.csv").exists()
+
+
+def test_meant_that_does_not_beat_none_is_said_so(tmp_path):
+    planned = [cnn_trial(bn, 0.1, seed) for bn in ("none", "meant") for seed in SEEDS]
+    for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.65, 0.58, 0.69), strict=True):
+        entry["value"] = value
+    folder = write(tmp_path / "even", planned)
+    sections.report(folder)
+    words = words_of(folder)
+    assert "meant and none cannot be told apart: +4.0 points" in words
+    assert "The highest mean of the small CNN" in words and "does best" not in words
+    for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.4, 0.5, 0.61), strict=True):
+        entry["value"] = value
+    folder = write(tmp_path / "worse", planned)
+    sections.report(folder)
+    assert "meant is worse than none by −9.7 points" in words_of(folder)
+
+
+def test_the_largest_change_by_forgetting_eval_is_named_whatever_its_sign():
+    row = {"bn": "meant", "lr": 0.1, "difference": -0.01, "low": -0.02, "high": 0.0}
+    gain = row | {"lr": 0.01, "difference": 0.05, "low": 0.01, "high": 0.09}
+    said = answers.forgotten(pd.DataFrame([row, gain])).replace("\u00a0", " ")
+    assert "by up to +5.0 points" in said and "lr 0.01" in said
+
+
+@pytest.mark.parametrize("part", ["cnn", "resnet18"])
+def test_one_seed_and_nothing_finished_still_make_a_report(tmp_path, part):
+    planned = [cnn_trial("meant", 0.1, 0)] if part == "cnn" else [tuned_trial("head", 0)]
+    folder = write(tmp_path / "one", [dict(entry) for entry in planned])
+    sections.report(folder)
+    assert "One seed" in words_of(folder)
+    folder = write(tmp_path / "none", planned, failed=(planned[0]["trial"],))
+    sections.report(folder)
+    assert "None of 1 trials finished" in words_of(folder)
+    assert "it broke" in words_of(folder)
+
+
+def test_a_damaged_folder_is_told(full, tmp_path):
+    with pytest.raises(UserError, match="not a result folder"):
+        sections.report(tmp_path / "nowhere")
+    folder = tmp_path / "torn"
+    shutil.copytree(full, folder)
+    store(folder, trial := cnn_trial("none", RATES[0], SEEDS[0])["trial"], right=30)
+    stored = folder / "predictions" / f"{trial}.npz"
+    stored.write_bytes(stored.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"predictions/.* cannot be read"):
+        sections.report(folder)

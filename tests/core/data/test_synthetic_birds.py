@@ -1,0 +1,203 @@
+"""The drawn birds: a real image folder, the same each time, hard for linear models only."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.data import folders, images
+from core.data.synthetic import birds as synthetic_birds
+from core.data.synthetic.birds import SYNTHETIC, default_birds, make_birds
+from core.data.synthetic.species import CLASSES, SPECIES
+from core.errors import StorageError, UserError
+from tests.support.faults import fail_reads
+
+LAB_CLASSES = (  # as the lab's text writes them
+    "Cattle Egret", "Coppersmith Barbet", "Indian Peacock", "Red Wattled Lapwing",
+    "Ruddy Shelduck", "White Breasted Kingfisher", "White Breasted Waterhen",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory) -> Path:
+    return make_birds(tmp_path_factory.mktemp("birds") / "root", train_per_class=3, val_per_class=2)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """Give the test a cache of its own, and few pictures to make."""
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    few = functools.partial(make_birds, classes=2, train_per_class=2, val_per_class=1)
+    monkeypatch.setattr(synthetic_birds, "make_birds", few)
+    synthetic_birds._default_birds.cache_clear()
+    yield tmp_path / "cache"
+    synthetic_birds._default_birds.cache_clear()
+
+
+def hashes(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_25_species_with_the_lab_s_seven():
+    assert len(set(CLASSES)) == 25 and list(CLASSES) == sorted(CLASSES)
+    matched = {folders.match_class(name, CLASSES) for name in LAB_CLASSES}
+    assert None not in matched and len(matched) == 7
+
+
+def test_is_an_image_folder(birds, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path))
+    listing = folders.scan(birds)
+    assert listing.classes == CLASSES
+    assert {split: len(files) for split, files in listing.files.items()} == {"train": 75, "val": 50}
+    assert not any("masks" in file.path for files in listing.files.values() for file in files)
+    sets = images.load(birds, 16)
+    assert images.duplicates(sets["train"], sets["val"]) == []
+    assert len(set(sets["train"].digests + sets["val"].digests)) == 125
+    assert images.describe(sets, synthetic=SYNTHETIC)["kind"] == "synthetic"
+
+
+def test_pictures_are_jpeg_files_of_different_sizes_and_qualities(birds):
+    sizes, tables = set(), set()
+    for file in birds.glob("train/*/*.jpg"):
+        with Image.open(file) as image:
+            assert image.format == "JPEG" and image.mode == "RGB"
+            assert min(image.size) >= 60 and max(image.size) <= 140
+            sizes.add(image.size)
+            tables.add(tuple(image.quantization[0]))
+    assert len(sizes) > 40 and len(tables) > 10
+    assert {width > height for width, height in sizes} == {True, False}
+
+
+def test_every_picture_has_a_mask_of_its_bird(birds):
+    shares = []
+    for split in ("train", "val"):
+        for file in birds.glob(f"{split}/*/*.jpg"):
+            mask = birds / "masks" / file.relative_to(birds).with_suffix(".png")
+            with Image.open(file) as image, Image.open(mask) as bird:
+                assert bird.mode == "1" and bird.size == image.size
+                shares.append(np.asarray(bird).mean())
+    assert len(shares) == 125 and len(list(birds.glob("masks/*/*/*.png"))) == 125
+    assert min(shares) > 0.02 and max(shares) < 0.9 and 0.15 < np.mean(shares) < 0.5
+
+
+def test_masks_hold_the_plumage():
+    """Inside its mask a Ruddy Shelduck is orange, outside it the scene is not."""
+    duck = next(species for species in SPECIES if species.name == "Ruddy Shelduck")
+    inside, outside = [], []
+    for k in range(20):
+        picture, mask = synthetic_birds.draw_bird(duck, np.random.default_rng(k))
+        red, _, blue = np.asarray(picture, np.float64).transpose(2, 0, 1)
+        bird = np.asarray(mask)
+        inside.append((red - blue)[bird].mean())
+        outside.append((red - blue)[~bird].mean())
+    assert np.mean(inside) > np.mean(outside) + 40
+
+
+def test_same_seed_same_files_and_counts_do_not_matter(birds, tmp_path):
+    again = hashes(make_birds(tmp_path / "again", 3, train_per_class=2, val_per_class=2))
+    first = hashes(birds)
+    pictures = {name for name in again if name.endswith((".jpg", ".png"))}
+    assert len(pictures) == 2 * 3 * 4
+    assert all(first[name] == again[name] for name in pictures)
+    other = hashes(make_birds(tmp_path / "other", 3, train_per_class=2, val_per_class=2, seed=1))
+    assert not any(other[name] == again[name] for name in pictures if name.endswith(".jpg"))
+
+
+def test_says_that_it_is_generated(birds):
+    text = (birds / "README.txt").read_text()
+    assert SYNTHETIC in text and "photograph" in text and "synthetic" in SYNTHETIC.lower()
+
+
+def test_refusals(birds):
+    with pytest.raises(UserError, match="is not empty"):
+        make_birds(birds)
+    with pytest.raises(UserError, match="classes must be 2 to 25, got 26"):
+        make_birds(birds / "new", classes=26)
+    with pytest.raises(UserError, match="at least one picture"):
+        make_birds(birds / "new", val_per_class=0)
+
+
+def test_default_birds_are_made_once(cache):
+    folder = default_birds()
+    assert folder.parent == cache
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    synthetic_birds._default_birds.cache_clear()  # as in another process
+    assert default_birds() == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    assert folders.scan(folder).classes == CLASSES[:2]
+    assert not list(cache.glob(".*"))
+
+
+def test_default_birds_are_made_again_when_files_are_gone(cache):
+    folder = default_birds()
+    before = hashes(folder)
+    (folder / "train" / CLASSES[0] / "0001.jpg").unlink()
+    synthetic_birds._default_birds.cache_clear()
+    assert hashes(default_birds()) == before
+
+
+def test_default_birds_that_cannot_be_read_now_are_left_alone(cache):
+    folder = default_birds()
+    before = hashes(folder)
+    synthetic_birds._default_birds.cache_clear()
+    undo, _ = fail_reads("contents.json", errno.EIO)
+    try:
+        with pytest.raises(StorageError, match=r"contents\.json \(Input/output error\)"):
+            default_birds()
+    finally:
+        undo()
+    assert hashes(folder) == before
+
+
+def test_an_interrupted_making_leaves_no_folder(cache, monkeypatch):
+    draw, calls = synthetic_birds.draw_bird, []
+
+    def interrupted(species, rng):
+        calls.append(species)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return draw(species, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic_birds, "draw_bird", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            default_birds()
+    assert not list(cache.glob("synthetic-birds-*/"))
+    assert len(hashes(default_birds())) == 2 * 2 * 3 + 2
+    assert not list(cache.glob(".*"))
+
+
+def test_default_birds_in_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="LABTUNE_CACHE"):
+        default_birds()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_a_linear_model_on_the_pixels_stays_under_50_percent():
+    """On the shipped pictures, at the demo's size, for several strengths of regularisation."""
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from threadpoolctl import threadpool_limits
+
+    sets = images.load(default_birds(), 20)
+    x, v = (np.float32(sets[split].images).reshape(len(sets[split]), -1) for split in sets)
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    x, v = (x - mean) / std, (v - mean) / std
+    y, t = sets["train"].labels, sets["val"].labels
+    models = [RidgeClassifier(alpha=alpha) for alpha in (100, 1000, 10000)]
+    models += [LogisticRegression(C=C, max_iter=60, tol=1e-3) for C in (0.001, 0.01)]
+    with threadpool_limits(1):  # several threads would wait for each other on a busy machine
+        accuracies = [model.fit(x, y).score(v, t) for model in models]
+    assert 0.15 < max(accuracies) < 0.5

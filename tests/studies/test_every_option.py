@@ -1,0 +1,278 @@
+"""Every option that a --help names is run by a test; here are those that no other file runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gzip
+import hashlib
+import http.server
+import pickle
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+from analysis import browse, gradcam, hand_in, import_scores, watch
+from core.storage.files import read_json
+from core.study.command import command_line
+from core.study.options import Options
+from tests.conftest import ROOT
+from tests.studies.test_every_setting import STUDIES
+from tests.support.toy import study as toy
+
+SMOKE = ["--local", "--smoke", "--seeds", "1"]
+TINY = {
+    "norms": "norm=bn n=1 image_size=8 train_images=none val_images=none epochs=1 batch_size=4",
+    "adaptation": "corruption=fog severity=1 images=4 num_bn_updates=1 batch_size=2 WEIGHTS",
+    "voc": "weights=none image_size=16 train_images=12 val_images=8 batch_size=6 epochs=1",
+    "weight_standardization": "variant=A lr=0.005 weights=none image_size=16 train_images=12"
+    " val_images=8 batch_size=6 epochs=1",
+    "cifar": "variant=all weights=none image_size=8 train_images=none val_images=none epochs=1"
+    " batch_size=4",
+    "generation": "family=vae width=8 image_size=8 epochs=1 epoch_steps=1 train_images=none"
+    " val_images=none batch_size=4 eval_samples=4 neighbours=2",
+}
+PART = {"adaptation": "severity", "cifar": "resnet18", "generation": "small", "norms": "norms"}
+
+
+def words(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def options() -> list[str]:
+    """Return every option of every command."""
+    names = {field.name for field in dataclasses.fields(Options)}
+    for study in STUDIES.values():
+        names |= {*study.flags, *study.actions}
+    for command in (browse, gradcam, hand_in, import_scores, watch):
+        for field in dataclasses.fields(command.Options):
+            if "Positional" not in str(field.type):
+                names.add(field.name)
+    return sorted(words(name) for name in names)
+
+
+@pytest.mark.parametrize("option", options())
+def test_an_option_is_run_by_a_test(option):
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    assert any(re.search(rf"[\"' ]--(no-)?{option[2:]}[\"' =]", text) for text in texts)
+
+
+def test_slot_cores(tmp_path):
+    arguments = ["--local", "--seeds", "1", "--set", "epochs=1", "--slot-cores", "2"]
+    assert command_line(toy, [*arguments, "--results-dir", str(tmp_path)]) == 0
+    assert read_json(tmp_path / "toy" / "demo" / "study.json")["slots"]["cores"] == 2
+
+
+# --- data of one's own ---
+
+
+def photos(folder: Path, *, broken: bool = False) -> Path:
+    """Write an image folder of two classes: four images each to train on, four to validate."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("Cattle Egret", "ruff"):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(4):
+                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    if broken:
+        (folder / "train" / "ruff" / "-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+        (folder / "val" / "ruff" / "-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    return folder
+
+
+def kit(folder: Path, year: str = "VOC2012") -> Path:
+    """Write a devkit of two classes: twelve images to train on, eight to validate."""
+    root = folder / "VOCdevkit" / year
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 8)):
+        stems = [f"{split}{number}" for number in range(count)]
+        for number, stem in enumerate(stems):
+            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "JPEGImages" / f"{stem}.jpg")
+            box = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+            (root / "Annotations" / f"{stem}.xml").write_text(
+                f"<annotation><filename>{stem}.jpg</filename><object>"
+                f"<name>{('cat', 'dog')[number % 2]}</name><difficult>0</difficult>"
+                f"<bndbox>{box}</bndbox></object></annotation>"
+            )
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    return folder
+
+
+def run(name: str, folder: Path, *arguments: str, settings: str = "") -> Path:
+    """Run a study at toy size, without its report; return its result folder."""
+    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
+    part = ["--part", PART[name]] if name in PART else []
+    given = [*SMOKE, *part, "--results-dir", str(folder), *arguments]
+    given += ["--set", *TINY[name].split(), *settings.split()]
+    assert command_line(study, given) == 0
+    trials = pd.read_csv(folder / name / "smoke" / "trials.csv")
+    assert set(trials.state) == {"finished"}
+    return folder / name / "smoke"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Write weights of a small network for two classes."""
+    import torch
+
+    from core.models.resnet import resnet
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet8.pt"
+    torch.save(resnet(8, 2, "torch_bn").state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["norms", "adaptation", "cifar", "generation"])
+def test_data_dir_and_skip_broken(name, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(TINY, name, TINY[name].replace("WEIGHTS", f"checkpoint={weights}"))
+    data = photos(tmp_path / "photos", broken=True)
+    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
+    given = [*SMOKE, "--data-dir", str(data), "--results-dir", str(tmp_path), "--name", "refused"]
+    part = ["--part", PART[name]]
+    assert command_line(study, [*given, *part, "--set", *TINY[name].split()]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    folder = run(name, tmp_path, "--data-dir", str(data), "--skip-broken")
+    assert "broken.png" in (folder / "study.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["voc", "weight_standardization"])
+def test_data_dir_of_a_devkit_and_its_year(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    data = kit(kit(tmp_path / "data"), "VOC2007")
+    annotation = data / "VOCdevkit" / "VOC2007" / "Annotations" / "train0.xml"
+    annotation.write_text("<annotation>")  # cut off
+    given = ["--data-dir", str(data), "--weights", "none"]
+    folder = run(name, tmp_path, *given, "--skip-broken", settings="year=2007")
+    assert "train0" in (folder / "study.json").read_text()
+    assert run(name, tmp_path / "2012", *given, settings="year=2012").is_dir()
+
+
+# --- downloads, from a server of the test's own ---
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serve a folder on loopback; yield it and its address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "served").mkdir()
+    with served(tmp_path / "served") as address:
+        yield tmp_path / "served", address
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def publish_cifar10(folder: Path, address: str, monkeypatch) -> None:
+    """Make CIFAR-10's archive with two images of each class in each batch."""
+    inside = folder / "cifar-10-batches-py"
+    inside.mkdir()
+    rng = np.random.default_rng(0)
+    labels = [*range(10)] * 2
+    batch = {"data": rng.integers(0, 255, (20, 3072), dtype=np.uint8), "labels": labels}
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name in names:
+        (inside / name).write_bytes(pickle.dumps(batch))
+    meta = {
+        "label_names": [
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ]
+    }
+    (inside / "batches.meta").write_bytes(pickle.dumps(meta))
+    archive = folder / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(inside, inside.name)
+    lists = [[name, md5(inside / name)] for name in names]
+    monkeypatch.setattr(CIFAR10, "url", address + archive.name)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    monkeypatch.setattr(CIFAR10, "train_list", lists[:-1])
+    monkeypatch.setattr(CIFAR10, "test_list", lists[-1:])
+    known = {"filename": "batches.meta", "key": "label_names", "md5": md5(inside / "batches.meta")}
+    monkeypatch.setattr(CIFAR10, "meta", known)
+
+
+def publish_mnist(folder: Path, address: str, monkeypatch) -> None:
+    """Make MNIST's four files with three images of each class to train on and one to test."""
+    rng = np.random.default_rng(0)
+    resources = []
+    for split, count in (("train", 30), ("t10k", 10)):
+        images = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = [2048 + array.ndim, *array.shape]  # IDX: unsigned bytes, so many dimensions
+            data = np.array(head, dtype=">i4").tobytes() + array.tobytes()
+            path = folder / f"{split}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(data))
+            resources.append((path.name, md5(path)))
+    monkeypatch.setattr(MNIST, "mirrors", [address])
+    monkeypatch.setattr(MNIST, "resources", [resources[i] for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "publish"),
+    [("cifar", "cifar10", publish_cifar10), ("generation", "mnist", publish_mnist)],
+)
+def test_download(name, dataset, publish, server, tmp_path, monkeypatch):
+    folder, address = server
+    publish(folder, address, monkeypatch)
+    arguments = ["--data-dir", str(tmp_path / "data")]
+    results = run(name, tmp_path, *arguments, settings=f"dataset={dataset} download=true")
+    assert read_json(results / "study.json")["data"]["fingerprint"]
+    assert list((tmp_path / "data").iterdir())
+
+
+def test_download_of_voc(server, tmp_path, monkeypatch):
+    folder, address = server
+    with tarfile.open(folder / "VOC.tar", "w") as tar:
+        tar.add(kit(tmp_path / "made") / "VOCdevkit", "VOCdevkit")
+    known = {
+        "url": f"{address}VOC.tar",
+        "filename": "VOC.tar",
+        "md5": md5(folder / "VOC.tar"),
+        "base_dir": "VOCdevkit/VOC2012",
+    }
+    monkeypatch.setitem(DATASET_YEAR_DICT, "2012", known)
+    run("voc", tmp_path, "--data-dir", str(tmp_path / "data"), "--download", "--weights", "none")
+    assert (tmp_path / "data" / "VOCdevkit" / "VOC2012" / "JPEGImages" / "val0.jpg").is_file()

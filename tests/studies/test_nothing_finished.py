@@ -1,0 +1,87 @@
+"""Every study whose trials all fail ends with a report that says why, and with exit code 1."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from core.errors import Diverged
+from core.study.command import command_line
+from tests.support import voc_results
+from tests.test_structure import STUDIES
+
+BUG = "RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+PARTS = {"adaptation": "stream"}  # the smallest
+SEARCHES = [name for name in STUDIES if importlib.import_module(f"studies.{name}").study.search]
+
+
+def fail(config, report):
+    """End in the first epoch, as with lr=1e30 or a user's mistake; some in the second."""
+    if config["seed"] % 2:
+        raise RuntimeError(BUG.partition(": ")[2])
+    if config["seed"]:
+        report({"epoch": 1})
+    raise Diverged("the loss is nan at epoch 1, step 1 (lr 1e+30)")
+
+
+def run(name: str, folder: Path, *arguments: str) -> list[int]:
+    study = replace(
+        importlib.import_module(f"studies.{name}").study,
+        trainable=fail,
+        prepare=lambda settings: {"kind": "synthetic", "fingerprint": "x"},
+        check=None,
+    )
+    command = ["--local", "--results-dir", str(folder), "--smoke", *arguments]
+    return [command_line(study, [*command, *more]) for more in ([], ["--report-only"])]
+
+
+def told(folder: Path) -> pd.DataFrame:
+    assert "None of" in (folder / "report.html").read_text()
+    assert BUG in (folder / "report.html").read_text()
+    return pd.read_csv(folder / "tables" / "reasons.csv")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_without_a_finished_trial_says_why(tmp_path, capsys, name):
+    part = ["--part", PARTS[name]] if name in PARTS else []
+    assert run(name, tmp_path, "--seeds", "3", *part) == [1, 1]
+    folder = tmp_path / name / "smoke"
+    reasons = told(folder)
+    trials = pd.read_csv(folder / "trials.csv")
+    assert dict(trials.state.value_counts()) == dict(
+        zip(reasons.state, reasons.trials, strict=True)
+    )
+    assert set(reasons.state) == {"failed", "diverged"}
+    assert BUG in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_without_a_finished_trial_says_why(tmp_path, name):
+    search = ["--search", "optuna", "--trials", "2", "--set", "seed=1"]
+    assert run(name, tmp_path, *search) == [1, 1]
+    assert list(told(tmp_path / name / "smoke").trials) == [3]
+
+
+def test_folders_that_an_older_labtune_left_without_an_epoch_are_reported(tmp_path):
+    """Its history.csv is an empty line."""
+    assert run("cifar", tmp_path, "--part", "cnn", "--set", "seed=1") == [1, 1]
+    folder = tmp_path / "cifar" / "smoke"
+    (folder / "history.csv").write_text("\n")
+    (folder / "trials").rename(tmp_path / "gone")
+    assert run("cifar", tmp_path, "--report-only")[0] == 1
+    assert len(told(folder)) == 1
+
+
+def test_folds_that_outlive_the_trials_they_serve_are_reported_with_the_reason(tmp_path):
+    study = importlib.import_module("studies.voc").study
+    folder = voc_results.build(tmp_path / "x", images=40, seeds=1, folds=2)
+    trials = pd.read_csv(folder / "trials.csv").astype(object)
+    trials.loc[trials.part == "main", ["state", "error"]] = ["failed", BUG]
+    trials.to_csv(folder / "trials.csv", index=False)
+    study.report(folder)
+    assert BUG in (folder / "report.html").read_text()
+    assert (folder / "tables" / "folds.csv").is_file()

@@ -1,0 +1,331 @@
+"""What a study meets around it: terminals, logs, folders, homes, cores, encodings, screens."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pty
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from analysis.document import tables
+from core import provenance
+from core.cluster import address as engine
+from core.errors import UserError
+from core.storage import cache, scratch
+from core.study.command import command_line
+from core.study.progress import Progress, patient_output
+from tests.conftest import ROOT
+from tests.support.toy import study
+
+METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
+
+
+def local(folder: Path, *arguments: str) -> int:
+    return command_line(study, ["--local", "--results-dir", str(folder), *arguments])
+
+
+def history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "toy" / "demo" / "history.csv")[METRICS]
+
+
+@pytest.mark.ray
+def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_path):
+    """Under nohup in a terminal that closes, its log disk full, beside another package `core`."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    (here / "core").mkdir(parents=True)
+    for name in ("__init__", "data", "trial"):
+        (here / "core" / f"{name}.py").write_text("raise ImportError('not this core')")
+    toy = shlex.join([sys.executable, f"{ROOT}/tests/support/toy.py"])
+    toy += f" --results-dir {tmp_path}/there --seeds 2"
+    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {toy} --set pause=0.2"
+    # Not the terminal as input: nohup would say so, fail to, and start nothing.
+    started += " </dev/null >/dev/full 2>/dev/full"
+    leader, terminal = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
+    shell = subprocess.Popen(
+        ["setsid", "-c", "bash", "-ic", f"{started} & echo $! >{tmp_path}/pid; cat"],
+        cwd=here,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    trials = tmp_path / "there" / "toy" / "demo" / "trials"
+    until(lambda: list(trials.glob("*/history.json")))
+    os.close(leader)  # the kernel signals the terminal's processes, the shell its jobs
+    shell.wait(60)
+    until(lambda: (trials.parent / "report.html").exists())
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    assert local(tmp_path, "--seeds", "2") == 0
+    pd.testing.assert_frame_equal(history(tmp_path / "there"), history(tmp_path))
+    planned = json.loads((trials.parent / "study.json").read_text())["slots"]["nodes"]
+    assert [node["count"] for node in planned] == [1]
+    assert not (home / ".ray").exists()  # a token there would bind every later `ray start`
+
+
+@pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py"])
+def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "__init__.py").write_text("raise ImportError('not this core')")
+    command = [sys.executable, str(ROOT / script), "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=False)
+    assert done.returncode == 0
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 250
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def broken_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def closed_terminal():
+    leader, terminal = pty.openpty()
+    os.close(leader)
+    return terminal
+
+
+def full_disk():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("lost", [broken_pipe, closed_terminal, full_disk])
+def test_output_that_nobody_takes_ends_nothing(monkeypatch, lost, name):
+    with os.fdopen(lost(), "w") as stream:
+        monkeypatch.setattr(sys, name, stream)
+        with patient_output():
+            for _ in range(3):
+                print("x" * 10_000, file=getattr(sys, name), flush=True)
+                Console(stderr=name == "stderr").print("a line")
+                print("what is left at the end", file=getattr(sys, name))
+
+
+def test_a_log_goes_on_when_there_is_room_again(monkeypatch):
+    class Disk(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    disk = Disk()
+    monkeypatch.setattr(sys, "stdout", disk)
+    with patient_output():
+        print("lost")
+        disk.full = False
+        print("kept")
+    assert disk.getvalue().strip() == "kept"
+
+
+def test_signs_that_an_encoding_lacks_are_spelled(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    numbers = pd.DataFrame({"norm": ["gn"], "gain": ["−16.9 ± 2"], "bird": ["Weißstorch"]})
+    columns = [tables.text(key, key) for key in numbers]
+    with patient_output():
+        tables.print_table(tables.Table("x", numbers, tuple(columns), "Norms…"))
+    shown = raw.getvalue().decode("ascii")
+    assert "-16.9 +- 2" in shown and "Wei?storch" in shown and "Norms..." in shown
+
+
+def test_closed_outputs_are_none_of_the_files_opened_later(tmp_path):
+    """As with `>&- 2>&-`: the first file opened would get the number of standard output."""
+    script = "from core.study.progress import patient_output\nimport os, sys\n"
+    script += "with patient_output():\n    print('x'); print('y', file=sys.stderr)\n"
+    script += f"    number = os.open({str(tmp_path / 'file')!r}, os.O_CREAT)\n"
+    script += "    sys.exit(number > 2 and all(os.path.exists(f'/dev/fd/{n}') for n in range(3)))\n"
+    command = f'{shlex.quote(sys.executable)} -c "$0" >&- 2>&- <&-'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["bash", "-c", command, script], env=environment).returncode == 1
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_an_ignored_hangup_stays_ignored(tmp_path, ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    prepare = study.prepare
+
+    def hang_up(settings):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return prepare(settings)
+
+    try:
+        other = replace(study, prepare=hang_up)
+        arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1"]
+        assert command_line(other, arguments) == (0 if ignored else 75)
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_forced_colour_makes_no_file_a_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = io.StringIO()
+    with Progress(2, 0, "val_accuracy", "max", Console(file=file, soft_wrap=True)) as progress:
+        progress.row("a", {}, {"epoch": 1, "val_accuracy": 0.5})
+        time.sleep(0.6)  # a live line would have been drawn twice
+    assert file.getvalue().count("trials") == 1
+
+
+def test_a_narrow_terminal_cuts_no_name_and_no_number():
+    names = ["torch_bn", "batch_instance"]
+    numbers = pd.DataFrame({"norm": names, "value": ["93.1 [89.4, 96.7]"] * 2})
+    columns = (tables.text("norm", "norm"), tables.text("value", "val accuracy (%)"))
+    file = io.StringIO()
+    tables.print_table(tables.Table("x", numbers, columns, "Norms."), Console(file=file, width=30))
+    words = " ".join(file.getvalue().split())
+    for name in names:
+        assert f"{name} val accuracy (%): 93.1 [89.4, 96.7]" in words
+
+
+def test_figures_need_nothing_of_the_users_matplotlib(tmp_path):
+    """Neither a notebook's backend nor an own style, which may even ask for LaTeX, nor a home."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
+    script = "import sys; from pathlib import Path; from analysis.document import figures as f\n"
+    script += "figure, axes = f.panels(); axes[0].plot([1, 2]); axes[0].set_title('a')\n"
+    script += "f.save(figure, Path(sys.argv[1]), 'x'); print(f.equation('y = x'))\n"
+    backend = "module://matplotlib_inline.backend_inline"
+    homeless = "import os; del os.environ['HOME']; os.getuid = lambda: 2**31 - 7\n"
+    seen = []
+    for more in ({}, {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}):
+        script = homeless + script if more else script
+        shown = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | more,
+            capture_output=True,
+            check=True,
+        ).stdout
+        seen.append((shown, (tmp_path / "x.svg").read_bytes(), (tmp_path / "x.png").read_bytes()))
+    assert seen[0] == seen[1]
+
+
+def test_a_folder_of_a_living_driver_is_left_alone_whatever_its_number(
+    monkeypatch, tmp_path_factory
+):
+    """A lock tells it from those that were killed: containers that share /tmp share no numbers."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as base:
+        monkeypatch.setenv("RAY_TMPDIR", base)
+        hold = "import time; from core.storage import scratch\nwith scratch.folder() as f:\n"
+        hold += "    print(f, flush=True); time.sleep(60)\n"
+        other = subprocess.Popen(
+            [sys.executable, "-c", hold],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        old = Path(base) / "labtune-1-abc"  # as they were called before they had a lock
+        old.mkdir()
+        assert theirs.parent == Path(base)
+        with scratch.folder() as ours:
+            assert theirs.is_dir() and ours.parent == Path(base)
+            assert ours.stat().st_mode & 0o777 == 0o700
+        other.kill()
+        other.communicate()
+        with scratch.folder():
+            assert not theirs.exists() and old.is_dir()
+        assert not ours.exists()
+
+
+def test_temporary_folders_go_where_they_can_or_it_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    with scratch.folder() as made:
+        assert made.parent == Path("/tmp")
+    monkeypatch.setattr(scratch, "_places", lambda: [tmp_path / "file", tmp_path])
+    with (
+        pytest.raises(
+            UserError, match=r"Not a directory; .* too long for sockets\): set RAY_TMPDIR"
+        ),
+        scratch.folder(),
+    ):
+        pass
+    assert not list(tmp_path.glob("labtune-*"))
+
+
+def test_the_cache_needs_no_home(monkeypatch):
+    monkeypatch.delenv("LABTUNE_CACHE", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of whom the system knows nothing
+    with pytest.raises(UserError, match="set LABTUNE_CACHE"):
+        cache.cache_dir()
+
+
+def test_cores_are_those_that_this_process_may_use(tmp_path):
+    script = "from core.cluster.slots import cores_here; print(cores_here())"
+    one = str(min(os.sched_getaffinity(0)))
+    done = subprocess.run(
+        ["taskset", "-c", one, sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "1\n"
+    for group, files, cores in (
+        ("0::/job/step", {"job/cpu.max": "400000 100000", "job/step/cpu.max": "max 100000"}, [4]),
+        ("0::/../outside", {"cpu.max": "150000 100000"}, [1.5]),
+        ("3:cpu,cpuacct:/job\n2:memory:/job", {"cpu/job/cpu.cfs_quota_us": "250000"}, [2.5]),
+        ("3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1"}, []),
+        ("nonsense", {}, []),
+    ):
+        root = tmp_path / str(abs(hash(group)))
+        (root / "proc/self").mkdir(parents=True)
+        (root / "proc/self/cgroup").write_text(f"{group}\n")
+        for name, content in files.items():
+            file = root / "sys/fs/cgroup" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{content}\n")
+            if "quota" in name:
+                file.with_name("cpu.cfs_period_us").write_text("100000\n")
+        assert provenance._quotas(root) == cores
+
+
+@pytest.mark.parametrize(
+    ("address", "named", "message"),
+    [
+        ("auto", "127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there"),
+        ("auto", "http://127.0.0.1:8265", "give auto or HOST:PORT"),
+        ("ray://127.0.0.1:10001", "", "give auto or HOST:PORT"),
+        ("local", "", "give auto or HOST:PORT"),
+    ],
+)
+def test_addresses_that_no_study_can_join(tmp_path, capsys, monkeypatch, address, named, message):
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    arguments = ["--address", address, "--results-dir", str(tmp_path)]
+    assert command_line(study, arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and shown.out == ""
+
+
+def test_a_port_that_is_not_rays_is_refused_soon(monkeypatch):
+    monkeypatch.setattr(engine, "ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address {address}: no Ray cluster answers"):
+            engine.check_address(address)
