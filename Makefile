@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Versions that are known to work; `make env CONSTRAINTS=` takes the newest ones instead.
+CONSTRAINTS ?= constraints.txt
 # Ray's workers would compile torch from source, each for itself, without .pyc files.
 export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
@@ -18,11 +20,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	    { echo "labtune needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
 	@if command -v uv >/dev/null; then \
 	    test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
-	    uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	    uv pip install -q --python $(BIN)/python $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'; \
 	else \
 	    test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	    test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv; \
-	    $(BIN)/python -m uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	    $(BIN)/python -m uv pip install -q --python $(BIN)/python $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'; \
 	fi
 	@touch $@
 
@@ -37,6 +39,7 @@ lint: env
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyrefly check
+	@$(BIN)/python docs/picture.py --check
 
 bench: env
 	@$(BIN)/python benchmarks/norms.py --json results/bench-norms.json
