@@ -15,12 +15,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from core.data.folders import ImageFile
 from core.errors import UserError, some
-from core.storage.cache import cache_dir, cache_errors
+from core.storage import cache
 
 # A file is what its content says, not its extension. PIL's other readers are left out on purpose:
 # one of them hands the file to Ghostscript. All are registered here, before there are threads.
@@ -60,14 +59,10 @@ def decoded(
     listed = [(file.path, file.size, file.mtime_ns) for file in files]
     told = json.dumps([_RULES[fit], image_size, str(root), listed])
     key = hashlib.sha256(told.encode()).hexdigest()[:DIGITS]
-    array = cache_dir() / "images" / f"{key}.npy"
+    array = cache.cache_dir() / "images" / f"{key}.npy"
     manifest = array.with_suffix(".json")  # written last: where it is, the array is complete
-    if not manifest.exists():
-        with cache_errors():
-            array.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(array.with_suffix(".lock")):
-                if not manifest.exists():
-                    _build(root, [file.path for file in files], image_size, fit, array, manifest)
+    paths = [file.path for file in files]
+    cache.once(manifest, lambda: _build(root, paths, image_size, fit, array, manifest))
     return _open(array, manifest)
 
 

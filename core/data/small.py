@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +24,7 @@ from torch.utils.data import Dataset
 from core.data import images as data
 from core.data.images import ImageSet
 from core.errors import UserError
-from core.storage.cache import cache_dir, cache_errors
+from core.storage.cache import cache_dir, filled
 
 Name = Literal["auto", "digits", "mnist", "cifar10", "folder"]
 # A mirrored digit is no digit; a mirrored photograph is another photograph of the same thing.
@@ -341,21 +339,14 @@ def _cached(name: str, source: Source, image_size: int) -> Path:
     """Return the folder that holds the arrays of both splits, building it if need be."""
     told = "\n".join((_RULE, name, str(image_size), source.key))
     key = hashlib.sha256(told.encode()).hexdigest()[:24]
-    folder = cache_dir() / "small" / f"{name}-{image_size}-{key}"
-    if folder.is_dir():  # appears whole, by one rename
-        return folder
-    splits = source.read()  # before any folder is made: it may refuse
-    with cache_errors():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not folder.is_dir():
-                unfinished = folder.with_name(f".{folder.name}.tmp")
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                for split, arrays in splits.items():
-                    _write(unfinished, split, name, arrays, image_size)
-                os.replace(unfinished, folder)
-    return folder
+
+    def fill(folder: Path) -> None:
+        splits = source.read()
+        folder.mkdir()
+        for split, arrays in splits.items():
+            _write(folder, split, name, arrays, image_size)
+
+    return filled(cache_dir() / "small" / f"{name}-{image_size}-{key}", fill)
 
 
 def _write(folder: Path, split: str, name: str, arrays: Arrays, image_size: int) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +29,9 @@ from core.data.batches import Batches
 from core.data.synthetic import birds
 from core.errors import UserError
 from core.models.normalisation import OWN, Normalisation, of_file
-from core.models.pretrained import load_state, mismatch
 from core.models.resnet import resnet
-from core.storage import cache
-from core.storage.files import write_bytes
+from core.models.weights import kept, load_state, mismatch
+from core.storage.cache import cache_dir
 from core.training.epoch import train_epoch
 from core.training.recipe import RECIPES, optimizer_and_schedule
 
@@ -335,24 +333,19 @@ def _embedded() -> Classifier:
     made = [torch.__version__, numerics.fingerprint(1).digest]
     told = json.dumps([_RULE, *made, data_images.fingerprint(sets)])
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
-    file = cache.cache_dir() / "models" / f"resnet8-birds-{key}.pt"
-    if not file.is_file():
-        with cache.cache_errors():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock")):
-                if not file.is_file():
-                    print("training the embedded ResNet-8, once: a minute or two", flush=True)
-                    write_bytes(file, _trained(model, sets["train"], classes))
+    file = cache_dir() / "models" / f"resnet8-birds-{key}.pt"
+    kept(file, lambda: _trained(model, sets["train"], classes))
     load_fitting(model, _read(file, "none"), "none")
     known = {"image_size": _EMBEDDED_SIZE, "fit": "squash", "normalisation": OWN}
     return _classifier(model, EMBEDDED, classes, **known)
 
 
-def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> bytes:
-    """Train the embedded model and return its state as a file; a minute on two cores.
+def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> dict[str, Tensor]:
+    """Train the embedded model and return its state; a minute on two cores.
 
     Its generator, its thread count and torch's flags are its own, whoever calls.
     """
+    print("training the embedded ResNet-8, once: a minute or two", flush=True)
     with torch.random.fork_rng(devices=[]), _threads(1), torch.enable_grad():
         torch.manual_seed(0)
         model.load_state_dict(resnet(_EMBEDDED_N, classes, "torch_bn").state_dict())
@@ -368,9 +361,7 @@ def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> by
                 epoch=epoch,
                 num_classes=classes,
             )
-    buffer = io.BytesIO()
-    torch.save(cast(dict, model.eval().state_dict()), buffer)
-    return buffer.getvalue()
+    return model.eval().state_dict()
 
 
 @contextmanager

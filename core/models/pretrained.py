@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 from pathlib import Path
 
 import torch
@@ -16,9 +15,8 @@ from core.data import batches as training_batches
 from core.data.images import load
 from core.data.synthetic import birds as synthetic_birds
 from core.errors import UserError
-from core.models.weights import load_state, mismatch
-from core.storage.cache import cache_dir, cache_errors
-from core.storage.files import write_bytes
+from core.models.weights import kept, load_state, mismatch
+from core.storage.cache import cache_dir
 from core.training import epoch as training_epoch
 from core.training import recipe as training_recipe
 
@@ -113,14 +111,7 @@ def _embedded() -> dict[str, Tensor]:
     """Return the weights learnt from the embedded birds, learning them if need be."""
     learnt = numerics.fingerprint(_THREADS).digest  # elsewhere the same steps give other weights
     path = cache_dir() / "weights" / f"resnet18-birds-{_RULE}-{learnt}.pt"
-    with cache_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                buffer = io.BytesIO()
-                torch.save(_learn(), buffer)
-                write_bytes(path, buffer.getvalue())
-    return load_state(path)
+    return load_state(kept(path, _learn))
 
 
 def _learn() -> dict[str, Tensor]:

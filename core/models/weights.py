@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.storage import cache
+from core.storage.files import write_bytes
 
 # Where training programs keep the state dict in their checkpoints, and what wrappers (data
 # parallel, torch.compile, Lightning) put before each name, one inside the other in any order.
@@ -56,6 +59,25 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         state[name] = value.detach().float() if value.is_floating_point() else value
     check_finite(state, path)
     return state
+
+
+def kept(path: Path, learn: Callable[[], dict[str, Tensor]]) -> Path:
+    """Return a file of weights in the cache, learnt on first use.
+
+    Args:
+        path: where it goes.
+        learn: returns the state dict.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+
+    def write() -> None:
+        buffer = io.BytesIO()  # by a path, the file's name would be among its bytes
+        torch.save(learn(), buffer)
+        write_bytes(path, buffer.getvalue())
+
+    return cache.once(path, write)
 
 
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
