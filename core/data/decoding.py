@@ -66,6 +66,29 @@ def decoded(
     return _open(array, manifest)
 
 
+def decoded_splits(
+    root: Path,
+    files: Mapping[str, Sequence[ImageFile]],
+    image_size: int,
+    fit: Fit = "squash",
+    skip_broken: bool = False,
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Return what `decoded` does for the files of each split.
+
+    Raises:
+        UserError: files cannot be decoded (all are named) and are not to be left out.
+    """
+    opened = {split: decoded(root, part, image_size, fit) for split, part in files.items()}
+    broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
+    if broken and not skip_broken:
+        named = some([f"{path} ({why})" for path, why in broken.items()])
+        raise UserError(
+            f"{len(broken):,} of {sum(map(len, files.values())):,} images cannot be read: {named};"
+            " repair or remove them, or leave them out with --skip-broken"
+        )
+    return opened
+
+
 @functools.lru_cache(maxsize=16)
 def _open(array: Path, manifest: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Map a cache into memory; once per process, as the key changes with the files."""
@@ -213,12 +236,3 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns if it has to drop a palette's transparency itself
     return image.convert("RGB")
-
-
-def broken_sentence(broken: Mapping[str, str], total: int) -> str:
-    """Return the refusal of images that cannot be read: path -> what is wrong."""
-    named = some([f"{path} ({why})" for path, why in broken.items()])
-    return (
-        f"{len(broken):,} of {total:,} images cannot be read: {named}; repair or remove them, or"
-        " leave them out with --skip-broken"
-    )

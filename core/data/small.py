@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.data import images as data
+from core.data import images
 from core.data.images import ImageSet
 from core.errors import UserError
 from core.storage.cache import cache_dir, filled
@@ -120,18 +119,18 @@ def load(
     if name == "folder":
         if root is None:
             raise UserError("--set dataset=folder: say which folder with --data-dir PATH")
-        sets = data.load(root, image_size, skip_broken=skip_broken)
+        sets = images.load(root, image_size, skip_broken=skip_broken)
     else:
         source = _source(name, root, download)
         sets = _opened(name, source.classes, _cached(name, source, image_size))
     limit = limit or {}
-    return {split: _limited(images, limit.get(split), split) for split, images in sets.items()}
+    return {split: _limited(found, limit.get(split), split) for split, found in sets.items()}
 
 
 def describe(dataset: str, root: str | None, sets: Mapping[str, ImageSet]) -> dict[str, Any]:
     """Return what a report says about the data; see `core.data.images.describe`."""
     name = resolve(dataset, root)
-    described = data.describe(sets)
+    described = images.describe(sets)
     words = {
         "digits": "real handwritten digits, 8x8 grey, enlarged: scikit-learn's load_digits (the "
         "test half of UCI's optdigits); the last fifth of each class is val",
@@ -285,21 +284,50 @@ def _mnist(base: Path) -> dict[str, Arrays]:
 
 
 def _cifar_python(base: Path) -> dict[str, Arrays]:
-    """Read the version that torchvision downloads.
+    try:
+        return {split: _python_batches(base, split == "train") for split in ("train", "val")}
+    except (RuntimeError, OSError) as e:
+        raise _damaged(base / _CIFAR_FOLDERS[1], e) from e
+
+
+def _python_batches(base: Path, train: bool) -> Arrays:
+    """Read a half of the version that torchvision downloads.
 
     Its files are pickles. torchvision opens them only if their MD5 is that of the published files,
     so nothing else is ever unpickled.
+
+    Raises:
+        RuntimeError: they are not there or not the published ones.
+        OSError: they cannot be read.
     """
     from torchvision.datasets import CIFAR10
 
+    half = CIFAR10(str(base), train=train)
+    return Arrays(half.data, np.asarray(half.targets, dtype=np.int64))
+
+
+def cifar10_test(root: str | Path) -> ImageSet | None:
+    """Return CIFAR-10's test half, if `root` holds its python batches or is their folder.
+
+    Raises:
+        UserError: a batch is missing or not the published one.
+    """
+    base, folder = Path(root), _CIFAR_FOLDERS[1]
+    if base.name == folder:
+        base = base.parent
+    if not (base / folder).is_dir():
+        return None
     try:
-        sets = {split: CIFAR10(str(base), train=split == "train") for split in ("train", "val")}
+        pixels, labels = _python_batches(base, train=False)
     except (RuntimeError, OSError) as e:
-        raise _damaged(base / "cifar-10-batches-py", e) from e
-    return {
-        split: Arrays(np.asarray(s.data), np.asarray(s.targets, dtype=np.int64))
-        for split, s in sets.items()
-    }
+        raise UserError(
+            f"--data-dir {base}: {folder} is not whole ({_first_line(e)}): unpack"
+            " cifar-10-python.tar.gz there again"
+        ) from e
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    digests = tuple(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in planes)
+    files = tuple(f"test_batch/{k:05}" for k in range(len(labels)))
+    return ImageSet(planes, labels, files, _CIFAR_CLASSES, "test", digests, digests)
 
 
 def _cifar_binary(base: Path) -> dict[str, Arrays]:
@@ -390,31 +418,9 @@ def _opened(name: str, classes: tuple[str, ...], folder: Path) -> dict[str, Imag
     return sets
 
 
-def _limited(images: ImageSet, limit: int | None, split: str) -> ImageSet:
-    """Choose `limit` images, as many of each class as possible, by a hash of their pixels."""
-    if limit is None or limit >= len(images):
-        return images
-    classes = len(images.classes)
-    if limit < classes:
-        raise UserError(
-            f"--set {split}_images={limit}: at least {classes}, one for each class, are needed"
-        )
-    hashed = np.argsort(np.array(images.digests), kind="stable")
-    place = np.empty(len(images), dtype=np.int64)  # an image's place among those of its class
-    for label in range(classes):
-        of_class = hashed[images.labels[hashed] == label]
-        place[of_class] = np.arange(len(of_class))
-    order = np.lexsort((images.labels, place))
-    chosen = np.sort(order[:limit])
-
-    def some(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(names[i] for i in chosen)
-
-    return dataclasses.replace(
-        images,
-        images=images.images[chosen],
-        labels=images.labels[chosen],
-        files=some(images.files),
-        sources=some(images.sources),
-        digests=some(images.digests),
-    )
+def _limited(whole: ImageSet, limit: int | None, split: str) -> ImageSet:
+    """Choose `limit` images by a hash of their pixels, see `images.choose`."""
+    if limit is None or limit >= len(whole):
+        return whole
+    key = whole.digests.__getitem__
+    return images.part(whole, images.choose(whole.labels, limit, split, len(whole.classes), key))

@@ -24,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from core import numerics
-from core.data import images as data_images
+from core.data import images
 from core.data.batches import Batches
 from core.data.synthetic import birds
 from core.errors import UserError
@@ -301,28 +301,16 @@ def _default_state(name: str) -> State:
 # --- the embedded model ---
 
 
-def embedded_images() -> dict[str, data_images.ImageSet]:
+def embedded_images() -> dict[str, images.ImageSet]:
     """Return the synthetic birds of the embedded model: training set, and images unseen by it."""
-    sets = data_images.load(birds.default_birds(), _EMBEDDED_SIZE)
-    return {split: _first_classes(images) for split, images in sets.items()}
+    sets = images.load(birds.default_birds(), _EMBEDDED_SIZE)
+    return {split: _first_classes(whole) for split, whole in sets.items()}
 
 
-def _first_classes(images: data_images.ImageSet) -> data_images.ImageSet:
+def _first_classes(whole: images.ImageSet) -> images.ImageSet:
     """Keep some of the species, so that a demonstration takes minutes."""
-    kept = subset(images, np.flatnonzero(images.labels < _EMBEDDED_CLASSES))
-    return dataclasses.replace(kept, classes=images.classes[:_EMBEDDED_CLASSES])
-
-
-def subset(images: data_images.ImageSet, order: np.ndarray) -> data_images.ImageSet:
-    """Return the images with these places in the set, in this order."""
-    return dataclasses.replace(
-        images,
-        images=images.images[order],
-        labels=images.labels[order],
-        files=tuple(images.files[k] for k in order),
-        sources=tuple(images.sources[k] for k in order),
-        digests=tuple(images.digests[k] for k in order),
-    )
+    few = images.part(whole, np.flatnonzero(whole.labels < _EMBEDDED_CLASSES))
+    return dataclasses.replace(few, classes=whole.classes[:_EMBEDDED_CLASSES])
 
 
 def _embedded() -> Classifier:
@@ -331,7 +319,7 @@ def _embedded() -> Classifier:
     classes = len(sets["train"].classes)
     model = resnet(_EMBEDDED_N, classes, "torch_bn")
     made = [torch.__version__, numerics.fingerprint(1).digest]
-    told = json.dumps([_RULE, *made, data_images.fingerprint(sets)])
+    told = json.dumps([_RULE, *made, images.fingerprint(sets)])
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
     file = cache_dir() / "models" / f"resnet8-birds-{key}.pt"
     kept(file, lambda: _trained(model, sets["train"], classes))
@@ -340,7 +328,7 @@ def _embedded() -> Classifier:
     return _classifier(model, EMBEDDED, classes, **known)
 
 
-def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> dict[str, Tensor]:
+def _trained(model: nn.Module, train: images.ImageSet, classes: int) -> dict[str, Tensor]:
     """Train the embedded model and return its state; a minute on two cores.
 
     Its generator, its thread count and torch's flags are its own, whoever calls.
@@ -349,7 +337,7 @@ def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> di
     with torch.random.fork_rng(devices=[]), _threads(1), torch.enable_grad():
         torch.manual_seed(0)
         model.load_state_dict(resnet(_EMBEDDED_N, classes, "torch_bn").state_dict())
-        batches = Batches(images, 32, torch.device("cpu"), train=True)
+        batches = Batches(train, 32, torch.device("cpu"), train=True)
         steps = _EMBEDDED_EPOCHS * len(batches)
         optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
         for epoch in range(1, _EMBEDDED_EPOCHS + 1):

@@ -214,9 +214,7 @@ def load_photos(
         files.append(
             folders.ImageFile(inside.as_posix(), label, status.st_size, status.st_mtime_ns)
         )
-    images, manifest = decoding.decoded(base, files, size, fit)
-    if manifest["broken"]:
-        raise UserError(decoding.broken_sentence(dict(manifest["broken"]), len(files)))
+    images, _ = decoding.decoded_splits(base, {"all": files}, size, fit)["all"]
     labels = None if flat else np.array([file.label for file in files])
     kind = "synthetic bird pictures" if synthetic else f"images of the folder {root.name}"
     return Photos(images, labels, 0 if flat else len(classes), f"{len(files):,} {kind}")
