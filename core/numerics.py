@@ -24,7 +24,6 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from core import instruction_set
-from core.layers.norms import NORMS
 
 # Of the machine on which README's tables were made: AMD EPYC (Zen 4), AVX2 pinned, one thread,
 # torch 2.15.0, NumPy 2.4.6. `python -m core.numerics` prints those of the machine at hand.
@@ -246,6 +245,9 @@ def _norms() -> Iterator[Tensor]:
 
 
 def _own_norms() -> Iterator[Tensor]:
+    # Here, when they are measured: what only records and compares fingerprints needs no layers.
+    from core.layers.norms import NORMS
+
     for build in NORMS.values():
         yield from _both_ways(build(16), _fixed(8, 16, 9, 9))
 

@@ -24,6 +24,7 @@ from core.data import images as data_images
 from core.data.augment import normalise
 from core.data.synthetic import birds
 from core.errors import Diverged, UserError
+from core.layers import running
 from core.models.classifier import Classifier, embedded_images, load_classifier
 from core.models.normalisation import NORMALISATIONS, OWN, Normalisation, Settled, settle
 from core.shift import adaptation
@@ -198,7 +199,7 @@ def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     cfg = Config(**settings)
     task, settled = _task_of(cfg), _settled(cfg)
-    layers = adaptation.bn_layers(task.model)
+    layers = running.bn_layers(task.model)
     if settled.far or settled.how in ("guessed", "assumed"):
         print(settled.sentence(), flush=True)
     synthetic = None if cfg.data_dir else birds.SYNTHETIC
@@ -269,11 +270,11 @@ def _adapted(cfg: Config, task: Task) -> tuple[Scored, adaptation.Adapted]:
 
 def _note_changes(task: Task, adapted: nn.Module) -> None:
     """Keep which tensors adaptation changed, and how far the statistics of each layer moved."""
-    names = adaptation.changed_tensors(task.model, adapted)
+    names = running.changed_tensors(task.model, adapted)
     kinds = Counter(name.rpartition(".")[2] for name in names)
     moved = [
         [change.layer, round(change.shift, 4), round(change.ratio, 4)]
-        for change in adaptation.changes(task.model, adapted)
+        for change in running.changes(task.model, adapted)
     ]
     told = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     trial.note(tensors_changed=told, bn_change=json.dumps(moved))
