@@ -191,19 +191,14 @@ def _formats(*shape: int) -> Iterator[Tensor]:
     yield _fixed(*shape).to(memory_format=torch.channels_last)
 
 
-def _convolutions() -> Iterator[Tensor]:
-    for batch, before, after, kernel, stride, padding, side in _CONVOLUTIONS:
+def _convolutions(
+    function: Callable[..., Tensor], shapes: Sequence[tuple[int, ...]]
+) -> Iterator[Tensor]:
+    for batch, before, after, kernel, stride, padding, side in shapes:
         for x in _formats(batch, before, side, side):
-            own = functools.partial(F.conv2d, stride=stride, padding=padding)
-            weight = _fixed(after, before, kernel, kernel, salt=1, scale=0.2)
-            yield from _both_ways(own, x, weight, _fixed(after, salt=2))
-
-
-def _transposed() -> Iterator[Tensor]:
-    for batch, before, after, kernel, stride, padding, side in _TRANSPOSED:
-        for x in _formats(batch, before, side, side):
-            own = functools.partial(F.conv_transpose2d, stride=stride, padding=padding)
-            weight = _fixed(before, after, kernel, kernel, salt=1, scale=0.2)
+            own = functools.partial(function, stride=stride, padding=padding)
+            planes = (before, after) if function is F.conv_transpose2d else (after, before)
+            weight = _fixed(*planes, kernel, kernel, salt=1, scale=0.2)
             yield from _both_ways(own, x, weight, _fixed(after, salt=2))
 
 
@@ -337,8 +332,8 @@ def _numpy_sums() -> Iterator[np.ndarray]:
 
 
 _GROUPS: dict[str, Callable[[], Iterator[Any]]] = {
-    "convolutions": _convolutions,
-    "transposed convolutions": _transposed,
+    "convolutions": lambda: _convolutions(F.conv2d, _CONVOLUTIONS),
+    "transposed convolutions": lambda: _convolutions(F.conv_transpose2d, _TRANSPOSED),
     "linear layers": lambda: _layers(_LINEAR),
     "linear layers of odd shapes": lambda: _layers(_ODD_LINEAR),
     "matrix products": _matrices,
