@@ -24,7 +24,6 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from core import instruction_set
-from core.layers.norms import NORMS
 
 # Of the machine on which README's tables were made: AMD EPYC (Zen 4), AVX2 pinned, one thread,
 # torch 2.15.0, NumPy 2.4.6. `python -m core.numerics` prints those of the machine at hand.
@@ -192,19 +191,14 @@ def _formats(*shape: int) -> Iterator[Tensor]:
     yield _fixed(*shape).to(memory_format=torch.channels_last)
 
 
-def _convolutions() -> Iterator[Tensor]:
-    for batch, before, after, kernel, stride, padding, side in _CONVOLUTIONS:
+def _convolutions(
+    function: Callable[..., Tensor], shapes: Sequence[tuple[int, ...]]
+) -> Iterator[Tensor]:
+    for batch, before, after, kernel, stride, padding, side in shapes:
         for x in _formats(batch, before, side, side):
-            own = functools.partial(F.conv2d, stride=stride, padding=padding)
-            weight = _fixed(after, before, kernel, kernel, salt=1, scale=0.2)
-            yield from _both_ways(own, x, weight, _fixed(after, salt=2))
-
-
-def _transposed() -> Iterator[Tensor]:
-    for batch, before, after, kernel, stride, padding, side in _TRANSPOSED:
-        for x in _formats(batch, before, side, side):
-            own = functools.partial(F.conv_transpose2d, stride=stride, padding=padding)
-            weight = _fixed(before, after, kernel, kernel, salt=1, scale=0.2)
+            own = functools.partial(function, stride=stride, padding=padding)
+            planes = (before, after) if function is F.conv_transpose2d else (after, before)
+            weight = _fixed(*planes, kernel, kernel, salt=1, scale=0.2)
             yield from _both_ways(own, x, weight, _fixed(after, salt=2))
 
 
@@ -246,6 +240,9 @@ def _norms() -> Iterator[Tensor]:
 
 
 def _own_norms() -> Iterator[Tensor]:
+    # Here, when they are measured: what only records and compares fingerprints needs no layers.
+    from core.layers.norms import NORMS
+
     for build in NORMS.values():
         yield from _both_ways(build(16), _fixed(8, 16, 9, 9))
 
@@ -335,8 +332,8 @@ def _numpy_sums() -> Iterator[np.ndarray]:
 
 
 _GROUPS: dict[str, Callable[[], Iterator[Any]]] = {
-    "convolutions": _convolutions,
-    "transposed convolutions": _transposed,
+    "convolutions": lambda: _convolutions(F.conv2d, _CONVOLUTIONS),
+    "transposed convolutions": lambda: _convolutions(F.conv_transpose2d, _TRANSPOSED),
     "linear layers": lambda: _layers(_LINEAR),
     "linear layers of odd shapes": lambda: _layers(_ODD_LINEAR),
     "matrix products": _matrices,

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from core import trial
-from core.data import decoding, folders
+from core.data import decoding, folders, small
 from core.data import images as data_images
 from core.data.augment import normalise
 from core.data.synthetic import birds
 from core.errors import Diverged, UserError
-from core.models.classifier import Classifier, embedded_images, load_classifier, subset
+from core.layers import running
+from core.models.classifier import Classifier, embedded_images, load_classifier
 from core.models.normalisation import NORMALISATIONS, OWN, Normalisation, Settled, settle
 from core.shift import adaptation
 from core.shift.adaptation import Method, Order
@@ -198,7 +199,7 @@ def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     cfg = Config(**settings)
     task, settled = _task_of(cfg), _settled(cfg)
-    layers = adaptation.bn_layers(task.model)
+    layers = running.bn_layers(task.model)
     if settled.far or settled.how in ("guessed", "assumed"):
         print(settled.sentence(), flush=True)
     synthetic = None if cfg.data_dir else birds.SYNTHETIC
@@ -269,11 +270,11 @@ def _adapted(cfg: Config, task: Task) -> tuple[Scored, adaptation.Adapted]:
 
 def _note_changes(task: Task, adapted: nn.Module) -> None:
     """Keep which tensors adaptation changed, and how far the statistics of each layer moved."""
-    names = adaptation.changed_tensors(task.model, adapted)
+    names = running.changed_tensors(task.model, adapted)
     kinds = Counter(name.rpartition(".")[2] for name in names)
     moved = [
         [change.layer, round(change.shift, 4), round(change.ratio, 4)]
-        for change in adaptation.changes(task.model, adapted)
+        for change in running.changes(task.model, adapted)
     ]
     told = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     trial.note(tensors_changed=told, bn_change=json.dumps(moved))
@@ -419,8 +420,8 @@ def _task(
     if data_dir is None:
         source = load_classifier(None, len(embedded_images()["val"].classes))
         images = _first_evenly(embedded_images()["val"], count)
-    elif (folder := _python_batches(Path(data_dir))) is not None:
-        images = _first_evenly(_cifar10(folder), count)
+    elif (published := small.cifar10_test(data_dir)) is not None:
+        images = _first_evenly(published, count)
         source = load_classifier(checkpoint, len(images.classes))
     else:
         listing = folders.scan(data_dir, ["val"])
@@ -485,22 +486,7 @@ def _from_folder(
     native = _common_size(listing.root, files)
     size = image_size or source.image_size or (native if native == SMALLEST else 224)
     fit: decoding.Fit = "crop" if source.fit == "crop" and native != size else "squash"
-    images, manifest = decoding.decoded(listing.root, files, size, fit)
-    broken = dict(manifest["broken"])
-    if broken and not skip_broken:
-        raise UserError(decoding.broken_sentence(broken, len(files)))
-    label = {file.path: file.label for file in files}
-    return data_images.ImageSet(
-        images=images,
-        labels=np.array([label[path] for path in manifest["files"]], dtype=np.int64),
-        files=tuple(manifest["files"]),
-        classes=listing.classes,
-        folder=listing.folders["val"],
-        sources=tuple(manifest["sources"]),
-        digests=tuple(manifest["digests"]),
-        skipped=tuple(broken),
-        left_out=listing.left_out["val"],
-    )
+    return data_images.read(listing, {"val": files}, size, fit, skip_broken)["val"]
 
 
 def evenly(
@@ -520,15 +506,11 @@ def _even_order(labels: np.ndarray, count: int | None, classes: int) -> np.ndarr
         raise UserError(
             f"--set images={count}: give {classes:,} (one for each class) to {len(labels):,} (all)"
         )
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(len(members))
-    return np.lexsort((labels, rank))[:count]
+    return data_images.turns(labels)[:count]
 
 
 def _first_evenly(images: data_images.ImageSet, count: int | None) -> data_images.ImageSet:
-    return subset(images, _even_order(images.labels, count, len(images.classes)))
+    return data_images.part(images, _even_order(images.labels, count, len(images.classes)))
 
 
 def _common_size(root: Path, files: Sequence[folders.ImageFile]) -> int | None:
@@ -551,37 +533,6 @@ def _common_size(root: Path, files: Sequence[folders.ImageFile]) -> int | None:
             )
     width, height = sizes.pop() if len(sizes) == 1 else (0, 1)
     return width if width == height else None
-
-
-def _python_batches(root: Path) -> Path | None:
-    """Return the folder that holds `cifar-10-batches-py`, if `root` is it or that folder itself."""
-    if (root / "cifar-10-batches-py").is_dir():
-        return root
-    return root.parent if root.name == "cifar-10-batches-py" and root.is_dir() else None
-
-
-def _cifar10(root: Path) -> data_images.ImageSet:
-    """Return CIFAR-10's test images from its python batches, whose checksums torchvision knows.
-
-    Raises:
-        UserError: a batch is missing or not the published one.
-    """
-    from torchvision.datasets import CIFAR10
-
-    try:
-        known = CIFAR10(str(root), train=False, download=False)
-    except (RuntimeError, OSError) as e:
-        raise UserError(
-            f"--data-dir {root}: cifar-10-batches-py is not whole ({str(e).splitlines()[0]}):"
-            " unpack cifar-10-python.tar.gz there again"
-        ) from e
-    images = np.ascontiguousarray(known.data.transpose(0, 3, 1, 2))
-    digests = tuple(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in images)
-    labels = np.array(known.targets, dtype=np.int64)
-    files = tuple(f"test_batch/{k:05}" for k in range(len(labels)))
-    return data_images.ImageSet(
-        images, labels, files, tuple(known.classes), "test", sources=digests, digests=digests
-    )
 
 
 def _frost_digest(folder: str | None) -> str:

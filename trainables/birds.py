@@ -271,7 +271,7 @@ def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
     if not cfg.holdout:
         return train, sets["val"]
     kept, held = folds.hold_out(train.labels, cfg.holdout, train.digests)
-    return data.part(train, kept), data.part(train, held)
+    return data.part(train, kept, lazily=True), data.part(train, held, lazily=True)
 
 
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:

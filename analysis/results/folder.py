@@ -1,6 +1,7 @@
 """Read a finished (or interrupted) result folder: study.json, trials.csv, history.csv, predictions.
 
-Nothing else of the folder is opened, so a copy without the engine's own files reads the same.
+Nothing else of the folder is opened, so a copy without the engine's own files reads the same;
+only `places` asks for one of these.
 """
 
 import csv
@@ -180,6 +181,16 @@ def load_predictions(path: Path, trial: str) -> Predictions:
             "delete it to report without it"
         )
     return found
+
+
+def places(path: Path) -> dict[str, Any]:
+    """Return the engine's note of where things were on its machine (data_dir, frost_dir), if any.
+
+    Raises:
+        StorageError: the note is there and cannot be read.
+    """
+    note = path / ".private.json"
+    return read_json(note) if note.is_file() else {}
 
 
 def _read_study(file: Path) -> dict[str, Any]:

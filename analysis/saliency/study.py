@@ -15,7 +15,7 @@ from PIL import Image
 from analysis.document import provenance
 from analysis.document.markup import escape
 from analysis.document.report import Section, Text
-from analysis.results.folder import Results, load_predictions
+from analysis.results.folder import Results, load_predictions, places
 from analysis.saliency import page
 from analysis.saliency.maps import (
     BLUR,
@@ -219,8 +219,7 @@ def _root(results: Results, data_dir: Path | str | None) -> Path:
         return Path(data_dir)
     if (results.study.get("data") or {}).get("kind") == "synthetic":
         return birds.default_birds()
-    private = results.path / ".private.json"  # the engine's note of where the images were
-    recorded = read_json(private).get("data_dir") if private.is_file() else None
+    recorded = places(results.path).get("data_dir")
     if recorded is not None and Path(recorded).is_dir():
         return Path(recorded)
     raise UserError(

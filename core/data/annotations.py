@@ -27,16 +27,25 @@ _NO_CLASSES = ("background", "__background__", "_background_")  # as converters 
 _MOSTLY = 10  # so many of the 20 names make a data set VOC's, in which others are mistakes
 
 
-class _Object(NamedTuple):
+class Object(NamedTuple):
+    """An object of an annotation.
+
+    Attributes:
+        name: of its class.
+        box: (xmin, ymin, xmax, ymax) in pixels of the file.
+        difficult: marked so.
+        turned: its corners stood the wrong way round.
+    """
+
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
-    turned: bool  # its corners stood the wrong way round
+    turned: bool
 
 
 def read_annotations(
     folder: Path, names: Sequence[str], listed: Mapping[str, set[str]]
-) -> tuple[dict[str, list[_Object]], dict[str, str], list[str]]:
+) -> tuple[dict[str, list[Object]], dict[str, str], list[str]]:
     """Return the objects of each image, what is wrong with others' annotations, and notes.
 
     An image without annotation shows nothing, unless a class's list says that it does.
@@ -46,7 +55,7 @@ def read_annotations(
     """
     files = Files(folder / "Annotations", (".xml",))
     shown = {name for images in listed.values() for name in images}
-    found: dict[str, list[_Object]] = {}
+    found: dict[str, list[Object]] = {}
     broken: dict[str, str] = {}
     bare, turned = [], []
     for name in names:
@@ -81,7 +90,7 @@ def read_annotations(
     return found, broken, notes
 
 
-def _annotation(path: Path) -> list[_Object]:
+def _annotation(path: Path) -> list[Object]:
     """Return the objects of an annotation.
 
     Raises:
@@ -105,7 +114,7 @@ def _annotation(path: Path) -> list[_Object]:
     return [_object(node) for node in tree.findall("object")]
 
 
-def _object(node: Element) -> _Object:
+def _object(node: Element) -> Object:
     """Read an object; `difficult` may be left out, as some labelling programs do.
 
     Raises:
@@ -132,13 +141,13 @@ def _object(node: Element) -> _Object:
         sides.append(value)
     (left, right), (top, bottom) = sorted(sides[::2]), sorted(sides[1::2])
     box = (left, top, right, bottom)
-    return _Object(name, box, difficult, list(box) != sides)
+    return Object(name, box, difficult, list(box) != sides)
 
 
 def classes_of(
     root: Path,
     folder: Path,
-    found: Mapping[str, Sequence[_Object]],
+    found: Mapping[str, Sequence[Object]],
     listed: Mapping[str, set[str]],
 ) -> tuple[tuple[str, ...], bool, list[str]]:
     """Return the names of the classes, whether they are the data set's own, and notes.

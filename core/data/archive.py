@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from core.errors import UserError
-from core.storage.cache import cache_dir, cache_errors
+from core.storage.cache import cache_dir, cache_errors, filled
 
 _MOST_FILES = 200_000  # VOC 2012 has 40 thousand
 _MOST_BYTES = 20 << 30  # VOC 2012 has 2 GB
@@ -37,26 +37,7 @@ def unpacked(archive: Path) -> Path:
     status = archive.stat()
     told = f"{archive}\0{status.st_size}\0{status.st_mtime_ns}"
     folder = cache_dir() / "archives" / hashlib.sha256(os.fsencode(told)).hexdigest()[:32]
-    if not folder.is_dir():
-        with cache_errors():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):
-                if not folder.is_dir():
-                    _publish(archive, folder)
-    return folder
-
-
-def _publish(archive: Path, folder: Path) -> None:
-    """Unpack beside `folder`, and give it that name once all is there."""
-    unfinished = folder.with_suffix(".tmp")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    try:
-        extract(archive, unfinished)
-        os.replace(unfinished, folder)
-    finally:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+    return filled(folder, lambda unfinished: extract(archive, unfinished))
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -15,12 +15,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from core.data.folders import ImageFile
 from core.errors import UserError, some
-from core.storage.cache import cache_dir, cache_errors
+from core.storage import cache
 
 # A file is what its content says, not its extension. PIL's other readers are left out on purpose:
 # one of them hands the file to Ghostscript. All are registered here, before there are threads.
@@ -60,15 +59,34 @@ def decoded(
     listed = [(file.path, file.size, file.mtime_ns) for file in files]
     told = json.dumps([_RULES[fit], image_size, str(root), listed])
     key = hashlib.sha256(told.encode()).hexdigest()[:DIGITS]
-    array = cache_dir() / "images" / f"{key}.npy"
+    array = cache.cache_dir() / "images" / f"{key}.npy"
     manifest = array.with_suffix(".json")  # written last: where it is, the array is complete
-    if not manifest.exists():
-        with cache_errors():
-            array.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(array.with_suffix(".lock")):
-                if not manifest.exists():
-                    _build(root, [file.path for file in files], image_size, fit, array, manifest)
+    paths = [file.path for file in files]
+    cache.once(manifest, lambda: _build(root, paths, image_size, fit, array, manifest))
     return _open(array, manifest)
+
+
+def decoded_splits(
+    root: Path,
+    files: Mapping[str, Sequence[ImageFile]],
+    image_size: int,
+    fit: Fit = "squash",
+    skip_broken: bool = False,
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Return what `decoded` does for the files of each split.
+
+    Raises:
+        UserError: files cannot be decoded (all are named) and are not to be left out.
+    """
+    opened = {split: decoded(root, part, image_size, fit) for split, part in files.items()}
+    broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
+    if broken and not skip_broken:
+        named = some([f"{path} ({why})" for path, why in broken.items()])
+        raise UserError(
+            f"{len(broken):,} of {sum(map(len, files.values())):,} images cannot be read: {named};"
+            " repair or remove them, or leave them out with --skip-broken"
+        )
+    return opened
 
 
 @functools.lru_cache(maxsize=16)
@@ -218,12 +236,3 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns if it has to drop a palette's transparency itself
     return image.convert("RGB")
-
-
-def broken_sentence(broken: Mapping[str, str], total: int) -> str:
-    """Return the refusal of images that cannot be read: path -> what is wrong."""
-    named = some([f"{path} ({why})" for path, why in broken.items()])
-    return (
-        f"{len(broken):,} of {total:,} images cannot be read: {named}; repair or remove them, or"
-        " leave them out with --skip-broken"
-    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from core.data import folders
-from core.data.annotations import classes_of, read_annotations
+from core.data.annotations import Object, classes_of, read_annotations
 from core.data.archive import is_archive, unpacked
 from core.data.spelling import Files, composed, lines_of
 from core.errors import UserError, some
@@ -149,22 +149,7 @@ def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
     place = "" if folder == root else f"{_inside(root, folder)}/"
     lists = {"train": "train.txt", "val": _val_list(folder)}
     pictures = Files(folder / "JPEGImages", folders.EXTENSIONS)
-    names, gone = {}, {}
-    for split, name in lists.items():
-        names[split], gone[split] = _read_list(folder / _MAIN / name, pictures)
-    if any(gone.values()) and not skip_broken:
-        told = [
-            f"{folder}/{_MAIN}/{lists[split]} names {some([pictures.told(n) for n in absent])}"
-            for split, absent in gone.items()
-            if absent
-        ]
-        raise UserError(f"{'; '.join(told)}: no such image in JPEGImages/")
-    both = sorted(set(names["train"]) & set(names["val"]))
-    if both:
-        raise UserError(
-            f"{folder}/{_MAIN}: {some(both)} in both {lists['train']} and {lists['val']}: what"
-            " is trained on cannot be scored, so take them out of one"
-        )
+    names, gone = _read_lists(folder / _MAIN, lists, pictures, skip_broken)
     listed = _class_lists(folder / _MAIN, pictures)
     found, broken, notes = read_annotations(folder, [*names["train"], *names["val"]], listed)
     if broken and not skip_broken:
@@ -173,6 +158,33 @@ def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
             " leave their images out with --skip-broken"
         )
     classes, own, more = classes_of(root, folder, found, listed)
+    known = _boxes(folder, classes, found)
+    kept = {split: [name for name in names[split] if name in found] for split in names}
+    files = {
+        split: tuple(_image_file(place, pictures.entry(name)) for name in kept[split])
+        for split in kept
+    }
+    boxes = {split: tuple(known[name] for name in kept[split]) for split in kept}
+    skipped = {
+        split: (
+            *(f"{place}Annotations/{name}.xml" for name in names[split] if name in broken),
+            *(f"{place}JPEGImages/{name}" for name in gone[split]),
+        )
+        for split in names
+    }
+    notes += [*more, *pictures.several(sorted(found))]
+    inside = place.rstrip("/") or "."
+    return Devkit(root, inside, classes, own, lists, files, boxes, skipped, tuple(notes))
+
+
+def _boxes(
+    folder: Path, classes: Sequence[str], found: Mapping[str, Sequence[Object]]
+) -> dict[str, tuple[Box, ...]]:
+    """Return the objects of each image by the numbers of their classes.
+
+    Raises:
+        UserError: an object is of no class.
+    """
     index = {name: label for label, name in enumerate(classes)}
     unknown = [
         f"{folder}/Annotations/{name}.xml ({obj.name})"
@@ -185,28 +197,37 @@ def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
             f"{some(unknown)}: no such class among {some(classes, 20)}: correct the name,"
             " or list all classes in a file classes.txt in the root"
         )
-    kept = {split: [name for name in names[split] if name in found] for split in names}
-    files = {
-        split: tuple(_image_file(place, pictures.entry(name)) for name in kept[split])
-        for split in kept
+    return {
+        name: tuple(Box(index[o.name], o.box, o.difficult) for o in objects)
+        for name, objects in found.items()
     }
-    boxes = {
-        split: tuple(
-            tuple(Box(index[o.name], o.box, o.difficult) for o in found[name])
-            for name in kept[split]
+
+
+def _read_lists(
+    main: Path, lists: Mapping[str, str], pictures: Files, skip_broken: bool
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return per split what `_read_list` does.
+
+    Raises:
+        UserError: images are missing and not to be left out, or one is in both lists.
+    """
+    names, gone = {}, {}
+    for split, name in lists.items():
+        names[split], gone[split] = _read_list(main / name, pictures)
+    if any(gone.values()) and not skip_broken:
+        told = [
+            f"{main}/{lists[split]} names {some([pictures.told(n) for n in absent])}"
+            for split, absent in gone.items()
+            if absent
+        ]
+        raise UserError(f"{'; '.join(told)}: no such image in JPEGImages/")
+    both = sorted(set(names["train"]) & set(names["val"]))
+    if both:
+        raise UserError(
+            f"{main}: {some(both)} in both {lists['train']} and {lists['val']}: what"
+            " is trained on cannot be scored, so take them out of one"
         )
-        for split in kept
-    }
-    skipped = {
-        split: (
-            *(f"{place}Annotations/{name}.xml" for name in names[split] if name in broken),
-            *(f"{place}JPEGImages/{name}" for name in gone[split]),
-        )
-        for split in names
-    }
-    notes += [*more, *pictures.several(sorted(found))]
-    inside = place.rstrip("/") or "."
-    return Devkit(root, inside, classes, own, lists, files, boxes, skipped, tuple(notes))
+    return names, gone
 
 
 def _val_list(folder: Path) -> str:

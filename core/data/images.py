@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from core.data.decoding import DIGITS, Fit, broken_sentence, decoded
+from core.data.decoding import DIGITS, Fit, decoded_splits
 from core.data.folders import ImageFile, Listing, Root, scan
 from core.errors import UserError, some
 
@@ -79,20 +79,12 @@ def load(
             files cannot be decoded (all are named), or the cache cannot be written.
     """
     listing = scan(root, splits)
-    limit = limit or {}
+    classes = len(listing.classes)
     chosen = {
-        split: _balanced(files, limit.get(split), split, len(listing.classes))
+        split: choose_files(files, (limit or {}).get(split), split, classes)
         for split, files in listing.files.items()
     }
-    opened = {
-        split: decoded(listing.root, files, image_size, fit) for split, files in chosen.items()
-    }
-    broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
-    if broken and not skip_broken:
-        raise UserError(broken_sentence(broken, sum(map(len, chosen.values()))))
-    sets = {
-        split: _image_set(listing, split, chosen[split], *cache) for split, cache in opened.items()
-    }
+    sets = read(listing, chosen, image_size, fit, skip_broken)
     gone = [
         f"{s.folder}/{name}"
         for s in sets.values()
@@ -102,6 +94,24 @@ def load(
     if gone:
         raise UserError(f"--data-dir {root}: no readable image is left in {some(gone)}")
     return sets
+
+
+def read(
+    listing: Listing,
+    chosen: Mapping[str, Sequence[ImageFile]],
+    image_size: int,
+    fit: Fit,
+    skip_broken: bool,
+) -> dict[str, ImageSet]:
+    """Return the decoded images of the chosen files of each split, in their order; see `load`.
+
+    Raises:
+        UserError: files cannot be decoded (all are named), or the cache cannot be written.
+    """
+    opened = decoded_splits(listing.root, chosen, image_size, fit, skip_broken)
+    return {
+        split: _image_set(listing, split, chosen[split], *cache) for split, cache in opened.items()
+    }
 
 
 def _image_set(
@@ -145,16 +155,18 @@ class Rows:
         return self._images[self._rows[index]]
 
 
-def part(whole: S, rows: np.ndarray) -> S:
+def part(whole: S, rows: np.ndarray, *, lazily: bool = False) -> S:
     """Return some images of a set, as a set.
 
     Args:
         whole: an `ImageSet` or one of a kind of it.
-        rows: indices, ascending so that a memory map is read forwards.
+        rows: indices, best ascending so that a memory map is read forwards.
+        lazily: read the images when they are asked for (`Rows`), not at once.
     """
     told = [name for name in ("files", "sources", "digests", "boxes") if getattr(whole, name, ())]
     cut: dict[str, Any] = {n: tuple(getattr(whole, n)[i] for i in rows) for n in told}
-    return replace(whole, images=Rows(whole.images, rows), labels=whole.labels[rows], **cut)
+    images = Rows(whole.images, rows) if lazily else whole.images[rows]
+    return replace(whole, images=images, labels=whole.labels[rows], **cut)
 
 
 def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict[str, Any]:
@@ -211,20 +223,53 @@ def duplicates(train: ImageSet, val: ImageSet) -> list[tuple[str, str]]:
     ]
 
 
-def _balanced(
+# --- fewer images ---
+
+
+def choose_files(
     files: Sequence[ImageFile], limit: int | None, split: str, classes: int
 ) -> tuple[ImageFile, ...]:
-    """Choose `limit` files, as many of each class as possible, by a hash of their names."""
-    if limit is None or limit >= len(files):
-        return tuple(files)
+    """Return `limit` of the files in their order, chosen by a hash of their names; see `choose`."""
+
+    def key(place: int) -> bytes:
+        return hashlib.sha256(os.fsencode(files[place].path)).digest()
+
+    rows = choose(np.array([file.label for file in files]), limit, split, classes, key)
+    return tuple(files[k] for k in rows)
+
+
+def choose(
+    labels: np.ndarray, limit: int | None, split: str, classes: int, key: Callable[[int], Any]
+) -> np.ndarray:
+    """Choose images, as many of each class as possible; the same ones each time.
+
+    Args:
+        labels: (N,) class of each image.
+        limit: how many; None: all.
+        split: for the message.
+        classes: at least so many are needed.
+        key: which images of a class come first, by their places.
+
+    Returns:
+        Their places, ascending.
+
+    Raises:
+        UserError: fewer than one image for each class.
+    """
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
     if limit < classes:
         raise UserError(
             f"--set {split}_images={limit}: at least {classes}, one for each class, are needed"
         )
-    seen = dict.fromkeys(range(classes), 0)
-    ranked = []
-    for file in sorted(files, key=lambda f: hashlib.sha256(os.fsencode(f.path)).digest()):
-        ranked.append((seen[file.label], file.label, file.path))
-        seen[file.label] += 1
-    chosen = {path for _, _, path in sorted(ranked)[:limit]}
-    return tuple(file for file in files if file.path in chosen)
+    first = np.array(sorted(range(len(labels)), key=key))
+    return np.sort(first[turns(labels[first])[:limit]])
+
+
+def turns(labels: np.ndarray) -> np.ndarray:
+    """Return the places of the first image of each class, of the second of each, and so on."""
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    return np.lexsort((labels, rank))

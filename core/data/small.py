@@ -6,11 +6,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.data import images as data
+from core.data import images
 from core.data.images import ImageSet
 from core.errors import UserError
-from core.storage.cache import cache_dir, cache_errors
+from core.storage.cache import cache_dir, filled
 
 Name = Literal["auto", "digits", "mnist", "cifar10", "folder"]
 # A mirrored digit is no digit; a mirrored photograph is another photograph of the same thing.
@@ -122,18 +119,18 @@ def load(
     if name == "folder":
         if root is None:
             raise UserError("--set dataset=folder: say which folder with --data-dir PATH")
-        sets = data.load(root, image_size, skip_broken=skip_broken)
+        sets = images.load(root, image_size, skip_broken=skip_broken)
     else:
         source = _source(name, root, download)
         sets = _opened(name, source.classes, _cached(name, source, image_size))
     limit = limit or {}
-    return {split: _limited(images, limit.get(split), split) for split, images in sets.items()}
+    return {split: _limited(found, limit.get(split), split) for split, found in sets.items()}
 
 
 def describe(dataset: str, root: str | None, sets: Mapping[str, ImageSet]) -> dict[str, Any]:
     """Return what a report says about the data; see `core.data.images.describe`."""
     name = resolve(dataset, root)
-    described = data.describe(sets)
+    described = images.describe(sets)
     words = {
         "digits": "real handwritten digits, 8x8 grey, enlarged: scikit-learn's load_digits (the "
         "test half of UCI's optdigits); the last fifth of each class is val",
@@ -287,21 +284,50 @@ def _mnist(base: Path) -> dict[str, Arrays]:
 
 
 def _cifar_python(base: Path) -> dict[str, Arrays]:
-    """Read the version that torchvision downloads.
+    try:
+        return {split: _python_batches(base, split == "train") for split in ("train", "val")}
+    except (RuntimeError, OSError) as e:
+        raise _damaged(base / _CIFAR_FOLDERS[1], e) from e
+
+
+def _python_batches(base: Path, train: bool) -> Arrays:
+    """Read a half of the version that torchvision downloads.
 
     Its files are pickles. torchvision opens them only if their MD5 is that of the published files,
     so nothing else is ever unpickled.
+
+    Raises:
+        RuntimeError: they are not there or not the published ones.
+        OSError: they cannot be read.
     """
     from torchvision.datasets import CIFAR10
 
+    half = CIFAR10(str(base), train=train)
+    return Arrays(half.data, np.asarray(half.targets, dtype=np.int64))
+
+
+def cifar10_test(root: str | Path) -> ImageSet | None:
+    """Return CIFAR-10's test half, if `root` holds its python batches or is their folder.
+
+    Raises:
+        UserError: a batch is missing or not the published one.
+    """
+    base, folder = Path(root), _CIFAR_FOLDERS[1]
+    if base.name == folder:
+        base = base.parent
+    if not (base / folder).is_dir():
+        return None
     try:
-        sets = {split: CIFAR10(str(base), train=split == "train") for split in ("train", "val")}
+        pixels, labels = _python_batches(base, train=False)
     except (RuntimeError, OSError) as e:
-        raise _damaged(base / "cifar-10-batches-py", e) from e
-    return {
-        split: Arrays(np.asarray(s.data), np.asarray(s.targets, dtype=np.int64))
-        for split, s in sets.items()
-    }
+        raise UserError(
+            f"--data-dir {base}: {folder} is not whole ({_first_line(e)}): unpack"
+            " cifar-10-python.tar.gz there again"
+        ) from e
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    digests = tuple(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in planes)
+    files = tuple(f"test_batch/{k:05}" for k in range(len(labels)))
+    return ImageSet(planes, labels, files, _CIFAR_CLASSES, "test", digests, digests)
 
 
 def _cifar_binary(base: Path) -> dict[str, Arrays]:
@@ -341,21 +367,14 @@ def _cached(name: str, source: Source, image_size: int) -> Path:
     """Return the folder that holds the arrays of both splits, building it if need be."""
     told = "\n".join((_RULE, name, str(image_size), source.key))
     key = hashlib.sha256(told.encode()).hexdigest()[:24]
-    folder = cache_dir() / "small" / f"{name}-{image_size}-{key}"
-    if folder.is_dir():  # appears whole, by one rename
-        return folder
-    splits = source.read()  # before any folder is made: it may refuse
-    with cache_errors():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not folder.is_dir():
-                unfinished = folder.with_name(f".{folder.name}.tmp")
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                for split, arrays in splits.items():
-                    _write(unfinished, split, name, arrays, image_size)
-                os.replace(unfinished, folder)
-    return folder
+
+    def fill(folder: Path) -> None:
+        splits = source.read()
+        folder.mkdir()
+        for split, arrays in splits.items():
+            _write(folder, split, name, arrays, image_size)
+
+    return filled(cache_dir() / "small" / f"{name}-{image_size}-{key}", fill)
 
 
 def _write(folder: Path, split: str, name: str, arrays: Arrays, image_size: int) -> None:
@@ -399,31 +418,9 @@ def _opened(name: str, classes: tuple[str, ...], folder: Path) -> dict[str, Imag
     return sets
 
 
-def _limited(images: ImageSet, limit: int | None, split: str) -> ImageSet:
-    """Choose `limit` images, as many of each class as possible, by a hash of their pixels."""
-    if limit is None or limit >= len(images):
-        return images
-    classes = len(images.classes)
-    if limit < classes:
-        raise UserError(
-            f"--set {split}_images={limit}: at least {classes}, one for each class, are needed"
-        )
-    hashed = np.argsort(np.array(images.digests), kind="stable")
-    place = np.empty(len(images), dtype=np.int64)  # an image's place among those of its class
-    for label in range(classes):
-        of_class = hashed[images.labels[hashed] == label]
-        place[of_class] = np.arange(len(of_class))
-    order = np.lexsort((images.labels, place))
-    chosen = np.sort(order[:limit])
-
-    def some(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(names[i] for i in chosen)
-
-    return dataclasses.replace(
-        images,
-        images=images.images[chosen],
-        labels=images.labels[chosen],
-        files=some(images.files),
-        sources=some(images.sources),
-        digests=some(images.digests),
-    )
+def _limited(whole: ImageSet, limit: int | None, split: str) -> ImageSet:
+    """Choose `limit` images by a hash of their pixels, see `images.choose`."""
+    if limit is None or limit >= len(whole):
+        return whole
+    key = whole.digests.__getitem__
+    return images.part(whole, images.choose(whole.labels, limit, split, len(whole.classes), key))

@@ -23,8 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from core.data import decoding, folders
-from core.data import images as data_images
+from core.data import decoding, images
 from core.data.devkit import Box, Devkit, open_root, read_devkit
 from core.errors import UserError, some
 
@@ -32,7 +31,7 @@ Difficult = Literal["ignore", "negative", "positive"]
 
 
 @dataclass(frozen=True, eq=False)
-class VocSet(data_images.ImageSet):
+class VocSet(images.ImageSet):
     """Decoded images of one list; attributes as in `core.data.images.ImageSet`, but for two.
 
     Attributes:
@@ -75,13 +74,11 @@ def load(
     """
     kit = read_devkit(open_root(root), year, skip_broken)
     check_examples(kit, difficult, untrained)
-    kept, opened = {}, {}
-    for split, files in kit.files.items():
-        kept[split] = _some_of(files, (limit or {}).get(split))
-        opened[split] = decoding.decoded(kit.root, kept[split], image_size, fit)
-    broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
-    if broken and not skip_broken:
-        raise UserError(decoding.broken_sentence(broken, sum(map(len, kept.values()))))
+    chosen = {
+        split: images.choose_files(files, (limit or {}).get(split), split, classes=0)
+        for split, files in kit.files.items()
+    }
+    opened = decoding.decoded_splits(kit.root, chosen, image_size, fit, skip_broken)
     return {split: _voc_set(kit, split, difficult, *cache) for split, cache in opened.items()}
 
 
@@ -125,19 +122,8 @@ def labels_of(
 # --- images ---
 
 
-def _some_of(
-    files: Sequence[folders.ImageFile], limit: int | None
-) -> tuple[folders.ImageFile, ...]:
-    """Choose `limit` files by a hash of their names, in the order they have."""
-    if limit is None or limit >= len(files):
-        return tuple(files)
-    ranked = sorted(files, key=lambda f: hashlib.sha256(os.fsencode(f.path)).digest())
-    chosen = {f.path for f in ranked[:limit]}
-    return tuple(f for f in files if f.path in chosen)
-
-
 def _voc_set(
-    kit: Devkit, split: str, difficult: Difficult, images: np.ndarray, manifest: dict[str, Any]
+    kit: Devkit, split: str, difficult: Difficult, pixels: np.ndarray, manifest: dict[str, Any]
 ) -> VocSet:
     """Join decoded images with the annotations of their files."""
     of_file = {f.path: b for f, b in zip(kit.files[split], kit.boxes[split], strict=True)}
@@ -145,7 +131,7 @@ def _voc_set(
     if not boxes:
         raise UserError(f"{kit.root}: no readable image is left of {kit.lists[split]}")
     return VocSet(
-        images=images,
+        images=pixels,
         labels=labels_of(boxes, len(kit.classes), difficult),
         files=tuple(manifest["files"]),
         classes=kit.classes,
@@ -166,8 +152,8 @@ def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> 
         synthetic: description of generated images; None for a user's.
     """
     classes = kit.classes
-    pairs = data_images.duplicates(sets["train"], sets["val"])
-    digest = hashlib.sha256(data_images.fingerprint(sets).encode())
+    pairs = images.duplicates(sets["train"], sets["val"])
+    digest = hashlib.sha256(images.fingerprint(sets).encode())
     for split, s in sorted(sets.items()):
         digest.update(f"{split}{s.labels.shape}".encode() + s.labels.tobytes())
 

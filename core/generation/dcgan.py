@@ -6,8 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.generation.family import Average, Family, Shape, build_optimizer, halvings, labelled
-from core.training.recipe import OptimizerName
+from core.generation.family import (
+    Average,
+    Family,
+    Options,
+    Shape,
+    build_optimizer,
+    halvings,
+    labelled,
+)
 
 LR = 2e-4  # from 64 channels on, as in the paper; narrower networks get more, with 1 / width
 BETAS = (0.5, 0.999)  # of Adam, from the paper (section 4)
@@ -93,35 +100,23 @@ class DCGAN(Family):
         shape: (C, S, S).
         width: channels at S/2; a multiple of 8.
         classes: number of labels, or 0.
-        optimizer: of both: sgd, adam, adamw or rmsprop.
-        lr: of both; None: the paper's 2e-4 of adam, below 64 channels times 64 / width.
-        ema: decay of the generator's moving average.
-        latent: entries of a latent; None: the paper's 100.
+        options: of both networks; lr None is the paper's 2e-4 of adam, below 64 channels times
+            64 / width, latent None the paper's 100. The moving average is the generator's.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        width: int,
-        classes: int,
-        *,
-        optimizer: OptimizerName = "adam",
-        lr: float | None = None,
-        ema: float = 0.0,
-        latent: int | None = None,
-    ):
-        super().__init__(shape, classes, ema)
-        latent = LATENT if latent is None else latent
+    def __init__(self, shape: Shape, width: int, classes: int, options: Options):
+        super().__init__(shape, classes)
+        latent = LATENT if options.latent is None else options.latent
         self.latent_shape = (latent,)
         self.maker = Maker(shape, width, classes, latent)
         self.judge = Judge(shape, width, classes)
         self.networks = {"generator": self.maker, "discriminator": self.judge}
         own = LR * max(1.0, 64 / width)
         self.optimizers = {
-            name: build_optimizer(optimizer, part.parameters(), lr, own, BETAS)
+            name: build_optimizer(options, part.parameters(), own, BETAS)
             for name, part in self.networks.items()
         }
-        self.average = Average(self.maker, ema)
+        self.average = Average(self.maker, options.ema)
 
     def train_step(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -138,9 +133,9 @@ class DCGAN(Family):
         real_logits = self.judge(images, labels)
         made_logits = self.judge(made.detach(), labels)
         against = F.softplus(-real_logits).mean() + F.softplus(made_logits).mean()
-        self._step("discriminator", against)
+        self.step("discriminator", against)
         loss = F.softplus(-self.judge(made, labels)).mean()
-        self._step("generator", loss)
+        self.step("generator", loss)
         self.average.update()
         return {
             "loss": loss.detach(),
@@ -148,16 +143,6 @@ class DCGAN(Family):
             "real_score": real_logits.detach().sigmoid().mean(),
             "made_score": made_logits.detach().sigmoid().mean(),
         }
-
-    def _step(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=list(self.networks[name].parameters()))
-        optimizer.step()
-
-    def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
-        """See `Family`: one pass of the generator."""
-        return [(1.0, self.average.network(latents, labels))]
 
 
 def _initialise(module: nn.Module) -> None:

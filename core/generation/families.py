@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal
 
 from core.errors import UserError
-from core.generation.family import Family, Shape
-from core.training.recipe import OptimizerName
+from core.generation.dcgan import DCGAN
+from core.generation.family import Family, Options, Shape
+from core.generation.flow_matching import FlowMatching
+from core.generation.vae import VAE
 
 Name = Literal["vae", "dcgan", "flow"]
-NAMES: tuple[str, ...] = ("vae", "dcgan", "flow")
-# Settings of `build` that a trial's config holds under the same names.
-OPTIONS = (
-    "optimizer", "lr", "ema", "latent", "patch", "guidance", "sampler", "sampler_steps",
-    "label_dropout",
-)  # fmt: skip
+_FAMILIES = {"vae": VAE, "dcgan": DCGAN, "flow": FlowMatching}
+NAMES: tuple[str, ...] = tuple(_FAMILIES)
+OPTIONS = tuple(field.name for field in fields(Options))
 
 
-def build(
-    family: Name,
-    shape: Shape,
-    width: int,
-    classes: int,
-    *,
-    optimizer: OptimizerName = "adam",
-    lr: float | None = None,
-    ema: float = 0.0,
-    latent: int | None = None,
-    patch: int = 1,
-    guidance: float = 1.0,
-    sampler: Literal["euler", "heun"] = "heun",
-    sampler_steps: int = 10,
-    label_dropout: float = 0.1,
-) -> Family:
+def build(family: Name, shape: Shape, width: int, classes: int, **options: Any) -> Family:
     """Build a family with fresh weights (from torch's global generator).
 
     Args:
@@ -40,41 +25,11 @@ def build(
         shape: (C, S, S) of the images; S one of `SIZES`.
         width: channels of the widest-resolution layer; a multiple of 8.
         classes: number of labels; 0 for images without labels.
-        optimizer: sgd, adam, adamw or rmsprop.
-        lr: learning rate; None: the family's own.
-        ema: decay of the moving average that samples are made with.
-        latent: entries of a latent (vae, dcgan); None: the family's own.
-        patch: pixels that are one position of the network (flow): 1, 2 or 4.
-        guidance: weight of the label (flow); 1: none, above: stronger.
-        sampler: integrator (flow).
-        sampler_steps: of the integrator (flow).
-        label_dropout: share of training images whose label is hidden (flow).
+        **options: see `core.generation.family.Options`.
 
     Raises:
         UserError: a size, width or combination that the family cannot have.
     """
     if width % 8 or width < 8:
         raise UserError(f"--set width={width}: width must be a multiple of 8")
-    if family == "vae":
-        from core.generation.vae import VAE
-
-        return VAE(shape, width, classes, optimizer=optimizer, lr=lr, ema=ema, latent=latent)
-    if family == "dcgan":
-        from core.generation.dcgan import DCGAN
-
-        return DCGAN(shape, width, classes, optimizer=optimizer, lr=lr, ema=ema, latent=latent)
-    from core.generation.flow_matching import FlowMatching
-
-    return FlowMatching(
-        shape,
-        width,
-        classes,
-        optimizer=optimizer,
-        lr=lr,
-        ema=ema,
-        patch=patch,
-        guidance=guidance,
-        sampler=sampler,
-        steps=sampler_steps,
-        label_dropout=label_dropout,
-    )
+    return _FAMILIES[family](shape, width, classes, Options(**options))

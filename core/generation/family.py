@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,33 @@ from core.training.recipe import OptimizerName, converted_rate, make_optimizer
 SIZES = (8, 16, 32, 64, 128)  # pixels: halved until 4x4 are left
 _AT_ONCE = 250  # images decoded together: bounds the memory of sampling
 Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the families; a trial's config holds them under the same names.
+
+    Attributes:
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: learning rate; None: the family's own.
+        ema: decay of the moving average that samples are made with; 0: the weights themselves.
+        latent: entries of a latent (vae, dcgan); None: the family's own.
+        patch: pixels that are one position of the network (flow): 1, 2 or 4.
+        guidance: weight of the label (flow); 1: none, above: stronger.
+        sampler: integrator (flow).
+        sampler_steps: of the integrator (flow).
+        label_dropout: share of training images whose label is hidden (flow).
+    """
+
+    optimizer: OptimizerName = "adam"
+    lr: float | None = None
+    ema: float = 0.0
+    latent: int | None = None
+    patch: int = 1
+    guidance: float = 1.0
+    sampler: Literal["euler", "heun"] = "heun"
+    sampler_steps: int = 10
+    label_dropout: float = 0.1
 
 
 class Average:
@@ -65,7 +94,6 @@ class Family(ABC):
     Args:
         shape: (C, S, S) of the images.
         classes: number of labels; 0 makes images without labels.
-        ema: decay of the moving average that samples are made with; 0: the weights themselves.
 
     Attributes:
         latent_shape: of one latent; its entries are standard normal.
@@ -79,11 +107,21 @@ class Family(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
     average: Average
 
-    def __init__(self, shape: Shape, classes: int, ema: float):
+    def __init__(self, shape: Shape, classes: int):
         if shape[1] not in SIZES or shape[1] != shape[2]:
             sizes = ", ".join(map(str, SIZES))
             raise UserError(f"--set image_size={shape[1]}: give one of {sizes}")
-        self.shape, self.classes, self.ema = shape, classes, ema
+        self.shape, self.classes = shape, classes
+
+    def step(self, name: str, loss: Tensor, max_norm: float = 0.0) -> None:
+        """Take a step of one optimiser on its own weights, their gradient cut to a norm."""
+        optimizer = self.optimizers[name]
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=weights)
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(weights, max_norm)
+        optimizer.step()
 
     @abstractmethod
     def train_step(
@@ -100,12 +138,12 @@ class Family(ABC):
             The step's losses as scalars without gradient, the same names each time.
         """
 
-    @abstractmethod
     def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
         """Return the states on the way from latents to images: [(time in [0, 1], images)].
 
         A family that makes images in one pass has the image alone, at time 1.
         """
+        return [(1.0, self.average.network(latents, labels))]
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw `count` latents from a generator on the CPU, so that all devices get the same."""
@@ -119,25 +157,28 @@ class Family(ABC):
             latents: (N, *latent_shape).
             labels: (N,) int64.
         """
-        device = next(self.average.network.parameters()).device
-        training = self.average.network.training
-        self.average.network.eval()
         parts = []
-        for z, y in zip(latents.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True):
-            images = self.path(z.to(device), y.to(device))[-1][1]
-            parts.append(images.clamp(-1, 1).float().cpu())
-        self.average.network.train(training)
+        with self._evaluated() as device:
+            for z, y in zip(latents.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True):
+                images = self.path(z.to(device), y.to(device))[-1][1]
+                parts.append(images.clamp(-1, 1).float().cpu())
         return torch.cat(parts)
 
     @torch.no_grad()
     def trajectory(self, latents: Tensor, labels: Tensor) -> tuple[list[float], Tensor]:
         """Return the times of `path` and its states (T, N, C, S, S), on the CPU."""
-        device = next(self.average.network.parameters()).device
-        training = self.average.network.training
-        self.average.network.eval()
-        states = self.path(latents.to(device), labels.to(device))
-        self.average.network.train(training)
+        with self._evaluated() as device:
+            states = self.path(latents.to(device), labels.to(device))
         return [t for t, _ in states], torch.stack([x.float().cpu() for _, x in states])
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[torch.device]:
+        """Put the averaged network in evaluation mode meanwhile; yield the device it is on."""
+        network = self.average.network
+        training = network.training
+        network.eval()
+        yield next(network.parameters()).device
+        network.train(training)
 
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Make one image per label: (N, C, S, S) float32 in [-1, 1], on the CPU."""
@@ -200,23 +241,21 @@ class Draws:
 
 
 def build_optimizer(
-    name: OptimizerName,
+    options: Options,
     parameters: Iterable[Tensor],
-    lr: float | None,
     own: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """Build a family's optimiser.
+    """Build a family's optimiser, see `core.training.recipe.make_optimizer`.
 
     Args:
-        name: see `core.training.recipe.make_optimizer`.
+        options: its name, and the learning rate unless that is the family's own.
         parameters: of the networks.
-        lr: learning rate; None: the family's own.
         own: the family's learning rate of adam, converted for another optimiser.
         betas: of adam and adamw.
     """
-    rate = converted_rate(own, "adam", name) if lr is None else lr
-    return make_optimizer(name, parameters, rate, betas=betas, fused=True)
+    rate = converted_rate(own, "adam", options.optimizer) if options.lr is None else options.lr
+    return make_optimizer(options.optimizer, parameters, rate, betas=betas, fused=True)
 
 
 def stream(seed: int, number: int) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from core import numerics
@@ -23,8 +22,8 @@ from core.data.augment import augment
 from core.errors import UserError
 from core.generation.copies import CopyCheck, false_alarms, plant, threshold
 from core.generation.quality import Moments, Nearest, balance, frechet, moments, nearest, prdc
+from core.models.weights import kept, load_state
 from core.storage.cache import cache_dir, cache_errors
-from core.storage.files import write_bytes
 from core.trial import worker
 
 FEATURES = 64
@@ -161,16 +160,14 @@ def classifier(
     made = (numerics.fingerprint(1).digest, images.device.type)
     told = f"{_RULE}\n{steps}\n{fingerprint}\n{tuple(images.shape)}\n{flip}\n{made}"
     name = hashlib.sha256(told.encode()).hexdigest()[:24]
-    path = cache_dir() / "classifiers" / f"{name}.pt"
+
+    def learn() -> dict[str, Tensor]:
+        trained = train_classifier(images, labels, classes, flip)
+        return {k: v.cpu() for k, v in trained.state_dict().items()}
+
+    path = kept(cache_dir() / "classifiers" / f"{name}.pt", learn)
     with cache_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
-                model = train_classifier(images, labels, classes, flip)
-                buffer = io.BytesIO()
-                torch.save({k: v.cpu() for k, v in model.state_dict().items()}, buffer)
-                write_bytes(path, buffer.getvalue())
-            content = path.read_bytes()
+        content = path.read_bytes()
     model = Classifier(images.shape[1], images.shape[2], classes)
     try:
         model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
@@ -352,8 +349,6 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
         UserError: the file is missing or holds something else.
     """
     from torchvision.models import inception_v3
-
-    from core.models.weights import load_state
 
     model = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=False)
     state = {k: v for k, v in load_state(Path(path)).items() if not k.startswith("AuxLogits.")}

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.generation.family import Average, Family, Shape, build_optimizer, halvings
-from core.training.recipe import OptimizerName
+from core.generation.family import Average, Family, Options, Shape, build_optimizer, halvings
 
 LR = 2e-3  # up to 32 channels; wider networks get less, in proportion to 1 / width
 MAX_NORM = 1.0  # of the gradient: a few steps at the start are far larger than the rest
@@ -178,43 +177,21 @@ class FlowMatching(Family):
         shape: (C, S, S).
         width: channels of the first level; a multiple of 8.
         classes: number of labels, or 0.
-        optimizer: sgd, adam, adamw or rmsprop.
-        lr: learning rate; None: 2e-3 of adam, for more than 32 channels times 32 / width.
-        ema: decay of the network's moving average.
-        patch: see `UNet`.
-        guidance: weight of the label.
-        sampler: "euler" or "heun".
-        steps: of the sampler.
-        label_dropout: share of training images whose label is hidden.
+        options: lr None is 2e-3 of adam, for more than 32 channels times 32 / width.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        width: int,
-        classes: int,
-        *,
-        optimizer: OptimizerName = "adam",
-        lr: float | None = None,
-        ema: float = 0.0,
-        patch: int = 1,
-        guidance: float = 1.0,
-        sampler: Literal["euler", "heun"] = "heun",
-        steps: int = 10,
-        label_dropout: float = 0.1,
-    ):
-        super().__init__(shape, classes, ema)
+    def __init__(self, shape: Shape, width: int, classes: int, options: Options):
+        super().__init__(shape, classes)
+        patch = options.patch
         if patch not in (1, 2, 4) or shape[1] // patch < 4:
             raise UserError(f"--set patch={patch}: give 1, 2 or 4, at most image_size / 4")
-        self.latent_shape = shape
-        self.guidance, self.sampler, self.steps = guidance, sampler, steps
-        self.label_dropout = label_dropout
+        self.latent_shape, self.options = shape, options
         self.network = UNet(shape, width, classes, patch)
         self.networks = {"network": self.network}
         own = LR * min(1.0, 32 / width)
         weights = self.network.parameters()
-        self.optimizers = {"network": build_optimizer(optimizer, weights, lr, own)}
-        self.average = Average(self.network, ema)
+        self.optimizers = {"network": build_optimizer(options, weights, own)}
+        self.average = Average(self.network, options.ema)
 
     def train_step(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -227,31 +204,26 @@ class FlowMatching(Family):
         count, device = len(images), images.device
         noise = torch.randn(images.shape, generator=generator).to(device)
         times, hide = torch.rand(2, count, generator=generator).to(device)
-        told = torch.where(hide < self.label_dropout, self.classes, labels)
+        told = torch.where(hide < self.options.label_dropout, self.classes, labels)
         t = times[:, None, None, None]
         predicted = self.network((1 - t) * noise + t * images, times, told)
         loss = F.mse_loss(predicted, images - noise)
-        optimizer = self.optimizers["network"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
-        optimizer.step()
+        self.step("network", loss, MAX_NORM)
         self.average.update()
         return {"loss": loss.detach()}
 
     def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
         """See `Family`: the states of the integration, from noise to image."""
-        return integrate(
-            lambda x, t: self.velocity(x, t, labels), latents, self.steps, self.sampler
-        )
+        steps, sampler = self.options.sampler_steps, self.options.sampler
+        return integrate(lambda x, t: self.velocity(x, t, labels), latents, steps, sampler)
 
     def velocity(self, x: Tensor, time: float, labels: Tensor) -> Tensor:
         """Return the guided velocity (B, C, S, S) at one time for all images."""
-        network = self.average.network
+        network, guidance = self.average.network, self.options.guidance
         times = torch.full((len(x),), time, device=x.device)
-        if not self.classes or self.guidance == 1:
+        if not self.classes or guidance == 1:
             return network(x, times, labels)
         nothing = torch.full_like(labels, self.classes)
         both = network(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, nothing]))
         told, untold = both.chunk(2)
-        return untold + self.guidance * (told - untold)
+        return untold + guidance * (told - untold)

@@ -8,8 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.generation.family import Average, Family, Shape, build_optimizer, halvings, labelled
-from core.training.recipe import OptimizerName
+from core.generation.family import (
+    Average,
+    Family,
+    Options,
+    Shape,
+    build_optimizer,
+    halvings,
+    labelled,
+)
 
 LR = 2e-3  # up to 32 channels; wider networks get less, in proportion to 1 / width
 LEAST_VARIANCE = 0.05  # of a pixel in [-1, 1]: finer errors are not paid for with latents
@@ -99,33 +106,21 @@ class VAE(Family):
         shape: (C, S, S).
         width: channels at S/2; a multiple of 8.
         classes: number of labels, or 0.
-        optimizer: sgd, adam, adamw or rmsprop.
-        lr: learning rate; None: 2e-3 of adam, for more than 32 channels times 32 / width.
-        ema: decay of the decoder's moving average.
-        latent: entries of a latent; None: S, 16 for images of 16x16.
+        options: lr None is 2e-3 of adam, for more than 32 channels times 32 / width; latent None is
+            S, 16 for images of 16x16. The moving average is the decoder's.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        width: int,
-        classes: int,
-        *,
-        optimizer: OptimizerName = "adam",
-        lr: float | None = None,
-        ema: float = 0.0,
-        latent: int | None = None,
-    ):
-        super().__init__(shape, classes, ema)
-        latent = shape[1] if latent is None else latent
+    def __init__(self, shape: Shape, width: int, classes: int, options: Options):
+        super().__init__(shape, classes)
+        latent = shape[1] if options.latent is None else options.latent
         self.latent_shape = (latent,)
         self.encoder = Encoder(shape, width, classes, latent)
         self.decoder = Decoder(shape, width, classes, latent)
         self.networks = {"encoder": self.encoder, "decoder": self.decoder}
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]
         own = LR * min(1.0, 32 / width)
-        self.optimizers = {"both": build_optimizer(optimizer, weights, lr, own)}
-        self.average = Average(self.decoder, ema)
+        self.optimizers = {"both": build_optimizer(options, weights, own)}
+        self.average = Average(self.decoder, options.ema)
 
     def train_step(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -144,16 +139,9 @@ class VAE(Family):
         kl = (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
         fit = (error / variance + variance.log() + math.log(2 * math.pi)) / 2
         loss = fit + kl / math.prod(self.shape)
-        optimizer = self.optimizers["both"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        self.step("both", loss)
         self.average.update()
         return {"loss": loss.detach(), "kl": kl.detach(), "squared_error": error.detach()}
-
-    def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
-        """See `Family`: one pass of the decoder."""
-        return [(1.0, self.average.network(latents, labels))]
 
 
 def _channels(width: int, levels: int) -> list[int]:

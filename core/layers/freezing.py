@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -138,12 +139,13 @@ def counts(model: nn.Module) -> dict[str, int]:
 
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of names and bits of the frozen parameters; "" where there are none."""
-    return _digest({n: p for n, p in model.named_parameters() if not p.requires_grad})
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    return _short_digest(frozen)
 
 
 def statistics_digest(model: nn.Module) -> str:
     """Return the same of the running statistics of frozen batch norms."""
-    return _digest(
+    return _short_digest(
         {
             f"{name}.{key}": buffer
             for name, layer in frozen_norms(model).items()
@@ -152,11 +154,23 @@ def statistics_digest(model: nn.Module) -> str:
     )
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    if not tensors:
-        return ""
-    digest = hashlib.sha256()  # 16 of its digits are kept: they are to be compared, not trusted
+def _short_digest(tensors: Mapping[str, Tensor]) -> str:
+    # 16 digits: they are to be compared, not trusted
+    return state_digest(tensors, "{} {} {}\n", 16) if tensors else ""
+
+
+def state_digest(tensors: Mapping[str, Tensor], head: str, digits: int = 32) -> str:
+    """Return a SHA-256 of named tensors, equal for equal bits wherever they are.
+
+    Args:
+        tensors: of any type.
+        head: what precedes the bits of each; its name, shape and type are put in. It differs
+            between what is recorded in results, so it stays as it was there.
+        digits: of the sum that are kept.
+    """
+    digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()[:16]}"
+        digest.update(head.format(name, tuple(tensor.shape), tensor.dtype).encode())
+        bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(bits.numpy().tobytes())
+    return f"sha256:{digest.hexdigest()[:digits]}"

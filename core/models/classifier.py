@@ -9,33 +9,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
-from filelock import FileLock
 from torch import Tensor, nn
 
 from core import numerics
-from core.data import images as data_images
-from core.data.batches import Batches
+from core.data import images
 from core.data.synthetic import birds
 from core.errors import UserError
+from core.layers.freezing import small_stem, state_digest
 from core.models.normalisation import OWN, Normalisation, of_file
-from core.models.pretrained import load_state, mismatch
-from core.models.resnet import resnet
-from core.storage import cache
-from core.storage.files import write_bytes
-from core.training.epoch import train_epoch
-from core.training.recipe import RECIPES, optimizer_and_schedule
+from core.models.pretrained import learnt
+from core.models.resnet import is_resnet, own_names, resnet, resnet_of
+from core.models.weights import fill, kept, load_state, published
+from core.storage.cache import cache_dir
 
 EMBEDDED = "ResNet-8 trained by labtune on its synthetic birds"
 # Part of the embedded model's name in the cache: raise it when a change below can move a weight.
@@ -105,30 +100,21 @@ def load_classifier(checkpoint: str | None, classes: int) -> Classifier:
 
 def digest_of(model: nn.Module) -> str:
     """Return a SHA-256 of the state of `model`, equal for equal weights wherever they are."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(array.shape)}{array.dtype}\0".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"sha256:{digest.hexdigest()[:32]}"
+    return state_digest(model.state_dict(), "{}{}{}\0")
 
 
 def load_fitting(model: nn.Module, state: State, source: str) -> None:
-    """Load `state` into `model`; counters of batches may be missing, nothing else.
+    """Load `state` into `model`, see `core.models.weights.fill`.
 
     Raises:
-        UserError: names or shapes differ; the first of each kind are named.
+        UserError: names or shapes differ.
     """
-    wrong = mismatch(model, dict(state))
-    if wrong:
-        raise UserError(
-            f"--set checkpoint={source} does not fit a {_kind(model)} ({wrong}): give the weights"
-            " of such a network, or another architecture as NAME:PATH"
-        )
-    model.load_state_dict(dict(state), strict=False)
+    say = "give the weights of such a network, or another architecture as NAME:PATH"
+    fill(model, state, f"--set checkpoint={source}", f"a {resnet_name(model)}", say)
 
 
-def _kind(model: nn.Module) -> str:
+def resnet_name(model: nn.Module) -> str:
+    """Return what residual network a model is, by its number of layers: "ResNet-18"."""
     blocks = [m for m in model.modules() if type(m).__name__ in ("Block", "BasicBlock")]
     bottlenecks = [m for m in model.modules() if type(m).__name__ == "Bottleneck"]
     return f"ResNet-{2 + 2 * len(blocks) + 3 * len(bottlenecks)}"
@@ -143,7 +129,8 @@ def _from_user(checkpoint: str) -> Classifier:
         if colon:
             state = _read(path, checkpoint)
             return _torchvision(name, state, checkpoint, normalisation=of_file(path))
-        return _torchvision(name, _default_state(name), checkpoint, normalisation=OWN)
+        state = published(name, f"--set checkpoint={name}", f"checkpoint={name}:PATH")
+        return _torchvision(name, state, checkpoint, normalisation=OWN)
     file = Path(checkpoint).expanduser()
     if file.is_dir():
         inside = [file / "checkpoints" / "best.pt", file / "best.pt"]
@@ -183,11 +170,13 @@ def _from_state(state: State, file: Path, source: str) -> Classifier:
     """
     config = _config_beside(file)
     normalisation = OWN if config else of_file(file)
-    public = {_our_name(name): value for name, value in state.items()}
-    if any(name.startswith("layer4.") for name in state):
-        name = _torchvision_name(state, source)
+    if is_torchvisions(state):
+        try:
+            name = torchvision_name(state)
+        except UserError as e:
+            raise UserError(f"--set checkpoint={source}: {e}: give NAME:PATH") from e
         return _torchvision(name, state, source, normalisation, config)
-    if "head.weight" in public and any(name.startswith("stage1.") for name in public):
+    if is_resnet(public := own_names(state)):
         return _small(public, config, source, normalisation)
     raise UserError(
         f"--set checkpoint={source}: its tensors ({', '.join(list(state)[:3])}, ...) are those of"
@@ -195,27 +184,17 @@ def _from_state(state: State, file: Path, source: str) -> Classifier:
     )
 
 
-def _our_name(name: str) -> str:
-    """Translate a name of the public CIFAR ResNets into that of `core.models.resnet`."""
-    first, dot, rest = name.partition(".")
-    if first in ("conv1", "bn1", "linear"):
-        return {"conv1": "conv", "bn1": "norm", "linear": "head"}[first] + dot + rest
-    return name.replace("layer", "stage", 1).replace(".bn", ".norm")
-
-
 def _small(
     state: State, config: Mapping[str, Any], source: str, normalisation: Normalisation | None
 ) -> Classifier:
     """Build a 6n+2 ResNet; what its file does not say is in the `config` beside it."""
-    blocks = {name.split(".")[1] for name in state if name.startswith("stage1.")}
     norm = str(config.get("norm") or _norm_in(state))
-    num_classes = len(state["head.weight"])
-    model = resnet(len(blocks), num_classes, norm)
+    model = resnet_of(state, norm)
     load_fitting(model, state, source)
     size = config.get("image_size")
-    what = f"{_kind(model)} with norm {norm}" if config else _kind(model)
+    what = f"{resnet_name(model)} with norm {norm}" if config else resnet_name(model)
     known = {"image_size": size, "fit": "squash", "normalisation": normalisation}
-    return _classifier(model, what, num_classes, **known)
+    return _classifier(model, what, **known)
 
 
 def _norm_in(state: State) -> str:
@@ -238,17 +217,35 @@ def _config_beside(file: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _torchvision_name(state: State, source: str) -> str:
+def is_torchvisions(state: State) -> bool:
+    """Tell whether a state has the names of torchvision's ResNets."""
+    return any(name.startswith("layer4.") for name in state)
+
+
+def torchvision_name(state: State) -> str:
+    """Return the name of torchvision's ResNet that a state belongs to, by its blocks.
+
+    Raises:
+        UserError: there is none.
+    """
     found = {re.match(r"layer([1-4])\.(\d+)\.", name) for name in state}
     blocks = {(int(m[1]), int(m[2])) for m in found if m}
     counts = tuple(sum(stage == s for stage, _ in blocks) for s in range(1, 5))
     name = _STAGES.get((counts, "layer1.0.conv3.weight" in state))
     if name is None:
-        raise UserError(
-            f"--set checkpoint={source}: no ResNet of torchvision has {counts} blocks in its"
-            " stages: give NAME:PATH"
-        )
+        raise UserError(f"no ResNet of torchvision has {counts} blocks in its stages")
     return name
+
+
+def torchvision_net(name: str, state: State) -> nn.Module:
+    """Build torchvision's ResNet of that name with weights of its own, its head as in a state.
+
+    The caller's generator is left alone.
+    """
+    head = state.get("fc.weight")
+    with torch.random.fork_rng(devices=[]):
+        classes = 1000 if head is None else len(head)
+        return torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
 def _torchvision(
@@ -258,127 +255,59 @@ def _torchvision(
     normalisation: Normalisation | None,
     config: Mapping[str, Any] = {},
 ) -> Classifier:
-    head = state.get("fc.weight")
-    num_classes = 1000 if head is None else len(head)
-    # no weights drawn: they are all replaced, and the caller's generator is left alone
-    with torch.random.fork_rng(devices=[]):
-        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    model = torchvision_net(name, state)
     stem = state.get("conv1.weight")
     small = stem is not None and stem.shape[-1] == 3
     if small:  # the form for 32x32 images: no stride in the first convolution, mostly no pooling
-        model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        if not config.get("maxpool"):
-            model.maxpool = nn.Identity()
+        small_stem(model, "trained", maxpool=bool(config.get("maxpool")))
     load_fitting(model, state, source)
     own = f"{name} (torchvision)" + (", stem for small images" if small else "")
     fit, size = ("squash", 32) if small else ("crop", None)
     if config:
         fit, size = config.get("fit", "squash"), config.get("image_size", size)
     known = {"image_size": size, "fit": fit, "normalisation": normalisation}
-    return _classifier(model, own, num_classes, **known)
+    return _classifier(model, own, **known)
 
 
-def _classifier(model: nn.Module, name: str, num_classes: int, **options: Any) -> Classifier:
-    return Classifier(model.eval(), name, digest_of(model), num_classes, **options)
+def _classifier(model: nn.Module, name: str, **options: Any) -> Classifier:
+    return Classifier(model.eval(), name, digest_of(model), head_width(model), **options)
 
 
-def _default_state(name: str) -> State:
-    """Return torchvision's default ImageNet weights, downloaded once and checked by their hash."""
-    url = torchvision.models.get_model_weights(name)["DEFAULT"].url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "labtune.lock"):
-            return torch.hub.load_state_dict_from_url(
-                url, str(folder), "cpu", progress=False, check_hash=True, weights_only=True
-            )
-    except (OSError, RuntimeError) as e:  # no network, or a damaged download
-        file = url.rpartition("/")[2]
-        raise UserError(
-            f"--set checkpoint={name}: {file} cannot be fetched ({e}): put that file of"
-            f" torchvision's into {folder}, or give checkpoint={name}:PATH"
-        ) from e
+def head_width(model: nn.Module) -> int:
+    """Return how many classes a network tells apart: its head comes last."""
+    return len(next(reversed(model.state_dict().values())))
 
 
 # --- the embedded model ---
 
 
-def embedded_images() -> dict[str, data_images.ImageSet]:
+def embedded_images() -> dict[str, images.ImageSet]:
     """Return the synthetic birds of the embedded model: training set, and images unseen by it."""
-    sets = data_images.load(birds.default_birds(), _EMBEDDED_SIZE)
-    return {split: _first_classes(images) for split, images in sets.items()}
+    sets = images.load(birds.default_birds(), _EMBEDDED_SIZE)
+    return {split: _first_classes(whole) for split, whole in sets.items()}
 
 
-def _first_classes(images: data_images.ImageSet) -> data_images.ImageSet:
+def _first_classes(whole: images.ImageSet) -> images.ImageSet:
     """Keep some of the species, so that a demonstration takes minutes."""
-    kept = subset(images, np.flatnonzero(images.labels < _EMBEDDED_CLASSES))
-    return dataclasses.replace(kept, classes=images.classes[:_EMBEDDED_CLASSES])
-
-
-def subset(images: data_images.ImageSet, order: np.ndarray) -> data_images.ImageSet:
-    """Return the images with these places in the set, in this order."""
-    return dataclasses.replace(
-        images,
-        images=images.images[order],
-        labels=images.labels[order],
-        files=tuple(images.files[k] for k in order),
-        sources=tuple(images.sources[k] for k in order),
-        digests=tuple(images.digests[k] for k in order),
-    )
+    few = images.part(whole, np.flatnonzero(whole.labels < _EMBEDDED_CLASSES))
+    return dataclasses.replace(few, classes=whole.classes[:_EMBEDDED_CLASSES])
 
 
 def _embedded() -> Classifier:
-    """Return the embedded model, trained on first use and kept in the cache."""
+    """Return the embedded model, trained on first use (a minute) and kept in the cache."""
     sets = embedded_images()
     classes = len(sets["train"].classes)
-    model = resnet(_EMBEDDED_N, classes, "torch_bn")
+    build = functools.partial(resnet, _EMBEDDED_N, classes, "torch_bn")
     made = [torch.__version__, numerics.fingerprint(1).digest]
-    told = json.dumps([_RULE, *made, data_images.fingerprint(sets)])
+    told = json.dumps([_RULE, *made, images.fingerprint(sets)])
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
-    file = cache.cache_dir() / "models" / f"resnet8-birds-{key}.pt"
-    if not file.is_file():
-        with cache.cache_errors():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock")):
-                if not file.is_file():
-                    print("training the embedded ResNet-8, once: a minute or two", flush=True)
-                    write_bytes(file, _trained(model, sets["train"], classes))
-    load_fitting(model, _read(file, "none"), "none")
+    file = cache_dir() / "models" / f"resnet8-birds-{key}.pt"
+
+    def train() -> dict[str, Tensor]:
+        print("training the embedded ResNet-8, once: a minute or two", flush=True)
+        return learnt(build, sets["train"], 32, _EMBEDDED_EPOCHS, threads=1).eval().state_dict()
+
+    model = build()
+    load_fitting(model, _read(kept(file, train), "none"), "none")
     known = {"image_size": _EMBEDDED_SIZE, "fit": "squash", "normalisation": OWN}
-    return _classifier(model, EMBEDDED, classes, **known)
-
-
-def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> bytes:
-    """Train the embedded model and return its state as a file; a minute on two cores.
-
-    Its generator, its thread count and torch's flags are its own, whoever calls.
-    """
-    with torch.random.fork_rng(devices=[]), _threads(1), torch.enable_grad():
-        torch.manual_seed(0)
-        model.load_state_dict(resnet(_EMBEDDED_N, classes, "torch_bn").state_dict())
-        batches = Batches(images, 32, torch.device("cpu"), train=True)
-        steps = _EMBEDDED_EPOCHS * len(batches)
-        optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
-        for epoch in range(1, _EMBEDDED_EPOCHS + 1):
-            train_epoch(
-                model,
-                batches.epoch(epoch),
-                optimizer,
-                schedule,
-                epoch=epoch,
-                num_classes=classes,
-            )
-    buffer = io.BytesIO()
-    torch.save(cast(dict, model.eval().state_dict()), buffer)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Fix the number of threads, on which sums depend: every worker would train the same model."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return _classifier(model, EMBEDDED, **known)

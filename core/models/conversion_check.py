@@ -20,20 +20,20 @@ from core.layers.convert import convert, setbyname2
 from core.layers.pairing import evaluation, pairs
 from core.layers.std_conv import WSConv2d
 from core.models import pretrained
+from core.models.classifier import (
+    head_width,
+    is_torchvisions,
+    resnet_name,
+    torchvision_name,
+    torchvision_net,
+)
 from core.models.normalisation import NORMALISATIONS, OWN, Normalisation, of_file, settle
-from core.models.resnet import load_weights, resnet
+from core.models.resnet import is_resnet, own_names, resnet_of
+from core.models.weights import fill, load_state
 
 OUTPUT = "output"  # the row of the logits, after those of the norms
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _BATCH = 50
-# Blocks per stage of torchvision's ResNets; those from 50 on have three convolutions a block.
-_TORCHVISION: dict[tuple[str, tuple[int, ...]], str] = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
-    ("bottleneck", (3, 8, 36, 3)): "resnet152",
-}
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ def run(settings: Mapping[str, Any]) -> dict[str, Any]:
     size = int(settings.get("image_size") or size)
     fit = settings.get("fit") or ("crop" if size >= 224 else "squash")  # as ImageNet's are prepared
     photos = load_photos(folder, size, fit, settings.get("val_images"))
-    classes = next(reversed(model.state_dict().values())).shape[0]
-    labels = photos.labels if photos.classes == classes else None
+    labels = photos.labels if photos.classes == head_width(model) else None
     known = OWN if weights in pretrained.NAMES else of_file(weights)
     try:
         pixels = settle(model.eval(), photos.images, labels, "auto", known)
@@ -165,21 +164,28 @@ def network(weights: str) -> tuple[nn.Module, int, str]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return pretrained.resnet18(weights, 1000), 64, "ResNet-18 with random weights"
-    state = pretrained.load_state(weights)
-    name = Path(weights).name
-    if "layer4.0.conv1.weight" in state:
-        model, kind = _torchvision(state, weights)
-        return model, 224, f"{kind}, {name}"
-    head = state.get("linear.weight", state.get("head.weight"))
-    stages = {key.split(".")[1] for key in state if key.startswith(("layer1.", "stage1."))}
-    if head is None or not stages:
+    state, told, file = load_state(weights), f"--weights {weights}", Path(weights).name
+    if is_torchvisions(state):
+        try:
+            name = torchvision_name(state)
+        except UserError as e:
+            raise UserError(f"{told}: {e}") from e
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a head of its own, where the file has none
+            model = torchvision_net(name, state)
+        if "fc.weight" not in state:
+            state |= {key: model.state_dict()[key] for key in ("fc.weight", "fc.bias")}
+        fill(model, state, told, name, "give its own file")
+        return model, 224, f"{resnet_name(model)}, {file}"
+    state = own_names(state)
+    if not is_resnet(state):
         raise UserError(
-            f"--weights {weights}: neither a torchvision ResNet nor a CIFAR ResNet (6n + 2 layers):"
+            f"{told}: neither a torchvision ResNet nor a CIFAR ResNet (6n + 2 layers):"
             " give the state dict of one"
         )
-    n = len(stages)
-    model = load_weights(resnet(n, len(head), "torch_bn"), weights)
-    return model, 32, f"CIFAR ResNet-{6 * n + 2}, {name}"
+    model = resnet_of(state, "torch_bn")
+    fill(model, state, weights, "the model", "give weights of this network")
+    return model, 32, f"CIFAR {resnet_name(model)}, {file}"
 
 
 def load_photos(
@@ -214,40 +220,13 @@ def load_photos(
         files.append(
             folders.ImageFile(inside.as_posix(), label, status.st_size, status.st_mtime_ns)
         )
-    images, manifest = decoding.decoded(base, files, size, fit)
-    if manifest["broken"]:
-        raise UserError(decoding.broken_sentence(dict(manifest["broken"]), len(files)))
+    images, _ = decoding.decoded_splits(base, {"all": files}, size, fit)["all"]
     labels = None if flat else np.array([file.label for file in files])
     kind = "synthetic bird pictures" if synthetic else f"images of the folder {root.name}"
     return Photos(images, labels, 0 if flat else len(classes), f"{len(files):,} {kind}")
 
 
 # ---- the parts ----
-
-
-def _torchvision(state: Mapping[str, Tensor], weights: str) -> tuple[nn.Module, str]:
-    """Build the torchvision ResNet that a state dict belongs to."""
-    from torchvision import models
-
-    blocks = tuple(
-        len({key.split(".")[1] for key in state if key.startswith(f"layer{stage}.")})
-        for stage in range(1, 5)
-    )
-    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
-    name = _TORCHVISION.get((kind, blocks))
-    if name is None:
-        raise UserError(f"--weights {weights}: no torchvision ResNet has {blocks} {kind} blocks")
-    head = state.get("fc.weight")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of a head of its own, where the file has none
-        model = getattr(models, name)(num_classes=1000 if head is None else len(head))
-    if head is None:
-        state = {**state, "fc.weight": model.fc.weight, "fc.bias": model.fc.bias}
-    wrong = pretrained.mismatch(model, dict(state))
-    if wrong:
-        raise UserError(f"--weights {weights} does not fit {name} ({wrong}): give its own file")
-    model.load_state_dict(state, strict=False)
-    return model, f"ResNet-{name.removeprefix('resnet')}"
 
 
 def _scored(root: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from core.data.augment import MEAN, STD, normalise
 from core.errors import UserError
-from core.shift import adaptation
+from core.layers import running
 
 Normalisation = Literal["imagenet", "cifar10", "none"]
 # Mean and standard deviation of each channel of the training pixels, in the range 0 to 1.
@@ -49,7 +49,7 @@ class Settled:
         how: set by the user, known for the weights, guessed by accuracy, or assumed for want of
             labels.
         shift: how far the mean of the first batch norm's input on clean images is from the running
-            one, see `core.shift.adaptation.LayerChange`.
+            one, see `core.layers.running.LayerChange`.
         ratio: its standard deviation over the running one.
         images: that the accuracies are of.
         accuracy: share of them that the unadapted network tells right under each candidate, where
@@ -149,7 +149,7 @@ def first_norm(model: nn.Module, x: Tensor) -> tuple[float, float]:
         x: (B, 3, H, W), normalised.
 
     Returns:
-        shift and ratio of `core.shift.adaptation.LayerChange`.
+        shift and ratio of `core.layers.running.LayerChange`.
 
     Raises:
         UserError: the model has no batch norm, or gives values that are not finite.
@@ -160,8 +160,9 @@ def first_norm(model: nn.Module, x: Tensor) -> tuple[float, float]:
                 "the model gives logits that are not finite on clean images: its weights are"
                 " damaged, or made for another input: give others"
             )
-    moved = adaptation.adapt(model, [x], "running", num_bn_updates=1, cumulative=True).model
-    first = adaptation.changes(model, moved)[0]
+    moved = running.copy_of(model)
+    running.update(moved, running.bn_layers(moved), [x], updates=1, momentum=None, cumulative=True)
+    first = running.changes(model, moved)[0]
     return first.shift, first.ratio
 
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from core import numerics
-from core.data import batches as training_batches
-from core.data.images import load
+from core.data.batches import Batches
+from core.data.images import ImageSet, load
 from core.data.synthetic import birds as synthetic_birds
-from core.errors import UserError
-from core.models.weights import load_state, mismatch
-from core.storage.cache import cache_dir, cache_errors
-from core.storage.files import write_bytes
-from core.training import epoch as training_epoch
-from core.training import recipe as training_recipe
+from core.layers import freezing
+from core.models.weights import fill, kept, load_state, published
+from core.storage.cache import cache_dir
+from core.training.epoch import train_epoch
+from core.training.recipe import RECIPES, optimizer_and_schedule
 
 NAMES = ("default", "embedded", "none")
 _SIZE = 32  # pixels of the birds that the embedded weights are learnt from
@@ -52,7 +48,7 @@ def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Mod
     if weights != "none":
         _fit(model, dict(_state(weights)), "torchvision" if weights == "default" else weights)
     if small_stem:
-        model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        freezing.small_stem(model, "printed")
     return model
 
 
@@ -64,10 +60,7 @@ def digest(weights: str) -> str:
     """
     if weights == "none":
         return "none"
-    sums = hashlib.sha256()
-    for name, value in sorted(_state(weights).items()):
-        sums.update(name.encode() + value.contiguous().numpy().tobytes())
-    return f"sha256:{sums.hexdigest()[:32]}"
+    return freezing.state_digest(_state(weights), "{}")
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -75,52 +68,24 @@ def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     own = model.state_dict()
     if "fc.weight" not in state or state["fc.weight"].shape != own["fc.weight"].shape:
         state |= {name: own[name] for name in ("fc.weight", "fc.bias")}
-    wrong = mismatch(model, state)
-    if wrong:
-        raise UserError(f"{source} does not fit ResNet-18 ({wrong}): give a file of its weights")
-    model.load_state_dict(state, strict=False)
+    fill(model, state, source, "ResNet-18", "give a file of its weights")
 
 
 @functools.lru_cache(maxsize=2)
 def _state(weights: str) -> dict[str, Tensor]:
     if weights == "default":
-        return _torchvision()
+        told = f"--weights {weights}"
+        return published("resnet18", told, "--weights PATH, embedded or none")
     if weights == "embedded":
         return _embedded()
     return load_state(weights)
-
-
-def _torchvision() -> dict[str, Tensor]:
-    """Return torchvision's ImageNet weights, which are fetched once for every program here."""
-    from torchvision.models import ResNet18_Weights
-
-    url = ResNet18_Weights.DEFAULT.url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "labtune.lock"):
-            return torch.hub.load_state_dict_from_url(
-                url, str(folder), "cpu", progress=False, check_hash=True, weights_only=True
-            )
-    except (OSError, RuntimeError) as e:  # no network, or a damaged download
-        raise UserError(
-            f"--weights default: {Path(url).name} cannot be fetched ({e}): put that file of"
-            f" torchvision's into {folder}, or give --weights PATH, embedded or none"
-        ) from e
 
 
 def _embedded() -> dict[str, Tensor]:
     """Return the weights learnt from the embedded birds, learning them if need be."""
     learnt = numerics.fingerprint(_THREADS).digest  # elsewhere the same steps give other weights
     path = cache_dir() / "weights" / f"resnet18-birds-{_RULE}-{learnt}.pt"
-    with cache_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                buffer = io.BytesIO()
-                torch.save(_learn(), buffer)
-                write_bytes(path, buffer.getvalue())
-    return load_state(path)
+    return load_state(kept(path, _learn))
 
 
 def _learn() -> dict[str, Tensor]:
@@ -128,31 +93,58 @@ def _learn() -> dict[str, Tensor]:
     from torchvision.models import resnet18 as build
 
     print("learning the embedded ResNet-18 from synthetic birds, once: a minute or two", flush=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(_THREADS)
+    birds = load(synthetic_birds.default_birds(), _SIZE, ("train",), limit={"train": _IMAGES})
+
+    def fast() -> nn.Module:  # in this memory format by a sixth here
+        model = build(num_classes=len(birds["train"].classes))
+        return model.to(memory_format=torch.channels_last)  # pyrefly: ignore
+
+    # Large batches: for images this small the gradients of the weights cost the most.
+    norm = RECIPES["good"].max_norm
+    model = learnt(fast, birds["train"], 125, _EPOCHS, threads=_THREADS, max_norm=norm)
+    return model.to(memory_format=torch.contiguous_format).state_dict()  # pyrefly: ignore
+
+
+def learnt(
+    build: Callable[[], nn.Module],
+    images: ImageSet,
+    batch_size: int,
+    epochs: int,
+    *,
+    threads: int,
+    max_norm: float = 0.0,
+) -> nn.Module:
+    """Train a network on the CPU by the good recipe, the same each time on the same machine.
+
+    Its generator, its thread count and torch's flags are its own, whoever calls.
+
+    Args:
+        build: makes the network, from torch's generator.
+        images: with their labels.
+        batch_size: images in a batch.
+        epochs: passes over the images.
+        threads: of torch; sums depend on it.
+        max_norm: see `core.training.epoch.train_epoch`.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
-            birds = synthetic_birds.default_birds()
-            images = load(birds, _SIZE, ("train",), limit={"train": _IMAGES})["train"]
-            model = build(num_classes=len(images.classes))
-            model = model.to(memory_format=torch.channels_last)  # a sixth faster here
-            # Large batches: for images this small the gradients of the weights cost the most.
-            batches = training_batches.Batches(images, 125, torch.device("cpu"), train=True)
-            recipe = training_recipe.RECIPES["good"]
-            optimizer, schedule = training_recipe.optimizer_and_schedule(
-                model, recipe, _EPOCHS * len(batches)
-            )
-            for epoch in range(1, _EPOCHS + 1):
-                training_epoch.train_epoch(
+            model = build()
+            batches = Batches(images, batch_size, torch.device("cpu"), train=True)
+            steps = epochs * len(batches)
+            optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
+            for epoch in range(1, epochs + 1):
+                train_epoch(
                     model,
                     batches.epoch(epoch),
                     optimizer,
                     schedule,
                     epoch=epoch,
                     num_classes=len(images.classes),
-                    max_norm=recipe.max_norm,
+                    max_norm=max_norm,
                 )
     finally:
-        torch.set_num_threads(threads)
-    return model.to(memory_format=torch.contiguous_format).state_dict()
+        torch.set_num_threads(before)
+    return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core.errors import UserError
 from core.layers.norms import NORMS, frozen_statistics
-from core.models.weights import load_state, mismatch
+from core.models.weights import fill, load_state
 
 WIDTHS = (16, 32, 64)  # filters of the three stages
 
@@ -167,18 +166,30 @@ def load_weights(model: ResNet, path: str | Path) -> ResNet:
         UserError: no such file, not a file of tensors, or names or shapes that do not fit (both
             sides of every mismatch are listed).
     """
-    state = {_our_name(name): value for name, value in load_state(path).items()}
-    wrong = mismatch(model, state)
-    if wrong:
-        raise UserError(f"{path} does not fit the model ({wrong}): give weights of this network")
-    model.load_state_dict(state, strict=False)
+    state = own_names(load_state(path))
+    fill(model, state, str(path), "the model", "give weights of this network")
     return model
 
 
-def _our_name(name: str) -> str:
-    """Translate a parameter name of the public CIFAR ResNets into ours."""
-    first, _, rest = name.partition(".")
-    renamed = {"conv1": "conv", "bn1": "norm", "linear": "head"}.get(first)
-    if renamed is not None:
-        return f"{renamed}.{rest}"
-    return name.replace("layer", "stage", 1).replace(".bn", ".norm")
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state of ours or of the public CIFAR ResNets under our names."""
+
+    def own(name: str) -> str:
+        first, _, rest = name.partition(".")
+        renamed = {"conv1": "conv", "bn1": "norm", "linear": "head"}.get(first)
+        if renamed is not None:
+            return f"{renamed}.{rest}"
+        return name.replace("layer", "stage", 1).replace(".bn", ".norm")
+
+    return {own(name): value for name, value in state.items()}
+
+
+def is_resnet(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state, under our names, is that of a `ResNet`."""
+    return "head.weight" in state and any(name.startswith("stage1.") for name in state)
+
+
+def resnet_of(state: Mapping[str, Tensor], norm: str) -> ResNet:
+    """Build the network, with weights of its own, that a state under our names belongs to."""
+    blocks = {name.split(".")[1] for name in state if name.startswith("stage1.")}
+    return resnet(len(blocks), len(state["head.weight"]), norm)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.storage import cache
+from core.storage.files import write_bytes
 
 # Where training programs keep the state dict in their checkpoints, and what wrappers (data
 # parallel, torch.compile, Lightning) put before each name, one inside the other in any order.
@@ -58,6 +62,25 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def kept(path: Path, learn: Callable[[], dict[str, Tensor]]) -> Path:
+    """Return a file of weights in the cache, learnt on first use.
+
+    Args:
+        path: where it goes.
+        learn: returns the state dict.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+
+    def write() -> None:
+        buffer = io.BytesIO()  # by a path, the file's name would be among its bytes
+        torch.save(learn(), buffer)
+        write_bytes(path, buffer.getvalue())
+
+    return cache.once(path, write)
+
+
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
     """Refuse weights with which every output would be nan.
 
@@ -82,7 +105,7 @@ def _state_in(content: Any) -> dict[str, Tensor] | None:
     return next((state for state in inside if state is not None), None)
 
 
-def mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
+def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Return how a state dict differs from what `model` takes, in words; nothing if it fits."""
     own = model.state_dict()
     optional = {name for name in own if name.endswith("num_batches_tracked")}
@@ -105,6 +128,53 @@ def mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
         ("other kinds of numbers", whole),
     )
     return "; ".join(f"{what}: {_some(names)}" for what, names in found if names)
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, what: str, say: str) -> None:
+    """Load `state` into `model`; counters of batches may be missing, nothing else.
+
+    Args:
+        model: whose weights are replaced.
+        state: under the model's names.
+        source: of the state, for the message.
+        what: the model is, for the message.
+        say: what to do if it does not fit.
+
+    Raises:
+        UserError: names or shapes differ; the first of each kind are named.
+    """
+    wrong = mismatch(model, state)
+    if wrong:
+        raise UserError(f"{source} does not fit {what} ({wrong}): {say}")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def published(name: str, told: str, otherwise: str) -> dict[str, Tensor]:
+    """Return torchvision's default ImageNet weights, fetched once for every program here.
+
+    Args:
+        name: of the network, as torchvision's `get_model` takes it.
+        told: the option that asked for them, for the message.
+        otherwise: what can be given in their place.
+
+    Raises:
+        UserError: there is no network, or the download is damaged.
+    """
+    from torchvision.models import get_model_weights  # takes seconds to import
+
+    url = get_model_weights(name)["DEFAULT"].url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "labtune.lock"):
+            return torch.hub.load_state_dict_from_url(
+                url, str(folder), "cpu", progress=False, check_hash=True, weights_only=True
+            )
+    except (OSError, RuntimeError) as e:
+        raise UserError(
+            f"{told}: {Path(url).name} cannot be fetched ({e}): put that file of torchvision's into"
+            f" {folder}, or give {otherwise}"
+        ) from e
 
 
 def _some(names: list[str], most: int = 3) -> str:

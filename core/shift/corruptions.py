@@ -44,16 +44,6 @@ from core.shift.draws import keys_of
 from core.shift.pixels import LARGE, Batch, block_size
 from core.shift.weather import brightness, fog, frosted, snow
 
-CORRUPTIONS = (
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-)
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32  # pixels of a side
 
@@ -99,6 +89,17 @@ _FOG = (  # amount, decay of the roughness per halving of the step
     ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
 )
 _BRIGHTNESS = ((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5))  # added to the value of HSV
+_TABLE: dict[str, tuple[Callable[..., Tensor], Sequence[Sequence]]] = {
+    "defocus_blur": (defocus_blur, _DEFOCUS),
+    "glass_blur": (glass_blur, _GLASS),
+    "motion_blur": (motion_blur, _MOTION),
+    "zoom_blur": (zoom_blur, _ZOOM),
+    "snow": (snow, _SNOW),
+    "frost": (frosted, _FROST),
+    "fog": (fog, _FOG),
+    "brightness": (brightness, _BRIGHTNESS),
+}
+CORRUPTIONS = tuple(_TABLE)
 _AHEAD = {"fog": 16, "zoom_blur": 4}  # blocks at a time where small steps are shared
 
 
@@ -143,8 +144,8 @@ def corrupt(
             f" {height}: set a larger image size"
         )
     keys = keys_of(seed, index, len(images), name, severity).to(images.device)
-    function = _FUNCTIONS[name]
-    constants = _CONSTANTS[name][min(height, width) >= LARGE][severity - 1]
+    function, tables = _TABLE[name]
+    constants = tables[min(height, width) >= LARGE][severity - 1]
     block = _AHEAD.get(name, 1) * block_size(images)
     folder = None if frost_dir is None else Path(frost_dir)
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
@@ -166,25 +167,3 @@ def check(name: str, severity: int) -> None:
         raise UserError(f"there is no corruption {name!r}: choose from {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
         raise UserError(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
-
-
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "defocus_blur": defocus_blur,
-    "glass_blur": glass_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "snow": snow,
-    "frost": frosted,
-    "fog": fog,
-    "brightness": brightness,
-}
-_CONSTANTS: dict[str, Sequence[Sequence]] = {
-    "defocus_blur": _DEFOCUS,
-    "glass_blur": _GLASS,
-    "motion_blur": _MOTION,
-    "zoom_blur": _ZOOM,
-    "snow": _SNOW,
-    "frost": _FROST,
-    "fog": _FOG,
-    "brightness": _BRIGHTNESS,
-}

@@ -19,8 +19,55 @@ from core.storage.files import read_json
 _CONTENTS = "contents.json"
 
 
+def once(
+    path: Path, make: Callable[[], object], whole: Callable[[Path], bool] = Path.exists
+) -> Path:
+    """Return a file or folder of the cache, which the first to ask makes while others wait.
+
+    Args:
+        path: where it goes; its lock stays beside it.
+        make: puts it there, whole, as its last step.
+        whole: tells whether `path` is there and need not be made.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    if not whole(path):
+        with cache_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not whole(path):
+                    make()
+    return path
+
+
+def filled(
+    path: Path, fill: Callable[[Path], object], whole: Callable[[Path], bool] = Path.is_dir
+) -> Path:
+    """Return a folder of the cache, see `once`; it appears by one rename.
+
+    Args:
+        path: the folder.
+        fill: makes the folder that it is given, which is not there yet, and what lies in it.
+        whole: see `once`; a folder that is not whole is replaced.
+    """
+
+    def make() -> None:
+        unfinished = path.with_name(f".{path.name}.tmp")
+        for old in (unfinished, path):
+            if old.exists():
+                shutil.rmtree(old)
+        try:
+            fill(unfinished)
+            os.replace(unfinished, path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    return once(path, make, whole)
+
+
 def folder(
-    cache: Path, name: str, rule: int, sources: Sequence[Path], make: Callable[[Path], Path]
+    cache: Path, name: str, rule: int, sources: Sequence[Path], make: Callable[[Path], object]
 ) -> Path:
     """Return the folder of a generated data set, making it if need be.
 
@@ -31,25 +78,14 @@ def folder(
         name: the start of the folder's name.
         rule: raised by hand when something else than the sources moves a pixel.
         sources: all modules that draw it; their digest ends the folder's name.
-        make: fills the folder it is given, calls `note_contents` last and returns the folder.
+        make: fills the folder it is given and calls `note_contents` last.
 
     Raises:
         UserError: the cache cannot be written.
     """
     text = b"".join(path.read_bytes() for path in sources)
-    made = cache / f"{name}-{rule}-{hashlib.sha256(text).hexdigest()[:12]}"
-    if _is_complete(made):
-        return made
-    with cache_errors():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{made.name}.lock"):
-            if not _is_complete(made):
-                unfinished = cache / f".{made.name}.tmp"
-                for old in (unfinished, made):
-                    if old.exists():
-                        shutil.rmtree(old)
-                os.replace(make(unfinished), made)
-    return made
+    drawn = cache / f"{name}-{rule}-{hashlib.sha256(text).hexdigest()[:12]}"
+    return filled(drawn, make, _is_complete)
 
 
 def note_contents(root: Path) -> None:

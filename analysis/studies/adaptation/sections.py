@@ -19,10 +19,9 @@ from analysis.document import report as reports
 from analysis.document.markup import escape
 from analysis.document.report import Block, Figure, Section, Text
 from analysis.results import statistics
-from analysis.results.folder import Results, load, load_predictions
+from analysis.results.folder import Results, load, load_predictions, places
 from analysis.studies.adaptation import answers
 from core.errors import UserError
-from core.storage.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -692,7 +691,7 @@ def _corrupted_photo(results: Results) -> tuple[np.ndarray, tuple[str, ...]]:
 
     photo = torch.from_numpy(np.array(_first_image(results)[None]))
     seed = int(results.trials.iloc[0].get("corruption_seed", 0))
-    frost = _private(results).get("frost_dir")
+    frost = places(results.path).get("frost_dir")
     rows = []
     for name in CORRUPTIONS:
         index = torch.tensor([0])
@@ -709,20 +708,17 @@ def _first_image(results: Results) -> np.ndarray:
     Raises:
         UserError: the images are not where the study found them, or are other ones.
     """
-    from core.data import decoding, folders
+    from core.data import decoding, folders, small
     from core.models import classifier
 
     recorded = results.study.get("data", {})
-    root = _private(results).get("data_dir")
+    root = places(results.path).get("data_dir")
     if recorded.get("kind") == "synthetic":
         return classifier.embedded_images()["val"].images[0]
     if root is None or not Path(root).is_dir():
         raise UserError("the images are not where the study found them")
-    if (base := _python_batches(Path(root))) is not None:
-        from torchvision.datasets import CIFAR10
-
-        published = CIFAR10(str(base), train=False)
-        return published.data[published.targets.index(0)].transpose(2, 0, 1)
+    if (published := small.cifar10_test(root)) is not None:
+        return published.images[np.flatnonzero(published.labels == 0)[0]]
     listing = folders.scan(root, ["val"])
     size = int(recorded["image_size"])
     # the sizes from which on pictures are prepared as for ImageNet
@@ -731,20 +727,6 @@ def _first_image(results: Results) -> np.ndarray:
     if not len(images):
         raise UserError("the first image cannot be read")
     return images[0]
-
-
-def _python_batches(root: Path) -> Path | None:
-    """Return the folder that holds CIFAR-10's python batches, if `root` is it or the batches'."""
-    for base in (root, root.parent):
-        if (base / "cifar-10-batches-py").is_dir() and root in (base, base / "cifar-10-batches-py"):
-            return base
-    return None
-
-
-def _private(results: Results) -> dict[str, Any]:
-    """Return the engine's note of where things were, if it is still there."""
-    file = results.path / ".private.json"
-    return read_json(file) if file.is_file() else {}
 
 
 @figures.styled

@@ -13,7 +13,8 @@ from PIL import Image
 
 from core.data import folders, images
 from core.data.synthetic import birds as synthetic_birds
-from core.data.synthetic.birds import SYNTHETIC, default_birds, make_birds
+from core.data.synthetic.birds import SYNTHETIC, default_birds, draw_bird, make_birds
+from core.data.synthetic.scenes import draw_scene
 from core.data.synthetic.species import CLASSES, SPECIES
 from core.errors import StorageError, UserError
 from tests.support.faults import fail_reads
@@ -22,6 +23,19 @@ LAB_CLASSES = (  # as the lab's text writes them
     "Cattle Egret", "Coppersmith Barbet", "Indian Peacock", "Red Wattled Lapwing",
     "Ruddy Shelduck", "White Breasted Kingfisher", "White Breasted Waterhen",
 )  # fmt: skip
+
+
+PIXELS = [
+    "583effc9",
+    "d1738b65",
+    "91db4e8a",
+    "45912c55",
+    "ad3f9836",
+    "dd7ddf36",
+    "185820e2",
+    "3cb901cd",
+    "fe2bfbfa",
+]  # pictures and masks of three birds, three scenes
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +139,16 @@ def test_refusals(birds):
         make_birds(birds / "new", classes=26)
     with pytest.raises(UserError, match="at least one picture"):
         make_birds(birds / "new", val_per_class=0)
+
+
+def test_the_drawn_pixels_are_those_that_results_rest_on():
+    """Where they move on purpose, raise the rule of `default_birds` or `default_voc`."""
+    drawn = [
+        *(draw_bird(SPECIES[k], np.random.default_rng((0, 0, k, 0))) for k in (0, 9, 17)),
+        *((draw_scene(np.random.default_rng((0, 0, k))).image,) for k in range(3)),
+    ]
+    digests = [hashlib.sha256(np.asarray(i).tobytes()).hexdigest()[:8] for d in drawn for i in d]
+    assert digests == PIXELS
 
 
 def test_default_birds_are_made_once(cache):

@@ -12,17 +12,12 @@ import torch
 from torch import nn
 
 from core.errors import UserError
+from core.labs import update_bn_params
 from core.layers.norms import BatchNorm
+from core.layers.running import bn_layers, changed_tensors, changes
 from core.models.resnet import resnet
 from core.shift import adaptation
-from core.shift.adaptation import (
-    adapt,
-    bn_layers,
-    changed_tensors,
-    changes,
-    stream,
-    update_bn_params,
-)
+from core.shift.adaptation import adapt, stream
 
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
