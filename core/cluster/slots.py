@@ -167,16 +167,16 @@ def sentence(slots: Sequence[Slots], memory: int | None) -> str:
     return f"{', '.join(words)}: {_counted(count, 'slot')} of {size}"
 
 
-def this_machine(node: str = "") -> Node:
+def this_machine() -> Node:
     """Return what this machine offers to this process."""
-    import torch
+    import torch  # here, as a driver with a cluster does without
 
     cards, bfloat16 = [], True
     for i in range(torch.cuda.device_count()):
         cards.append(torch.cuda.get_device_properties(i).total_memory)
         with torch.cuda.device(i):
             bfloat16 &= torch.cuda.is_bf16_supported(including_emulation=False)
-    return Node(node, os.uname().nodename, cores_here(), tuple(cards), bfloat16)
+    return Node("", os.uname().nodename, cores_here(), tuple(cards), bfloat16)
 
 
 def card_memory() -> list[int]:

@@ -15,11 +15,16 @@ from optuna.trial import TrialState, create_trial
 
 from core.errors import UserError
 from core.storage.files import remove, write_json
-from core.study.declare import Choice, Range
-from core.study.plan import Planned
+from core.study.declare import Choice, Range, Study
+from core.study.plan import Plan, Planned, trial_name
 from core.trial import records
 
 DEFAULT = "default"  # the trial that runs the settings as they are, for comparison
+HOLDOUT = 0.1  # share of the training images that a search is scored on
+REPORTED_NOTE = (
+    "the search is done: its best and the default settings are trained on all training images and"
+    " scored on the validation images"
+)
 COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
 
 
@@ -40,7 +45,7 @@ class Goal:
     mode: str
 
 
-class Search:
+class Proposer:
     """Proposes configurations, each from its number and from what those before it came to.
 
     Nothing else goes into a proposal, so a search that is resumed proposes what an undisturbed one
@@ -245,6 +250,70 @@ class Search:
         config = {**self.config, **self._params[name]}
         self._check(**config)
         return Planned(name, "search", config, self.metric)
+
+
+def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Plan:
+    """Return the plan of a search: the settings as they are, once, and then what is proposed.
+
+    Where the trainable can hold images out, a search is scored on a part of the training images:
+    what chooses settings is not what they are reported on.
+
+    Args:
+        study: the declaration.
+        planned: the plan of the study's grid; its first trial has the settings as they are.
+        settings: what the user set.
+
+    Raises:
+        UserError: the study has nothing to search, or is to search on the reported images.
+    """
+    if study.search is None:
+        raise UserError(f"--search: {study.name} names no settings to search: run its grid")
+    config, metric = dict(planned.trials[0].config), ""
+    if "holdout" in config:
+        config["holdout"] = settings.get("holdout", HOLDOUT)
+        if not config["holdout"]:
+            raise UserError(
+                "--set holdout=0: a search is never scored on the validation images: give the share"
+                f" of the training images that it is scored on, such as {HOLDOUT}"
+            )
+        metric = f"heldout_{study.metric.removeprefix('val_')}"
+    seeded = planned.trials if metric else planned.trials[:1]
+    seeds = dict.fromkeys(p.config["seed"] for p in seeded if "seed" in p.config)
+    grid = {"seed": list(seeds)} if seeds else {}
+    return Plan([Planned(DEFAULT, "search", config, metric)], grid, planned.notes)
+
+
+def open_search(
+    study: Study, trials: int, planned: Plan, folder: Path, declared: Mapping[str, Any]
+) -> Proposer:
+    """Open the search of a result folder, with what a declaration of it says was proposed."""
+    assert study.search is not None
+    first = planned.trials[0]
+    goal = Goal(study.search.space, trials, first.metric or study.metric, study.mode)
+    uninformed = declared.get("search", {}).get("uninformed", ())
+    check, proposed = study.config, declared["trials"]
+    return Proposer(goal, first.config, folder, check, proposed, uninformed, first.metric)
+
+
+def reported(planned: Plan, search: Proposer) -> list[Planned]:
+    """Return the trials by which a search's outcome is reported: the default and the best.
+
+    Both are trained on all training images, over the study's seeds, and scored on the validation
+    images, which no trial of the search has seen. None where the search saw them, or found nothing.
+    """
+    best = search.best()
+    if "holdout" not in search.config or best is None:
+        return []
+    found = {name: best.config[name] for name in search.space}
+    return [
+        Planned(
+            trial_name({"reported": p.trial} | seed),
+            f"reported-{kind}",
+            {**search.config, "holdout": 0.0, **settings, **seed},
+        )
+        for kind, p, settings in (("default", planned.trials[0], {}), ("best", best, found))
+        for seed in ([{"seed": seed} for seed in planned.grid.get("seed", ())] or [{}])
+    ]
 
 
 def _name(number: int) -> str:
