@@ -18,16 +18,8 @@ from typing import Any
 from core.errors import UserError
 from core.provenance import cores_here
 
-UNITS = {
-    "": 1,
-    "b": 1,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-}
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 CARD_RESERVE = 200 * 2**20  # bytes of each card that are left to its driver
 CONTEXT = 300 * 2**20  # bytes a process needs on a card besides what torch allocates
 SHARE_STEPS = 10_000  # Ray counts resources in 1/10000; a share is rounded down to a step

@@ -143,6 +143,10 @@ class _Adapter:
         return type(self), ()
 
 
+def _nothing(*arguments: Any, **info: Any) -> None:
+    """Do nothing of what Tune asks for."""
+
+
 class Next(_Adapter, Searcher):
     """Tells Tune which trial is next."""
 
@@ -156,16 +160,8 @@ class Next(_Adapter, Searcher):
         """Return the next trial and its slot, None to be asked again, FINISHED after the last."""
         return Searcher.FINISHED if self.dispatch.is_done() else self.dispatch.start(trial_id)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict | None = None, error: bool = False
-    ) -> None:
-        """Learn nothing here: `Tell` knows why the trial ended."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Keep nothing: the result folder says what has ended."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
+    on_trial_complete = _nothing  # `Tell` knows why it ended
+    save = restore = _nothing  # the result folder says what has ended
 
 
 class Watch(_Adapter, FIFOScheduler):
@@ -210,14 +206,7 @@ class Tell(_Adapter, tune.Callback):
 class Silent(TrialProgressCallback):
     """Takes the place of Tune's own printing, which is loud even at verbose=0."""
 
-    def on_trial_result(self, *arguments: Any, **info: Any) -> None:
-        """Print nothing."""
-
-    def on_trial_error(self, *arguments: Any, **info: Any) -> None:
-        """Print nothing."""
-
-    def on_trial_complete(self, *arguments: Any, **info: Any) -> None:
-        """Print nothing."""
+    on_trial_result = on_trial_error = on_trial_complete = _nothing
 
 
 @dataclasses.dataclass(frozen=True)

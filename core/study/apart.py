@@ -19,6 +19,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+import core.cluster  # noqa: F401 - what Ray reads when it is imported
 from core.errors import UserError
 
 # With the driver's folders of modules, and not the folder it was started in, or its `core` wins.

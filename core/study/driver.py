@@ -31,7 +31,7 @@ from core.study.folder import check_folder, chosen_settings, have_ended, is_fina
 from core.study.options import Options
 from core.study.plan import Plan, Planned, plan
 from core.study.progress import Progress
-from core.study.search import REPORTED_NOTE, Proposer, open_search, reported, search_plan
+from core.study.search import REPORTED_NOTE, Proposer, reported, search_plan
 from core.trial import records
 from core.trial.running import Spec
 from core.trial.stopping import Stopping
@@ -156,18 +156,13 @@ class Run:
 
     def open_search(self) -> None:
         """Add what a search has proposed so far, and what reports its outcome if that is known."""
-        self.search = open_search(
-            self.study, self.opts.trials, self.planned, self.folder, self.declared
-        )
+        first, most = self.planned.trials[0], self.opts.trials
+        self.search = Proposer(self.study, most, first, self.folder, self.declared)
         self.declared["search"] = self.search.record()
-        self.add([*self.planned.trials, *self.search.known()])
-        if len(self.planned.trials) > self.opts.trials and self.has_ended():
+        self.planned = dataclasses.replace(self.planned, trials=[first, *self.search.known()])
+        if self.has_ended():
             self.last = reported(self.planned, self.search)
         self.declared["trials"] = [p.record() for p in (*self.planned.trials, *self.last)]
-
-    def add(self, trials: Sequence[Planned]) -> None:
-        """Have these trials in the plan."""
-        self.planned = dataclasses.replace(self.planned, trials=trials)
 
     def has_ended(self) -> bool:
         """Return whether every trial has ended and no more will be proposed."""

@@ -85,17 +85,8 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError for a value that no study can use."""
-        least = {
-            "seeds": 1,
-            "max_concurrent": 1,
-            "slot_cores": 1,
-            "max_retries": 0,
-            "grace": 1,
-            "reduction_factor": 2,
-            "brackets": 1,
-            "patience": 0,
-            "trials": 1,
-        }
+        least = dict.fromkeys(("seeds", "trials", "max_concurrent", "slot_cores", *ASHA), 1)
+        least |= {"max_retries": 0, "reduction_factor": 2, "patience": 0}
         for name, least_value in least.items():
             value = getattr(self, name)
             if value is not None and value < least_value:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from core.errors import UserError
 from core.storage.files import remove, write_json
-from core.study.declare import Choice, Range, Study
+from core.study.declare import Choice, Study
 from core.study.plan import Plan, Planned, trial_name
 from core.trial import records
 
@@ -28,23 +27,6 @@ REPORTED_NOTE = (
 COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What is searched for.
-
-    Attributes:
-        space: setting -> range or choice.
-        trials: how many configurations are tried.
-        metric: the reported metric that is best at a trial's best epoch; `mode` says which way.
-        mode: "max" or "min".
-    """
-
-    space: Mapping[str, Range | Choice]
-    trials: int
-    metric: str
-    mode: str
-
-
 class Proposer:
     """Proposes configurations, each from its number and from what those before it came to.
 
@@ -53,38 +35,33 @@ class Proposer:
     trials hold what came of it.
 
     Args:
-        goal: what is searched for.
-        config: settings of every trial besides the searched ones.
+        study: the declaration; it has a search.
+        trials: how many configurations are tried.
+        first: the trial that runs the settings as they are.
         folder: the result folder.
-        check: raises UserError for a config that the trainable does not take.
-        recorded: the trials of `study.json`, of a search that is resumed.
-        uninformed: what `record` said of it under this name.
-        metric: `Planned.metric` of its trials.
+        declared: what `study.json` says; of a search that is resumed, also what was proposed.
 
     Raises:
-        UserError: what was proposed lies outside the space of the goal.
+        UserError: what was proposed lies outside the searched space.
     """
 
     def __init__(
-        self,
-        goal: Goal,
-        config: Mapping[str, Any],
-        folder: Path,
-        check: Callable[..., object] = dict,
-        recorded: Sequence[Mapping[str, Any]] = (),
-        uninformed: Sequence[str] = (),
-        metric: str = "",
+        self, study: Study, trials: int, first: Planned, folder: Path, declared: Mapping[str, Any]
     ):
-        self.metric = metric
-        self.goal, self.config, self.folder, self._check = goal, dict(config), folder, check
+        assert study.search is not None
+        self.space, self.trials, self.folder = study.search.space, trials, folder
+        self.config, self._check = dict(first.config), study.config
+        self._planned_metric, self.metric = first.metric, first.metric or study.metric
+        self._maximize = study.mode == "max"
+        self._best = max if self._maximize else min
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
         self._params = {
-            t["trial"]: {key: t["config"][key] for key in goal.space}
-            for t in recorded
+            t["trial"]: {key: t["config"][key] for key in self.space}
+            for t in declared["trials"]
             if t["part"] == "search" and t["trial"] != DEFAULT
         }
-        self.uninformed = set(uninformed)
+        self.uninformed = set(declared.get("search", {}).get("uninformed", ()))
         self._withdraw()
         self._optuna, self._numbers = self._known_to_optuna()
         self._failed = False
@@ -95,16 +72,14 @@ class Proposer:
 
     def propose(self) -> Planned | None:
         """Return a new configuration, or None when there are enough."""
-        if len(self._params) >= self.goal.trials:
+        if len(self._params) >= self.trials:
             return None
         free = (i for i in itertools.count() if _name(i) not in self._params)
         seed = next(free)
         name = _name(seed)
         # A sampler of its own: one that is kept would go on from wherever this process began.
         self._optuna.sampler = optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=max(3, self.goal.trials // 3),
-            constant_liar=True,
+            seed=seed, n_startup_trials=max(3, self.trials // 3), constant_liar=True
         )
         asked = self._optuna.ask(self._distributions())
         self._params[name] = dict(asked.params)
@@ -158,8 +133,7 @@ class Proposer:
             value = self._value(p.trial)
             if result.get("state") in COUNTED and value is not None:
                 found.append((value, p))
-        pick = max if self.goal.mode == "max" else min
-        return pick(found, key=lambda pair: pair[0])[1] if found else None
+        return self._best(found, key=lambda pair: pair[0])[1] if found else None
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
@@ -171,18 +145,13 @@ class Proposer:
         }
         return {
             "sampler": "TPE",
-            "trials": self.goal.trials,
-            "metric": self.goal.metric,
+            "trials": self.trials,
+            "metric": self.metric,
             "space": space,
             "default": {name: self.config.get(name) for name in self.space},
             # Proposed while what an earlier one, which had failed, comes to was not known.
             "uninformed": sorted(self.uninformed),
         }
-
-    @property
-    def space(self) -> Mapping[str, Range | Choice]:
-        """Return the searched settings."""
-        return self.goal.space
 
     def _withdraw(self) -> None:
         """Take back what failed and was proposed without the value of one that had failed.
@@ -201,7 +170,7 @@ class Proposer:
     def _known_to_optuna(self) -> tuple[optuna.Study, dict[str, int]]:
         """Return a study of Optuna with all that is known, and the number of each name in it."""
         study = optuna.create_study(
-            direction="maximize" if self.goal.mode == "max" else "minimize",
+            direction="maximize" if self._maximize else "minimize",
             storage=optuna.storages.InMemoryStorage(),
         )
         for name in self._in_order():
@@ -235,21 +204,19 @@ class Proposer:
             name: CategoricalDistribution(list(span.values))
             if isinstance(span, Choice)
             else FloatDistribution(span.low, span.high, log=span.log)
-            for name, span in self.goal.space.items()
+            for name, span in self.space.items()
         }
 
     def _value(self, name: str) -> float | None:
         """Return the metric at a trial's best epoch; None when no epoch has one."""
         rows = records.read_rows(self.folder / "trials" / name)
-        values = [row[self.goal.metric] for row in rows if row.get(self.goal.metric) is not None]
-        if not values:
-            return None
-        return max(values) if self.goal.mode == "max" else min(values)
+        values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
+        return self._best(values, default=None)
 
     def _planned(self, name: str) -> Planned:
         config = {**self.config, **self._params[name]}
         self._check(**config)
-        return Planned(name, "search", config, self.metric)
+        return Planned(name, "search", config, self._planned_metric)
 
 
 def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Plan:
@@ -281,18 +248,6 @@ def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Pla
     seeds = dict.fromkeys(p.config["seed"] for p in seeded if "seed" in p.config)
     grid = {"seed": list(seeds)} if seeds else {}
     return Plan([Planned(DEFAULT, "search", config, metric)], grid, planned.notes)
-
-
-def open_search(
-    study: Study, trials: int, planned: Plan, folder: Path, declared: Mapping[str, Any]
-) -> Proposer:
-    """Open the search of a result folder, with what a declaration of it says was proposed."""
-    assert study.search is not None
-    first = planned.trials[0]
-    goal = Goal(study.search.space, trials, first.metric or study.metric, study.mode)
-    uninformed = declared.get("search", {}).get("uninformed", ())
-    check, proposed = study.config, declared["trials"]
-    return Proposer(goal, first.config, folder, check, proposed, uninformed, first.metric)
 
 
 def reported(planned: Plan, search: Proposer) -> list[Planned]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray import cloudpickle
 
 from core import instruction_set
 from core.errors import UserError
@@ -82,7 +82,7 @@ def test_it_is_ended_in_mid_work():
     process = Apart()
     child = psutil.Process(process._process.pid)
     apart_id = process(os.getpid)
-    process._link.send_bytes(cloudpickle.dumps((time.sleep, (120,))))
+    process._link.send_bytes(pickle.dumps((time.sleep, (120,))))
     process.close()
     process.close()
     assert apart_id == child.pid and not child.is_running()
