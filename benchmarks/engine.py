@@ -26,7 +26,7 @@ from rich.table import Table
 
 from core import trial
 from core.storage.files import write_json
-from core.study import Part, Scale, Study, collect, tensorboard
+from core.study import Data, Part, Scale, Study, collect, tensorboard
 from core.study.driver import run
 from core.study.options import Options
 
@@ -60,7 +60,7 @@ def study(trials: int) -> Study:
         scales={name: Scale(seeds=1) for name in ("demo", "full", "smoke")},
         metric="val_accuracy",
         mode="max",
-        prepare=lambda settings: {"fingerprint": ""},
+        data=Data(prepare=lambda settings: {"fingerprint": ""}),
         report=lambda folder: None,
     )
 

@@ -28,7 +28,7 @@ from core.data.batches import Batches
 from core.data.images import ImageSet
 from core.models.resnet import resnet
 from core.storage.files import write_json
-from core.study import Part, Scale, Study
+from core.study import Data, Part, Scale, Study
 from core.study.driver import run
 from core.study.options import Options
 from core.training.epoch import evaluate, train_epoch
@@ -54,7 +54,7 @@ def engine_study(trainable, config: type, grid: dict[str, list], prepare) -> Stu
         scales={"demo": Scale(seeds=1), "full": Scale(seeds=1), "smoke": Scale(seeds=1)},
         metric="val_accuracy",
         mode="max",
-        prepare=prepare,
+        data=Data(prepare=prepare),
         report=no_report,
     )
 

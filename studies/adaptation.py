@@ -11,7 +11,7 @@ embedded model and synthetic birds.
 """
 
 from analysis.studies import adaptation
-from core.study import Part, Scale, Study, main
+from core.study import Data, Part, Scale, Settings, Study, main
 from trainables.adaptation import (
     Config,
     adapt_cell,
@@ -65,11 +65,12 @@ study = Study(
     },
     metric="acc_adapted",
     mode="max",
-    private=("data_dir", "skip_broken", "checkpoint", "frost_dir"),
-    prepare=describe_cells,
-    check=check_cells,
-    adjust=no_silent_wrap,
-    flags={"wrap": "wrap"},
+    data=Data(prepare=describe_cells, check=check_cells),
+    settings=Settings(
+        private=("data_dir", "skip_broken", "checkpoint", "frost_dir"),
+        flags={"wrap": "wrap"},
+        adjust=no_silent_wrap,
+    ),
     report=adaptation.report,
 )
 

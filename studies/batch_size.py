@@ -12,7 +12,7 @@ epochs at 256x256. A search stops what is behind early (ASHA).
 
 from analysis import saliency
 from analysis.studies import batch_size, search
-from core.study import Part, Range, Scale, Stopping, Study, main
+from core.study import Data, Part, Range, Scale, Search, Stopping, Study, main
 from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
 study = Study(
@@ -27,27 +27,31 @@ study = Study(
         )
     },
     scales={
-        "demo": Scale(seeds=3, settings={"image_size": 20, "epochs": 12, "train_images": 800}),
-        "full": Scale(seeds=3),
+        "demo": Scale(
+            seeds=3,
+            settings={"image_size": 20, "epochs": 12, "train_images": 800},
+            patience=8,
+        ),
+        "full": Scale(seeds=3, patience=8),
         "smoke": Scale(
             seeds=2,
             settings={"image_size": 16, "epochs": 3, "train_images": 150, "val_images": 50},
+            patience=8,
         ),
-    },
-    stopping=Stopping(patience=8),
-    search_stopping=Stopping(scheduler="asha", grace=3, reduction_factor=2),
-    search={
-        "lr": Range(1e-3, 1.0, log=True),
-        "weight_decay": Range(1e-5, 1e-2, log=True),
-        "momentum": Range(0.5, 0.98),
     },
     metric="val_accuracy",
     mode="max",
-    prepare=describe_images,
-    check=check_batches,
-    fit=share_slot,
+    data=Data(prepare=describe_images, check=check_batches, fit=share_slot),
     report=lambda folder: batch_size.report(folder, extra=saliency.sections),
-    search_report=search.report,
+    search=Search(
+        space={
+            "lr": Range(1e-3, 1.0, log=True),
+            "weight_decay": Range(1e-5, 1e-2, log=True),
+            "momentum": Range(0.5, 0.98),
+        },
+        stopping=Stopping(scheduler="asha", grace=3, reduction_factor=2),
+        report=search.report,
+    ),
 )
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ digits; with CIFAR-10 (--data-dir) the lab's scale: all photographs, 30 epochs, 
 """
 
 from analysis.studies import cifar
-from core.study import Part, Scale, Study, main
+from core.study import Data, Part, Scale, Settings, Study, main
+from core.training.recipe import converted_rate
 from trainables.cifar import Config, check_batches, describe_images, follow, train_cifar
 
 RESNET = {"model": "resnet18"}
@@ -58,15 +59,16 @@ study = Study(
             settings={"epochs": 1, "batch_size": 10, "train_images": 100, "val_images": 50},
         ),
     },
-    flags={"weights": "weights", "download": "download"},
-    private=("data_dir", "skip_broken", "download", "weights"),
-    adjust=follow,
-    rates=("lr", "tune_lr"),
-    actions={"layers": cifar.print_layers},
     metric="val_accuracy",
     mode="max",
-    prepare=describe_images,
-    check=check_batches,
+    data=Data(prepare=describe_images, check=check_batches),
+    settings=Settings(
+        private=("data_dir", "skip_broken", "download", "weights"),
+        flags={"weights": "weights", "download": "download"},
+        adjust=follow,
+        rates=dict.fromkeys(("lr", "tune_lr"), converted_rate),
+        actions={"layers": cifar.print_layers},
+    ),
     report=cifar.report,
 )
 

@@ -11,7 +11,7 @@ embedded handwritten digits; photographs and full scale with --data-dir.
 """
 
 from analysis.studies import generation
-from core.study import Part, Scale, Study, main
+from core.study import Data, Part, Scale, Settings, Study, main
 from trainables.generation import Config, describe_pictures, train_generator
 
 FAMILIES = ["vae", "dcgan", "flow"]
@@ -47,9 +47,10 @@ study = Study(
     },
     metric="frechet",
     mode="min",
-    private=("data_dir", "skip_broken", "inception", "download"),
-    flags={"samples": "samples"},
-    prepare=describe_pictures,
+    data=Data(prepare=describe_pictures),
+    settings=Settings(
+        private=("data_dir", "skip_broken", "inception", "download"), flags={"samples": "samples"}
+    ),
     report=generation.report,
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ lab's photographs (--data-dir) 7 norms x 3 seeds x 50 epochs, in two recipes.
 
 from analysis import saliency
 from analysis.studies import norms
-from core.study import Part, Scale, Study, main
+from core.study import Data, Part, Scale, Study, main
 from trainables.birds import Config, check_batches, describe_images, share_slot, train_birds
 
 NORMS = ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"]
@@ -40,9 +40,7 @@ study = Study(
     },
     metric="val_accuracy",
     mode="max",
-    prepare=describe_images,
-    check=check_batches,
-    fit=share_slot,
+    data=Data(prepare=describe_images, check=check_batches, fit=share_slot),
     report=lambda folder: norms.report(folder, extra=saliency.sections),
 )
 

@@ -11,7 +11,19 @@ VOC (--data-dir) the lab's scale: ImageNet weights, 224 pixels, batch 16, 15 epo
 """
 
 from analysis.studies import search, voc
-from core.study import Choice, Part, Range, Scale, Stopping, Study, main
+from core.study import (
+    Choice,
+    Data,
+    Part,
+    Range,
+    Scale,
+    Search,
+    Settings,
+    Stopping,
+    Study,
+    main,
+)
+from core.training.recipe import converted_rate
 from trainables.voc import Config, check_sizes, describe_images, follow, train_voc
 
 study = Study(
@@ -41,23 +53,26 @@ study = Study(
             settings={"image_size": 32, "epochs": 2, "train_images": 60, "val_images": 40},
         ),
     },
-    flags={"folds": "folds", "weights": "weights", "download": "download"},
-    private=("data_dir", "skip_broken", "download", "weights"),
-    adjust=follow,
-    rates=("lr", "head_lr"),
-    search={
-        "lr": Range(1e-3, 1e-1, log=True),
-        "weight_decay": Range(1e-6, 1e-2, log=True),
-        "optimizer": Choice(["sgd", "adamw"]),
-        "augment": Range(0.0, 1.0),
-    },
-    search_stopping=Stopping(scheduler="asha", grace=2, reduction_factor=2),
     metric="val_map",
     mode="max",
-    prepare=describe_images,
-    check=check_sizes,
+    data=Data(prepare=describe_images, check=check_sizes),
+    settings=Settings(
+        private=("data_dir", "skip_broken", "download", "weights"),
+        flags={"folds": "folds", "weights": "weights", "download": "download"},
+        adjust=follow,
+        rates=dict.fromkeys(("lr", "head_lr"), converted_rate),
+    ),
+    search=Search(
+        space={
+            "lr": Range(1e-3, 1e-1, log=True),
+            "weight_decay": Range(1e-6, 1e-2, log=True),
+            "optimizer": Choice(["sgd", "adamw"]),
+            "augment": Range(0.0, 1.0),
+        },
+        stopping=Stopping(scheduler="asha", grace=2, reduction_factor=2),
+        report=search.report,
+    ),
     report=voc.report,
-    search_report=search.report,
 )
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ ImageNet weights, 224 pixels, batch 16, 3 epochs.
 """
 
 from analysis.studies import weight_standardization
-from core.study import Part, Scale, Study, main
+from core.study import Data, Part, Scale, Settings, Study, main
+from core.training.recipe import converted_rate
 from trainables.weight_standardization import (
     Config,
     check_sizes,
@@ -49,15 +50,16 @@ study = Study(
             settings={"image_size": 32, "epochs": 2, "train_images": 48, "val_images": 32},
         ),
     },
-    flags={"weights": "weights"},
-    private=("data_dir", "skip_broken", "weights"),
-    adjust=follow,
-    rates=("lr", "head_lr"),
-    actions={"check": weight_standardization.check},
     metric="val_map",
     mode="max",
-    prepare=describe_images,
-    check=check_sizes,
+    data=Data(prepare=describe_images, check=check_sizes),
+    settings=Settings(
+        private=("data_dir", "skip_broken", "weights"),
+        flags={"weights": "weights"},
+        adjust=follow,
+        rates=dict.fromkeys(("lr", "head_lr"), converted_rate),
+        actions={"check": weight_standardization.check},
+    ),
     report=weight_standardization.report,
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from core import numerics, provenance
+from core import provenance
 from core.cluster import slots
 from core.cluster.slots import Node, Slots
 from core.errors import StorageError, UserError
@@ -41,6 +41,7 @@ class Errand:
         study: the result folder.
         remote: the object store that mirrors it, if any.
         token: what the driver wrote to the file `.driver-check` there, to be found again.
+        digits: the groups of the driver's `numerics.Fingerprint`.
         paths: files and folders that trials read.
         threads: of a trial on a CPU.
     """
@@ -48,6 +49,7 @@ class Errand:
     study: Path
     remote: Mirror | None
     token: str
+    digits: Mapping[str, str]
     paths: tuple[str, ...] = ()
     threads: int = 1
 
@@ -61,9 +63,17 @@ def look(node: str, errand: Errand) -> dict[str, Any]:
         "host": os.uname().nodename,
         "code": provenance.code(),
         "python": provenance.versions()["python"],
-        "numerics": dict(numerics.fingerprint(errand.threads).groups),
+        "digits": _other_digits(errand),
         "trouble": _trouble(node, errand),
     }
+
+
+def _other_digits(errand: Errand) -> str:
+    """Return in what a node's CPU adds up otherwise than the driver's, or nothing."""
+    from core import numerics  # brings torch, which a driver does without
+
+    groups = numerics.difference(numerics.fingerprint(errand.threads).groups, errand.digits)
+    return f"its CPU has other digits than the driver's: {', '.join(groups)}" if groups else ""
 
 
 def _trouble(node: str, errand: Errand) -> str:
@@ -98,8 +108,8 @@ class Fleet:
         cores: cores of a slot.
         shown_memory: what the user gave for `memory`.
         limit: at most so many trials at once.
-        errand: what nodes are asked to check; None when there is this machine only.
-        announce: prints a line.
+        here: this machine, when there is no other.
+        errand: what nodes are asked to check, when there are others.
     """
 
     def __init__(
@@ -108,11 +118,12 @@ class Fleet:
         cores: int,
         shown_memory: str,
         limit: int | None = None,
+        here: Node | None = None,
         errand: Errand | None = None,
-        announce: Callable[[str], None] = print,
     ):
         self.memory, self.cores, self.shown_memory = memory, cores, shown_memory
-        self.limit, self.errand, self.announce = limit, errand, announce
+        self.limit, self.here, self.errand = limit, here, errand
+        self.announce: Callable[[str], None] = print
         self.least = 0  # bytes that a slot must have, once the study's trials are laid out
         self.nodes: dict[str, Node] = {}
         self.taken: Counter[str] = Counter()
@@ -236,9 +247,9 @@ class Fleet:
             if node in self.nodes or node in self._asked or node in self._refused:
                 continue
             if self.errand is None:
-                self.nodes[node] = dataclasses.replace(
-                    slots.this_machine(node), cpus=info["Resources"].get("CPU", 0.0)
-                )
+                assert self.here is not None
+                cpus = info["Resources"].get("CPU", 0.0)
+                self.nodes[node] = dataclasses.replace(self.here, id=node, cpus=cpus)
                 continue
             pinned = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
             task = ray.remote(num_cpus=0, max_retries=0)(look)
@@ -260,28 +271,30 @@ class Fleet:
             except ray.exceptions.RayError as e:
                 refused.append((node, f"{name} cannot run this labtune: {_cause(e)}"))
                 continue
-            reason = _difference(told) or told["trouble"] or self._share_back(node)
-            if reason:
-                refused.append((node, f"{name}: {reason}"))
-                continue
-            cards, unknown = _cards(info, told["cards"])
-            if unknown and self.memory is not None:
-                refused.append((node, f"{name}: {unknown}"))
-                continue
-            # Ray counts the machine's cores, whatever of them its processes may use.
-            cpus = min(info["Resources"].get("CPU", 0.0), float(told["cores"]))
-            joined = Node(node, told["host"], cpus, cards, told["bfloat16"])
-            offered = slots.on_node(joined, self.memory, self.cores, use_gpus=bool(cards))
-            reason = slots.too_small([offered], self.least)
-            if reason:
-                refused.append((node, f"{name}: {reason}"))
+            joined = self._judged(node, info, told)
+            if isinstance(joined, str):
+                refused.append((node, f"{name}: {joined}"))
                 continue
             self.nodes[node] = joined
             if time.monotonic() - self._looked > 0 and self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")
-            if other := _other_digits(told, self.cores):
-                self.announce(f"{name}: {other}")
+            if told["digits"]:
+                self.announce(f"{name}: {told['digits']}")
         return refused
+
+    def _judged(self, node: str, info: Mapping[str, Any], told: Mapping[str, Any]) -> Node | str:
+        """Return what a node that has answered offers, or why it cannot be used."""
+        reason = _difference(told) or told["trouble"] or self._share_back(node)
+        if reason:
+            return reason
+        cards, unknown = _cards(info, told["cards"])
+        if unknown and self.memory is not None:
+            return unknown
+        # Ray counts the machine's cores, whatever of them its processes may use.
+        cpus = min(info["Resources"].get("CPU", 0.0), float(told["cores"]))
+        joined = Node(node, told["host"], cpus, cards, told["bfloat16"])
+        offered = slots.on_node(joined, self.memory, self.cores, use_gpus=bool(cards))
+        return slots.too_small([offered], self.least) or joined
 
     def _share_back(self, node: str) -> str:
         """Return why the driver does not see what the node wrote, or nothing."""
@@ -326,12 +339,6 @@ def _difference(told: Mapping[str, Any]) -> str:
             f" ({provenance.code()[:8]}): bring the same files to every node"
         )
     return ""
-
-
-def _other_digits(told: Mapping[str, Any], threads: int) -> str:
-    """Return in what a node's CPU adds up otherwise than the driver's, or nothing."""
-    groups = numerics.difference(told["numerics"], numerics.fingerprint(threads).groups)
-    return f"its CPU has other digits than the driver's: {', '.join(groups)}" if groups else ""
 
 
 def _cause(error: Exception) -> str:

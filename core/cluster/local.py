@@ -4,81 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from core.cluster import slots
-from core.cluster.work import Work
-from core.study.declare import Study
-from core.study.options import Options
-from core.study.progress import Listener
+from core.cluster.slots import Node, Slots
+from core.cluster.work import Decide, Listener, Work, stop_none
 from core.trial import api, records, running
 from core.trial import run as trial_run
-from core.trial.stopping import Halving
 
 
 class One:
     """One slot: this process.
 
-    Args:
+    Attributes:
         memory: bytes of a slot; None for whole cards.
-        cores: cores of a slot.
+        slots: the slot of this process.
+        least: bytes that a slot must have, once the study's trials are laid out.
     """
 
-    def __init__(self, memory: int | None, cores: int):
-        node = slots.this_machine()
-        self.memory = memory
+    def __init__(self, memory: int | None, slot: Slots):
+        self.memory, self.slots, self.least = memory, [slot], 0
         self.announce: Callable[[str], None] = print
-        self.least = 0
-        self.slot = slots.on_node(node, memory, cores, use_gpus=bool(node.cards))
-
-    @property
-    def slots(self) -> list[slots.Slots]:
-        """Return the slot of this process."""
-        return [self.slot]
-
-    def count(self) -> int:
-        """Return how many trials run at once."""
-        return 1
 
     def sentence(self) -> str:
         """Return the slots in words."""
         return "one at a time in this process"
 
-    def record(self) -> list[dict]:
+    def record(self) -> list[dict[str, Any]]:
         """Return the slots as JSON keeps them."""
-        return [self.slot.record() | {"count": 1}]
+        return [slot.record() | {"count": 1} for slot in self.slots]
 
 
 @contextmanager
-def session(
-    opts: Options, study: Path, paths: tuple[str, ...], announce: Callable[[str], None] = print
-) -> Iterator[One]:
-    """Need nothing but this process."""
-    memory = slots.parse_memory(opts.slot_memory)
-    slots.check([slots.this_machine()], memory, opts.slot_memory)
-    yield One(memory, opts.slot_cores)
+def session(slot_memory: str, slot_cores: int, here: Node) -> Iterator[One]:
+    """Need nothing but this process.
+
+    Raises:
+        UserError: the slot is larger than this machine's card.
+    """
+    memory = slots.parse_memory(slot_memory)
+    slots.check([here], memory, slot_memory)
+    yield One(memory, slots.on_node(here, memory, slot_cores, use_gpus=bool(here.cards)))
 
 
 def run(
-    study: Study,
+    trainable: Callable[..., None],
     work: Work,
     nodes: One,
     listeners: Sequence[Listener],
-    opts: Options,
-    halving: Halving | None = None,
+    decide: Decide = stop_none,
 ) -> None:
     """Run all the work; each trial records its own end."""
-    attempt = running.Attempt(threads=nodes.slot.threads, memory=nodes.slot.memory)
+    (slot,) = nodes.slots
+    attempt = running.Attempt(threads=slot.threads, memory=slot.memory)
     while (spec := work.take()) is not None:
         config = dict(spec.config)
 
         def forward(row: running.Row, name: str = spec.name, config: dict = config) -> None:
             for listener in listeners:
                 listener.row(name, config, row)
-            if halving is not None:
-                api.stop(halving.decide(name, row))
+            api.stop(decide(name, row))
 
-        trial_run.run(study.trainable, spec, forward, attempt)
+        trial_run.run(trainable, spec, forward, attempt)
         result = records.read_result(spec.folder)
         assert result is not None  # trial.run has just written it
         for listener in listeners:

@@ -10,7 +10,7 @@ import secrets
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ray
@@ -23,26 +23,37 @@ from ray.job_config import JobConfig
 from core import instruction_set, provenance
 from core.cluster import fleet
 from core.cluster.fleet import Fleet
-from core.cluster.slots import parse_memory
+from core.cluster.slots import Node, parse_memory
 from core.errors import UserError
 from core.provenance import cores_here
 from core.storage import mirror, scratch
-from core.study.options import Options
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
 @contextlib.contextmanager
 def session(
-    opts: Options, study: Path, paths: tuple[str, ...], announce: Callable[[str], None] = print
+    slot_memory: str,
+    slot_cores: int,
+    here: Node,
+    *,
+    study: Path,
+    digits: Mapping[str, str],
+    address: str | None = None,
+    limit: int | None = None,
+    paths: tuple[str, ...] = (),
 ) -> Iterator[Fleet]:
-    """Join the cluster that `opts` names, or start Ray on this machine and stop it afterwards.
+    """Join the cluster at `address`, or start Ray on this machine and stop it afterwards.
 
     Args:
-        opts: address, slots, limits.
+        slot_memory: GPU memory of a slot, as the user gave it.
+        slot_cores: cores of a slot.
+        here: this machine.
         study: the result folder, which every node must be able to write.
+        digits: the groups of the driver's `numerics.Fingerprint`, to compare nodes' with.
+        address: of a running cluster.
+        limit: at most so many trials at once.
         paths: files that trials read, which every node must have.
-        announce: prints a line.
 
     Raises:
         UserError: no such cluster, or a node of it cannot work for this study.
@@ -50,24 +61,11 @@ def session(
     on_terminate = signal.getsignal(signal.SIGTERM)
     remote = mirror.of(study / "study.json")
     errand = None
-    if opts.address is not None:
-        token = secrets.token_hex(8)
-        errand = fleet.Errand(study, remote, token, paths, opts.slot_cores)
-    with contextlib.ExitStack() as stack:
-        if opts.address is None:
-            stack.enter_context(_started())
-        else:
-            _join(opts.address)
-            stack.callback(ray.shutdown)
+    if address is not None:
+        errand = fleet.Errand(study, remote, secrets.token_hex(8), digits, paths, slot_cores)
+    with _started() if address is None else _joined(address):
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
-        nodes = Fleet(
-            parse_memory(opts.slot_memory),
-            opts.slot_cores,
-            opts.slot_memory,
-            limit=opts.max_concurrent,
-            errand=errand,
-            announce=announce,
-        )
+        nodes = Fleet(parse_memory(slot_memory), slot_cores, slot_memory, limit, here, errand)
         try:
             if errand is not None and remote is None:
                 fleet.leave_token(study, errand.token)
@@ -146,7 +144,8 @@ def _interpreter() -> dict[str, str]:
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
-def _join(address: str) -> None:
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
     """Connect to a running cluster; what Ray prints meanwhile is kept back."""
     try:
         with _quiet_stderr():
@@ -165,6 +164,10 @@ def _join(address: str) -> None:
         ) from e
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise UserError(f"--address {address}: {_why_not(e)}") from e
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _why_not(error: Exception) -> str:

@@ -18,16 +18,8 @@ from typing import Any
 from core.errors import UserError
 from core.provenance import cores_here
 
-UNITS = {
-    "": 1,
-    "b": 1,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-}
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 CARD_RESERVE = 200 * 2**20  # bytes of each card that are left to its driver
 CONTEXT = 300 * 2**20  # bytes a process needs on a card besides what torch allocates
 SHARE_STEPS = 10_000  # Ray counts resources in 1/10000; a share is rounded down to a step
@@ -167,16 +159,16 @@ def sentence(slots: Sequence[Slots], memory: int | None) -> str:
     return f"{', '.join(words)}: {_counted(count, 'slot')} of {size}"
 
 
-def this_machine(node: str = "") -> Node:
+def this_machine() -> Node:
     """Return what this machine offers to this process."""
-    import torch
+    import torch  # here, as a driver with a cluster does without
 
     cards, bfloat16 = [], True
     for i in range(torch.cuda.device_count()):
         cards.append(torch.cuda.get_device_properties(i).total_memory)
         with torch.cuda.device(i):
             bfloat16 &= torch.cuda.is_bf16_supported(including_emulation=False)
-    return Node(node, os.uname().nodename, cores_here(), tuple(cards), bfloat16)
+    return Node("", os.uname().nodename, cores_here(), tuple(cards), bfloat16)
 
 
 def card_memory() -> list[int]:

@@ -1,4 +1,7 @@
-"""Trials scheduled by Ray Tune, here or on a cluster."""
+"""Trials scheduled by Ray Tune, here or on a cluster: the one door to `ray.tune`.
+
+What is asked of Tune, and what it must keep doing, is in tests/core/cluster/test_ray_contract.py.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +10,57 @@ import dataclasses
 import logging
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.result import AUTO_RESULT_KEYS
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from core.cluster.dispatch import Dispatch
 from core.cluster.fleet import Fleet
-from core.cluster.work import Work
-from core.errors import StorageError, UserError
-from core.storage import mirror, scratch
-from core.study.declare import Study
-from core.study.options import Options
-from core.study.progress import Listener
-from core.trial.records import read_attempt, read_result, read_rows, write_result
-from core.trial.run import run as run_trial
+from core.cluster.work import Decide, Listener, Work, stop_none
+from core.errors import UserError
+from core.storage import scratch
 from core.trial.running import Attempt, Spec
-from core.trial.stopping import Halving
+from core.trial.stopping import Stopping
 
-TUNES_OWN = {*AUTO_RESULT_KEYS, "date", "timestamp", "checkpoint_dir_name", "time_since_restore"}
+TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id"}
 
 
 def run(
-    study: Study,
+    trainable: Callable[..., None],
     work: Work,
     nodes: Fleet,
     listeners: Sequence[Listener],
-    opts: Options,
-    halving: Halving | None = None,
+    decide: Decide = stop_none,
+    retries: int = 0,
 ) -> None:
-    """Run all the work inside a `session`; return when every trial of it has a recorded end."""
+    """Run all the work inside a `session`; return when every trial of it has a recorded end.
+
+    Args:
+        trainable: `trainable(config, report=...)`.
+        work: the trials.
+        nodes: who has slots.
+        listeners: who is told of epochs and ends.
+        decide: why a trial must stop after an epoch, if it must.
+        retries: how often a trial may lose its process or node and start again.
+    """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
     first = next(iter(work.specs.values()))
-    dispatcher = Dispatcher(work, nodes, opts.max_retries, halving)
-    bridge = Bridge(dispatcher, listeners)
+    dispatch = Dispatch(work, nodes, listeners, retries, decide)
     # Not in the result folder, which may be full or in an object store; moved there afterwards.
     with scratch.folder() as storage:
         while not work.is_empty():
             try:
-                _fit(_objective(study.trainable, first), dispatcher, bridge, storage)
+                _fit(_objective(trainable, first), dispatch, storage)
             except Exception as e:
                 told = next((one for one in _causes(e) if isinstance(one, UserError)), None)
                 if told is not None:  # of a listener or a search; Tune has wrapped it
@@ -60,21 +69,19 @@ def run(
                 if killed is None:
                     raise
                 # Tune ends with it, the other trials' processes included: they go on in a new run.
-                bridge.out_of_memory(killed)
+                dispatch.out_of_memory(killed)
             finally:
                 with contextlib.suppress(OSError):
                     shutil.move(storage / "run", _unused(first.study / "ray"))
 
 
-def _fit(
-    objective: Callable[[dict], None], dispatcher: Dispatcher, bridge: Bridge, storage: Path
-) -> None:
-    """Have Tune run what the dispatcher gives it. No metric: nothing asks Tune what is best."""
+def _fit(objective: Callable[[dict], None], dispatch: Dispatch, storage: Path) -> None:
+    """Have Tune run what is dispatched. No metric: nothing asks Tune what is best."""
     tune.Tuner(
         tune.with_resources(objective, _resources),
         tune_config=tune.TuneConfig(
-            search_alg=dispatcher,
-            scheduler=Watch(dispatcher),
+            search_alg=Next(dispatch),
+            scheduler=Watch(dispatch),
             num_samples=-1,
             reuse_actors=True,  # a worker with torch takes seconds to start
         ),
@@ -84,138 +91,9 @@ def _fit(
             verbose=0,
             # A trial that lost its process is a new one to Tune, on whichever node is free.
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[bridge, Silent(), JsonLoggerCallback()],
+            callbacks=[Tell(dispatch), Silent(), JsonLoggerCallback()],
         ),
     ).fit()
-
-
-class Dispatcher(Searcher):
-    """Gives Tune the next trial when a node has a slot for it; keeps those that lost a process.
-
-    Tune itself would give every trial one share of a GPU, whatever card it lands on, and would
-    bring a lost one back with the share of the node that is gone.
-
-    Args:
-        work: the trials.
-        nodes: who has slots.
-        retries: how often a trial may lose its process or node and start again.
-        halving: which trials stop early, if any do.
-    """
-
-    def __init__(
-        self, work: Work, nodes: Fleet | None, retries: int, halving: Halving | None = None
-    ):
-        super().__init__()
-        self.work, self.halving = work, halving
-        self.stops: dict[str, str] = {}  # by Tune's id of an attempt: why it stops early
-        self.running: dict[str, dict[str, Any]] = {}  # by Tune's id of an attempt
-        self.withdrawn: set[str] = set()  # attempts taken back before they began
-        self.lost: dict[str, int] = {}
-        self.nodes, self.retries = nodes, retries
-
-    def __reduce__(self) -> tuple:
-        """Leave everything out: Tune pickles its searcher, for a restore that is not used."""
-        return Dispatcher, (Work(()), None, 0)
-
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict, **spec: Any
-    ) -> bool:
-        """Accept that Tune has nothing to search."""
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        """Return the next trial and its slot, None to be asked again, FINISHED after the last."""
-        if self.work.is_empty():
-            return None if self.running else Searcher.FINISHED
-        assert self.nodes is not None
-        self.nodes.refresh()
-        self.nodes.want(self.work.waiting() + len(self.running))
-        slot = self.nodes.take()
-        if slot is None:
-            return None
-        spec = self.work.take()
-        if spec is None:
-            self.nodes.give(slot.node)
-            return None
-        attempt = self.lost.get(spec.name, 0) + 1
-        chosen = {
-            "trial": spec.name, "config": dict(spec.config),
-            "slot": slot.record(), "attempt": attempt,
-        }  # fmt: skip
-        self.running[trial_id] = chosen
-        return chosen
-
-    def ended(self, trial_id: str) -> None:
-        """Free the slot of an attempt."""
-        chosen = self.running.pop(trial_id)
-        assert self.nodes is not None
-        self.nodes.give(chosen["slot"]["node"])
-
-    def again(self, trial_id: str, *, counted: bool) -> bool:
-        """Free the slot and put the trial first in the queue, unless it was lost too often.
-
-        Args:
-            trial_id: Tune's id of the attempt.
-            counted: whether the loss counts: a trial that had not begun has lost nothing.
-        """
-        name, node = (self.running[trial_id][key] for key in ("trial", "slot"))
-        self.ended(trial_id)
-        if counted and self.nodes is not None:
-            self.nodes.suspect(node["node"])
-        self.lost[name] = self.lost.get(name, 0) + counted
-        if self.lost[name] > self.retries:
-            return False
-        self.work.put_back(self.work.specs[name])
-        return True
-
-    def stranded(self, trial_id: str) -> bool:
-        """Return whether the node that an attempt was to run on is gone."""
-        chosen = self.running.get(trial_id)
-        assert self.nodes is not None
-        return chosen is not None and not self.nodes.has(chosen["slot"]["node"])
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict | None = None, error: bool = False
-    ) -> None:
-        """Learn nothing here: `Bridge` knows why the trial ended."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Keep nothing: the result folder says what has ended."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
-
-
-class Watch(FIFOScheduler):
-    """Takes back attempts that wait for a node which is gone: Ray would wait for ever."""
-
-    def __init__(self, dispatcher: Dispatcher | None = None):
-        super().__init__()
-        self.dispatcher = dispatcher
-
-    def __reduce__(self) -> tuple:
-        """Leave the dispatcher out, as `Dispatcher.__reduce__` does."""
-        return Watch, ()
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        """Stop a trial that does worse than others did at the same epoch."""
-        assert self.dispatcher is not None
-        halving = self.dispatcher.halving
-        reason = halving.decide(trial.config["trial"], result) if halving is not None else ""
-        if not reason:
-            return self.CONTINUE
-        self.dispatcher.stops[trial.trial_id] = reason
-        return self.STOP
-
-    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Any:
-        """Stop stranded attempts, then leave the choice to Tune."""
-        assert self.dispatcher is not None and self.dispatcher.nodes is not None
-        self.dispatcher.nodes.refresh()  # also when no trial is left to give out
-        for trial in list(tune_controller.get_live_trials()):
-            if trial.status == trial.PENDING and self.dispatcher.stranded(trial.trial_id):
-                self.dispatcher.withdrawn.add(trial.trial_id)
-                tune_controller.stop_trial(trial)
-        return super().choose_trial_to_run(tune_controller)
 
 
 def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
@@ -231,6 +109,8 @@ def _objective(trainable: Callable[..., None], any_spec: Spec) -> Callable[[dict
     """Return the function that Tune calls in a worker with a trial's name, config and slot."""
 
     def objective(config: dict[str, Any]) -> None:
+        from core.trial.run import run as run_trial  # brings torch, which the driver does without
+
         slot = config["slot"]
         attempt = Attempt(
             number=config["attempt"],
@@ -245,106 +125,161 @@ def _objective(trainable: Callable[..., None], any_spec: Spec) -> Callable[[dict
     return objective
 
 
-class Bridge(tune.Callback):
-    """Tells the dispatcher and the listeners what Tune hears of the trials."""
+class _Adapter:
+    """What Tune calls; it asks and tells a `Dispatch`.
 
-    def __init__(self, dispatcher: Dispatcher | None, listeners: Sequence[Listener]):
-        self.dispatcher, self.listeners = dispatcher, listeners
-        self.specs = {} if dispatcher is None else dispatcher.work.specs
+    Tune pickles its searcher, scheduler and callbacks, for a restore that is not used: they leave
+    everything out.
+    """
+
+    dispatch: Dispatch
+
+    def __init__(self, dispatch: Dispatch | None = None):
+        super().__init__()
+        if dispatch is not None:
+            self.dispatch = dispatch
 
     def __reduce__(self) -> tuple:
-        """Leave everything out: Tune pickles its callbacks, for a restore that is not used."""
-        return Bridge, (None, ())
+        return type(self), ()
+
+
+def _nothing(*arguments: Any, **info: Any) -> None:
+    """Do nothing of what Tune asks for."""
+
+
+class Next(_Adapter, Searcher):
+    """Tells Tune which trial is next."""
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict, **spec: Any
+    ) -> bool:
+        """Accept that Tune has nothing to search."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial and its slot, None to be asked again, FINISHED after the last."""
+        return Searcher.FINISHED if self.dispatch.is_done() else self.dispatch.start(trial_id)
+
+    on_trial_complete = _nothing  # `Tell` knows why it ended
+    save = restore = _nothing  # the result folder says what has ended
+
+
+class Watch(_Adapter, FIFOScheduler):
+    """Stops trials early, and takes back those that wait for a node which is gone."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Stop a trial that does worse than others did at the same epoch."""
+        return self.STOP if self.dispatch.must_stop(trial.trial_id, result) else self.CONTINUE
+
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Any:
+        """Stop stranded attempts, then leave the choice to Tune."""
+        self.dispatch.nodes.refresh()  # also when no trial is left to give out
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == trial.PENDING and self.dispatch.withdraw_stranded(trial.trial_id):
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+
+class Tell(_Adapter, tune.Callback):
+    """Tells the dispatch what Tune hears of the trials."""
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Give listeners a chance to print."""
-        self._tell("tick")
+        self.dispatch.tick()
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
         """Hand on one epoch."""
-        row = {k: v for k, v in result.items() if k not in TUNES_OWN and k != "config"}
-        self._tell("row", *self._identity(trial), row)
+        row = {k: v for k, v in result.items() if k not in TUNES_OWN}
+        self.dispatch.row(trial.trial_id, row)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Hand on how a trial ended, or take it back when its node went before it began."""
-        assert self.dispatcher is not None
-        if trial.trial_id in self.dispatcher.withdrawn:
-            self.dispatcher.again(trial.trial_id, counted=False)
-            return
-        self.dispatcher.ended(trial.trial_id)
-        reason = self.dispatcher.stops.pop(trial.trial_id, "")
-        self._end(self._identity(trial)[0], "stopped", reason)
+        """Hand on that an attempt is over."""
+        self.dispatch.completed(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Start a trial again that lost its process; record the end of one that cannot go on."""
-        assert self.dispatcher is not None
-        name, _ = self._identity(trial)
-        error = trial.get_pickled_error()
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, StorageError):  # it could not even record its end
-            self.dispatcher.ended(trial.trial_id)
-            self._end(name, "failed", str(cause))
-        elif self.dispatcher.again(trial.trial_id, counted=True):
-            number, retries = self.dispatcher.lost[name], self.dispatcher.retries
-            self._announce(
-                f"{name}: its worker died, retry {number}/{retries} from epoch"
-                f" {len(read_rows(self._fetched(name)))}"
-            )
-        else:
-            times = self.dispatcher.lost[name]
-            counted = "once" if times == 1 else f"{times} times"
-            self._end(name, "failed", f"its worker process died {counted}")
+        """Hand on that an attempt has failed."""
+        self.dispatch.failed(trial.trial_id, getattr(trial.get_pickled_error(), "cause", None))
 
-    def out_of_memory(self, killed: Sequence[int]) -> None:
-        """Record the end of the trials whose processes were ended for want of main memory.
 
-        Args:
-            killed: their process ids; the other trials that ran go back into the queue.
-        """
-        assert self.dispatcher is not None
-        for trial_id, chosen in list(self.dispatcher.running.items()):
-            name = chosen["trial"]
-            attempt = read_attempt(self._fetched(name))
-            if read_result(self.specs[name].folder) is None and attempt.get("pid") not in killed:
-                self.dispatcher.again(trial_id, counted=False)
-                continue
-            self.dispatcher.ended(trial_id)
-            said = "the machine ran out of main memory: lower batch_size, or --max-concurrent"
-            self._end(name, "failed", said)
+class Silent(TrialProgressCallback):
+    """Takes the place of Tune's own printing, which is loud even at verbose=0."""
 
-    def _end(self, name: str, state: str, error: str) -> None:
-        """Record an end that the trial itself could not, and tell the listeners."""
-        spec = self.specs[name]
-        config = dict(spec.config)
-        result = read_result(self._fetched(name))
-        if result is None:
-            result = {"state": state, "error": error}
-            with contextlib.suppress(StorageError):  # the listeners hear of it all the same
-                write_result(spec, state, error)
-        self._tell("ended", name, config, result["state"], result["error"])
+    on_trial_result = on_trial_error = on_trial_complete = _nothing
 
-    def _fetched(self, name: str) -> Path:
-        """Return a trial's folder, with what another node wrote to an object store."""
-        spec = self.specs[name]
-        remote = mirror.of(spec.study / "study.json")
-        if remote is not None:
-            remote.pull(f"trials/{name}", only=(".json", ".txt"))
-        return spec.folder
 
-    def _identity(self, tune_trial: Any) -> tuple[str, dict[str, Any]]:
-        name = tune_trial.config["trial"]
-        return name, dict(self.specs[name].config)
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """What Tune's scheduler needs to know of a trial: ours keeps its name through retries."""
 
-    def _announce(self, text: str) -> None:
-        for listener in self.listeners:
-            if hasattr(listener, "announce"):
-                listener.announce(text)
+    trial_id: str
 
-    def _tell(self, what: str, *arguments: Any) -> None:
-        for listener in self.listeners:
-            getattr(listener, what)(*arguments)
+
+class Halving:
+    """Ray Tune's ASHA, asked by trial name, so that its rungs outlive processes and `--resume`.
+
+    Tune's own scheduler state is lost when a study is restored, and a trial that is started again
+    would be another one to it. Here the rungs are filled again from the recorded rows.
+
+    Args:
+        stopping: the rules; the scheduler is "asha".
+        metric: what is compared.
+        mode: "max" or "min".
+        max_epochs: epochs of a whole trial.
+    """
+
+    def __init__(self, stopping: Stopping, metric: str, mode: str, max_epochs: int):
+        self.metric, self.max_epochs = metric, max_epochs
+        self._asha: Any = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=metric,
+            mode=mode,
+            max_t=max(max_epochs, stopping.grace),
+            grace_period=stopping.grace,
+            reduction_factor=stopping.reduction_factor,
+            brackets=stopping.brackets,
+        )
+        self._sign = 1 if mode == "max" else -1
+        self._known: set[str] = set()
+
+    def decide(self, name: str, row: Mapping[str, Any]) -> str:
+        """Take in an epoch of a trial; return why the trial must stop, or nothing."""
+        trial = self._add(name)
+        epoch, value = row["epoch"], row.get(self.metric)
+        if value is None or value != value or epoch >= self.max_epochs:
+            return ""
+        cuts = self._cuts(name)
+        if self._asha.on_trial_result(None, trial, dict(row)) != self._asha.STOP:
+            return ""
+        cut = cuts[max(rung for rung in cuts if rung <= epoch)]
+        assert cut is not None  # or there would have been nothing to fall below
+        return (
+            f"ASHA at epoch {epoch}: {self.metric} {value:.4g} is"
+            f" {'below' if self._sign > 0 else 'above'} the cut of {self._sign * cut:.4g}"
+        )
+
+    def recall(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Fill the rungs again with what a trial reported earlier."""
+        for row in rows:
+            self.decide(name, row)
+
+    def _add(self, name: str) -> Any:
+        trial = _Named(name)
+        if name not in self._known:
+            self._known.add(name)
+            # Tune draws the bracket from numpy's generator: the same one for the same name.
+            state = np.random.get_state()
+            np.random.seed(zlib.crc32(name.encode()))
+            try:
+                self._asha.on_trial_add(None, trial)
+            finally:
+                np.random.set_state(state)
+        return trial
+
+    def _cuts(self, name: str) -> dict[int, float | None]:
+        bracket = self._asha._trial_info[name]
+        return {int(rung): bracket.cutoff(recorded) for rung, recorded in bracket._rungs}
 
 
 def _killed_for_memory(error: BaseException) -> list[int] | None:
@@ -361,19 +296,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-class Silent(TrialProgressCallback):
-    """Takes the place of Tune's own printing, which is loud even at verbose=0."""
-
-    def on_trial_result(self, *arguments: Any, **info: Any) -> None:
-        """Print nothing."""
-
-    def on_trial_error(self, *arguments: Any, **info: Any) -> None:
-        """Print nothing."""
-
-    def on_trial_complete(self, *arguments: Any, **info: Any) -> None:
-        """Print nothing."""
 
 
 def _unused(folder: Path) -> Path:

@@ -1,11 +1,35 @@
-"""The trials that a study still has to run, in the order in which they start."""
+"""The trials that a study still has to run, in the order in which they start, and who listens."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from core.trial.running import Spec
+from core.trial.running import Row, Spec
+
+Decide = Callable[[str, Mapping[str, Any]], str]
+
+
+class Listener(Protocol):
+    """What wants to know of the trials while they run."""
+
+    def row(self, name: str, config: dict[str, Any], row: Row) -> None:
+        """Hear of one epoch of the trial `name`."""
+        ...
+
+    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+        """Hear of the end of the trial `name`."""
+        ...
+
+    def tick(self) -> None:
+        """Be called often, also when nothing happened."""
+        ...
+
+
+def stop_none(name: str, row: Mapping[str, Any]) -> str:
+    """Return why the trial `name` must stop after this epoch: never."""
+    return ""
 
 
 class Work:

@@ -2,10 +2,21 @@
 
 import sys
 
-from core.study.declare import Choice, Part, Range, Scale, Study
+from core.study.declare import Choice, Data, Part, Range, Scale, Search, Settings, Study
 from core.trial.stopping import Stopping
 
-__all__ = ["Choice", "Part", "Range", "Scale", "Stopping", "Study", "main"]
+__all__ = [
+    "Choice",
+    "Data",
+    "Part",
+    "Range",
+    "Scale",
+    "Search",
+    "Settings",
+    "Stopping",
+    "Study",
+    "main",
+]
 
 
 def main(study: Study) -> None:

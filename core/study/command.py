@@ -11,7 +11,6 @@ from core import instruction_set
 from core.errors import UserError
 from core.study import options
 from core.study.declare import Study
-from core.study.driver import run
 from core.study.folder import private_settings
 from core.study.options import Options
 from core.study.progress import patient_output
@@ -39,7 +38,11 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
             instruction_set.check()
             action, words = options.take_action(study, argv)
             opts = options.parse(study, words)
-            return _act(study, opts, action) if action else run(study, opts, argv)
+            if action:
+                return _act(study, opts, action)
+            from core.study.driver import run  # brings pandas, Optuna and TensorBoard's messages
+
+            return run(study, opts, argv)
         except UserError as e:
             print(e, file=sys.stderr)
             return UNUSABLE
@@ -61,4 +64,4 @@ def _act(study: Study, opts: Options, action: str) -> int:
     private = {
         k: v for k, v in private_settings(study, opts, settings).items() if v not in (None, False)
     }
-    return study.actions[action]({**settings, **private}, opts.folder(study))
+    return study.settings.actions[action]({**settings, **private}, opts.folder(study))

@@ -6,7 +6,8 @@ import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from core import numerics, provenance
+from core import provenance
+from core.cluster import slots
 from core.errors import UserError
 from core.storage.files import finite
 from core.study import options
@@ -18,9 +19,24 @@ IDENTITY = ("study", "scale", "grid", "metric", "mode", "trials", "stopping")
 
 
 def declaration(
-    study: Study, opts: Options, planned: Plan, data: dict[str, Any], argv: Sequence[str]
+    study: Study,
+    opts: Options,
+    planned: Plan,
+    data: Mapping[str, Any],
+    here: Mapping[str, Any],
+    argv: Sequence[str],
 ) -> dict[str, Any]:
-    """Return what `study.json` says about a study that is about to start."""
+    """Return what `study.json` says about a study that is about to start.
+
+    Args:
+        study: the declaration of its file.
+        opts: the options.
+        planned: its trials.
+        data: what `Data.prepare` returned.
+        here: what `surroundings` returned.
+        argv: the command line's words.
+    """
+    searched = study.search.space if opts.search and study.search is not None else ()
     rules = options.stopping(study, opts)
     early = rules.scheduler != "none" or rules.patience
     epochs = max(epochs_of(p.config) for p in planned.trials)
@@ -33,7 +49,7 @@ def declaration(
             "parts": list(dict.fromkeys(p.part for p in planned.trials)),
             "notes": list(planned.notes),
             "grid": dict(planned.grid),
-            "constants": _constants(planned.trials, study.search if opts.search else ()),
+            "constants": _constants(planned.trials, searched),
             "metric": study.metric,
             "mode": study.mode,
             "trials": [p.record() for p in planned.trials],
@@ -41,11 +57,29 @@ def declaration(
             "command": ["python", f"studies/{study.name}.py", *argv],
             "git": provenance.git(),
             "versions": provenance.versions(),
-            "hardware": provenance.hardware(),
-            "numerics": numerics.fingerprint(opts.slot_cores).record(),
+            "hardware": here["hardware"],
+            "numerics": here["numerics"],
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     )
+
+
+def surroundings(threads: int) -> dict[str, Any]:
+    """Return what this machine computes with and offers, and a sentence on its digits; by torch.
+
+    Args:
+        threads: of a trial on a CPU.
+    """
+    from core import numerics  # brings torch
+
+    found = numerics.fingerprint(threads)
+    return {
+        "hardware": provenance.hardware(),
+        "numerics": found.record(),
+        "digits": found.sentence(),
+        "digits on GPUs": found.sentence(on_gpus=True),
+        "machine": slots.this_machine(),
+    }
 
 
 def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:

@@ -34,10 +34,62 @@ class Part:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a study is run: its seeds, and settings that replace the defaults of `Config`."""
+    """How large a study is run.
+
+    Attributes:
+        seeds: how many, counted from 0.
+        settings: replace the defaults of `Config`.
+        patience: a trial ends when its metric has not been better for so many epochs; 0: never.
+    """
 
     seeds: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is done before any trial starts, in a process of its own: the driver loads no torch.
+
+    Attributes:
+        prepare: checks and decodes the data; takes the settings all trials share and returns a
+            description of the data for `study.json`. Its key `settled`, if any, holds settings
+            that were open until the data were seen: every trial gets them.
+        check: refuses configs that the data cannot serve; takes the configs of all trials and what
+            `prepare` returned, raises UserError.
+        fit: chooses, once the slots are known, settings that all trials take over so that each
+            fits; takes the configs of all trials, what `prepare` returned, the bytes of the
+            smallest slot (None: as asked) and whether every card has bfloat16, returns the
+            settings and the bytes that the largest trial then needs, raises UserError.
+    """
+
+    prepare: Callable[[Mapping[str, Any]], dict[str, Any]]
+    check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None
+    fit: Callable[..., tuple[dict[str, Any], int]] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study's command line takes beside `--set` and the common options.
+
+    Attributes:
+        private: settings that say where things are; used, but not part of a trial's identity.
+        flags: option -> setting that it is short for (`--folds 3` for `--set folds=3`; the flag of
+            a setting that is true or false takes no value).
+        adjust: further settings that follow from what the user set (grid settings as lists) at a
+            scale; what the user set goes before them.
+        rates: learning rate -> what converts it, as the study states it, for another `optimizer`
+            that the user chooses: takes the rate, the stated and the chosen optimiser. Those that
+            the user sets stay.
+        actions: option -> what the file does instead of running the study: takes the settings that
+            the user gave and the study's result folder, returns the exit code.
+    """
+
+    private: Sequence[str] = ("data_dir", "skip_broken")
+    flags: Mapping[str, str] = field(default_factory=dict)
+    adjust: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
+    rates: Mapping[str, Callable[[float, Any, Any], float]] = field(default_factory=dict)
+    actions: Mapping[str, Callable[[Mapping[str, Any], Path], int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +109,26 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Search:
+    """What `--search` does in place of the grid.
+
+    A config with a setting `holdout` is trained in a search without that share of the training
+    images, which are scored in place of the validation images: the metrics are then named
+    `heldout_...`, not `val_...`.
+
+    Attributes:
+        space: setting -> range or choice that is varied.
+        stopping: rules of early stopping; options of the command line change them. Halving (asha)
+            is for searches: among compared trials it would select.
+        report: writes the report of a search; none: that of the study.
+    """
+
+    space: Mapping[str, Range | Choice]
+    stopping: Stopping = field(default_factory=Stopping)
+    report: Callable[[Path], None] | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """The declaration that a file in `studies/` consists of.
 
@@ -69,33 +141,10 @@ class Study:
         scales: "demo", "full" and "smoke".
         metric: the reported metric that picks best epochs and the best trial.
         mode: "max" or "min".
+        data: what is done with the data before any trial starts.
         report: writes tables, figures and report of a finished result folder.
-        prepare: checks and decodes the data before any trial starts; takes the settings all
-            trials share and returns a description of the data for `study.json`. Its key `settled`,
-            if any, holds settings that were open until the data were seen: every trial gets them.
-        private: settings that say where things are; used, but not part of a trial's identity.
-        check: refuses, before any trial starts, configs that the data cannot serve; takes the
-            configs of all trials and what `prepare` returned, raises UserError.
-        fit: chooses, once the slots are known, settings that all trials take over so that each
-            fits; takes the configs of all trials, what `prepare` returned, the bytes of the
-            smallest slot (None: as asked) and whether every card has bfloat16, returns the
-            settings and the bytes that the largest trial then needs, raises UserError.
-        stopping: rules of early stopping; options of the command line change them. Halving (asha)
-            is for searches: among compared trials it would select.
-        search: setting -> range or choice that `--search` varies; none: the study has no search.
-            A config with a setting `holdout` is trained in a search without that share of the
-            training images, which are scored in place of the validation images: the metrics are
-            then named `heldout_...`, not `val_...`.
-        search_stopping: rules of early stopping of a search; none: those of the study.
-        search_report: writes the report of a search.
-        flags: option -> setting that it is short for (`--folds 3` for `--set folds=3`; the flag of
-            a setting that is true or false takes no value).
-        adjust: further settings that follow from what the user set (grid settings as lists) at a
-            scale; what the user set goes before them.
-        rates: settings that are learning rates: those that the study states are converted for
-            another `optimizer` that the user chooses; those that the user sets stay.
-        actions: option -> what the file does instead of running the study: takes the settings that
-            the user gave and the study's result folder, returns the exit code.
+        settings: what the command line takes beside the common options.
+        search: what `--search` does; none: the study has no search.
     """
 
     name: str
@@ -106,16 +155,7 @@ class Study:
     scales: Mapping[str, Scale]
     metric: str
     mode: str
+    data: Data
     report: Callable[[Path], None]
-    prepare: Callable[[Mapping[str, Any]], dict[str, Any]]
-    private: Sequence[str] = ("data_dir", "skip_broken")
-    check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], None] | None = None
-    fit: Callable[..., tuple[dict[str, Any], int]] | None = None
-    stopping: Stopping = field(default_factory=Stopping)
-    search: Mapping[str, Range | Choice] = field(default_factory=dict)
-    search_stopping: Stopping | None = None
-    search_report: Callable[[Path], None] | None = None
-    flags: Mapping[str, str] = field(default_factory=dict)
-    adjust: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
-    rates: Sequence[str] = ()
-    actions: Mapping[str, Callable[[Mapping[str, Any], Path], int]] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    search: Search | None = None

@@ -8,38 +8,35 @@ interrupted study from a finished one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from core import numerics
 from core.cluster.address import check_address
 from core.cluster.slots import too_small
-from core.cluster.work import Work
+from core.cluster.work import Decide, Work, stop_none
 from core.errors import UserError
 from core.storage import lock, mirror
 from core.storage.files import read_json, remove, write_json
 from core.study import collect, options, tensorboard
-from core.study.declaration import declaration, epochs_of, resumed
+from core.study.apart import Apart, Here
+from core.study.declaration import declaration, epochs_of, resumed, surroundings
 from core.study.declare import Study
 from core.study.folder import check_folder, chosen_settings, have_ended, is_final, private_settings
 from core.study.options import Options
-from core.study.plan import Plan, Planned, plan, trial_name
+from core.study.plan import Plan, Planned, plan
 from core.study.progress import Progress
-from core.study.search import DEFAULT, Goal, Search
-from core.trial import records, running
-from core.trial.stopping import Halving
+from core.study.search import REPORTED_NOTE, Proposer, reported, search_plan
+from core.trial import records
+from core.trial.running import Spec
+from core.trial.stopping import Stopping
 
-HOLDOUT = 0.1  # share of the training images that a search is scored on
 FINISHED, SOME_FAILED = 0, 1
-REPORTED_NOTE = (
-    "the search is done: its best and the default settings are trained on all training images and"
-    " scored on the validation images"
-)
 
 
 def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
@@ -51,7 +48,7 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
     """
     remote = opts.remote(study)
     if remote is None:
-        return _run_here(study, opts, argv, opts.folder(study))
+        return _run_in(opts.folder(study), study, opts, argv)
     remote.check(f"{os.uname().nodename}-{os.getpid()}")
     # A report may be wanted while the study runs: its folder is not touched then.
     with remote.copied() if opts.report_only else lock.only_user(remote) as used:
@@ -59,258 +56,281 @@ def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
         try:
             used.pull()
             before = used.contents()
-            code = _run_here(study, opts, argv, used.local)
+            code = _run_in(used.local, study, opts, argv)
             used.push_tree(before, without=("trials", "ray"))
             return code
         finally:
             mirror.detach(used)
 
 
-def _run_here(study: Study, opts: Options, argv: Sequence[str], folder: Path) -> int:
+def _run_in(folder: Path, study: Study, opts: Options, argv: Sequence[str]) -> int:
     if opts.report_only:
         return report_only(study, folder)
-    options.stopping(study, opts)  # refuses rules that do not fit before data are looked at
-    settings = chosen_settings(study, opts)
-    planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
-    if opts.search is not None:
-        planned = search_plan(study, planned, settings)
-    elif settings.get("holdout"):
-        raise UserError(
-            f"--set holdout={settings['holdout']}: only --search holds training images out; trials"
-            " that are compared are scored on the validation images"
-        )
-    check_folder(folder, resume=opts.resume)
-    if opts.address is not None:
-        check_address(opts.address)
-    private = private_settings(study, opts, settings)
-    data = study.prepare({**planned.trials[0].config, **private})
-    for note in data.get("notes", []):
-        print(note)
-    if opts.resume:  # what was settled before the first trial stays
-        recorded = read_json(folder / "study.json").get("data", {}).get("settled", {})
-        data |= {"settled": {k: recorded.get(k, v) for k, v in data.get("settled", {}).items()}}
-    planned = planned.settled(data.get("settled", {}))
-    if study.check is not None:
-        study.check([p.config for p in planned.trials], data)
-    declared = declaration(study, opts, planned, data, argv)
-    folder.mkdir(parents=True, exist_ok=True)
-    slots: list[dict[str, Any]] = []  # filled in when the nodes are known
-    with lock.only_driver(folder, lambda: slots) as beat:
-        return _run_locked(study, opts, planned, private, declared, folder, slots, beat)
+    return Run(study, opts, folder, argv).go()
 
 
-def _run_locked(
-    study: Study,
-    opts: Options,
-    planned: Plan,
-    private: Mapping[str, Any],
-    declared: dict[str, Any],
-    folder: Path,
-    slots: list[dict[str, Any]],
-    beat: Callable[[], None],
-) -> int:
-    if opts.resume:
-        declared = resumed(declared, read_json(folder / "study.json"))
-    start = time.monotonic()
-    search, chosen = None, []
-    if opts.search is not None:
-        search = make_search(study, opts, planned, folder, declared)
-        declared["search"] = search.record()
-        planned = dataclasses.replace(planned, trials=[*planned.trials, *search.known()])
-        if len(planned.trials) > opts.trials and have_ended(folder, planned.trials):
-            chosen = reported(planned, search)
-        declared["trials"] = [p.record() for p in (*planned.trials, *chosen)]
-    complete = search is None or len(planned.trials) > opts.trials
-    if complete and have_ended(folder, [*planned.trials, *chosen]):
-        write_json(folder / "study.json", declared)
-    else:
-        runner = _runner(opts)
-        paths = tuple(str(v) for v in private.values() if isinstance(v, str) and os.path.isabs(v))
-        with runner.session(opts, folder, paths) as nodes:  # no cluster: nothing is left behind
-            slots[:] = nodes.record()
-            beat()
-            declared["slots"] = {"memory": nodes.memory, "cores": opts.slot_cores, "nodes": slots}
-            if study.fit is not None:
-                declared["fit"] = lay_out(study, planned, declared, nodes, opts.resume)
-            write_json(folder / "study.json", declared)
-            # For who looks at the images again; not in study.json, from which reports are made.
-            write_json(folder / ".private.json", private)
-            run_trials(study, opts, planned, private, declared, runner.run, nodes, folder, search)
-            if search is not None and (chosen := reported(planned, search)):
-                searched = [*planned.trials[:1], *search.known()]
-                declared["trials"] = [p.record() for p in (*searched, *chosen)]
-                write_json(folder / "study.json", declared)
-                last = Plan(chosen, planned.grid, [REPORTED_NOTE])
-                run_trials(study, opts, last, private, declared, runner.run, nodes, folder)
-    declared["seconds"] = declared.get("seconds", 0.0) + time.monotonic() - start
-    write_json(folder / "study.json", declared)
-    trials = collect.collect(folder, study.metric, study.mode)
-    if search is not None:
-        search.write()
-    return finish(study, folder, trials)
-
-
-def lay_out(
-    study: Study, planned: Plan, declared: Mapping[str, Any], nodes: Any, resume: bool
-) -> dict[str, Any]:
-    """Choose, before the first trial, what all trials take over so that each fits its slot.
-
-    Once chosen it stays: trials of one comparison are not to differ by where and when they ran.
-
-    Returns:
-        What `study.json` keeps: the settings, the bytes that the largest trial then needs, and the
-        smallest slot; without a limit of memory, no settings and neither number.
-
-    Raises:
-        UserError: a trial fits in no way, or not in the way that was chosen at the start.
-    """
-    assert study.fit is not None
-    configs, data = [p.config for p in planned.trials], declared["data"]
-    offered = [s for s in nodes.slots if s.count and s.memory is not None]
-    chosen: dict[str, Any] | None = declared.get("fit", {"settings": {}}) if resume else None
-    if not offered:
-        return chosen or {"settings": {}}
-    slot = min(s.memory for s in offered)
-    if chosen is None:
-        settings, needs = study.fit(configs, data, slot, all(s.bfloat16 for s in offered))
-        chosen = {"settings": settings, "needs": needs, "slot": slot}
-    elif "needs" not in chosen:  # begun where nothing was limited
-        chosen = {**chosen, "needs": study.fit(configs, data, None, True)[1], "slot": slot}
-    reason = too_small(offered, chosen["needs"])
-    if reason:
-        raise UserError(f"--resume: {reason}, or start anew under another --name")
-    nodes.least = chosen["needs"]
-    return chosen
-
-
-def run_trials(
-    study: Study,
-    opts: Options,
-    planned: Plan,
-    private: Mapping[str, Any],
-    declared: dict[str, Any],
-    run_pending: Callable[..., None],
-    nodes: Any,
-    folder: Path,
-    search: Search | None = None,
-) -> None:
-    """Run the trials of a plan that have not ended, on the slots of `nodes`."""
-    remote = mirror.of(folder / "study.json")
-    rules = options.stopping(study, opts if search is not None else options.compared(opts))
-    metric = planned.trials[0].metric or study.metric
-
-    def spec_of(p: Planned) -> running.Spec:
-        return running.Spec(
-            p.trial, p.config, private, folder, metric, study.mode, remote, rules.patience,
-            declared.get("fit", {}).get("settings", {}),
-        )  # fmt: skip
-
-    def propose() -> running.Spec | None:
-        assert search is not None
-        p = search.propose()
-        if p is None:
-            return None
-        declared["trials"].append(p.record())
-        declared["search"] = search.record()
-        write_json(folder / "study.json", declared)
-        return spec_of(p)
-
-    specs = [spec_of(p) for p in planned.trials]
-    pending = [spec for spec in specs if not is_final(spec.folder)]
-    for spec in pending:
-        for left in ("result.json", "attempt.json"):  # of an earlier run
-            remove(spec.folder / left)
-    halving = None
-    if rules.scheduler == "asha":
-        halving = Halving(rules, metric, study.mode, max(epochs_of(s.config) for s in specs))
-        for spec in specs:
-            halving.recall(spec.name, records.read_rows(spec.folder))
-    for note in planned.notes:
-        print(note)
-    total = len(specs) if search is None else opts.trials + 1
-    with Progress(total, len(specs) - len(pending), metric, study.mode) as progress:
-        nodes.announce = progress.announce
-        progress.announce(f"{study.name}: {nodes.sentence()}; {_counts(specs, pending, total)}")
-        on_gpus = any(slot["gpu"] for slot in nodes.record())
-        progress.announce(numerics.fingerprint(opts.slot_cores).sentence(on_gpus))
-        for spec in specs if opts.resume else []:
-            progress.recall(spec.name, records.read_rows(spec.folder))
-        curves = tensorboard.Live(folder, declared, records.read_rows, progress.announce)
-        listeners = [progress, curves, *([search] if search else [])]
-        work = Work(pending, propose if search else None)
-        for spec in specs:
-            work.specs.setdefault(spec.name, spec)
-        run_pending(study, work, nodes, listeners, opts, halving)
-
-
-def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Plan:
-    """Return the plan of a search: the settings as they are, once, and then what is proposed.
-
-    Where the trainable can hold images out, a search is scored on a part of the training images:
-    what chooses settings is not what they are reported on.
+class Run:
+    """A study under the options of one command, on its way to a finished result folder.
 
     Args:
         study: the declaration.
-        planned: the plan of the study's grid; its first trial has the settings as they are.
-        settings: what the user set.
+        opts: the options.
+        folder: the result folder.
+        argv: the command line's words.
+
+    Attributes:
+        planned: the trials that are known; a search adds to them.
+        private: settings that say where things are on this machine.
+        here: what this machine computes with and offers (`surroundings`).
+        declared: what `study.json` says, or is about to.
+        slots: of every node, once they are known.
+        search: proposes further trials.
+        last: trials by which the outcome of a search is reported.
 
     Raises:
-        UserError: the study has nothing to search, or is to search on the reported images.
+        UserError: options that do not fit the study.
     """
-    if not study.search:
-        raise UserError(f"--search: {study.name} names no settings to search: run its grid")
-    config, metric = dict(planned.trials[0].config), ""
-    if "holdout" in config:
-        config["holdout"] = settings.get("holdout", HOLDOUT)
-        if not config["holdout"]:
+
+    def __init__(self, study: Study, opts: Options, folder: Path, argv: Sequence[str]):
+        self.study, self.opts, self.folder, self.argv = study, opts, folder, argv
+        options.stopping(study, opts)  # refuses rules that do not fit before data are looked at
+        settings = chosen_settings(study, opts)
+        self.planned = plan(study, opts.chosen_scale(), opts.part, opts.seeds, settings)
+        if opts.search is not None:
+            self.planned = search_plan(study, self.planned, settings)
+        elif settings.get("holdout"):
             raise UserError(
-                "--set holdout=0: a search is never scored on the validation images: give the share"
-                f" of the training images that it is scored on, such as {HOLDOUT}"
+                f"--set holdout={settings['holdout']}: only --search holds training images out;"
+                " trials that are compared are scored on the validation images"
             )
-        metric = f"heldout_{study.metric.removeprefix('val_')}"
-    seeded = planned.trials if metric else planned.trials[:1]
-    seeds = dict.fromkeys(p.config["seed"] for p in seeded if "seed" in p.config)
-    grid = {"seed": list(seeds)} if seeds else {}
-    return Plan([Planned(DEFAULT, "search", config, metric)], grid, planned.notes)
+        self.private = private_settings(study, opts, settings)
+        self.here: dict[str, Any] = {}
+        self.declared: dict[str, Any] = {}
+        self.slots: list[dict[str, Any]] = []
+        self.search: Proposer | None = None
+        self.last: list[Planned] = []
+
+    def go(self) -> int:
+        """Run what has not ended, write tables and report, and return the exit code."""
+        check_folder(self.folder, resume=self.opts.resume)
+        if self.opts.address is not None:
+            check_address(self.opts.address)
+        with contextlib.closing(Here() if self.opts.local else Apart()) as apart:
+            self.prepare(apart)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with lock.only_driver(self.folder, lambda: self.slots) as beat:
+                return self.go_on(apart, beat)
+
+    def go_on(self, apart: Here | Apart, beat: Callable[[], None]) -> int:
+        """Do the same as the one driver of the folder, once the data are prepared."""
+        if self.opts.resume:
+            self.declared = resumed(self.declared, read_json(self.folder / "study.json"))
+        start = time.monotonic()
+        if self.opts.search is not None:
+            self.open_search()
+        if self.has_ended():
+            self.write()
+        else:
+            self.run(apart, beat)
+        self.declared["seconds"] = self.declared.get("seconds", 0.0) + time.monotonic() - start
+        self.write()
+        trials = collect.collect(self.folder, self.study.metric, self.study.mode)
+        if self.search is not None:
+            self.search.write()
+        return finish(self.study, self.folder, trials)
+
+    def prepare(self, apart: Here | Apart) -> None:
+        """Have the data prepared and the trials checked against them, and declare the study."""
+        study = self.study
+        data = apart(study.data.prepare, {**self.planned.trials[0].config, **self.private})
+        for note in data.get("notes", []):
+            print(note)
+        if self.opts.resume:  # what was settled before the first trial stays
+            recorded = read_json(self.folder / "study.json").get("data", {}).get("settled", {})
+            data |= {"settled": {k: recorded.get(k, v) for k, v in data.get("settled", {}).items()}}
+        self.planned = self.planned.settled(data.get("settled", {}))
+        if study.data.check is not None:
+            apart(study.data.check, [p.config for p in self.planned.trials], data)
+        self.here = apart(surroundings, self.opts.slot_cores)
+        self.declared = declaration(study, self.opts, self.planned, data, self.here, self.argv)
+
+    def open_search(self) -> None:
+        """Add what a search has proposed so far, and what reports its outcome if that is known."""
+        first, most = self.planned.trials[0], self.opts.trials
+        self.search = Proposer(self.study, most, first, self.folder, self.declared)
+        self.declared["search"] = self.search.record()
+        self.planned = dataclasses.replace(self.planned, trials=[first, *self.search.known()])
+        if self.has_ended():
+            self.last = reported(self.planned, self.search)
+        self.declared["trials"] = [p.record() for p in (*self.planned.trials, *self.last)]
+
+    def has_ended(self) -> bool:
+        """Return whether every trial has ended and no more will be proposed."""
+        proposed = self.search is None or len(self.planned.trials) > self.opts.trials
+        return proposed and have_ended(self.folder, [*self.planned.trials, *self.last])
+
+    def write(self) -> None:
+        """Write `study.json`."""
+        write_json(self.folder / "study.json", self.declared)
+
+    def run(self, apart: Here | Apart, beat: Callable[[], None]) -> None:
+        """Run the trials that have not ended, where there are slots."""
+        with self.session() as (nodes, run_all):  # no cluster: nothing is left behind
+            self.slots[:] = nodes.record()
+            beat()
+            cores = self.opts.slot_cores
+            self.declared["slots"] = {"memory": nodes.memory, "cores": cores, "nodes": self.slots}
+            if self.study.data.fit is not None:
+                self.declared["fit"] = self.lay_out(apart, nodes)
+            apart.close()  # its memory is the trials' now
+            self.write()
+            # For who looks at the images again; not in study.json, from which reports are made.
+            write_json(self.folder / ".private.json", self.private)
+            self.run_trials(self.planned, nodes, run_all, self.search)
+            if self.search is not None and (last := reported(self.planned, self.search)):
+                searched = [*self.planned.trials[:1], *self.search.known()]
+                self.declared["trials"] = [p.record() for p in (*searched, *last)]
+                self.write()
+                self.run_trials(Plan(last, self.planned.grid, [REPORTED_NOTE]), nodes, run_all)
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[tuple[Any, Callable[..., None]]]:
+        """Yield the nodes that have slots, and what runs trials there."""
+        opts, size = self.opts, (self.opts.slot_memory, self.opts.slot_cores)
+        if opts.local:
+            from core.cluster import local
+
+            with local.session(*size, self.here["machine"]) as one:
+                yield one, local.run
+            return
+        from core.cluster import session, tune  # only here, so that --local needs no Ray
+
+        values = self.private.values()
+        with session.session(
+            *size,
+            self.here["machine"],
+            study=self.folder,
+            digits=self.here["numerics"]["groups"],
+            address=opts.address,
+            limit=opts.max_concurrent,
+            paths=tuple(str(v) for v in values if isinstance(v, str) and os.path.isabs(v)),
+        ) as fleet:
+            yield fleet, functools.partial(tune.run, retries=opts.max_retries)
+
+    def lay_out(self, apart: Here | Apart, nodes: Any) -> dict[str, Any]:
+        """Choose, before the first trial, what all trials take over so that each fits its slot.
+
+        Once chosen it stays: trials of one comparison are not to differ by where and when they ran.
+
+        Returns:
+            What `study.json` keeps: the settings, the bytes that the largest trial then needs, and
+            the smallest slot; without a limit of memory, no settings and neither number.
+
+        Raises:
+            UserError: a trial fits in no way, or not in the way that was chosen at the start.
+        """
+        asked = [p.config for p in self.planned.trials], self.declared["data"]
+        fit = functools.partial(apart, self.study.data.fit, *asked)
+        offered = [s for s in nodes.slots if s.count and s.memory is not None]
+        chosen = self.declared.get("fit", {"settings": {}}) if self.opts.resume else None
+        if not offered:
+            return chosen or {"settings": {}}
+        slot = min(s.memory for s in offered)
+        if chosen is None:
+            settings, needs = fit(slot, all(s.bfloat16 for s in offered))
+            chosen = {"settings": settings, "needs": needs, "slot": slot}
+        elif "needs" not in chosen:  # begun where nothing was limited
+            chosen = {**chosen, "needs": fit(None, True)[1], "slot": slot}
+        reason = too_small(offered, chosen["needs"])
+        if reason:
+            raise UserError(f"--resume: {reason}, or start anew under another --name")
+        nodes.least = chosen["needs"]
+        return chosen
+
+    def run_trials(
+        self,
+        planned: Plan,
+        nodes: Any,
+        run_all: Callable[..., None],
+        search: Proposer | None = None,
+    ) -> None:
+        """Run the trials of a plan that have not ended, on the slots of `nodes`."""
+        opts, mode = self.opts, self.study.mode
+        rules = options.stopping(self.study, opts if search is not None else options.compared(opts))
+        metric = planned.trials[0].metric or self.study.metric
+        spec_of = functools.partial(self.spec_of, metric=metric, patience=rules.patience)
+        specs = [spec_of(p) for p in planned.trials]
+        pending = [spec for spec in specs if not is_final(spec.folder)]
+        for spec in pending:
+            for left in ("result.json", "attempt.json"):  # of an earlier run
+                remove(spec.folder / left)
+        decide = _decide(rules, metric, mode, specs)
+        for note in planned.notes:
+            print(note)
+        total = len(specs) if search is None else opts.trials + 1
+        with Progress(total, len(specs) - len(pending), metric, mode) as progress:
+            nodes.announce = progress.announce
+            counts = _counts(specs, pending, total)
+            progress.announce(f"{self.study.name}: {nodes.sentence()}; {counts}")
+            on_gpus = any(slot["gpu"] for slot in nodes.record())
+            progress.announce(self.here["digits on GPUs" if on_gpus else "digits"])
+            for spec in specs if opts.resume else []:
+                progress.recall(spec.name, records.read_rows(spec.folder))
+            curves = tensorboard.Live(
+                self.folder, self.declared, records.read_rows, progress.announce
+            )
+            listeners = [progress, curves, *([search] if search else [])]
+            work = Work(pending, functools.partial(self.propose, spec_of) if search else None)
+            for spec in specs:
+                work.specs.setdefault(spec.name, spec)
+            run_all(self.study.trainable, work, nodes, listeners, decide)
+
+    def spec_of(self, p: Planned, metric: str, patience: int) -> Spec:
+        """Return what a worker must know to run a trial."""
+        remote = mirror.of(self.folder / "study.json")
+        shared = self.declared.get("fit", {}).get("settings", {})
+        return Spec(
+            p.trial, p.config, self.private, self.folder, metric, self.study.mode, remote, patience,
+            shared,
+        )  # fmt: skip
+
+    def propose(self, spec_of: Callable[[Planned], Spec]) -> Spec | None:
+        """Return what the search wants tried next, once it is recorded; None when it has enough."""
+        assert self.search is not None
+        p = self.search.propose()
+        if p is None:
+            return None
+        self.declared["trials"].append(p.record())
+        self.declared["search"] = self.search.record()
+        self.write()
+        return spec_of(p)
 
 
-def make_search(
-    study: Study, opts: Options, planned: Plan, folder: Path, declared: Mapping[str, Any]
-) -> Search:
-    """Open the search of a result folder, with what a declaration of it says was proposed."""
-    first = planned.trials[0]
-    goal = Goal(study.search, opts.trials, first.metric or study.metric, study.mode)
-    uninformed = declared.get("search", {}).get("uninformed", ())
-    check, proposed = study.config, declared["trials"]
-    return Search(goal, first.config, folder, check, proposed, uninformed, first.metric)
+def _decide(rules: Stopping, metric: str, mode: str, specs: Sequence[Spec]) -> Decide:
+    """Return what stops trials that do worse than others, given what these did in earlier runs."""
+    if rules.scheduler != "asha":
+        return stop_none
+    from core.cluster.tune import Halving  # brings Ray
+
+    halving = Halving(rules, metric, mode, max(epochs_of(spec.config) for spec in specs))
+    for spec in specs:
+        halving.recall(spec.name, records.read_rows(spec.folder))
+    return halving.decide
 
 
-def reported(planned: Plan, search: Search) -> list[Planned]:
-    """Return the trials by which a search's outcome is reported: the default and the best.
-
-    Both are trained on all training images, over the study's seeds, and scored on the validation
-    images, which no trial of the search has seen. None where the search saw them, or found nothing.
-    """
-    best = search.best()
-    if "holdout" not in search.config or best is None:
-        return []
-    found = {name: best.config[name] for name in search.space}
-    return [
-        Planned(
-            trial_name({"reported": p.trial} | seed),
-            f"reported-{kind}",
-            {**search.config, "holdout": 0.0, **settings, **seed},
-        )
-        for kind, p, settings in (("default", planned.trials[0], {}), ("best", best, found))
-        for seed in ([{"seed": seed} for seed in planned.grid.get("seed", ())] or [{}])
-    ]
+def _counts(specs: Sequence[Any], pending: Sequence[Any], total: int) -> str:
+    done = len(specs) - len(pending)
+    started = sum((spec.folder / "history.json").is_file() for spec in pending)
+    if not done and not started:
+        return f"{total} trials"
+    return f"resuming: {done} done, {started} continue, {total - done - started} to do"
 
 
 def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> int:
     """Write the report of a result folder, say where it is, and return the exit code."""
     searched = "search" in read_json(folder / "study.json")
-    write = study.search_report if searched and study.search_report is not None else study.report
-    write(folder)
+    write = study.search.report if searched and study.search is not None else None
+    (write or study.report)(folder)
     failed = [t for t in trials if t["state"] not in ("finished", "stopped")]
     remote = mirror.of(folder / "report.html")
     where = os.path.relpath(folder) if remote is None else remote.shown
@@ -330,22 +350,3 @@ def report_only(study: Study, folder: Path) -> int:
     else:
         trials = collect.read(folder)
     return finish(study, folder, trials)
-
-
-def _runner(opts: Options) -> ModuleType:
-    """Return the module that runs trials: its `session(opts, ...)` and `run(study, ...)`."""
-    if opts.local:
-        from core.cluster import local
-
-        return local
-    from core.cluster import tune  # only here, so that --local needs no Ray
-
-    return tune
-
-
-def _counts(specs: Sequence[Any], pending: Sequence[Any], total: int) -> str:
-    done = len(specs) - len(pending)
-    started = sum((spec.folder / "history.json").is_file() for spec in pending)
-    if not done and not started:
-        return f"{total} trials"
-    return f"resuming: {done} done, {started} continue, {total - done - started} to do"

@@ -66,8 +66,8 @@ def chosen_settings(study: Study, opts: Options) -> dict[str, Any]:
     """Return what the user set, with what follows from it."""
     settings = options.read_config(study, opts.config) if opts.config else {}
     settings |= options.parse_settings(study, opts.set)
-    if study.adjust is not None:
-        settings = {**study.adjust(settings, opts.chosen_scale()), **settings}
+    if study.settings.adjust is not None:
+        settings = {**study.settings.adjust(settings, opts.chosen_scale()), **settings}
     return settings
 
 
@@ -77,7 +77,7 @@ def private_settings(study: Study, opts: Options, settings: Mapping[str, Any]) -
         "data_dir": None if opts.data_dir is None else str(opts.data_dir.expanduser().resolve()),
         "skip_broken": opts.skip_broken,
     }
-    given |= {key: _located(settings[key]) for key in study.private if key in settings}
+    given |= {key: _located(settings[key]) for key in study.settings.private if key in settings}
     known = {field.name for field in dataclasses.fields(study.config)}
     return {key: value for key, value in given.items() if key in known}
 

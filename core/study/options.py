@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import docstring_parser
 import tyro
-from pydantic import TypeAdapter, ValidationError
 
 from core import instruction_set
 from core.cluster.slots import parse_memory
@@ -24,6 +23,7 @@ from core.study.declare import Study
 from core.trial.stopping import Stopping
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, some only 240
+ASHA = ("grace", "reduction_factor", "brackets")  # options that are rules of it alone
 MOST_TRIALS = 10_000  # planned at once, in the memory of the driver
 SEEDS = 2**63  # torch's generators and the tables' integers take all below
 
@@ -85,17 +85,8 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError for a value that no study can use."""
-        least = {
-            "seeds": 1,
-            "max_concurrent": 1,
-            "slot_cores": 1,
-            "max_retries": 0,
-            "grace": 1,
-            "reduction_factor": 2,
-            "brackets": 1,
-            "patience": 0,
-            "trials": 1,
-        }
+        least = dict.fromkeys(("seeds", "trials", "max_concurrent", "slot_cores", *ASHA), 1)
+        least |= {"max_retries": 0, "reduction_factor": 2, "patience": 0}
         for name, least_value in least.items():
             value = getattr(self, name)
             if value is not None and value < least_value:
@@ -158,7 +149,7 @@ def parse(study: Study, argv: Sequence[str]) -> Options:
 
 def take_action(study: Study, argv: Sequence[str]) -> tuple[str, list[str]]:
     """Return which of the study's actions `argv` asks for, if any, and `argv` without it."""
-    asked = [name for name in study.actions if f"--{name}" in argv]
+    asked = [name for name in study.settings.actions if f"--{name}" in argv]
     rest = [word for word in argv if word not in {f"--{name}" for name in asked}]
     return (asked[0] if asked else ""), rest
 
@@ -175,10 +166,10 @@ def spell_out(study: Study, argv: Sequence[str]) -> list[str]:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         flag = name.removeprefix("--").replace("_", "-")
-        if not name.startswith("--") or flag not in study.flags:
+        if not name.startswith("--") or flag not in study.settings.flags:
             spelled.append(word)
             continue
-        setting = study.flags[flag]
+        setting = study.settings.flags[flag]
         if not equals and types[setting] is bool:
             value = "true"
         elif not equals:
@@ -213,9 +204,9 @@ def settings_help(study: Study) -> str:
     for field in dataclasses.fields(study.config):
         default = "" if field.default is dataclasses.MISSING else f" = {_shown(field.default)}"
         lines.append(f"  {field.name}{default}: {meaning.get(field.name, '')}")
-    for flag, setting in study.flags.items():
+    for flag, setting in study.settings.flags.items():
         lines.append(f"--{flag} is short for --set {setting}=...")
-    for name, action in study.actions.items():
+    for name, action in study.settings.actions.items():
         first = (action.__doc__ or "").strip().partition("\n")[0]  # none under python -OO
         lines.append(f"--{name}: {first}")
     for name, part in study.parts.items():
@@ -234,11 +225,11 @@ def stopping(study: Study, opts: Options) -> Stopping:
     Raises:
         UserError: halving among trials that are compared, or a rule of ASHA without ASHA.
     """
-    fields = ("scheduler", "grace", "reduction_factor", "brackets", "patience")
-    given = {name: getattr(opts, name) for name in fields if getattr(opts, name) is not None}
-    rules = study.stopping
-    if opts.search is not None and study.search_stopping is not None:
-        rules = study.search_stopping
+    given = {name: getattr(opts, name) for name in (*ASHA, "scheduler", "patience")}
+    given = {name: value for name, value in given.items() if value is not None}
+    rules = Stopping(patience=study.scales[opts.chosen_scale()].patience)
+    if opts.search is not None and study.search is not None:
+        rules = study.search.stopping
     rules = dataclasses.replace(rules, **given)
     if rules.scheduler == "asha":
         if opts.search is None:
@@ -248,20 +239,17 @@ def stopping(study: Study, opts: Options) -> Stopping:
                 " or --patience N, which ends each trial on its own plateau"
             )
         return rules
-    for name in ("grace", "reduction_factor", "brackets"):
+    for name in ASHA:
         if name in given:
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(
-                f"{option} {given[name]}: a rule of --scheduler asha, which is not used"
-            )
+            option = f"--{name.replace('_', '-')} {given[name]}"
+            raise UserError(f"{option}: a rule of --scheduler asha, which is not used")
     return rules
 
 
 def compared(opts: Options) -> Options:
     """Return the options for trials that are compared, not searched: without a search's rules."""
-    return dataclasses.replace(
-        opts, search=None, scheduler=None, grace=None, reduction_factor=None, brackets=None
-    )
+    unset: dict[str, Any] = dict.fromkeys(("search", "scheduler", *ASHA))
+    return dataclasses.replace(opts, **unset)
 
 
 def read_config(study: Study, path: Path) -> dict[str, Any]:
@@ -338,6 +326,8 @@ def _typed(key: str, text: str, hint: Any, assignment: str) -> Any:
     kinds = typing.get_args(hint) or (hint,)
     if type(None) in kinds and text.strip().lower() == "none" and text not in _words(hint):
         return None
+    from pydantic import TypeAdapter, ValidationError  # here, as --help does without
+
     try:
         return TypeAdapter(hint).validate_strings(text)
     except ValidationError as e:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,8 +120,8 @@ def _chosen_parts(
             raise UserError(f"--part {part}: {study.name} has {', '.join(study.parts)}")
         return {part: study.parts[part]}, []
     chosen, notes = {}, []
-    compared = {key for p in study.parts.values() for key in p.grid} | {"seed", *study.private}
-    changed = sorted(settings.keys() - compared)
+    compared = {"seed", *(key for p in study.parts.values() for key in p.grid)}
+    changed = sorted(settings.keys() - compared - {*study.settings.private})
     for name, p in study.parts.items():
         if scale not in p.scales or (p.when and not settings.get(p.when)):
             continue
@@ -141,20 +141,18 @@ def _converted_rates(
     """Return the learning rates of a part for the optimiser that the user chose."""
     if "optimizer" not in settings:
         return {}
-    from core.training.recipe import converted_rate  # torch is not needed to declare a study
-
     known: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(study.config)}
     known |= stated
 
-    def convert(rate: Any) -> Any:
+    def convert(rate: Any, how: Callable[[float, Any, Any], float]) -> Any:
         if isinstance(rate, list):
-            return [convert(one) for one in rate]
-        return rate and converted_rate(rate, known["optimizer"], settings["optimizer"])
+            return [convert(one, how) for one in rate]
+        return rate and how(rate, known["optimizer"], settings["optimizer"])
 
-    return {name: convert(known[name]) for name in study.rates}
+    return {name: convert(known[name], how) for name, how in study.settings.rates.items()}
 
 
 def _complete(study: Study, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `config` with the defaults filled in, checked, without the private settings."""
     checked = vars(study.config(**config))
-    return {key: value for key, value in checked.items() if key not in study.private}
+    return {key: value for key, value in checked.items() if key not in study.settings.private}

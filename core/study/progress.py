@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -21,22 +21,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "…": "...", "±": "+-", "×": "x", "’": "'", "“": '"', "”": '"'}
 )
-
-
-class Listener(Protocol):
-    """What wants to know of the trials while they run."""
-
-    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
-        """Hear of one epoch of the trial `name`."""
-        ...
-
-    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
-        """Hear of the end of the trial `name`."""
-        ...
-
-    def tick(self) -> None:
-        """Be called often, also when nothing happened."""
-        ...
 
 
 class Patient:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,20 @@ from optuna.trial import TrialState, create_trial
 
 from core.errors import UserError
 from core.storage.files import remove, write_json
-from core.study.declare import Choice, Range
-from core.study.plan import Planned
+from core.study.declare import Choice, Study
+from core.study.plan import Plan, Planned, trial_name
 from core.trial import records
 
 DEFAULT = "default"  # the trial that runs the settings as they are, for comparison
+HOLDOUT = 0.1  # share of the training images that a search is scored on
+REPORTED_NOTE = (
+    "the search is done: its best and the default settings are trained on all training images and"
+    " scored on the validation images"
+)
 COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What is searched for.
-
-    Attributes:
-        space: setting -> range or choice.
-        trials: how many configurations are tried.
-        metric: the reported metric that is best at a trial's best epoch; `mode` says which way.
-        mode: "max" or "min".
-    """
-
-    space: Mapping[str, Range | Choice]
-    trials: int
-    metric: str
-    mode: str
-
-
-class Search:
+class Proposer:
     """Proposes configurations, each from its number and from what those before it came to.
 
     Nothing else goes into a proposal, so a search that is resumed proposes what an undisturbed one
@@ -48,38 +35,33 @@ class Search:
     trials hold what came of it.
 
     Args:
-        goal: what is searched for.
-        config: settings of every trial besides the searched ones.
+        study: the declaration; it has a search.
+        trials: how many configurations are tried.
+        first: the trial that runs the settings as they are.
         folder: the result folder.
-        check: raises UserError for a config that the trainable does not take.
-        recorded: the trials of `study.json`, of a search that is resumed.
-        uninformed: what `record` said of it under this name.
-        metric: `Planned.metric` of its trials.
+        declared: what `study.json` says; of a search that is resumed, also what was proposed.
 
     Raises:
-        UserError: what was proposed lies outside the space of the goal.
+        UserError: what was proposed lies outside the searched space.
     """
 
     def __init__(
-        self,
-        goal: Goal,
-        config: Mapping[str, Any],
-        folder: Path,
-        check: Callable[..., object] = dict,
-        recorded: Sequence[Mapping[str, Any]] = (),
-        uninformed: Sequence[str] = (),
-        metric: str = "",
+        self, study: Study, trials: int, first: Planned, folder: Path, declared: Mapping[str, Any]
     ):
-        self.metric = metric
-        self.goal, self.config, self.folder, self._check = goal, dict(config), folder, check
+        assert study.search is not None
+        self.space, self.trials, self.folder = study.search.space, trials, folder
+        self.config, self._check = dict(first.config), study.config
+        self._planned_metric, self.metric = first.metric, first.metric or study.metric
+        self._maximize = study.mode == "max"
+        self._best = max if self._maximize else min
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
         self._params = {
-            t["trial"]: {key: t["config"][key] for key in goal.space}
-            for t in recorded
+            t["trial"]: {key: t["config"][key] for key in self.space}
+            for t in declared["trials"]
             if t["part"] == "search" and t["trial"] != DEFAULT
         }
-        self.uninformed = set(uninformed)
+        self.uninformed = set(declared.get("search", {}).get("uninformed", ()))
         self._withdraw()
         self._optuna, self._numbers = self._known_to_optuna()
         self._failed = False
@@ -90,16 +72,14 @@ class Search:
 
     def propose(self) -> Planned | None:
         """Return a new configuration, or None when there are enough."""
-        if len(self._params) >= self.goal.trials:
+        if len(self._params) >= self.trials:
             return None
         free = (i for i in itertools.count() if _name(i) not in self._params)
         seed = next(free)
         name = _name(seed)
         # A sampler of its own: one that is kept would go on from wherever this process began.
         self._optuna.sampler = optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=max(3, self.goal.trials // 3),
-            constant_liar=True,
+            seed=seed, n_startup_trials=max(3, self.trials // 3), constant_liar=True
         )
         asked = self._optuna.ask(self._distributions())
         self._params[name] = dict(asked.params)
@@ -153,8 +133,7 @@ class Search:
             value = self._value(p.trial)
             if result.get("state") in COUNTED and value is not None:
                 found.append((value, p))
-        pick = max if self.goal.mode == "max" else min
-        return pick(found, key=lambda pair: pair[0])[1] if found else None
+        return self._best(found, key=lambda pair: pair[0])[1] if found else None
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
@@ -166,18 +145,13 @@ class Search:
         }
         return {
             "sampler": "TPE",
-            "trials": self.goal.trials,
-            "metric": self.goal.metric,
+            "trials": self.trials,
+            "metric": self.metric,
             "space": space,
             "default": {name: self.config.get(name) for name in self.space},
             # Proposed while what an earlier one, which had failed, comes to was not known.
             "uninformed": sorted(self.uninformed),
         }
-
-    @property
-    def space(self) -> Mapping[str, Range | Choice]:
-        """Return the searched settings."""
-        return self.goal.space
 
     def _withdraw(self) -> None:
         """Take back what failed and was proposed without the value of one that had failed.
@@ -196,7 +170,7 @@ class Search:
     def _known_to_optuna(self) -> tuple[optuna.Study, dict[str, int]]:
         """Return a study of Optuna with all that is known, and the number of each name in it."""
         study = optuna.create_study(
-            direction="maximize" if self.goal.mode == "max" else "minimize",
+            direction="maximize" if self._maximize else "minimize",
             storage=optuna.storages.InMemoryStorage(),
         )
         for name in self._in_order():
@@ -230,21 +204,71 @@ class Search:
             name: CategoricalDistribution(list(span.values))
             if isinstance(span, Choice)
             else FloatDistribution(span.low, span.high, log=span.log)
-            for name, span in self.goal.space.items()
+            for name, span in self.space.items()
         }
 
     def _value(self, name: str) -> float | None:
         """Return the metric at a trial's best epoch; None when no epoch has one."""
         rows = records.read_rows(self.folder / "trials" / name)
-        values = [row[self.goal.metric] for row in rows if row.get(self.goal.metric) is not None]
-        if not values:
-            return None
-        return max(values) if self.goal.mode == "max" else min(values)
+        values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
+        return self._best(values, default=None)
 
     def _planned(self, name: str) -> Planned:
         config = {**self.config, **self._params[name]}
         self._check(**config)
-        return Planned(name, "search", config, self.metric)
+        return Planned(name, "search", config, self._planned_metric)
+
+
+def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Plan:
+    """Return the plan of a search: the settings as they are, once, and then what is proposed.
+
+    Where the trainable can hold images out, a search is scored on a part of the training images:
+    what chooses settings is not what they are reported on.
+
+    Args:
+        study: the declaration.
+        planned: the plan of the study's grid; its first trial has the settings as they are.
+        settings: what the user set.
+
+    Raises:
+        UserError: the study has nothing to search, or is to search on the reported images.
+    """
+    if study.search is None:
+        raise UserError(f"--search: {study.name} names no settings to search: run its grid")
+    config, metric = dict(planned.trials[0].config), ""
+    if "holdout" in config:
+        config["holdout"] = settings.get("holdout", HOLDOUT)
+        if not config["holdout"]:
+            raise UserError(
+                "--set holdout=0: a search is never scored on the validation images: give the share"
+                f" of the training images that it is scored on, such as {HOLDOUT}"
+            )
+        metric = f"heldout_{study.metric.removeprefix('val_')}"
+    seeded = planned.trials if metric else planned.trials[:1]
+    seeds = dict.fromkeys(p.config["seed"] for p in seeded if "seed" in p.config)
+    grid = {"seed": list(seeds)} if seeds else {}
+    return Plan([Planned(DEFAULT, "search", config, metric)], grid, planned.notes)
+
+
+def reported(planned: Plan, search: Proposer) -> list[Planned]:
+    """Return the trials by which a search's outcome is reported: the default and the best.
+
+    Both are trained on all training images, over the study's seeds, and scored on the validation
+    images, which no trial of the search has seen. None where the search saw them, or found nothing.
+    """
+    best = search.best()
+    if "holdout" not in search.config or best is None:
+        return []
+    found = {name: best.config[name] for name in search.space}
+    return [
+        Planned(
+            trial_name({"reported": p.trial} | seed),
+            f"reported-{kind}",
+            {**search.config, "holdout": 0.0, **settings, **seed},
+        )
+        for kind, p, settings in (("default", planned.trials[0], {}), ("best", best, found))
+        for seed in ([{"seed": seed} for seed in planned.grid.get("seed", ())] or [{}])
+    ]
 
 
 def _name(number: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -28,9 +29,7 @@ def report(row: Row) -> None:
     trial = current.get()
     if trial is not None:
         trial.report(row)
-    else:
-        from ray import tune
-
+    elif tune := sys.modules.get("ray.tune"):  # loaded where Tune itself calls the trainable
         tune.report(row)
 
 

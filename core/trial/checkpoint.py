@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from core.errors import TrialError
-from core.storage.files import names, read_bytes, remove, write_bytes
+from core.storage.files import read_bytes, remove, write_bytes
+from core.trial.records import checkpoints
 
 KEPT = 2  # the newest, and one to fall back on should it be damaged
 
@@ -32,7 +33,7 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
     data = buffer.getvalue()
     path = folder / f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:32]}.pt"
     write_bytes(path, data)
-    for old in [p for p in _newest_first(folder) if p != path][KEPT - 1 :]:
+    for old in [p for p in checkpoints(folder) if p != path][KEPT - 1 :]:
         remove(old)
     return path
 
@@ -45,7 +46,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
         TrialError: a checkpoint is whole, but holds more than tensors and plain values.
     """
     damaged = []
-    for path in _newest_first(folder):
+    for path in checkpoints(folder):
         data = read_bytes(path)
         if hashlib.sha256(data).hexdigest()[:32] != path.stem.rpartition("-")[2]:
             damaged.append(path)
@@ -58,12 +59,6 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
                 " delete it if you did not put it there"
             ) from e
     return None, damaged
-
-
-def remove_all(folder: Path) -> None:
-    """Delete every checkpoint in `folder`."""
-    for path in _newest_first(folder):
-        remove(path)
 
 
 def rng_state() -> dict[str, Any]:
@@ -88,9 +83,3 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    # Not by `glob`, which finds nothing in a folder that cannot be read.
-    found = [name for name in names(folder) if name.startswith("epoch-") and name.endswith(".pt")]
-    return [folder / name for name in reversed(found)]

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DamagedError, StorageError, printable
-from core.storage.files import read_json, write_json
-from core.trial import checkpoint, worker
-from core.trial.running import Attempt, Row, Spec, Trial
+from core.storage.files import names, read_json, remove, write_json
+from core.trial.running import UNKNOWN_MEMORY, Attempt, Row, Spec, Trial
 
 
 def attempt_record(attempt: Attempt) -> dict[str, Any]:
@@ -42,16 +41,29 @@ def read_rows(folder: Path) -> list[Row]:
     return (_recorded(folder / "history.json") or {"rows": []})["rows"]
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of the trial in `folder`, the newest first."""
+    # Not by `glob`, which finds nothing in a folder that cannot be read.
+    found = [name for name in names(folder) if name.startswith("epoch-") and name.endswith(".pt")]
+    return [folder / name for name in reversed(found)]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete every checkpoint of the trial in `folder`."""
+    for path in checkpoints(folder):
+        remove(path)
+
+
 def write_result(spec: Spec, state: str, error: str) -> None:
     """Record the end of a trial whose process could not do so itself."""
     known = _recorded(spec.folder / "history.json") or {"rows": [], "seconds": 0.0}
     trial = Trial(spec, lambda row: None, known["rows"], known["seconds"])
     trial.facts = known.get("facts", {})
-    memory = worker.UNKNOWN_MEMORY if state == "failed" else known.get("memory", {})
+    memory = UNKNOWN_MEMORY if state == "failed" else known.get("memory", {})
     write_json(spec.folder / "result.json", ended(trial, state, error, memory))
     if state == "stopped":
         with contextlib.suppress(StorageError):
-            checkpoint.remove_all(spec.folder)
+            remove_checkpoints(spec.folder)
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ from core import numerics
 from core.errors import StorageError, TrialError
 from core.storage import mirror
 from core.storage.files import reserve, write_json, write_text
-from core.trial import checkpoint, worker
-from core.trial.records import attempt_record, ended
+from core.trial import worker
+from core.trial.records import attempt_record, ended, remove_checkpoints
 from core.trial.running import Attempt, Report, Spec, Trial, current
 
 RESERVE = 1 << 16  # bytes set aside, so that a full disk still takes the record of the failure
@@ -54,7 +54,7 @@ def run(
         worker.release()
         if state in ("finished", "stopped"):
             with contextlib.suppress(StorageError):  # what stays there takes room, no more
-                checkpoint.remove_all(spec.folder)
+                remove_checkpoints(spec.folder)
         write_json(spec.folder / "result.json", result)
 
 

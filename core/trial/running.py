@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from core.storage import mirror
 from core.storage.files import write_json
-from core.trial import worker
 from core.trial.stopping import plateau
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
+UNKNOWN_MEMORY: dict[str, float | None] = {"peak_memory_mib": None, "peak_allocated_mib": None}
 
 
 class Stateful(Protocol):
@@ -107,10 +107,22 @@ class Trial:
         return known | {"memory": self.peak_memory()}
 
     def peak_memory(self) -> dict[str, float | None]:
-        """Return the most memory in MiB: on the GPU, or in tensors during a step on a CPU."""
-        if self.step_bytes is None:
-            return worker.peak_memory()
-        return worker.UNKNOWN_MEMORY | {"peak_memory_mib": self.step_bytes / 2**20}
+        """Return the most memory in MiB: on the GPU, or in tensors during a step on a CPU.
+
+        `peak_memory_mib` is what torch reserved on the GPU since `worker.reset`,
+        `peak_allocated_mib` what its tensors took. On a CPU the trial counts its own
+        (`core.models.memory.counted`): a process keeps what trials before it took.
+        """
+        if self.step_bytes is not None:
+            return UNKNOWN_MEMORY | {"peak_memory_mib": self.step_bytes / 2**20}
+        import torch  # here, as who only reads records does without
+
+        if not torch.cuda.is_available():
+            return dict(UNKNOWN_MEMORY)
+        return {
+            "peak_memory_mib": torch.cuda.max_memory_reserved() / 2**20,
+            "peak_allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
+        }
 
     def seconds(self) -> float:
         """Return the seconds spent on this trial, in this process and those before."""

@@ -14,7 +14,6 @@ import torch
 
 from core import numerics
 
-UNKNOWN_MEMORY: dict[str, float | None] = {"peak_memory_mib": None, "peak_allocated_mib": None}
 _capped: int | None = None  # bytes on the GPU
 _warm = False
 atexit.register(gc.unfreeze)  # or libraries report what `reset` froze as leaked
@@ -59,21 +58,6 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     _release_heap()
-
-
-def peak_memory() -> dict[str, float | None]:
-    """Return the most memory, in MiB, that was in use on the GPU since `reset`; None without one.
-
-    `peak_memory_mib` is what torch reserved, `peak_allocated_mib` what its tensors took. On a CPU
-    the trial counts its own (`core.models.memory.counted`): a process keeps what trials before it
-    took.
-    """
-    if not torch.cuda.is_available():
-        return dict(UNKNOWN_MEMORY)
-    return {
-        "peak_memory_mib": torch.cuda.max_memory_reserved() / 2**20,
-        "peak_allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
-    }
 
 
 def memory_sentence(error: Exception) -> str:

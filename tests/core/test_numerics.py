@@ -121,10 +121,11 @@ def test_a_trial_keeps_the_digests_of_all_its_processes():
 
 def test_a_node_of_a_cluster_tells_its_digits(tmp_path):
     fleet.leave_token(tmp_path, "x")
-    told = fleet.look("0" * 8, fleet.Errand(tmp_path, None, "x"))
-    assert told["trouble"] == "" and fleet._other_digits(told, 1) == ""
-    told["numerics"] |= {"norms": "0"}
-    assert fleet._other_digits(told, 1) == "its CPU has other digits than the driver's: norms"
+    here = numerics.fingerprint(1).groups
+    told = fleet.look("0" * 8, fleet.Errand(tmp_path, None, "x", here))
+    assert told["trouble"] == "" and told["digits"] == ""
+    told = fleet.look("0" * 8, fleet.Errand(tmp_path, None, "x", {**here, "norms": "0"}))
+    assert told["digits"] == "its CPU has other digits than the driver's: norms"
 
 
 def test_readmes_digests_stand_in_the_docs():

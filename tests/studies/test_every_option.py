@@ -53,7 +53,7 @@ def options() -> list[str]:
     """Return every option of every command."""
     names = {field.name for field in dataclasses.fields(Options)}
     for study in STUDIES.values():
-        names |= {*study.flags, *study.actions}
+        names |= {*study.settings.flags, *study.settings.actions}
     for command in (browse, gradcam, hand_in, import_scores, watch):
         for field in dataclasses.fields(command.Options):
             if "Positional" not in str(field.type):

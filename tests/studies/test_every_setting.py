@@ -149,7 +149,7 @@ def test_settings_run_and_are_recorded(name, part, settings, places, tmp_path):
     assert set(trials.state) == {"finished"} and (trials.epochs_run > 0).all()
     configs = [p["config"] for p in read_json(folder / "study.json")["trials"]]
     for key, value in parse_settings(study, words).items():
-        if key not in study.private:
+        if key not in study.settings.private:
             used = {config[key] for config in configs}
             assert used == set(value if isinstance(value, list) else [value]), key
 

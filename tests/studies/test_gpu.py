@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,11 +45,13 @@ def test_a_trial_over_its_cap_fails_alone_and_leaves_the_card_free(tmp_path):
 
 
 def test_peaks_are_of_one_trial_and_memory_is_given_back():
+    spec = running.Spec("t", {}, {}, Path(), "val_accuracy", "max")
+    peak_memory = running.Trial(spec, lambda row: None).peak_memory
     worker.reset(0, 1, 2 * GIB)
     held = torch.ones(2**28, device="cuda")  # 1 GiB
-    first = worker.peak_memory()
+    first = peak_memory()
     assert 1024 <= (first["peak_allocated_mib"] or 0) <= (first["peak_memory_mib"] or 0) < 1200
     del held
     worker.release()
     worker.reset(0, 1, 2 * GIB)
-    assert (worker.peak_memory()["peak_memory_mib"] or 0) < 100
+    assert (peak_memory()["peak_memory_mib"] or 0) < 100

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from core.errors import Diverged
+from core.study import Data
 from core.study.command import command_line
 from tests.support import voc_results
 from tests.test_structure import STUDIES
@@ -32,8 +33,7 @@ def run(name: str, folder: Path, *arguments: str) -> list[int]:
     study = replace(
         importlib.import_module(f"studies.{name}").study,
         trainable=fail,
-        prepare=lambda settings: {"kind": "synthetic", "fingerprint": "x"},
-        check=None,
+        data=Data(lambda settings: {"kind": "synthetic", "fingerprint": "x"}),
     )
     command = ["--local", "--results-dir", str(folder), "--smoke", *arguments]
     return [command_line(study, [*command, *more]) for more in ([], ["--report-only"])]

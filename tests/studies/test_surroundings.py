@@ -25,6 +25,7 @@ from core import provenance
 from core.cluster import address as engine
 from core.errors import UserError
 from core.storage import cache, scratch
+from core.study import Data
 from core.study.command import command_line
 from core.study.progress import Progress, patient_output
 from tests.conftest import ROOT
@@ -49,15 +50,15 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     (here / "core").mkdir(parents=True)
     for name in ("__init__", "data", "trial"):
         (here / "core" / f"{name}.py").write_text("raise ImportError('not this core')")
-    toy = shlex.join([sys.executable, f"{ROOT}/tests/support/toy.py"])
-    toy += f" --results-dir {tmp_path}/there --seeds 2"
+    toy = [sys.executable, f"{ROOT}/tests/support/toy.py", "--results-dir", f"{tmp_path}/there"]
+    toy = shlex.join([*toy, "--seeds", "2"])
     started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {toy} --set pause=0.2"
     # Not the terminal as input: nohup would say so, fail to, and start nothing.
     started += " </dev/null >/dev/full 2>/dev/full"
     leader, terminal = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
     shell = subprocess.Popen(
-        ["setsid", "-c", "bash", "-ic", f"{started} & echo $! >{tmp_path}/pid; cat"],
+        ["setsid", "-c", "bash", "-ic", f"{started} & echo $! >../pid; cat"],
         cwd=here,
         env=environment,
         stdin=terminal,
@@ -166,14 +167,14 @@ def test_closed_outputs_are_none_of_the_files_opened_later(tmp_path):
 @pytest.mark.parametrize("ignored", [True, False])
 def test_an_ignored_hangup_stays_ignored(tmp_path, ignored):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    prepare = study.prepare
+    prepare = study.data.prepare
 
     def hang_up(settings):
         os.kill(os.getpid(), signal.SIGHUP)
         return prepare(settings)
 
     try:
-        other = replace(study, prepare=hang_up)
+        other = replace(study, data=Data(hang_up))
         arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1"]
         assert command_line(other, arguments) == (0 if ignored else 75)
         assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)

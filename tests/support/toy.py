@@ -17,7 +17,7 @@ from torch import nn
 
 from core import trial
 from core.errors import Diverged, TrialError, UserError
-from core.study import Part, Range, Scale, Study, main
+from core.study import Data, Part, Range, Scale, Search, Study, main
 from tests.support import faults
 
 _armed: list[bool] = []  # once per process
@@ -150,10 +150,10 @@ study = Study(
     config=Config,
     parts={"main": Part(grid={"kind": ["train"]})},
     scales={"demo": Scale(seeds=3), "full": Scale(seeds=3), "smoke": Scale(seeds=1)},
-    search={"lr": Range(1e-3, 0.3, log=True)},
     metric="val_accuracy",
     mode="max",
-    prepare=lambda settings: {"kind": "synthetic", "fingerprint": "toy"},
+    data=Data(prepare=lambda settings: {"kind": "synthetic", "fingerprint": "toy"}),
+    search=Search({"lr": Range(1e-3, 0.3, log=True)}),
     report=write_report,
 )
 

@@ -496,7 +496,7 @@ def test_the_labs_own_updates_wrap_and_the_users_do_only_with_wrap(birds, weight
     labs = plan(study, "full", "severity", None, {"batch_size": [8]})
     check_cells([p.config for p in labs.trials], described)
     given = {"batch_size": [8], "num_bn_updates": [50]}
-    asked = given | study.adjust(given, "full")  # pyrefly: ignore
+    asked = given | study.settings.adjust(given, "full")  # pyrefly: ignore
     with pytest.raises(UserError, match=r"num_bn_updates=50.*at most 3, or --wrap"):
         check_cells([p.config for p in plan(study, "full", None, None, asked).trials], described)
 

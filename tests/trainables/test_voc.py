@@ -357,7 +357,7 @@ def test_folds_are_described(pictures):
 
 def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
     arguments = ("--seeds", "2", "--set", "holdout=0.25", "epochs=1", "batch_size=15")
-    plain = replace(study, search_report=lambda folder: None)
+    plain = replace(study, search=replace(study.search, report=lambda folder: None))
     fixed = ["--local", "--data-dir", str(pictures), "--results-dir", str(tmp_path)]
     small = ["--weights", "none", "--name", "few", "--set", "image_size=32"]
     search = ["--search", "optuna", "--trials", "1"]

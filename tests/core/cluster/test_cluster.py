@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,10 +34,9 @@ def token(tmp_path_factory) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
-@pytest.fixture(scope="module")
-def cluster(token, tmp_path_factory):
-    """Start nodes with 2 x 11 GB, 1 x 24 GB and no cards; they share TOY_MARKER's folder."""
-    marks = tmp_path_factory.mktemp("marks")
+@contextlib.contextmanager
+def served(token: dict[str, str], marks: Path, *cards: str, python: str = sys.executable):
+    """Start nodes with these cards; they share TOY_MARKER's folder."""
     environment = (
         token
         | S3_KEYS
@@ -45,7 +46,7 @@ def cluster(token, tmp_path_factory):
             "TOY_GATHER": "21",
         }
     )
-    script = [sys.executable, "-c", SERVE, "2x11GB", "1x24GB", "0"]
+    script = [python, "-c", SERVE, *cards]
     process = subprocess.Popen(
         script,
         cwd=ROOT,
@@ -55,15 +56,22 @@ def cluster(token, tmp_path_factory):
         text=True,
     )
     try:
-        yield Cluster(process, environment)
+        yield Cluster(process, environment, python)
     finally:
         process.communicate("stop\n", timeout=60)
+
+
+@pytest.fixture(scope="module")
+def cluster(token, tmp_path_factory):
+    """Start nodes with 2 x 11 GB, 1 x 24 GB and no cards."""
+    with served(token, tmp_path_factory.mktemp("marks"), "2x11GB", "1x24GB", "0") as running:
+        yield running
 
 
 # In a process of its own: Ray's driver side would change this one's signals and environment.
 SERVE = """
 import os, sys
-from tests.cluster import nodes
+from tests.support.cluster import nodes
 with nodes() as running:
     def add(cards):  # results in an object store are copied to a folder of each node's own
         own = {"LABTUNE_MIRROR": os.environ["TOY_MARKER"] + "-mirror-of-" + cards}
@@ -83,8 +91,8 @@ with nodes() as running:
 
 
 class Cluster:
-    def __init__(self, process: subprocess.Popen, environment: dict[str, str]):
-        self.process, self.environment = process, environment
+    def __init__(self, process: subprocess.Popen, environment: dict[str, str], python: str):
+        self.process, self.environment, self.python = process, environment, python
         assert process.stdout is not None
         self.address = process.stdout.readline().strip()
 
@@ -95,7 +103,7 @@ class Cluster:
         assert self.process.stdout.readline().strip() == "done"
 
     def start(self, folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-        command = [sys.executable, "tests/support/toy.py", "--results-dir", str(folder)]
+        command = [self.python, "tests/support/toy.py", "--results-dir", str(folder)]
         return subprocess.Popen(
             [*command, "--address", self.address, *arguments],
             cwd=ROOT,
@@ -313,6 +321,16 @@ def test_results_in_an_object_store_survive_a_killed_worker(cluster, tmp_path, u
     pd.testing.assert_frame_equal(history(tmp_path), undisturbed)
 
 
+def test_nodes_whose_interpreter_lies_in_a_folder_with_spaces(token, tmp_path):
+    """Ray starts workers through a shell: unquoted they never start, and the study waits."""
+    spaced = tmp_path / "a path with spaces"
+    spaced.symlink_to(Path(sys.executable).parents[1])
+    with served(token, tmp_path, "0", python=str(spaced / "bin" / "python")) as cluster:
+        code, shown, errors = cluster.run(tmp_path / "results here", "--seeds", "1")
+    assert code == 0, shown + errors
+    assert "1 of 1 trials" in shown
+
+
 def test_what_cannot_work_is_refused_in_one_sentence(cluster, tmp_path):
     """Nothing is started, and each sentence names what to do."""
     code, _, errors = cluster.run(tmp_path, "--slot-memory", "30GiB")
@@ -338,10 +356,11 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
     other = tmp_path / "trainables"
     shutil.copytree(ROOT / "trainables", other)
     (other / "birds.py").write_text("# changed\n")
-    ray = Path(sys.executable).with_name("ray")
-    start = f"{ray} start --address={cluster.address} --num-cpus=1 --block"
+    ray = str(Path(sys.executable).with_name("ray"))
+    start = [ray, "start", f"--address={cluster.address}", "--num-cpus=1", "--block"]
+    hide = shlex.join(["mount", "--bind", str(other), f"{ROOT}/trainables"])
     node = subprocess.Popen(
-        ["unshare", "-rm", "bash", "-c", f"mount --bind {other} {ROOT}/trainables && exec {start}"],
+        ["unshare", "-rm", "bash", "-c", f"{hide} && exec {shlex.join(start)}"],
         env=os.environ | cluster.environment,
         stdout=subprocess.PIPE,
         text=True,

@@ -46,19 +46,21 @@ def history(folder: Path, name: str = "demo") -> pd.DataFrame:
 
 def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path):
     """A file system of 2 MiB, in a name space of its own, is filled in the middle of a trial."""
+    tmp_path /= "a path with spaces"
     disk = tmp_path / "disk"
-    disk.mkdir()
+    disk.mkdir(parents=True)
     # One at a time, so that it is known who finds the disk full.
-    toy = f"{shlex.quote(sys.executable)} tests/support/toy.py --results-dir {disk} --seeds 2"
-    toy += " --max-concurrent 1"
-    toy += " --set kind=train,fill"
+    one = ["--seeds", "2", "--max-concurrent", "1", "--set", "kind=train,fill"]
+    toy = shlex.join(command(disk, *one))
     script = f"""
-mount -t tmpfs -o size=2m tmpfs {disk}
-{toy} > {tmp_path}/first 2>&1; echo $? > {tmp_path}/codes
-cp -r {disk}/toy {tmp_path}/full
-rm {disk}/filler
-TOY_FILL=/nonexistent/filler {toy} --resume > {tmp_path}/second 2>&1; echo $? >> {tmp_path}/codes
-cp -r {disk}/toy {tmp_path}/resumed
+cd {shlex.quote(str(tmp_path))}
+toy() {{ (cd {shlex.quote(str(ROOT))} && {toy} "$@"); }}
+mount -t tmpfs -o size=2m tmpfs disk
+toy > first 2>&1; echo $? > codes
+cp -r disk/toy full
+rm disk/filler
+TOY_FILL=/nonexistent/filler toy --resume > second 2>&1; echo $? >> codes
+cp -r disk/toy resumed
 """
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no name spaces here: a small disk cannot be made")

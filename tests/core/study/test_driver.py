@@ -30,7 +30,7 @@ from core.data.images import ImageSet
 from core.errors import TrialError, UserError
 from core.generation.family import stream
 from core.storage import files
-from core.study import Part, collect
+from core.study import Data, Part, Settings, collect
 from core.study.command import command_line
 from core.study.options import parse_settings, read_config, settings_help
 from core.study.plan import plan, trial_name
@@ -414,7 +414,7 @@ def test_help_needs_no_docstrings():
         return 0
 
     assert act.__doc__ is None
-    shown = settings_help(replace(study, actions={"act": act}))
+    shown = settings_help(replace(study, settings=Settings(actions={"act": act})))
     assert "lr = 0.1" in shown and "--act:" in shown
 
 
@@ -464,7 +464,7 @@ def test_a_refused_study_leaves_nothing_behind(tmp_path):
     def refuse(settings):
         raise UserError("no data")
 
-    other = replace(study, prepare=refuse)
+    other = replace(study, data=Data(refuse))
     assert command_line(other, ["--local", "--results-dir", str(tmp_path / "results")]) == 2
     assert not list(tmp_path.rglob("demo"))
 
@@ -515,7 +515,7 @@ def test_a_changed_study_refuses_to_resume_and_shows_the_difference(tmp_path, ca
 def test_other_data_refuses_to_resume(tmp_path, capsys):
     arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1"]
     assert command_line(study, arguments) == 0
-    other = replace(study, prepare=lambda settings: {"fingerprint": "others"})
+    other = replace(study, data=Data(lambda settings: {"fingerprint": "others"}))
     assert command_line(other, [*arguments, "--resume"]) == 2
     assert "data: toy -> others" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.study import Part, options
+from core.study import Data, Part, Settings, options
 from core.study.command import command_line
 from core.study.plan import plan
 from tests.support import toy
@@ -49,11 +49,13 @@ study = dataclasses.replace(
     toy.study,
     config=Config,
     trainable=train,
-    prepare=prepare,
-    private=("data_dir", "weights"),
-    flags={"weights": "weights", "slow": "slow", "passes": "epochs"},
-    adjust=lambda settings, scale: {"pause": 0.25, "epochs": 3} if "lr" in settings else {},
-    actions={"check": check},
+    data=Data(prepare),
+    settings=Settings(
+        private=("data_dir", "weights"),
+        flags={"weights": "weights", "slow": "slow", "passes": "epochs"},
+        adjust=lambda settings, scale: {"pause": 0.25, "epochs": 3} if "lr" in settings else {},
+        actions={"check": check},
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from core.study import Range
+from core.study import Range, Search
 from core.study.command import command_line
 from core.trial import running
 from tests.conftest import ROOT
@@ -22,8 +22,10 @@ from tests.support.toy import study
 
 searching = dataclasses.replace(
     study,
-    search={"lr": Range(1e-3, 0.3, log=True)},
-    search_report=lambda folder: (folder / "report.html").write_text("searched"),
+    search=Search(
+        {"lr": Range(1e-3, 0.3, log=True)},
+        report=lambda folder: (folder / "report.html").write_text("searched"),
+    ),
 )
 
 
@@ -141,7 +143,7 @@ def test_what_a_failed_trial_comes_to_is_known_afterwards(tmp_path, whole):
 
 def test_a_space_that_has_changed_is_one_sentence(tmp_path, capsys):
     search(tmp_path, "--set", "kind=raise")
-    other = dataclasses.replace(searching, search={"lr": Range(0.2, 0.3)})
+    other = dataclasses.replace(searching, search=Search({"lr": Range(0.2, 0.3)}))
     command = ["--local", "--results-dir", str(tmp_path), "--set", "kind=raise", "--resume"]
     assert command_line(other, [*command, "--search", "optuna", "--trials", "6"]) == 2
     error = capsys.readouterr().err

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from core.cluster.tune import Halving
 from core.study import Study, options
 from core.study.command import command_line
 from core.study.options import Options
-from core.trial.stopping import Halving, Stopping, plateau
+from core.trial.stopping import Stopping, plateau
 from tests.conftest import ROOT
 from tests.support.toy import study
 
@@ -159,17 +160,14 @@ def test_rules_that_make_no_sense_are_refused(tmp_path, capsys, arguments, words
 
 @pytest.mark.parametrize("declared", studies(), ids=lambda declared: declared.name)
 def test_no_study_halves_what_it_compares(declared, tmp_path, capsys):
-    """Neither asked to nor by its own rules, and before its data are looked at."""
+    """Not even asked to, and before its data are looked at."""
     arguments = ["--local", "--results-dir", str(tmp_path)]
     assert command_line(declared, [*arguments, "--scheduler", "asha"]) == 2
-    assert "use it with --search" in capsys.readouterr().err
-    halving = replace(declared, stopping=ASHA)
-    assert command_line(halving, arguments) == 2
     assert "use it with --search" in capsys.readouterr().err
     assert options.stopping(declared, Options()).scheduler == "none"
 
 
 def test_a_study_without_a_search_says_so(tmp_path, capsys):
     arguments = ["--local", "--results-dir", str(tmp_path), "--search", "optuna"]
-    assert command_line(replace(study, search={}), arguments) == 2
+    assert command_line(replace(study, search=None), arguments) == 2
     assert "names no settings to search" in capsys.readouterr().err

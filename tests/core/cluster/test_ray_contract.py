@@ -1,0 +1,280 @@
+"""Every name, switch and private part of Ray and Tune that labtune stands on, and what we believe.
+
+A new Ray breaks here first. What shows only in a whole run is tested there: test_tune.py (the
+words of Ray's memory monitor, ports on loopback) and test_cluster.py (nodes that leave).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core import trial
+from core.cluster import SETTINGS, session, tune  # before ray, which reads SETTINGS
+
+# isort: split
+import ray
+from ray import cloudpickle
+from ray._private import ray_constants, services
+from ray._private.authentication import authentication_token_setup
+from ray._private.runtime_env.context import Language, RuntimeEnvContext
+from ray.job_config import JobConfig
+from ray.tune.callback import Callback
+from ray.tune.constants import TUNE_ENV_VARS
+from ray.tune.execution import class_cache, tune_controller
+from ray.tune.experiment import Trial
+from ray.tune.experimental.output import get_air_verbosity
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.result import AUTO_RESULT_KEYS
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+from ray.tune.tune import _setup_signal_catching
+from ray.tune.utils.callback import _create_default_callbacks
+
+from tests.conftest import ROOT
+from tests.support.toy import train_toy
+
+
+def parameters(function) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def test_settings_are_set_before_ray_is_loaded():
+    script = "import sys, core.cluster.session as s, os; from core.cluster import SETTINGS\n"
+    script += "assert all(os.environ[k] == v for k, v in SETTINGS.items()); s.ray"
+    unset = {key: value for key, value in os.environ.items() if key not in SETTINGS}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=unset, check=True)
+
+
+def test_exactly_one_module_knows_tune():
+    text = {p: p.read_text() for p in (ROOT / "core").rglob("*.py")}
+    known = [p.name for p, words in text.items() if "from ray import tune" in words]
+    known += [p.name for p, words in text.items() if "ray.tune." in words]
+    assert set(known) == {"tune.py"}
+
+
+def test_every_switch_is_one_that_this_ray_knows():
+    known = {
+        ray_constants.RAY_WORKER_NICENESS,
+        ray.train.constants.RAY_CHDIR_TO_TRIAL_DIR,
+        importlib.import_module("ray._common.usage.usage_constants").USAGE_STATS_ENABLED_ENV_VAR,
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
+        "RAY_DEDUP_LOGS_SKIP_REGEX",
+        *importlib.import_module("ray.air.constants").AIR_ENV_VARS,
+        *TUNE_ENV_VARS,
+    }
+    assert SETTINGS.keys() <= known
+
+
+def test_switches_of_ray_have_their_effect():
+    assert ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV is False
+    assert SETTINGS["RAY_DEDUP_LOGS_SKIP_REGEX"] == ray_constants.RAY_DEDUP_LOGS_SKIP_REGEX
+    usage = importlib.import_module("ray._common.usage.usage_lib")
+    assert not usage.usage_stats_enabled()
+    # Workers are told by the driver not to change their folder.
+    assert ray.train.constants.RAY_CHDIR_TO_TRIAL_DIR in class_cache.ENV_VARS_TO_PROPAGATE
+
+
+def test_switches_of_tune_have_their_effect():
+    verbosity = get_air_verbosity(0)
+    assert verbosity is None  # the old output, which `Silent` replaces
+    ours = [tune.Silent(), JsonLoggerCallback()]
+    assert _create_default_callbacks(list(ours), air_verbosity=verbosity) == ours
+    assert tune_controller._get_max_pending_trials(None) == 10_000
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        _setup_signal_catching()
+        assert signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "names"),
+    [
+        (tune.Next, Searcher, ["suggest", "on_trial_complete", "save", "restore"]),
+        (tune.Watch, FIFOScheduler, ["on_trial_result", "choose_trial_to_run"]),
+        (
+            tune.Tell,
+            Callback,
+            ["on_step_end", "on_trial_result", "on_trial_complete", "on_trial_error"],
+        ),
+        (
+            tune.Silent,
+            TrialProgressCallback,
+            ["on_trial_result", "on_trial_complete", "on_trial_error"],
+        ),
+    ],
+)
+def test_what_tune_calls_has_the_parameters_that_tune_gives(ours, base, names):
+    for name in names:
+        takes = inspect.signature(getattr(ours, name))
+        if {p.kind for p in takes.parameters.values()} >= {inspect.Parameter.VAR_POSITIONAL}:
+            assert hasattr(base, name)
+            continue
+        gives = inspect.signature(getattr(base, name)).parameters.values()
+        arguments = [None] * sum(p.kind == p.POSITIONAL_OR_KEYWORD for p in gives)
+        takes.bind(*arguments)
+        takes.bind(None, **{p.name: 1 for p in list(gives)[1:] if p.kind != p.VAR_KEYWORD})
+
+
+def test_names_on_trials_and_decisions():
+    assert Searcher.FINISHED == "FINISHED"  # None: ask again
+    assert (FIFOScheduler.STOP, FIFOScheduler.CONTINUE) == ("STOP", "CONTINUE")
+    assert Trial.PENDING == "PENDING"
+    trial = Trial("x", stub=True)
+    assert {"trial_id", "config", "status"} <= set(dir(trial))
+    assert callable(trial.get_pickled_error)
+    controller = tune_controller.TuneController
+    assert "trial" in parameters(controller.stop_trial)
+    assert not parameters(controller.get_live_trials) - {"self"}
+    added = {"training_iteration", "time_total_s", "pid", "hostname", "node_ip", "config"}
+    assert added <= set(AUTO_RESULT_KEYS) and not {"epoch", "seconds"} & set(AUTO_RESULT_KEYS)
+
+
+def test_what_a_trial_raised_is_the_cause_of_what_tune_stores():
+    error = ray.exceptions.RayTaskError("train", "Traceback", OSError("disk full"))
+    assert isinstance(error.cause, OSError)
+    # A process that is gone has no such cause: the trial is started again.
+    assert getattr(ray.exceptions.RayActorError(), "cause", None) is None
+
+
+def test_tune_pickles_what_it_is_given_without_the_dispatch():
+    for ours in (tune.Next, tune.Watch, tune.Tell):
+        kept = cloudpickle.loads(cloudpickle.dumps(ours(object())))  # type: ignore[arg-type]
+        assert type(kept) is ours and not hasattr(kept, "dispatch")
+
+
+def test_what_tuner_takes():
+    from ray import tune as theirs
+
+    assert {"search_alg", "scheduler", "num_samples", "reuse_actors"} <= parameters(
+        theirs.TuneConfig
+    )
+    taken = {"name", "storage_path", "verbose", "failure_config", "callbacks"}
+    assert taken <= parameters(theirs.RunConfig)
+    assert "max_failures" in parameters(theirs.FailureConfig)
+    slot = {"cpu": 1.0, "gpu": 0.2, "node": "abc"}
+    factory = tune._resources({"slot": slot})  # the bundle goes to the node that it names
+    assert factory.bundles == [{"CPU": 1.0, "GPU": 0.2}]
+    assert importlib.import_module("ray.util.placement_group").NODE_ID_LABEL_KEY == (
+        "ray.io/node-id"
+    )
+    assert callable(theirs.with_resources(lambda config: None, tune._resources))
+
+
+def test_asha_keeps_rungs_by_trial_and_draws_from_numpy():
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
+    asha = AsyncHyperBandScheduler("epoch", "acc", "max", max_t=8, reduction_factor=2, brackets=2)
+    generator = np.random.RandomState(0)
+    np.random.seed(0)
+    asha.on_trial_add(None, tune._Named("a"))
+    bracket = asha._trial_info["a"]
+    generator.random_sample()
+    assert np.random.random_sample() == generator.random_sample()  # it drew one number
+    milestones = [rung for rung, _ in bracket._rungs]
+    assert milestones == sorted(milestones, reverse=True) and milestones[0] <= 8
+    assert bracket.cutoff({}) is None and bracket.cutoff({"x": 1.0, "y": 3.0}) == 2.0
+    assert asha.on_trial_result(None, tune._Named("a"), {"epoch": 8, "acc": 1}) == "STOP"
+    assert asha.on_trial_result(None, tune._Named("a"), {"acc": 1}) == "CONTINUE"
+
+
+def test_what_ray_init_takes():
+    taken = {"address", "num_cpus", "include_dashboard", "object_store_memory", "runtime_env"}
+    assert taken | {"job_config", "logging_level", "log_to_driver"} <= parameters(ray.init)
+    assert "_temp_dir" in inspect.getsource(ray.init)
+    assert "warn_if_disabled" in parameters(
+        authentication_token_setup.maybe_enable_token_auth_if_token_available
+    )
+    assert "addr" in parameters(services.canonicalize_bootstrap_address)
+
+
+def test_ray_takes_this_for_a_system_without_clusters_and_listens_on_loopback(monkeypatch):
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    assert services.get_node_ip_address() in ("127.0.0.1", "::1")
+
+
+def test_ray_adds_its_folders_to_the_list_that_it_is_given():
+    """Not to a copy: ours puts them before the checkout, and the last one counts most."""
+    config = session._our_modules_first()
+    assert isinstance(config, JobConfig)
+    config._py_driver_sys_path.extend(["/somewhere", os.getcwd()])
+    assert config._py_driver_sys_path[0] == "/somewhere"
+    assert config._py_driver_sys_path[-1] == str(ROOT)
+    connect = inspect.getsource(importlib.import_module("ray._private.worker").connect)
+    assert "job_config._py_driver_sys_path.extend(" in connect
+
+
+def test_a_worker_is_started_by_a_shell_that_reads_the_interpreter_as_it_is(monkeypatch, tmp_path):
+    """Whence `session._interpreter`; should Ray quote it one day, ours must not."""
+    spaced = tmp_path / "a path with spaces"
+    spaced.symlink_to(Path(sys.executable).parent)
+    python = spaced / Path(sys.executable).name
+    monkeypatch.setattr(sys, "executable", str(python))
+    given = session._interpreter()
+    assert given == {"py_executable": shlex.quote(str(python))}
+    started = []
+    monkeypatch.setattr(os, "execvp", lambda file, args: started.append(args))
+    for interpreter in (given["py_executable"], None):
+        context = RuntimeEnvContext(py_executable=interpreter)
+        context.exec_worker(["-c", "print(6 * 7)"], Language.PYTHON)
+    shown = [subprocess.run(c, capture_output=True, text=True).stdout for c in started]
+    assert shown == ["42\n", ""]
+
+
+def test_names_of_errors_and_of_what_a_fleet_asks():
+    for name in (
+        "AuthenticationError",
+        "NodeDiedError",
+        "OutOfMemoryError",
+        "RayError",
+        "TaskUnschedulableError",
+        "WorkerCrashedError",
+    ):
+        assert issubclass(getattr(ray.exceptions, name), Exception)
+    pinned = importlib.import_module("ray.util.scheduling_strategies")
+    assert {"node_id", "soft"} <= parameters(pinned.NodeAffinitySchedulingStrategy)
+    sdk = importlib.import_module("ray.autoscaler.sdk")
+    assert "bundles" in parameters(sdk.request_resources)
+
+
+def tell(config):
+    """Train the toy as Tune's own trainable, after a row on what the worker is like."""
+    trial.report({"nice": os.nice(0), "folder": os.getcwd(), "epoch": 0})
+    train_toy(config)
+
+
+@pytest.mark.ray
+def test_a_trainable_that_tune_itself_calls_reports_to_it(tmp_path, monkeypatch):
+    """And what a node says of itself, and what the switches of workers do."""
+    from ray import tune as theirs
+
+    monkeypatch.chdir(tmp_path)
+    with session._started():
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        (node,) = ray.nodes()
+        assert {"NodeID", "Alive", "Resources", "Labels", "NodeManagerHostname"} <= node.keys()
+        assert node["Alive"] and node["Resources"]["CPU"] >= 1
+        callbacks = [tune.Silent(), JsonLoggerCallback()]
+        config = theirs.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=callbacks)
+        theirs.Tuner(tell, param_space={"epochs": 3}, run_config=config).fit()
+    (file,) = tmp_path.rglob("result.json")
+    first, *rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert first.keys() - tune.TUNES_OWN == {"nice", "folder", "epoch"}  # all else is Tune's own
+    assert first["nice"] == os.nice(0)
+    assert first["folder"] == str(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[0]["val_accuracy"] > 0

@@ -1,0 +1,160 @@
+"""The process in which data are prepared: errors, output, its end; the driver stays light."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import instruction_set
+from core.errors import UserError
+from core.study import Data
+from core.study.apart import Apart
+from core.study.command import command_line
+from tests.conftest import ROOT
+from tests.support.toy import study
+
+
+def refuse(settings):
+    raise UserError(f"--data-dir {settings['data_dir']}: no images there")
+
+
+def wait(settings):
+    """Print who waits, once it does."""
+    print(os.getpid())
+    sys.stdout.flush()
+    time.sleep(120)
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from core.study import Data
+from core.study.command import command_line
+from tests.core.study.test_apart import wait
+from tests.support.toy import study
+sys.exit(command_line(replace(study, data=Data(wait)), sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def apart():
+    process = Apart()
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def test_it_answers_with_values_of_a_process_that_computes_as_ours(apart):
+    pid, pinned, missing = apart(
+        lambda names: (os.getpid(), {n: os.environ.get(n) for n in names}, "torch" in sys.modules),
+        tuple(instruction_set.PIN),
+    )
+    assert pid != os.getpid() and not missing
+    assert pinned == {name: os.environ.get(name) for name in instruction_set.PIN}
+    assert apart(os.getpid) == pid  # one process for all: what it has read is still there
+
+
+def test_what_it_raises_is_raised_here_and_it_goes_on(apart):
+    with pytest.raises(UserError, match=r"^--data-dir x: no images there$"):
+        apart(refuse, {"data_dir": "x"})
+    with pytest.raises(ZeroDivisionError) as told:
+        apart(lambda: 1 / 0)
+    assert "in <lambda>" in told.value.__notes__[0]  # where, in the other process
+    assert apart(int, "7") == 7
+
+
+def test_a_process_that_dies_is_one_sentence(apart):
+    with pytest.raises(UserError, match=r"died \(exit code -9\)"):
+        apart(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_it_is_ended_in_mid_work():
+    process = Apart()
+    child = psutil.Process(process._process.pid)
+    apart_id = process(os.getpid)
+    process._link.send_bytes(pickle.dumps((time.sleep, (120,))))
+    process.close()
+    process.close()
+    assert apart_id == child.pid and not child.is_running()
+
+
+def test_a_refusal_is_one_sentence_and_exit_code_2(tmp_path, capfd):
+    other = replace(study, data=Data(refuse))
+    arguments = ["--results-dir", str(tmp_path / "results")]
+    assert command_line(other, [*arguments, "--data-dir", str(tmp_path)]) == 2
+    assert capfd.readouterr().err == f"--data-dir {tmp_path}: no images there\n"
+    assert not list(tmp_path.rglob("demo"))
+
+
+def test_output_comes_in_order_and_ends_nothing(tmp_path):
+    script = "from core.study.apart import Apart; a = Apart()\nprint('one')\n"
+    script += "a(print, 'two'); print('three'); a(print, 'four\\u2026'); a.close()\n"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", script]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (shown.stdout, shown.stderr) == ("one\ntwo\nthree\nfour...\n", "")
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGKILL", -9)])
+def test_it_ends_with_its_driver(tmp_path, sent, code):
+    """From a terminal, a batch system, or the system itself when memory is short."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "--results-dir", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    child = psutil.Process(int(driver.stdout.readline()))
+    driver.send_signal(getattr(signal, sent))
+    _, gone = psutil.wait_procs([child], timeout=20)
+    assert not gone
+    _, shown = driver.communicate(timeout=20)
+    assert driver.returncode == code
+    assert "Traceback" not in shown and ("nothing finished is lost" in shown) == (code > 0)
+    assert not list(tmp_path.rglob("study.json"))
+
+
+def test_a_driver_loads_no_torch_and_help_nothing_heavy():
+    def loaded(*modules: str) -> set[str]:
+        heavy = "('torch', 'torchvision', 'ray', 'pandas', 'matplotlib', 'numpy', 'optuna')"
+        script = f"import sys, {', '.join(modules)}\n"
+        script += f"print(*[name for name in {heavy} if name in sys.modules])"
+        command = [sys.executable, "-c", script]
+        return set(subprocess.check_output(command, cwd=ROOT, text=True).split())
+
+    assert loaded("core.study", "core.study.options", "core.study.command") == set()
+    driver = loaded("core.study.driver", "core.cluster.session", "core.cluster.tune")
+    assert "ray" in driver and not driver & {"torch", "torchvision", "matplotlib"}
+
+
+def test_paths_are_the_drivers(tmp_path):
+    """A folder with a `core` of its own, as a user's project may be."""
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "__init__.py").write_text("raise SystemExit('not ours')")
+    script = f"import sys; sys.path[:] = [{str(ROOT)!r}, *sys.path[1:]]\n"
+    script += "from core.study.apart import Apart; a = Apart(); print(a(abs, -3)); a.close()"
+    shown = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
+    assert shown == "3\n"
+
+
+def test_the_interpreter_may_lie_in_a_folder_with_spaces(tmp_path):
+    spaced = tmp_path / "a path with spaces"
+    spaced.symlink_to(Path(sys.executable).parents[1])
+    script = "from core.study.apart import Apart; a = Apart(); print(a(abs, -3)); a.close()"
+    command = [str(spaced / "bin" / "python"), "-c", script]
+    shown = subprocess.check_output(
+        command, cwd=ROOT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert shown == "3\n"
