@@ -31,7 +31,7 @@ from core.storage.files import write_json
 from core.study import Part, Scale, Study
 from core.study.driver import run
 from core.study.options import Options
-from core.training.epoch import evaluate, train_epoch
+from core.training.epoch import cross_entropy, evaluate, train_epoch
 from core.training.recipe import RECIPES, optimizer_and_schedule
 from core.trial import worker
 from trainables.birds import Config, describe_images, images, train_birds
@@ -79,13 +79,13 @@ def bare_images_per_second() -> float:
     train = Batches(sets[0], cfg.batch_size, device, train=True)
     val = Batches(sets[1], cfg.batch_size, device)
     optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], cfg.epochs * len(train))
-    classes = len(sets[0].classes)
+    task = cross_entropy(len(sets[0].classes))
     for epoch in range(1, cfg.epochs + 1):
         train_epoch(
-            model, train.epoch(epoch), optimizer, schedule,
-            epoch=epoch, num_classes=classes, max_norm=RECIPES["good"].max_norm,
+            model, train.epoch(epoch), optimizer, schedule, task,
+            epoch=epoch, max_norm=RECIPES["good"].max_norm,
         )  # fmt: skip
-        evaluate(model, val.epoch(epoch), num_classes=classes)
+        evaluate(model, val.epoch(epoch), task)
     return _trained_images() / (time.monotonic() - start)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core import trial
 from core.data import folds
@@ -20,7 +18,7 @@ from core.data.synthetic import birds
 from core.errors import UserError
 from core.models import memory
 from core.models.resnet import resnet
-from core.training.epoch import evaluate, grad_scaler, train_epoch
+from core.training.epoch import cross_entropy, grad_scaler, score, train_epoch
 from core.training.recipe import RECIPES, OptimizerName, Precision, optimizer_and_schedule, override
 from core.trial import worker
 
@@ -132,7 +130,7 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     seen = Batches(train_set, cfg.batch_size, **shared)
     val = Batches(val_set, cfg.batch_size, **shared)
 
-    way = estimate(cfg, classes)
+    way = step(cfg, classes).fit()
     model = resnet(cfg.n, classes, cfg.norm).to(device)
     model.recompute = way.recompute
     if cfg.channels_last:
@@ -146,42 +144,32 @@ def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> 
     scaler, kept = grad_scaler(device, way.precision), trial.Best()
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept}
-    done = trial.restore(state)
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
-
-    def score(batches: Batches, prefix: str) -> tuple[dict[str, float], Tensor]:
-        known = {"num_classes": classes, "precision": way.precision}
-        return evaluate(network, batches.epoch(0), prefix=prefix, **known)
-
-    for epoch in range(done + 1, cfg.epochs + 1):
-        if trial.stopped():
-            break
-        start = time.monotonic()
-        row: dict[str, Any] = {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
-        shown = train.epoch(epoch)
+    task, name = cross_entropy(classes), "heldout" if cfg.holdout else "val"
+    scored = ({"train": seen} if cfg.train_eval else {}) | {name: val}
+    for row in trial.epochs(state, cfg.epochs, report):
+        row["lr"] = schedule.get_last_lr()[0]
+        shown = train.epoch(row["epoch"])
         if not cfg.compile:  # the compiler would stand back while steps are counted
-            shown = trial.counted(shown, model)
+            shown = memory.counted(shown, trial.step_counter(), model)
         row |= train_epoch(
             network,
             shown,
             optimizer,
             schedule,
-            epoch=epoch,
-            num_classes=classes,
+            task,
+            epoch=row["epoch"],
             precision=way.precision,
             scaler=scaler,
             max_norm=recipe.max_norm,
             accumulate=cfg.accumulate,
         )
-        if cfg.train_eval:
-            row |= score(seen, "train_")[0]
-        metrics, scores = score(val, "heldout_" if cfg.holdout else "val_")
-        row |= metrics | {"seconds": time.monotonic() - start}
-        kept.add(row, scores)
-        trial.save(state, row)
-        report(row)
+        metrics, logits = score(network, scored, task, way.precision)
+        row |= metrics
+        kept.add(row, logits[name])
     trial.load_best(model)
-    trial.note(scores_epoch=kept.epoch, **score(seen, "best_train_")[0])
+    best = score(network, {"best_train": seen}, task, way.precision)[0]
+    trial.note(scores_epoch=kept.epoch, **best)
     trial.save_predictions(
         kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, kept.named()
     )
@@ -215,26 +203,20 @@ def share_slot(
     if half == "float32":
         half = "bfloat16" if bfloat16 else "float16"
 
-    def step(cfg: Config) -> Callable[[Mapping[str, Any]], int]:
-        return lambda settings: estimate(replace(cfg, **settings), classes).estimate
-
-    named = {
-        f"norm={cfg.norm}: batch {cfg.batch_size} at {cfg.image_size}x{cfg.image_size}": step(cfg)
+    steps = {
+        f"norm={cfg.norm}: batch {cfg.batch_size} at {cfg.image_size}x{cfg.image_size}": step(
+            cfg, classes
+        )
         for cfg in cfgs
     }
-    return memory.share(named, slot, half)
+    return memory.share(steps, slot, half)
 
 
-def estimate(cfg: Config, classes: int) -> memory.Fit:
-    """Return what a training step of a trial is expected to take."""
-    measured = functools.partial(_measured, cfg.norm, cfg.n, classes, cfg.image_size)
+def step(cfg: Config, classes: int) -> memory.Step:
+    """Return the training step of a trial."""
     part = -(-cfg.batch_size // cfg.accumulate)
-    return memory.fit(measured, cfg.image_size, part, cfg.precision, cfg.recompute)
-
-
-@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
-def _measured(norm: str, n: int, classes: int, size: int, recompute: bool) -> memory.Line:
-    return memory.measure(lambda: resnet(n, classes, norm), size, recompute)
+    model = (cfg.n, classes, cfg.norm)
+    return memory.Step(resnet, model, cfg.image_size, part, cfg.precision, cfg.recompute)
 
 
 def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:

@@ -28,9 +28,9 @@ from core.layers.freezing import (
     trained_part,
     weights_digest,
 )
-from core.models import pretrained
+from core.models import memory, pretrained
 from core.models.small_cnn import Form, SmallCNN, without_gradient
-from core.training.epoch import evaluate, grad_scaler, train_epoch
+from core.training.epoch import cross_entropy, grad_scaler, score, train_epoch
 from core.training.recipe import RECIPES, OptimizerName, Precision, optimizer_and_schedule, override
 from core.trial import worker
 
@@ -151,41 +151,33 @@ def train_cifar(config: dict[str, Any], report: trial.Report = trial.report) -> 
     trial.note(**digests(network, "before"))  # of the start, also when the trial is resumed
     state = {"model": network, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept}
-    done = trial.restore(state)
-
-    def score(batches: Batches, prefix: str) -> tuple[dict[str, float], Tensor]:
-        known = {"num_classes": classes, "precision": cfg.precision}
-        return evaluate(model, batches.epoch(0), prefix=prefix, **known)
-
-    for epoch in range(done + 1, cfg.epochs + 1):
-        if trial.stopped():
-            break
+    task = cross_entropy(classes)
+    scored = {"train": seen, "val": val} if cfg.train_eval else {"val": val}
+    for row in trial.epochs(state, cfg.epochs, report):
         start = time.monotonic()
-        row: dict[str, Any] = {"epoch": epoch, "step_lr": schedule.get_last_lr()[0]}
+        row["step_lr"] = schedule.get_last_lr()[0]
+        shown = merge_single(train.epoch(row["epoch"]))
         row |= train_epoch(
             model,
-            trial.counted(merge_single(train.epoch(epoch)), network),
+            memory.counted(shown, trial.step_counter(), network),
             optimizer,
             schedule,
-            epoch=epoch,
-            num_classes=classes,
+            task,
+            epoch=row["epoch"],
             precision=cfg.precision,
             scaler=scaler,
             max_norm=recipe.max_norm,
         )
         trained = time.monotonic() - start
-        if cfg.train_eval:
-            row |= score(seen, "train_")[0]
-        metrics, scores = score(val, "val_")
-        row |= metrics | {"train_seconds": trained, "seconds": time.monotonic() - start}
-        kept.add(row, scores)
-        trial.save(state, row)
-        report(row)
+        metrics, logits = score(model, scored, task, cfg.precision)
+        row |= metrics | {"train_seconds": trained}
+        kept.add(row, logits["val"])
     trial.note(**digests(network, "after"))
     trial.load_best(network)
     if cfg.model == "cnn":  # of the weights whose scores are stored, with which it is compared
         trial.note(training_mode_accuracy=training_mode_accuracy(network, val.epoch(0)))
-    trial.note(scores_epoch=kept.epoch, **score(seen, "best_train_")[0])
+    best = score(model, {"best_train": seen}, task, cfg.precision)[0]
+    trial.note(scores_epoch=kept.epoch, **best)
     shown = sets["val"]
     trial.save_predictions(
         kept.scores.numpy(), shown.labels, shown.files, shown.classes, kept.named()

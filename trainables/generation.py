@@ -27,7 +27,7 @@ from core.generation.copies import threshold
 from core.generation.family import Draws, Family, slerp, stream
 from core.generation.features import Reference, copying, quantised, scaled
 from core.generation.quality import NEIGHBOURS, frechet, moments
-from core.models import pretrained
+from core.models import memory, pretrained
 from core.training.recipe import OptimizerName
 from core.trial import worker
 
@@ -193,11 +193,8 @@ def train_generator(config: dict[str, Any], report: trial.Report = trial.report)
     state |= {"kept": kept}
     asked = wanted(pictures.labels.cpu(), pictures.reference.count)
     columns = shown_labels(len(pictures.names))
-    for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
-        if trial.stopped():
-            break
-        start = time.monotonic()
-        row: dict[str, Any] = {"epoch": epoch}
+    for row in trial.epochs(state, cfg.epochs, report):
+        epoch = row["epoch"]
         row |= train_epoch(cfg, family, pictures, draws, epoch)
         trained = time.monotonic()
         made = quantised(family.sample(asked, _generator(cfg, _SAMPLES)))
@@ -205,10 +202,7 @@ def train_generator(config: dict[str, Any], report: trial.Report = trial.report)
         row |= pictures.reference.measure(made, asked if cfg.conditional else None)
         grids.images.append(quantised(family.sample(columns, _generator(cfg, _SHOWS))))
         trial.save_picture("samples", epoch, grid_png(grids.images[-1]))
-        row["seconds"] = time.monotonic() - start
         kept.add(row)
-        trial.save(state, row)
-        report(row)
     trial.load_best(family.average.network)
     trial.note(scores_epoch=kept.epoch)
     keep(cfg, family, pictures, grids, asked, columns, kept)
@@ -225,7 +219,8 @@ def train_epoch(
     sums: dict[str, Tensor] = {}
     steps = 0
     networks = (*family.networks.values(), family.average.network)
-    for images, labels in trial.counted(batches(cfg, pictures, draws["order"]), *networks):
+    shown = batches(cfg, pictures, draws["order"])
+    for images, labels in memory.counted(shown, trial.step_counter(), *networks):
         losses = family.train_step(images, labels, draws["noise"])
         steps += 1
         for name, value in losses.items():

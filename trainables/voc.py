@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from core.data import images as data
 from core.data.decoding import Fit
 from core.data.synthetic import scenes
 from core.errors import UserError
-from core.models import pretrained
+from core.models import memory, pretrained
 from core.training import recipe
-from core.training.epoch import grad_scaler
-from core.training.multilabel import LabelledImages, Loss, balance, evaluate, make_loss, train_epoch
+from core.training.epoch import grad_scaler, score, train_epoch
+from core.training.multilabel import LabelledImages, balance, make_loss, pair_loss
 from core.training.recipe import OptimizerName, Precision, Shape, lr_schedule
 from core.trial import worker
 
@@ -169,36 +168,31 @@ def train_voc(config: dict[str, Any], report: trial.Report = trial.report) -> No
     kept: trial.Best | Every = trial.Best() if cfg.fold is None else Every()
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept}
-    for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
-        if trial.stopped():
-            break
-        start = time.monotonic()
-        body, head = schedule.get_last_lr()
-        row: dict[str, Any] = {"epoch": epoch, "lr": body, "head_lr": head}
+    task = pair_loss(loss)
+    for row in trial.epochs(state, cfg.epochs, report):
+        row["lr"], row["head_lr"] = schedule.get_last_lr()
         row |= train_epoch(
             model,
-            trial.counted(train.epoch(epoch), model),
+            memory.counted(train.epoch(row["epoch"]), trial.step_counter(), model),
             optimizer,
             schedule,
-            loss,
-            epoch=epoch,
+            task,
+            epoch=row["epoch"],
             precision=cfg.precision,
             scaler=scaler,
             max_norm=cfg.max_norm,
         )
-        metrics, logits = score(model, scored, loss, cfg.precision)
+        metrics, logits = score(model, scored, task, cfg.precision)
         if isinstance(kept, Every):
             kept.add(logits)
-            metrics = {key: value for key, value in metrics.items() if not key.startswith("val_")}
-        row |= metrics | {"seconds": time.monotonic() - start}
-        if isinstance(kept, trial.Best):
+            row |= {key: value for key, value in metrics.items() if not key.startswith("val_")}
+        else:
+            row |= metrics
             kept.add(row, logits[name])
-        trial.save(state, row)
-        report(row)
     if isinstance(kept, trial.Best):
         trial.load_best(model)
         seen = dataclasses.replace(train, augment=None, batch_size=EVAL_FACTOR * cfg.batch_size)
-        trial.note(**score(model, {"best_train": seen}, loss, cfg.precision)[0])
+        trial.note(**score(model, {"best_train": seen}, task, cfg.precision)[0])
     keep_predictions(kept, train_set, val_set, chosen, held, cfg)
 
 
@@ -219,19 +213,6 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=cfg.weight_decay,
         fused=True,
     )
-
-
-def score(
-    model: nn.Module, scored: Mapping[str, LabelledImages], loss: Loss, precision: Precision
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Score images; return the metrics, their names led by those of the images, and the logits."""
-    metrics, logits = {}, {}
-    for name, batches in scored.items():
-        found, logits[name] = evaluate(
-            model, batches.epoch(0), loss, prefix=f"{name}_", precision=precision
-        )
-        metrics |= found
-    return metrics, logits
 
 
 class Every:

@@ -7,7 +7,6 @@ first steps: how large each norm's output, its parameters and the gradient of it
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,9 +21,9 @@ from core.data.decoding import Fit
 from core.errors import TrialError, UserError
 from core.layers import pairing
 from core.layers.convert import conversion, convert
-from core.models import conversion_check, pretrained
-from core.training.epoch import grad_scaler
-from core.training.multilabel import LabelledImages, Loss, evaluate, make_loss, train_epoch
+from core.models import conversion_check, memory, pretrained
+from core.training.epoch import grad_scaler, score, train_epoch
+from core.training.multilabel import LabelledImages, Loss, make_loss, pair_loss
 from core.training.recipe import OptimizerName, Precision, Shape, lr_schedule
 from core.trial import worker
 from trainables import voc as voc_task
@@ -145,34 +144,30 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
     kept, watch = trial.Best(), Watch(model, loss, cfg.watch_steps)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept, "watch": watch}
-    done = trial.restore(state)
-    if not done:
-        before = evaluate(model, val.epoch(0), loss, prefix="start_", precision=cfg.precision)[0]
+    task, watched = pair_loss(loss), pair_loss(watch.loss)
+    epochs = trial.epochs(state, cfg.epochs, report)
+    if not kept.epoch:
+        before = score(model, {"start": val}, task, cfg.precision)[0]
         trial.note(start_loss=before["start_loss"], start_map=before["start_map"])
-    for epoch in range(done + 1, cfg.epochs + 1):
-        if trial.stopped():
-            break
-        start = time.monotonic()
-        row: dict[str, Any] = {"epoch": epoch, "body_lr": schedule.get_last_lr()[0]}
+    scored = {"train": seen, "val": val} if cfg.train_eval else {"val": val}
+    for row in epochs:
+        row["body_lr"] = schedule.get_last_lr()[0]
         row |= train_epoch(
             model,
-            trial.counted(train.epoch(epoch), model),
+            memory.counted(train.epoch(row["epoch"]), trial.step_counter(), model),
             optimizer,
             schedule,
-            watch.loss,
-            epoch=epoch,
+            watched,
+            epoch=row["epoch"],
             precision=cfg.precision,
             scaler=scaler,
             max_norm=cfg.max_norm,
         )
-        scored = {"train": seen, "val": val} if cfg.train_eval else {"val": val}
-        metrics, logits = voc_task.score(model, scored, loss, cfg.precision)
-        row |= metrics | {"seconds": time.monotonic() - start}
+        metrics, logits = score(model, scored, task, cfg.precision)
+        row |= metrics
         kept.add(row, logits["val"])
-        trial.save(state, row)
-        report(row)
     trial.load_best(model)
-    best = voc_task.score(model, {"best_train": seen}, loss, cfg.precision)[0]
+    best = score(model, {"best_train": seen}, task, cfg.precision)[0]
     trial.note(scores_epoch=kept.epoch, **best)
     more = {**kept.named(), **watch.arrays()}
     trial.save_predictions(

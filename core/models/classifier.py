@@ -34,7 +34,7 @@ from core.models.pretrained import load_state, mismatch
 from core.models.resnet import resnet
 from core.storage import cache
 from core.storage.files import write_bytes
-from core.training.epoch import train_epoch
+from core.training.epoch import cross_entropy, train_epoch
 from core.training.recipe import RECIPES, optimizer_and_schedule
 
 EMBEDDED = "ResNet-8 trained by labtune on its synthetic birds"
@@ -365,8 +365,8 @@ def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> by
                 batches.epoch(epoch),
                 optimizer,
                 schedule,
+                cross_entropy(classes),
                 epoch=epoch,
-                num_classes=classes,
             )
     buffer = io.BytesIO()
     torch.save(cast(dict, model.eval().state_dict()), buffer)

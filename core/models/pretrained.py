@@ -149,8 +149,8 @@ def _learn() -> dict[str, Tensor]:
                     batches.epoch(epoch),
                     optimizer,
                     schedule,
+                    training_epoch.cross_entropy(len(images.classes)),
                     epoch=epoch,
-                    num_classes=len(images.classes),
                     max_norm=recipe.max_norm,
                 )
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +20,91 @@ from core.training.recipe import Precision
 CHECK_EVERY = 32  # steps between looks at the loss on a GPU, where each look waits for the device
 
 
+class Objective(Protocol):
+    """A loss, and the metrics of the batches of one pass."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch in training, or of a part of it."""
+        ...
+
+    def add(self, logits: Tensor, labels: Tensor, mean: Tensor | None = None) -> None:
+        """Count a batch in; in training, `mean` is the loss that was returned for it."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Return the loss and the other metrics of all batches."""
+        ...
+
+
+Task = Callable[[torch.device], Objective]  # makes the objective of a pass
+
+
+class Images(Protocol):
+    """Images that come in batches, in another order and augmentation in each epoch."""
+
+    def epoch(self, epoch: int) -> Iterable[Batch]:
+        """Return the batches of an epoch."""
+        ...
+
+
+class CrossEntropy:
+    """Cross-entropy in nats per image, and accuracy, error, micro_f1 and macro_f1.
+
+    Args:
+        num_classes: C; logits are (B, C) float32, labels (B,) integers.
+        device: of the batches.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self._confusion = ConfusionMatrix(num_classes, device)
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = 0
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch in training, or of a part of it."""
+        return F.cross_entropy(logits, labels)
+
+    def add(self, logits: Tensor, labels: Tensor, mean: Tensor | None = None) -> None:
+        """Count a batch in."""
+        if mean is None:
+            self._total += F.cross_entropy(logits, labels, reduction="sum")
+        else:
+            self._total += mean * len(labels)
+        self._confusion.update(logits.argmax(1), labels)
+        self._count += len(labels)
+
+    def metrics(self) -> dict[str, float]:
+        """Return loss, accuracy, error, micro_f1 and macro_f1."""
+        return {"loss": self._total.item() / self._count, **self._confusion.metrics()}
+
+
+def cross_entropy(num_classes: int) -> Task:
+    """Return the task of telling `num_classes` classes apart."""
+    return functools.partial(CrossEntropy, num_classes)
+
+
 def train_epoch(
     model: nn.Module,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
+    task: Task,
     *,
     epoch: int,
-    num_classes: int,
     precision: Precision = "float32",
     scaler: torch.amp.GradScaler | None = None,
     max_norm: float = 0.0,
     accumulate: int = 1,
 ) -> dict[str, float]:
-    """Train on every batch once with cross-entropy.
+    """Train on every batch once.
 
-    Each batch may be run in `accumulate` parts whose gradients add up to those of the whole. Only
-    norms that look at one image at a time compute the same then: batch norm sees the parts.
+    Each batch may be run in `accumulate` parts whose gradients add up to those of the whole, each
+    image weighing the same. Only norms that look at one image at a time compute the same then:
+    batch norm sees the parts.
 
     Returns:
-        train_loss_running (nats per image) and train_accuracy_running, train_error_running,
-        train_micro_f1_running, train_macro_f1_running of the predictions made while training:
-        augmented images, the weights of each step. `evaluate` gives those of fixed weights.
+        The task's metrics, named train_<metric>_running: of the predictions made while training,
+        with augmented images and the weights of each step. `evaluate` gives those of fixed weights.
 
     Raises:
         Diverged: the loss is not finite; the message names epoch, step and learning rate.
@@ -47,23 +112,20 @@ def train_epoch(
     model.train()
     device = next(model.parameters()).device
     scaler = scaler or torch.amp.GradScaler(enabled=False)
-    confusion = ConfusionMatrix(num_classes, device)
+    objective = task(device)
     losses: list[Tensor] = []
     lrs: list[float] = []
-    count = torch.zeros((), dtype=torch.int64)
-    total = torch.zeros((), dtype=torch.float64, device=device)
     for step, (x, y) in enumerate(batches, 1):
         optimizer.zero_grad(set_to_none=True)
-        mean = torch.zeros((), device=device)
+        logits, mean = [], torch.zeros((), device=device)
         for part_x, part_y in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
-            with autocast(device, precision):
-                logits = model(part_x)
-                loss = F.cross_entropy(logits, part_y)
+            scores = forward(model, part_x, precision)
+            loss = objective.loss(scores, part_y)
             if accumulate > 1:
                 loss = loss * (len(part_y) / len(y))
             mean += loss.detach()
             scaler.scale(loss).backward()
-            confusion.update(logits.detach().argmax(1), part_y)
+            logits.append(scores.detach())
         lrs.append(optimizer.param_groups[0]["lr"])
         losses.append(mean)
         if device.type == "cpu" or step % CHECK_EVERY == 0:
@@ -74,42 +136,67 @@ def train_epoch(
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
-        total += mean * len(y)
-        count += len(y)
+        objective.add(torch.cat(logits), y, mean)
     check_finite(losses, lrs, epoch)
-    metrics = {"loss": (total.cpu() / count).item(), **confusion.metrics()}
-    return {f"train_{key}_running": value for key, value in metrics.items()}
+    return {f"train_{key}_running": value for key, value in objective.metrics().items()}
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
+    task: Task,
     *,
-    num_classes: int,
     prefix: str = "val_",
     precision: Precision = "float32",
 ) -> tuple[dict[str, float], Tensor]:
     """Score every batch in evaluation mode.
 
     Returns:
-        loss (nats per image), accuracy, error, micro_f1 and macro_f1, each with `prefix`, and the
-        logits (N, num_classes) in float32 on the CPU, in the order of the batches.
+        The task's metrics, each with `prefix`, and the logits (N, C) in float32 on the CPU, in the
+        order of the batches.
+
+    Raises:
+        Diverged: the task needs finite scores, and one is not.
     """
     model.eval()
     device = next(model.parameters()).device
-    confusion = ConfusionMatrix(num_classes, device)
-    scores, total = [], torch.zeros((), dtype=torch.float64, device=device)
+    objective, scores = task(device), []
     for x, y in batches:
-        with autocast(device, precision):
-            logits = model(x)
-        logits = logits.float()
-        total += F.cross_entropy(logits, y, reduction="sum")
-        confusion.update(logits.argmax(1), y)
-        scores.append(logits)
-    logits = torch.cat(scores).cpu()
-    metrics = {"loss": total.item() / len(logits), **confusion.metrics()}
-    return {f"{prefix}{key}": value for key, value in metrics.items()}, logits
+        scores.append(forward(model, x, precision))
+        objective.add(scores[-1], y)
+    metrics = {f"{prefix}{key}": value for key, value in objective.metrics().items()}
+    return metrics, torch.cat(scores).cpu()
+
+
+def score(
+    model: nn.Module, scored: Mapping[str, Images], task: Task, precision: Precision
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Evaluate several sets of images.
+
+    Args:
+        model: on its device.
+        scored: name of a set -> the images, as they are in epoch 0.
+        task: what is measured.
+        precision: of the forward pass.
+
+    Returns:
+        The metrics, their names led by those of the sets, and the logits of each set.
+    """
+    metrics, logits = {}, {}
+    for name, images in scored.items():
+        found, logits[name] = evaluate(
+            model, images.epoch(0), task, prefix=f"{name}_", precision=precision
+        )
+        metrics |= found
+    return metrics, logits
+
+
+def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
+    """Return the logits (B, C), in float32, of a forward pass in `precision`."""
+    with autocast(images.device, precision):
+        logits = model(images)
+    return logits.float()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:

@@ -19,7 +19,7 @@ from core.layers.freezing import (
     trained_part,
     weights_digest,
 )
-from core.training.epoch import train_epoch
+from core.training.epoch import cross_entropy, train_epoch
 from core.training.recipe import Recipe, optimizer_and_schedule
 
 
@@ -38,7 +38,7 @@ def trained(model: nn.Module, statistics="frozen") -> nn.Module:
     recipe = Recipe(lr=0.05, weight_decay=0.1)
     optimizer, schedule = optimizer_and_schedule(trained_part(model), recipe, 3)
     train_epoch(
-        PartlyFrozen(model, statistics), batches, optimizer, schedule, epoch=1, num_classes=10
+        PartlyFrozen(model, statistics), batches, optimizer, schedule, cross_entropy(10), epoch=1
     )
     return model
 
