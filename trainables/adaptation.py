@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Interval
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from core.data.synthetic import birds
 from core.errors import Diverged, UserError
 from core.models.classifier import Classifier, embedded_images, load_classifier, subset
 from core.models.normalisation import NORMALISATIONS, OWN, Normalisation, Settled, settle
+from core.settings import Count, Natural, Says, Settings
 from core.shift import adaptation
 from core.shift.adaptation import Method, Order
 from core.shift.corruptions import corrupt
@@ -43,9 +45,15 @@ Corruption = Literal[
     "brightness",
 ]  # fmt: skip
 
+INFINITY = float("inf")
+Side = Annotated[int, Ge(SMALLEST), Says(f"the corruptions need at least {SMALLEST}")]
+Momentum = Annotated[float, Interval(gt=0, le=1), Says("give a number above 0, at most 1")]
+Images = Annotated[float, Interval(ge=0, lt=INFINITY), Says("give a number of at least 0")]
+Rate = Annotated[float, Interval(gt=0, lt=INFINITY), Says("give a number above 0")]
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of one trial, which is one cell: the defaults are the lab's.
 
     Attributes:
@@ -83,19 +91,19 @@ class Config:
     corruption: Corruption = "frost"
     severity: int = 2
     method: Method = "running"
-    num_bn_updates: int = 50
-    batch_size: int = 64
+    num_bn_updates: Natural = 50
+    batch_size: Count = 64
     order: Order = "shuffled"
-    seed: int = 0
-    momentum: float | None = None
+    seed: Natural = 0
+    momentum: Momentum | None = None
     cumulative: bool = False
-    prior_n: float = 16.0
-    tent_lr: float = 1e-3
+    prior_n: Images = 16.0
+    tent_lr: Rate = 1e-3
     wrap: bool = False
     clean_reference: bool = False
-    corruption_seed: int = 0
-    images: int | None = None
-    image_size: int | None = None
+    corruption_seed: Natural = 0
+    images: Count | None = None
+    image_size: Side | None = None
     checkpoint: str | None = None
     normalisation: Literal["auto", Normalisation] = "auto"
     frost_dir: str | None = None
@@ -103,25 +111,11 @@ class Config:
     skip_broken: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if self.corruption == CLEAN and self.severity != 0:
             raise UserError(f"--set severity={self.severity}: clean images have severity 0")
         if self.corruption != CLEAN and not 1 <= self.severity <= 5:
             raise UserError(f"--set severity={self.severity}: give 1, 2, 3, 4 or 5")
-        least = {"num_bn_updates": 0, "batch_size": 1, "images": 1, "seed": 0, "corruption_seed": 0}
-        for name, least_value in least.items():
-            value = getattr(self, name)
-            if value is not None and value < least_value:
-                raise UserError(f"--set {name}={value}: {name} must be at least {least_value}")
-        if self.image_size is not None and self.image_size < SMALLEST:
-            raise UserError(
-                f"--set image_size={self.image_size}: the corruptions need at least {SMALLEST}"
-            )
-        if self.momentum is not None and not 0 < self.momentum <= 1:
-            raise UserError(f"--set momentum={self.momentum}: give a number above 0, at most 1")
-        if not 0 <= self.prior_n < float("inf"):
-            raise UserError(f"--set prior_n={self.prior_n}: give a number of at least 0")
-        if not 0 < self.tent_lr < float("inf"):
-            raise UserError(f"--set tent_lr={self.tent_lr}: give a number above 0")
 
 
 @dataclass(frozen=True, eq=False)

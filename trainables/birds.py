@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Interval
 from torch import nn
 
 from core import trial
@@ -18,6 +19,7 @@ from core.data.synthetic import birds
 from core.errors import UserError
 from core.models import memory
 from core.models.resnet import resnet
+from core.settings import Amount, Count, Says, Settings, Share
 from core.training.epoch import cross_entropy, grad_scaler, score, train_epoch
 from core.training.recipe import RECIPES, OptimizerName, Precision, optimizer_and_schedule, override
 from core.trial import worker
@@ -25,9 +27,11 @@ from core.trial import worker
 LAB_BATCH = 32  # images; the learning rates of the recipes are meant for it
 SCALING = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
 
+Holdout = Annotated[float, Interval(ge=0, le=0.5), Says("{name} is a share of at most 0.5")]
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of one trial; the defaults are the lab's full scale.
 
     Attributes:
@@ -65,53 +69,31 @@ class Config:
 
     norm: Literal["torch_bn", "bn", "in", "bin", "ln", "gn", "none"] = "bn"
     seed: int = 0
-    n: int = 2
-    image_size: int = 256
-    batch_size: int = 32
-    epochs: int = 50
+    n: Count = 2
+    image_size: Count = 256
+    batch_size: Count = 32
+    epochs: Count = 50
     recipe: Literal["lab", "good"] = "good"
     optimizer: OptimizerName = "sgd"
-    lr: float | None = None
+    lr: Amount | None = None
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"
-    momentum: float | None = None
-    weight_decay: float | None = None
-    warmup: float | None = None
-    max_norm: float | None = None
+    momentum: Amount | None = None
+    weight_decay: Amount | None = None
+    warmup: Share | None = None
+    max_norm: Amount | None = None
     augment: bool = True
-    train_images: int | None = None
-    val_images: int | None = None
-    holdout: float = 0.0
+    train_images: Count | None = None
+    val_images: Count | None = None
+    holdout: Holdout = 0.0
     train_eval: bool = False
     precision: Precision = "float32"
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
     fit: bool = True
-    accumulate: int = 1
+    accumulate: Count = 1
     data_dir: str | None = None
     skip_broken: bool = False
-
-    def __post_init__(self):
-        for name in (
-            "n",
-            "image_size",
-            "batch_size",
-            "epochs",
-            "train_images",
-            "val_images",
-            "accumulate",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--set {name}={value}: {name} must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "warmup", "max_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
-        if not 0 <= self.holdout <= 0.5:
-            raise UserError(f"--set holdout={self.holdout}: holdout is a share of at most 0.5")
-        if self.warmup is not None and self.warmup >= 1:
-            raise UserError(f"--set warmup={self.warmup}: warmup is a share, below 1")
 
 
 def train_birds(config: dict[str, Any], report: trial.Report = trial.report) -> None:

@@ -7,9 +7,10 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from core import trial
@@ -30,6 +31,7 @@ from core.layers.freezing import (
 )
 from core.models import memory, pretrained
 from core.models.small_cnn import Form, SmallCNN, without_gradient
+from core.settings import Amount, Count, Settings, Share
 from core.training.epoch import cross_entropy, grad_scaler, score, train_epoch
 from core.training.recipe import RECIPES, OptimizerName, Precision, optimizer_and_schedule, override
 from core.trial import worker
@@ -44,7 +46,7 @@ WEIGHTS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of one trial; the defaults are the lab's full scale.
 
     Attributes:
@@ -91,19 +93,19 @@ class Config:
     weights: str = "default"
     seed: int = 0
     dataset: small.Name = "auto"
-    image_size: int = CNN_SIZE
-    batch_size: int = 64
-    epochs: int = 30
+    image_size: Annotated[int, Ge(8)] = CNN_SIZE
+    batch_size: Annotated[int, Ge(2)] = 64
+    epochs: Count = 30
     optimizer: OptimizerName = "sgd"
-    lr: float = 0.05
-    tune_lr: float = 0.02
-    momentum: float | None = None
-    weight_decay: float | None = None
-    warmup: float | None = None
-    max_norm: float | None = None
+    lr: Amount = 0.05
+    tune_lr: Amount = 0.02
+    momentum: Amount | None = None
+    weight_decay: Amount | None = None
+    warmup: Share | None = None
+    max_norm: Amount | None = None
     augment: bool = True
-    train_images: int | None = None
-    val_images: int | None = None
+    train_images: Count | None = None
+    val_images: Count | None = None
     train_eval: bool = False
     precision: Precision = "float32"
     data_dir: str | None = None
@@ -111,17 +113,7 @@ class Config:
     download: bool = False
 
     def __post_init__(self):
-        least = {"image_size": 8, "batch_size": 2, "epochs": 1, "train_images": 1, "val_images": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise UserError(f"--set {name}={value}: {name} must be at least {smallest}")
-        for name in ("lr", "tune_lr", "momentum", "weight_decay", "warmup", "max_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
-        if self.warmup is not None and self.warmup >= 1:
-            raise UserError(f"--set warmup={self.warmup}: warmup is a share, below 1")
+        super().__post_init__()
         if self.model == "cnn" and self.image_size != CNN_SIZE:
             raise UserError(
                 f"--set image_size={self.image_size}: model=cnn is made for {CNN_SIZE} pixels:"

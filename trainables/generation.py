@@ -7,10 +7,11 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval, MultipleOf
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -28,6 +29,7 @@ from core.generation.family import Draws, Family, slerp, stream
 from core.generation.features import Reference, copying, quantised, scaled
 from core.generation.quality import NEIGHBOURS, frechet, moments
 from core.models import memory, pretrained
+from core.settings import Amount, Count, Natural, Says, Settings
 from core.training.recipe import OptimizerName
 from core.trial import worker
 
@@ -41,9 +43,12 @@ STATES = 6  # of the way from noise to image that are kept
 CHECK_EVERY = 50  # steps between looks at the losses
 _ORDER, _NOISE, _SAMPLES, _SHOWS, _PATHS = range(5)  # streams of a trial's seed
 
+Two = Annotated[int, Ge(2)]
+Fraction = Annotated[float, Interval(ge=0, lt=1), Says("{name} is in [0, 1)")]
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of one trial; the defaults are the full scale.
 
     Attributes:
@@ -80,51 +85,37 @@ class Config:
     """
 
     family: families.Name = "flow"
-    width: int = 64
+    width: Annotated[int, Ge(8), MultipleOf(8), Says("{name} must be a multiple of 8")] = 64
     seed: int = 0
-    epochs: int = 100
-    epoch_steps: int | None = None
-    batch_size: int = 128
+    epochs: Count = 100
+    epoch_steps: Count | None = None
+    batch_size: Two = 128
     optimizer: OptimizerName = "adam"
-    lr: float | None = None
-    ema: float = 0.999
+    lr: Amount | None = None
+    ema: Fraction = 0.999
     conditional: bool = True
-    latent: int | None = None
+    latent: Count | None = None
     patch: int = 1
-    guidance: float = 1.0
-    label_dropout: float = 0.1
+    guidance: Amount = 1.0
+    label_dropout: Fraction = 0.1
     sampler: Literal["euler", "heun"] = "heun"
-    sampler_steps: int = 25
+    sampler_steps: Count = 25
     flip: bool | None = None
-    eval_samples: int | None = None
-    neighbours: int = NEIGHBOURS
-    samples: int = 0
+    eval_samples: Two | None = None
+    neighbours: Count = NEIGHBOURS
+    samples: Natural = 0
     dataset: small.Name = "auto"
     image_size: int | None = None
     channels: Literal["auto", "grey", "rgb"] = "auto"
-    train_images: int | None = None
-    val_images: int | None = None
+    train_images: Count | None = None
+    val_images: Count | None = None
     inception: str | None = None
     data_dir: str | None = None
     skip_broken: bool = False
     download: bool = False
 
     def __post_init__(self):
-        least = {"width": 8, "epochs": 1, "epoch_steps": 1, "batch_size": 2, "latent": 1}
-        least |= {"sampler_steps": 1, "eval_samples": 2, "neighbours": 1, "samples": 0}
-        for name, smallest in (least | {"train_images": 1, "val_images": 1}).items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise UserError(f"--set {name}={value}: {name} must be at least {smallest}")
-        for name in ("lr", "guidance"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
-        for name in ("ema", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--set {name}={getattr(self, name)}: {name} is in [0, 1)")
-        if self.width % 8:
-            raise UserError(f"--set width={self.width}: width must be a multiple of 8")
+        super().__post_init__()
         if self.image_size is not None and self.image_size not in generators_family.SIZES:
             sizes = ", ".join(map(str, generators_family.SIZES))
             raise UserError(f"--set image_size={self.image_size}: give one of {sizes}")

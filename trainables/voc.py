@@ -7,10 +7,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval, Lt
 from torch import Tensor, nn
 
 from core import trial
@@ -20,6 +21,7 @@ from core.data.decoding import Fit
 from core.data.synthetic import scenes
 from core.errors import UserError
 from core.models import memory, pretrained
+from core.settings import Amount, Count, Says, Settings
 from core.training import recipe
 from core.training.epoch import grad_scaler, score, train_epoch
 from core.training.multilabel import LabelledImages, balance, make_loss, pair_loss
@@ -29,9 +31,12 @@ from core.trial import worker
 HEAD_FACTOR = 10  # the new head learns so much faster than the pretrained body
 EVAL_FACTOR = 4  # batches without gradients take less memory
 
+Below1 = Annotated[Amount, Lt(1), Says("{name} must be below 1")]
+Strength = Annotated[float, Interval(ge=0, le=1), Says("{name} must be 0 to 1")]
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of one trial; the defaults are the full scale.
 
     Attributes:
@@ -73,27 +78,27 @@ class Config:
 
     seed: int = 0
     weights: str = "default"
-    image_size: int = 224
+    image_size: Count = 224
     fit: Fit = "squash"
-    batch_size: int = 16
-    epochs: int = 15
+    batch_size: Count = 16
+    epochs: Count = 15
     optimizer: OptimizerName = "sgd"
-    lr: float = 0.01
-    head_lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    lr: Amount = 0.01
+    head_lr: Amount | None = None
+    momentum: Below1 = 0.9
+    weight_decay: Amount = 1e-4
     schedule: Shape = "cosine"
-    warmup: float = 0.05
-    max_norm: float = 0.0
-    augment: float = 0.5
+    warmup: Below1 = 0.05
+    max_norm: Amount = 0.0
+    augment: Strength = 0.5
     loss: Literal["bce", "asymmetric"] = "bce"
     class_weights: Literal["none", "balanced"] = "none"
     difficult: voc.Difficult = "ignore"
     folds: int = 0
     fold: int | None = None
     holdout: float = 0.0
-    train_images: int | None = None
-    val_images: int | None = None
+    train_images: Count | None = None
+    val_images: Count | None = None
     train_eval: bool = False
     untrained: Literal["refuse", "keep"] | None = None
     year: str | None = None
@@ -104,19 +109,7 @@ class Config:
     skip_broken: bool = False
 
     def __post_init__(self):
-        for name in ("image_size", "batch_size", "epochs", "train_images", "val_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--set {name}={value}: {name} must be at least 1")
-        for name in ("lr", "head_lr", "momentum", "weight_decay", "warmup", "max_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"--set {name}={value}: {name} must be a number of at least 0")
-        for name in ("warmup", "momentum"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"--set {name}={getattr(self, name)}: {name} must be below 1")
-        if not 0 <= self.augment <= 1:
-            raise UserError(f"--set augment={self.augment}: augment must be 0 to 1")
+        super().__post_init__()
         if self.folds < 0 or self.folds == 1:
             raise UserError(f"--folds {self.folds}: give at least 2, or 0 for none")
         if self.fold is not None and not 0 <= self.fold < self.folds:

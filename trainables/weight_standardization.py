@@ -16,15 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from core import trial
-from core.data import voc
-from core.data.decoding import Fit
-from core.errors import TrialError, UserError
+from core.errors import TrialError
 from core.layers import pairing
 from core.layers.convert import conversion, convert
 from core.models import conversion_check, memory, pretrained
+from core.settings import Count, Settings, borrows
 from core.training.epoch import grad_scaler, score, train_epoch
 from core.training.multilabel import LabelledImages, Loss, make_loss, pair_loss
-from core.training.recipe import OptimizerName, Precision, Shape, lr_schedule
+from core.training.recipe import lr_schedule
 from core.trial import worker
 from trainables import voc as voc_task
 
@@ -34,74 +33,30 @@ CHECK_IMAGES = 40  # of the short check that every report shows
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of one trial; the defaults are the full scale.
+@borrows(
+    voc_task.Config,
+    "variant seed weights image_size fit batch_size epochs optimizer lr head_lr momentum"
+    " weight_decay schedule warmup max_norm augment difficult watch_steps train_images val_images"
+    " train_eval year precision channels_last data_dir skip_broken",
+)
+class Config(Settings):
+    """Settings of one trial; the defaults are the full scale. Most are those of the VOC task.
 
     Attributes:
         variant: original, or weights standardised with the norms compensated in mode A or B.
-        seed: of the head, the order and the augmentation.
         weights: of the body before training: default (torchvision's, learnt on ImageNet), embedded
             (learnt on synthetic birds), none (random), or a file; for --check any ResNet's file.
-        image_size: pixels; images are made image_size x image_size.
-        fit: squash the whole image into the square, or crop its middle.
-        batch_size: images per step.
-        epochs: passes over the training images.
-        optimizer: sgd (with Nesterov momentum), adam, adamw or rmsprop.
-        lr: highest learning rate of the body.
-        head_lr: highest learning rate of the head; none: ten times lr.
-        momentum: of sgd.
-        weight_decay: L2 penalty (decoupled for adamw).
-        schedule: of the learning rates: cosine, step (a tenth after each third) or constant.
-        warmup: share of the steps with rising learning rates.
-        max_norm: largest L2 norm of the gradient (0: any).
-        augment: strength of zoom, shift and recolouring, 0 (mirroring only) to 1.
-        difficult: a class with difficult objects only is left out (ignore), absent or present.
         watch_steps: steps at the start whose layers are recorded.
-        train_images: use this many training images.
         val_images: use this many validation images, or images of --check.
-        train_eval: score the training images with fixed weights after each epoch, not only those
-            of the epoch whose weights are kept.
-        year: which year's folder of a root with several.
-        precision: float32, bfloat16 or float16 (mixed precision).
-        channels_last: memory format of images and weights.
-        data_dir: root of a data set in VOC's layout, or its archive; none: the embedded one.
-        skip_broken: leave unreadable images out.
     """
 
     variant: Literal["original", "A", "B"] = "original"
-    seed: int = 0
-    weights: str = "default"
-    image_size: int = 224
-    fit: Fit = "squash"
-    batch_size: int = 16
-    epochs: int = 3
-    optimizer: OptimizerName = "sgd"
-    lr: float = 0.01
-    head_lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    schedule: Shape = "cosine"
-    warmup: float = 0.05
-    max_norm: float = 0.0
-    augment: float = 0.5
-    difficult: voc.Difficult = "ignore"
-    watch_steps: int = 10
-    train_images: int | None = None
-    val_images: int | None = None
-    train_eval: bool = False
-    year: str | None = None
-    precision: Precision = "float32"
+    epochs: Count = 3
+    watch_steps: Count = 10
     channels_last: bool = True
-    data_dir: str | None = None
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        if self.watch_steps < 1:
-            raise UserError(f"--set watch_steps={self.watch_steps}: watch_steps must be at least 1")
-        self.task()
 
     def task(self) -> voc_task.Config:
-        """Return the settings of the VOC task that this one consists of; checks them."""
+        """Return the settings of the VOC task that this one consists of."""
         known = {field.name for field in dataclasses.fields(voc_task.Config)}
         return voc_task.Config(**{k: v for k, v in vars(self).items() if k in known})
 
@@ -115,41 +70,41 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
     cfg = Config(**config)
     task = cfg.task()
     device = worker.device()
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(task.seed)
     train_set, val_set = voc_task.images(task)
     everything = np.arange(len(train_set))
-    shared = {"device": device, "seed": cfg.seed, "channels_last": cfg.channels_last}
+    shared = {"device": device, "seed": task.seed, "channels_last": task.channels_last}
     train = LabelledImages(
         train_set.images,
         train_set.labels,
         everything,
-        cfg.batch_size,
-        augment=cfg.augment,
+        task.batch_size,
+        augment=task.augment,
         **shared,
     )
     seen, val = (
         LabelledImages(
-            s.images, s.labels, np.arange(len(s)), voc_task.EVAL_FACTOR * cfg.batch_size, **shared
+            s.images, s.labels, np.arange(len(s)), voc_task.EVAL_FACTOR * task.batch_size, **shared
         )
         for s in (train_set, val_set)
     )
-    model = pretrained.resnet18(cfg.weights, len(train_set.classes))
+    model = pretrained.resnet18(task.weights, len(train_set.classes))
     model = converted(model, cfg.variant).to(device)
-    if cfg.channels_last:
+    if task.channels_last:
         model = model.to(memory_format=torch.channels_last)
     loss = make_loss("bce", None, device)
     optimizer = voc_task.make_optimizer(task, model)
-    schedule = lr_schedule(optimizer, cfg.epochs * len(train), cfg.warmup, cfg.schedule)
-    scaler = grad_scaler(device, cfg.precision)
+    schedule = lr_schedule(optimizer, task.epochs * len(train), task.warmup, task.schedule)
+    scaler = grad_scaler(device, task.precision)
     kept, watch = trial.Best(), Watch(model, loss, cfg.watch_steps)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     state |= {"kept": kept, "watch": watch}
-    task, watched = pair_loss(loss), pair_loss(watch.loss)
-    epochs = trial.epochs(state, cfg.epochs, report)
+    pairs, watched = pair_loss(loss), pair_loss(watch.loss)
+    epochs = trial.epochs(state, task.epochs, report)
     if not kept.epoch:
-        before = score(model, {"start": val}, task, cfg.precision)[0]
+        before = score(model, {"start": val}, pairs, task.precision)[0]
         trial.note(start_loss=before["start_loss"], start_map=before["start_map"])
-    scored = {"train": seen, "val": val} if cfg.train_eval else {"val": val}
+    scored = {"train": seen, "val": val} if task.train_eval else {"val": val}
     for row in epochs:
         row["body_lr"] = schedule.get_last_lr()[0]
         row |= train_epoch(
@@ -159,15 +114,15 @@ def train_converted(config: dict[str, Any], report: trial.Report = trial.report)
             schedule,
             watched,
             epoch=row["epoch"],
-            precision=cfg.precision,
+            precision=task.precision,
             scaler=scaler,
-            max_norm=cfg.max_norm,
+            max_norm=task.max_norm,
         )
-        metrics, logits = score(model, scored, task, cfg.precision)
+        metrics, logits = score(model, scored, pairs, task.precision)
         row |= metrics
         kept.add(row, logits["val"])
     trial.load_best(model)
-    best = score(model, {"best_train": seen}, task, cfg.precision)[0]
+    best = score(model, {"best_train": seen}, pairs, task.precision)[0]
     trial.note(scores_epoch=kept.epoch, **best)
     more = {**kept.named(), **watch.arrays()}
     trial.save_predictions(
@@ -272,7 +227,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     cfg = Config(**settings)
     described = voc_task.describe_images(vars(cfg.task()))
     images = voc_task.images(cfg.task())[1].images[:CHECK_IMAGES]
-    model, _, _ = conversion_check.network(cfg.weights)
+    model, _, _ = conversion_check.network(cfg.task().weights)
     photos = conversion_check.Photos(np.asarray(images))
     rows = [r for r in conversion_check.check(model, photos) if r.layer == conversion_check.OUTPUT]
     described["check"] = [dataclasses.asdict(row) for row in rows]
