@@ -32,9 +32,11 @@ from core.study import Part, Scale, Study
 from core.study.driver import run
 from core.study.options import Options
 from core.training.epoch import cross_entropy, evaluate, train_epoch
-from core.training.recipe import RECIPES, optimizer_and_schedule
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import RECIPES
 from core.trial import worker
-from trainables.birds import Config, describe_images, images, train_birds
+from trainables.birds import Config, describe_images, train_birds
+from trainables.birds.data import images
 
 SETTINGS: dict[str, Any] = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
 

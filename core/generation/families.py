@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from core import choices
 from core.errors import UserError
 from core.generation.family import Family, Shape
 from core.training.recipe import OptimizerName
 
-Name = Literal["vae", "dcgan", "flow"]
 NAMES: tuple[str, ...] = ("vae", "dcgan", "flow")
 # Settings of `build` that a trial's config holds under the same names.
 OPTIONS = (
@@ -18,7 +18,7 @@ OPTIONS = (
 
 
 def build(
-    family: Name,
+    family: choices.Family,
     shape: Shape,
     width: int,
     classes: int,

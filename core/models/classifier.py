@@ -35,7 +35,8 @@ from core.models.resnet import resnet
 from core.storage import cache
 from core.storage.files import write_bytes
 from core.training.epoch import cross_entropy, train_epoch
-from core.training.recipe import RECIPES, optimizer_and_schedule
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import RECIPES
 
 EMBEDDED = "ResNet-8 trained by labtune on its synthetic birds"
 # Part of the embedded model's name in the cache: raise it when a change below can move a weight.

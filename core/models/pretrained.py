@@ -20,6 +20,7 @@ from core.models.weights import load_state, mismatch
 from core.storage.cache import cache_dir, cache_errors
 from core.storage.files import write_bytes
 from core.training import epoch as training_epoch
+from core.training import optimizer as training_optimizer
 from core.training import recipe as training_recipe
 
 NAMES = ("default", "embedded", "none")
@@ -140,7 +141,7 @@ def _learn() -> dict[str, Tensor]:
             # Large batches: for images this small the gradients of the weights cost the most.
             batches = training_batches.Batches(images, 125, torch.device("cpu"), train=True)
             recipe = training_recipe.RECIPES["good"]
-            optimizer, schedule = training_recipe.optimizer_and_schedule(
+            optimizer, schedule = training_optimizer.optimizer_and_schedule(
                 model, recipe, _EPOCHS * len(batches)
             )
             for epoch in range(1, _EPOCHS + 1):

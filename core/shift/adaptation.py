@@ -27,18 +27,17 @@ import copy
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from core.choices import Method, Order
 from core.errors import UserError
 from core.layers.norms import BatchInstanceNorm, BatchNorm
 
-Method = Literal["none", "running", "batch", "prior", "tent"]
-Order = Literal["shuffled", "sorted", "dirichlet"]
 METHODS: tuple[Method, ...] = ("none", "running", "batch", "prior", "tent")
 ORDERS: tuple[Order, ...] = ("shuffled", "sorted", "dirichlet")
 _DIMENSIONS = {nn.BatchNorm1d: 0, nn.BatchNorm3d: 3}  # of space; of others 2

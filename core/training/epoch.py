@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -169,27 +170,70 @@ def evaluate(
     return metrics, torch.cat(scores).cpu()
 
 
-def score(
-    model: nn.Module, scored: Mapping[str, Images], task: Task, precision: Precision
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Evaluate several sets of images.
+@dataclass(frozen=True)
+class Learner:
+    """A network in training; see `train_epoch` for what the attributes mean.
 
-    Args:
-        model: on its device.
-        scored: name of a set -> the images, as they are in epoch 0.
-        task: what is measured.
+    Attributes:
+        network: on its device.
+        optimizer: of its weights.
+        schedule: of the learning rates, stepped after each batch.
+        task: loss and metrics.
         precision: of the forward pass.
-
-    Returns:
-        The metrics, their names led by those of the sets, and the logits of each set.
+        max_norm: largest L2 norm of the gradient; 0: any.
+        accumulate: parts in which each batch is run.
+        scaler: of the loss, for gradients in float16.
     """
-    metrics, logits = {}, {}
-    for name, images in scored.items():
-        found, logits[name] = evaluate(
-            model, images.epoch(0), task, prefix=f"{name}_", precision=precision
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    task: Task
+    precision: Precision = "float32"
+    max_norm: float = 0.0
+    accumulate: int = 1
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        device = next(self.network.parameters()).device
+        object.__setattr__(self, "scaler", grad_scaler(device, self.precision))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the weights."""
+        return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
+    def train(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
+        """Train on the batches of an epoch; see `train_epoch`."""
+        return train_epoch(
+            self.network,
+            batches,
+            self.optimizer,
+            self.schedule,
+            self.task,
+            epoch=epoch,
+            precision=self.precision,
+            scaler=self.scaler,
+            max_norm=self.max_norm,
+            accumulate=self.accumulate,
         )
-        metrics |= found
-    return metrics, logits
+
+    def score(self, scored: Mapping[str, Images]) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Evaluate sets of images, as they are in epoch 0.
+
+        Returns:
+            The metrics, their names led by those of the sets, and the logits of each set.
+        """
+        metrics, logits = {}, {}
+        for name, images in scored.items():
+            found, logits[name] = evaluate(
+                self.network,
+                images.epoch(0),
+                self.task,
+                prefix=f"{name}_",
+                precision=self.precision,
+            )
+            metrics |= found
+        return metrics, logits
 
 
 def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:

@@ -22,19 +22,9 @@ from core.training.recipe import LEARNING_RATES
 from core.trial import api, records, running
 from core.trial import run as trial_run
 from studies.cifar import study
-from trainables.cifar import (
-    Config,
-    batches,
-    build,
-    check_batches,
-    describe_images,
-    facts,
-    images,
-    merge_single,
-    steps_of,
-    train_cifar,
-    training_mode_accuracy,
-)
+from trainables.cifar import Config, check_batches, describe_images, train_cifar
+from trainables.cifar.data import batches, images, merge_single, steps_of
+from trainables.cifar.train import build, facts, training_mode_accuracy
 
 CNN = {"train_images": 200, "val_images": 50, "epochs": 2, "batch_size": 33, "lr": 0.1}
 RESNET = {

@@ -25,7 +25,8 @@ from core.training.epoch import evaluate, train_epoch
 from core.trial import api
 from studies.voc import study
 from tests.core.data.test_voc import thing, write
-from trainables.voc import Config, describe_images, images, train_voc
+from trainables.voc import Config, describe_images, train_voc
+from trainables.voc.data import images
 
 SMALL = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 24, "lr": 0.02}
 

@@ -337,7 +337,7 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
         pytest.skip("no name spaces here: all nodes would see the same files")
     other = tmp_path / "trainables"
     shutil.copytree(ROOT / "trainables", other)
-    (other / "birds.py").write_text("# changed\n")
+    (other / "rules.py").write_text("# changed\n")
     ray = Path(sys.executable).with_name("ray")
     start = f"{ray} start --address={cluster.address} --num-cpus=1 --block"
     node = subprocess.Popen(

@@ -20,7 +20,8 @@ from core.layers.freezing import (
     weights_digest,
 )
 from core.training.epoch import cross_entropy, train_epoch
-from core.training.recipe import Recipe, optimizer_and_schedule
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import Recipe
 
 
 def network(variant="layer4", stem="printed", train_stem=False, seed=0) -> nn.Module:

@@ -10,7 +10,8 @@ from core.errors import UserError
 from core.models.memory import WORKSPACE, Step, counted, measure, share, step_bytes
 from core.models.resnet import resnet
 from core.training.epoch import cross_entropy, train_epoch
-from core.training.recipe import RECIPES, Precision, optimizer_and_schedule
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import RECIPES, Precision
 
 MIB, GIB = 2**20, 2**30
 

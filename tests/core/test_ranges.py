@@ -10,11 +10,11 @@ import pytest
 from annotated_types import Ge, Interval, MultipleOf
 
 from core.errors import UserError
-from core.settings import Amount, Count, Says, Settings, Share, borrows
+from core.ranges import Amount, Checked, Count, Says, Share, borrows
 
 
 @dataclass(frozen=True)
-class Lent(Settings):
+class Lent(Checked):
     """Settings.
 
     Attributes:
@@ -29,7 +29,7 @@ class Lent(Settings):
 
 @dataclass(frozen=True)
 @borrows(Lent, "share count width amount part")
-class Borrower(Settings):
+class Borrower(Checked):
     """Others.
 
     Attributes:

@@ -43,7 +43,7 @@ _HOLDS: dict[type, Callable[[Any, Any], bool]] = {
 }
 
 
-class Settings:
+class Checked:
     """Base of the dataclass of a task's settings: `Annotated[int, Ge(1)]` refuses 0.
 
     What two fields must fulfil together is checked by a `__post_init__` that calls this one first.
