@@ -31,7 +31,7 @@ from core.storage.files import write_json
 from core.study import Part, Scale, Study
 from core.study.driver import run
 from core.study.options import Options
-from core.training.epoch import cross_entropy, evaluate, train_epoch
+from core.training.epoch import Learner, cross_entropy, evaluate
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import RECIPES
 from core.trial import worker
@@ -82,11 +82,10 @@ def bare_images_per_second() -> float:
     val = Batches(sets[1], cfg.batch_size, device)
     optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], cfg.epochs * len(train))
     task = cross_entropy(len(sets[0].classes))
+    max_norm = RECIPES["good"].max_norm
+    learner = Learner(model, optimizer, schedule, task, max_norm=max_norm)
     for epoch in range(1, cfg.epochs + 1):
-        train_epoch(
-            model, train.epoch(epoch), optimizer, schedule, task,
-            epoch=epoch, max_norm=RECIPES["good"].max_norm,
-        )  # fmt: skip
+        learner.train_epoch(train.epoch(epoch), epoch)
         evaluate(model, val.epoch(epoch), task)
     return _trained_images() / (time.monotonic() - start)
 

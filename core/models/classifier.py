@@ -34,7 +34,7 @@ from core.models.pretrained import load_state, mismatch
 from core.models.resnet import resnet
 from core.storage import cache
 from core.storage.files import write_bytes
-from core.training.epoch import cross_entropy, train_epoch
+from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import RECIPES
 
@@ -360,15 +360,9 @@ def _trained(model: nn.Module, images: data_images.ImageSet, classes: int) -> by
         batches = Batches(images, 32, torch.device("cpu"), train=True)
         steps = _EMBEDDED_EPOCHS * len(batches)
         optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
+        learner = Learner(model, optimizer, schedule, cross_entropy(classes))
         for epoch in range(1, _EMBEDDED_EPOCHS + 1):
-            train_epoch(
-                model,
-                batches.epoch(epoch),
-                optimizer,
-                schedule,
-                cross_entropy(classes),
-                epoch=epoch,
-            )
+            learner.train_epoch(batches.epoch(epoch), epoch)
     buffer = io.BytesIO()
     torch.save(cast(dict, model.eval().state_dict()), buffer)
     return buffer.getvalue()

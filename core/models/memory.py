@@ -63,30 +63,30 @@ class Line:
     fixed: float
     per_image: float
 
+    def at(self, batch: int) -> int:
+        """Return the bytes of a step with so many images."""
+        return int(self.fixed + self.per_image * batch)
 
-def measure(build: Callable[[], nn.Module], image_size: int, recompute: bool) -> Line:
+
+@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
+def measure(
+    build: Callable[..., nn.Module], args: tuple[Hashable, ...], image_size: int, recompute: bool
+) -> Line:
     """Measure a step's activations, and add the weights' gradients and momentum.
 
     Args:
         build: makes the model (with a settable `recompute`) on the CPU.
+        args: what it is made from.
         image_size: pixels.
         recompute: whether activations are computed again for the backward pass.
     """
     with torch.random.fork_rng(devices=[]):  # a trial's own draws are not to depend on this
-        model = build()
+        model = build(*args)
     model.recompute = recompute  # type: ignore[assignment]
     small, large = (step_bytes(model, image_size, probe, "float32") for probe in PROBES)
     per_image = (large - small) / (PROBES[1] - PROBES[0])
     weights = sum(p.nbytes for p in model.parameters())
     return Line(small - per_image * PROBES[0] + 2 * weights, per_image)
-
-
-@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
-def measured(
-    build: Callable[..., nn.Module], args: tuple[Hashable, ...], image_size: int, recompute: bool
-) -> Line:
-    """Return what `measure` does of the model `build(*args)`."""
-    return measure(lambda: build(*args), image_size, recompute)
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,8 @@ class Step:
     def fit(self) -> Fit:
         """Estimate what the step takes."""
         plain, again = (
-            int(line.fixed + line.per_image * self.batch)
-            for line in (
-                measured(self.build, self.args, self.image_size, recompute)
-                for recompute in (False, self.recompute)
-            )
+            measure(self.build, self.args, self.image_size, recompute).at(self.batch)
+            for recompute in (False, self.recompute)
         )
         estimate = _in_precision(again, self.image_size, self.batch, self.precision)
         return Fit(self.precision, self.recompute, estimate, plain)

@@ -144,16 +144,12 @@ def _learn() -> dict[str, Tensor]:
             optimizer, schedule = training_optimizer.optimizer_and_schedule(
                 model, recipe, _EPOCHS * len(batches)
             )
+            task = training_epoch.cross_entropy(len(images.classes))
+            learner = training_epoch.Learner(
+                model, optimizer, schedule, task, max_norm=recipe.max_norm
+            )
             for epoch in range(1, _EPOCHS + 1):
-                training_epoch.train_epoch(
-                    model,
-                    batches.epoch(epoch),
-                    optimizer,
-                    schedule,
-                    training_epoch.cross_entropy(len(images.classes)),
-                    epoch=epoch,
-                    max_norm=recipe.max_norm,
-                )
+                learner.train_epoch(batches.epoch(epoch), epoch)
     finally:
         torch.set_num_threads(threads)
     return model.to(memory_format=torch.contiguous_format).state_dict()

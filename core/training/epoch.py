@@ -84,62 +84,108 @@ def cross_entropy(num_classes: int) -> Task:
     return functools.partial(CrossEntropy, num_classes)
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    task: Task,
-    *,
-    epoch: int,
-    precision: Precision = "float32",
-    scaler: torch.amp.GradScaler | None = None,
-    max_norm: float = 0.0,
-    accumulate: int = 1,
-) -> dict[str, float]:
-    """Train on every batch once.
+@dataclass(frozen=True)
+class Learner:
+    """A network in training.
 
-    Each batch may be run in `accumulate` parts whose gradients add up to those of the whole, each
-    image weighing the same. Only norms that look at one image at a time compute the same then:
-    batch norm sees the parts.
-
-    Returns:
-        The task's metrics, named train_<metric>_running: of the predictions made while training,
-        with augmented images and the weights of each step. `evaluate` gives those of fixed weights.
-
-    Raises:
-        Diverged: the loss is not finite; the message names epoch, step and learning rate.
+    Attributes:
+        network: on its device.
+        optimizer: of its weights.
+        schedule: of the learning rates, stepped after each batch.
+        task: loss and metrics.
+        precision: of the forward pass.
+        max_norm: largest L2 norm of the gradient; 0: any.
+        accumulate: parts in which a batch is run; their gradients add up to those of the whole,
+            each image weighing the same. Only norms that look at one image at a time compute the
+            same then: batch norm sees the parts.
+        scaler: of the loss: float16 needs it (its gradients underflow); idle otherwise.
     """
-    model.train()
-    device = next(model.parameters()).device
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
-    objective = task(device)
-    losses: list[Tensor] = []
-    lrs: list[float] = []
-    for step, (x, y) in enumerate(batches, 1):
-        optimizer.zero_grad(set_to_none=True)
-        logits, mean = [], torch.zeros((), device=device)
-        for part_x, part_y in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
-            scores = forward(model, part_x, precision)
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    task: Task
+    precision: Precision = "float32"
+    max_norm: float = 0.0
+    accumulate: int = 1
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        object.__setattr__(self, "scaler", scaler)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the network is."""
+        return next(self.network.parameters()).device
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the weights."""
+        return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
+    def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
+        """Train on every batch once.
+
+        Returns:
+            The task's metrics, named train_<metric>_running: of the predictions made while
+            training, with augmented images and the weights of each step. `score` gives those of
+            fixed weights.
+
+        Raises:
+            Diverged: the loss is not finite; the message names epoch, step and learning rate.
+        """
+        self.network.train()
+        objective = self.task(self.device)
+        losses: list[Tensor] = []
+        lrs: list[float] = []
+        for step, (x, y) in enumerate(batches, 1):
+            self.optimizer.zero_grad(set_to_none=True)
+            logits, mean = self._backward(objective, x, y)
+            lrs.append(self.optimizer.param_groups[0]["lr"])
+            losses.append(mean)
+            if self.device.type == "cpu" or step % CHECK_EVERY == 0:
+                check_finite(losses, lrs, epoch)
+            if self.max_norm:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+            objective.add(logits, y, mean)
+        check_finite(losses, lrs, epoch)
+        return {f"train_{key}_running": value for key, value in objective.metrics().items()}
+
+    def _backward(self, objective: Objective, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch's gradients up; return its logits and mean loss."""
+        logits, mean = [], torch.zeros((), device=self.device)
+        parts = zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)
+        for part_x, part_y in parts:
+            scores = forward(self.network, part_x, self.precision)
             loss = objective.loss(scores, part_y)
-            if accumulate > 1:
+            if self.accumulate > 1:
                 loss = loss * (len(part_y) / len(y))
             mean += loss.detach()
-            scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()
             logits.append(scores.detach())
-        lrs.append(optimizer.param_groups[0]["lr"])
-        losses.append(mean)
-        if device.type == "cpu" or step % CHECK_EVERY == 0:
-            check_finite(losses, lrs, epoch)
-        if max_norm:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        objective.add(torch.cat(logits), y, mean)
-    check_finite(losses, lrs, epoch)
-    return {f"train_{key}_running": value for key, value in objective.metrics().items()}
+        return torch.cat(logits), mean
+
+    def score(self, scored: Mapping[str, Images]) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Evaluate sets of images, as they are in epoch 0.
+
+        Returns:
+            The metrics, their names led by those of the sets, and the logits of each set.
+        """
+        metrics, logits = {}, {}
+        for name, images in scored.items():
+            found, logits[name] = evaluate(
+                self.network,
+                images.epoch(0),
+                self.task,
+                prefix=f"{name}_",
+                precision=self.precision,
+            )
+            metrics |= found
+        return metrics, logits
 
 
 @torch.inference_mode()
@@ -170,72 +216,6 @@ def evaluate(
     return metrics, torch.cat(scores).cpu()
 
 
-@dataclass(frozen=True)
-class Learner:
-    """A network in training; see `train_epoch` for what the attributes mean.
-
-    Attributes:
-        network: on its device.
-        optimizer: of its weights.
-        schedule: of the learning rates, stepped after each batch.
-        task: loss and metrics.
-        precision: of the forward pass.
-        max_norm: largest L2 norm of the gradient; 0: any.
-        accumulate: parts in which each batch is run.
-        scaler: of the loss, for gradients in float16.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
-    task: Task
-    precision: Precision = "float32"
-    max_norm: float = 0.0
-    accumulate: int = 1
-    scaler: torch.amp.GradScaler = field(init=False)
-
-    def __post_init__(self):
-        device = next(self.network.parameters()).device
-        object.__setattr__(self, "scaler", grad_scaler(device, self.precision))
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the weights."""
-        return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
-
-    def train(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
-        """Train on the batches of an epoch; see `train_epoch`."""
-        return train_epoch(
-            self.network,
-            batches,
-            self.optimizer,
-            self.schedule,
-            self.task,
-            epoch=epoch,
-            precision=self.precision,
-            scaler=self.scaler,
-            max_norm=self.max_norm,
-            accumulate=self.accumulate,
-        )
-
-    def score(self, scored: Mapping[str, Images]) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Evaluate sets of images, as they are in epoch 0.
-
-        Returns:
-            The metrics, their names led by those of the sets, and the logits of each set.
-        """
-        metrics, logits = {}, {}
-        for name, images in scored.items():
-            found, logits[name] = evaluate(
-                self.network,
-                images.epoch(0),
-                self.task,
-                prefix=f"{name}_",
-                precision=self.precision,
-            )
-            metrics |= found
-        return metrics, logits
-
-
 def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
     """Return the logits (B, C), in float32, of a forward pass in `precision`."""
     with autocast(images.device, precision):
@@ -246,11 +226,6 @@ def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
     """Return the context in which a forward pass runs in `precision`."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
-
-
-def grad_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
-    """Return the loss scaler that float16 needs (its gradients underflow); idle otherwise."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 def check_finite(losses: list[Tensor], lrs: list[float], epoch: int) -> None:

@@ -21,7 +21,7 @@ from core.errors import Diverged, UserError
 from core.models import pretrained
 from core.study.command import command_line
 from core.training import multilabel
-from core.training.epoch import evaluate, train_epoch
+from core.training.epoch import Learner, evaluate
 from core.trial import api
 from studies.voc import study
 from tests.core.data.test_voc import thing, write
@@ -156,7 +156,7 @@ def test_ignored_pairs_move_no_weight():
     before = model.weight.detach().clone()
     loss = multilabel.make_loss("bce", None, torch.device("cpu"))
     task = multilabel.pair_loss(loss)
-    row = train_epoch(model, [(x, y)], optimizer, schedule, task, epoch=1)
+    row = Learner(model, optimizer, schedule, task).train_epoch([(x, y)], 1)
     moved = (model.weight.detach() != before).any(1).tolist()
     assert moved == [True, False]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(

@@ -63,7 +63,7 @@ def train_birds(config: dict[str, Any], report: trial.Report | None = None) -> N
         shown = train.epoch(row["epoch"])
         if not cfg.compile:  # the compiler would stand back while steps are counted
             shown = memory.counted(shown, trial.step_counter(), model)
-        row |= learner.train(shown, row["epoch"])
+        row |= learner.train_epoch(shown, row["epoch"])
         metrics, logits = learner.score(scored)
         row |= metrics
         kept.add(row, logits[name])
@@ -100,19 +100,9 @@ def share_slot(
     slot: int | None,
     bfloat16: bool,
 ) -> tuple[dict[str, Any], int]:
-    """Choose how all trials run so that the largest fits the smallest slot.
+    """Choose how all trials run so that the largest fits the smallest slot; see `Study.fit`.
 
-    Args:
-        configs: of all trials.
-        described: what `describe_images` returned.
-        slot: bytes of the smallest slot; None: as asked.
-        bfloat16: all cards compute in bfloat16; float16, with scaled gradients, otherwise.
-
-    Returns:
-        Settings for all trials, and the bytes that the largest then needs (0 with fit=false).
-
-    Raises:
-        UserError: the largest fits in no way; the message gives its estimate.
+    With fit=false nothing is chosen, and 0 bytes are returned.
     """
     cfgs = [Config(**config) for config in configs]
     if not cfgs[0].fit:
@@ -120,15 +110,9 @@ def share_slot(
     classes = len(described["classes"])
     half = cfgs[0].precision
     if half == "float32":
-        half = "bfloat16" if bfloat16 else "float16"
-
-    steps = {
-        f"norm={cfg.norm}: batch {cfg.batch_size} at {cfg.image_size}x{cfg.image_size}": step(
-            cfg, classes
-        )
-        for cfg in cfgs
-    }
-    return memory.share(steps, slot, half)
+        half = "bfloat16" if bfloat16 else "float16"  # whose gradients are scaled
+    sizes = "norm={0.norm}: batch {0.batch_size} at {0.image_size}x{0.image_size}"
+    return memory.share({sizes.format(cfg): step(cfg, classes) for cfg in cfgs}, slot, half)
 
 
 def step(cfg: Config, classes: int) -> memory.Step:

@@ -57,7 +57,7 @@ def train_voc(config: dict[str, Any], report: trial.Report | None = None) -> Non
     for row in trial.epochs(state, cfg.epochs, report):
         row["lr"], row["head_lr"] = learner.schedule.get_last_lr()
         shown = memory.counted(train.epoch(row["epoch"]), trial.step_counter(), model)
-        row |= learner.train(shown, row["epoch"])
+        row |= learner.train_epoch(shown, row["epoch"])
         metrics, logits = learner.score(scored)
         if isinstance(kept, Every):
             kept.add(logits)

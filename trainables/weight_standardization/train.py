@@ -53,7 +53,7 @@ def train_converted(config: dict[str, Any], report: trial.Report | None = None) 
     for row in epochs:
         row["body_lr"] = learner.schedule.get_last_lr()[0]
         shown = memory.counted(train.epoch(row["epoch"]), trial.step_counter(), model)
-        row |= learner.train(shown, row["epoch"])
+        row |= learner.train_epoch(shown, row["epoch"])
         metrics, logits = learner.score(scored)
         row |= metrics
         kept.add(row, logits["val"])

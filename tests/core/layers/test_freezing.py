@@ -19,7 +19,7 @@ from core.layers.freezing import (
     trained_part,
     weights_digest,
 )
-from core.training.epoch import cross_entropy, train_epoch
+from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import Recipe
 
@@ -38,9 +38,8 @@ def trained(model: nn.Module, statistics="frozen") -> nn.Module:
     batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(3)]
     recipe = Recipe(lr=0.05, weight_decay=0.1)
     optimizer, schedule = optimizer_and_schedule(trained_part(model), recipe, 3)
-    train_epoch(
-        PartlyFrozen(model, statistics), batches, optimizer, schedule, cross_entropy(10), epoch=1
-    )
+    network = PartlyFrozen(model, statistics)
+    Learner(network, optimizer, schedule, cross_entropy(10)).train_epoch(batches, 1)
     return model
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from core.errors import UserError
 from core.models.memory import WORKSPACE, Step, counted, measure, share, step_bytes
 from core.models.resnet import resnet
-from core.training.epoch import cross_entropy, train_epoch
+from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import RECIPES, Precision
 
@@ -64,10 +64,8 @@ def test_counting_changes_no_number(precision):
         batches = list(zip(x, y, strict=True))
         if count:
             batches = counted(batches, lambda size: None, model)
-        told = train_epoch(
-            model, batches, optimizer, schedule, cross_entropy(5), epoch=1, precision=precision,
-            max_norm=1.0,
-        )  # fmt: skip
+        learner = Learner(model, optimizer, schedule, cross_entropy(5), precision, max_norm=1.0)
+        told = learner.train_epoch(batches, 1)
         return told, model.state_dict(), torch.rand(1)
 
     (plain, weights, after), (told, again, also) = trained(False), trained(True)
@@ -108,7 +106,7 @@ def test_the_estimate_changes_neither_a_trials_random_numbers_nor_a_model():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    measure(lambda: resnet(2, 25, "bn"), 16, False)
+    measure.__wrapped__(resnet, (2, 25, "bn"), 16, False)
     assert torch.equal(torch.rand(3), expected)
 
 
