@@ -42,9 +42,9 @@ def quick_classifier(tmp_path_factory):
         patch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(features, "_LEAST_STEPS", 40)
         patch.setattr(features, "_PASSES", 1)
-        data._opened.cache_clear()
+        data._opened.clear()
         yield
-        data._opened.cache_clear()
+        data._opened.clear()
 
 
 def build(family: str, classes: int = 3, **options) -> generators_family.Family:

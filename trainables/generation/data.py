@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +39,9 @@ class Pictures(NamedTuple):
     labels: Tensor
     names: tuple[str, ...]
     reference: Reference
+
+
+_opened: dict[tuple[Any, ...], Pictures] = {}  # by the trial before: a warm worker keeps its data
 
 
 def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,53 +84,28 @@ def opened(cfg: Config) -> Pictures:
     """Return the images of a trial on its device, with what samples are held against."""
     sets = images(cfg)
     grey = is_grey(sets) if cfg.channels == "auto" else cfg.channels == "grey"
-    fingerprint = data.fingerprint(sets)
-    held = _Held(sets, fingerprint, grey, mirrored(cfg), _compared(cfg, sets), cfg.neighbours)
-    return _opened(held)
+    how = {
+        "flip": mirrored(cfg),
+        "count": _compared(cfg, sets),
+        "neighbours": cfg.neighbours,
+        "fingerprint": data.fingerprint(sets),
+    }
+    key = (sets["train"].images.shape, grey, *how.values())
+    if key not in _opened:
+        _opened.clear()
+        _opened[key] = _on_device(sets, grey, how)
+    return _opened[key]
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Image sets that are told apart by their fingerprint."""
-
-    sets: Mapping[str, ImageSet]
-    fingerprint: str
-    grey: bool
-    flips: bool
-    count: int
-    neighbours: int
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self._key() == other._key()
-
-    def _key(self) -> tuple[Any, ...]:
-        shape = self.sets["train"].images.shape
-        return self.fingerprint, shape, self.grey, self.flips, self.count, self.neighbours
-
-
-@functools.lru_cache(maxsize=1)  # a warm worker keeps the data set of the trials before
-def _opened(held: _Held) -> Pictures:
+def _on_device(sets: Mapping[str, ImageSet], grey: bool, how: Mapping[str, Any]) -> Pictures:
     device = worker.device()
-    train, val = (_tensor(held.sets[split], held.grey, device) for split in ("train", "val"))
+    train, val = (_tensor(sets[split], grey, device) for split in ("train", "val"))
     labels, val_labels = (
-        torch.from_numpy(np.array(held.sets[split].labels, dtype=np.int64)).to(device)
+        torch.from_numpy(np.array(sets[split].labels, dtype=np.int64)).to(device)
         for split in ("train", "val")
     )
-    names = held.sets["train"].classes
-    found = features.reference(
-        train,
-        labels,
-        val,
-        val_labels,
-        len(names),
-        flip=held.flips,
-        count=held.count,
-        neighbours=held.neighbours,
-        fingerprint=held.fingerprint,
-    )
+    names = sets["train"].classes
+    found = features.reference(train, labels, val, val_labels, len(names), **how)
     return Pictures(train, labels, names, found)
 
 
