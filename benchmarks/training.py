@@ -31,10 +31,12 @@ from core.storage.files import write_json
 from core.study import Data, Part, Scale, Study
 from core.study.driver import run
 from core.study.options import Options
-from core.training.epoch import evaluate, train_epoch
-from core.training.recipe import RECIPES, optimizer_and_schedule
+from core.training.epoch import Learner, cross_entropy, evaluate
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import RECIPES
 from core.trial import worker
-from trainables.birds import Config, describe_images, images, train_birds
+from trainables.birds import Config, describe_images, train_birds
+from trainables.birds.data import images
 
 SETTINGS: dict[str, Any] = {"norm": "torch_bn", "image_size": 24, "epochs": 4}
 
@@ -79,13 +81,12 @@ def bare_images_per_second() -> float:
     train = Batches(sets[0], cfg.batch_size, device, train=True)
     val = Batches(sets[1], cfg.batch_size, device)
     optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], cfg.epochs * len(train))
-    classes = len(sets[0].classes)
+    task = cross_entropy(len(sets[0].classes))
+    max_norm = RECIPES["good"].max_norm
+    learner = Learner(model, optimizer, schedule, task, max_norm=max_norm)
     for epoch in range(1, cfg.epochs + 1):
-        train_epoch(
-            model, train.epoch(epoch), optimizer, schedule,
-            epoch=epoch, num_classes=classes, max_norm=RECIPES["good"].max_norm,
-        )  # fmt: skip
-        evaluate(model, val.epoch(epoch), num_classes=classes)
+        learner.train_epoch(train.epoch(epoch), epoch)
+        evaluate(model, val.epoch(epoch), task)
     return _trained_images() / (time.monotonic() - start)
 
 

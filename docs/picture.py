@@ -44,10 +44,11 @@ def arrows(known: dict[str, str]) -> dict[str, set[str]]:
 
 def reduced(knows: dict[str, set[str]]) -> list[tuple[str, str]]:
     """Return the arrows without those that longer ways say already."""
-
     far = {room: set(others) for room, others in knows.items()}
     for _ in knows:  # until nothing is further away
-        far = {room: others.union(*(far[other] for other in others)) for room, others in far.items()}
+        far = {
+            room: others.union(*(far[other] for other in others)) for room, others in far.items()
+        }
     circle = [room for room in far if room in far[room]]
     if circle:
         raise SystemExit(f"these import each other in a circle: {', '.join(circle)}")

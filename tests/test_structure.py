@@ -6,6 +6,8 @@ import ast
 import dataclasses
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,15 @@ def test_every_setting_is_documented(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_reads_on_one_screen(name):
     assert len((ROOT / "studies" / f"{name}.py").read_text().splitlines()) <= 80
+
+
+def test_no_study_file_loads_what_only_its_trials_need():
+    """`--help` and the refusal of a wrong option come at once."""
+    heavy = {"torch", "torchvision", "ray", "pandas", "matplotlib"}
+    code = f"import sys, {', '.join(f'studies.{name}' for name in STUDIES)}; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert {f"studies.{name}" for name in STUDIES} < set(loaded)
+    assert not heavy & set(loaded)
 
 
 @pytest.mark.parametrize("package", MAY_KNOW)

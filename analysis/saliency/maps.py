@@ -27,10 +27,10 @@ def probabilities_of(model: ResNet, val: data_images.ImageSet, results: Path) ->
     import torch
 
     from core.data.batches import Batches
-    from core.training.epoch import evaluate
+    from core.training.epoch import cross_entropy, evaluate
 
     batches = Batches(val, at_once(val.images.shape[-1]), torch.device("cpu"))
-    _, logits = evaluate(model, batches.epoch(0), num_classes=len(val.classes))
+    _, logits = evaluate(model, batches.epoch(0), cross_entropy(len(val.classes)))
     if not logits.isfinite().all():
         raise UserError(
             f"{results}/checkpoints/best.pt is damaged (its scores are not finite): copy "

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -25,7 +25,6 @@ from core.data.images import ImageSet
 from core.errors import UserError
 from core.storage.cache import cache_dir, filled
 
-Name = Literal["auto", "digits", "mnist", "cifar10", "folder"]
 # A mirrored digit is no digit; a mirrored photograph is another photograph of the same thing.
 MIRRORED = {"digits": False, "mnist": False, "cifar10": True, "folder": True}
 _CIFAR_CLASSES = (
@@ -64,7 +63,7 @@ def resolve(dataset: str, root: str | None) -> str:
     """Return the data set that is meant: "auto" is what `root` holds, or the embedded digits.
 
     Args:
-        dataset: a `Name`.
+        dataset: one of `core.choices.Dataset`.
         root: the user's data folder, if one is given.
 
     Raises:

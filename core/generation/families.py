@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
+from core import choices
 from core.errors import UserError
 from core.generation.dcgan import DCGAN
 from core.generation.family import Family, Options, Shape
 from core.generation.flow_matching import FlowMatching
 from core.generation.vae import VAE
 
-Name = Literal["vae", "dcgan", "flow"]
 _FAMILIES = {"vae": VAE, "dcgan": DCGAN, "flow": FlowMatching}
 NAMES: tuple[str, ...] = tuple(_FAMILIES)
 OPTIONS = tuple(field.name for field in fields(Options))
 
 
-def build(family: Name, shape: Shape, width: int, classes: int, **options: Any) -> Family:
+def build(family: choices.Family, shape: Shape, width: int, classes: int, **options: Any) -> Family:
     """Build a family with fresh weights (from torch's global generator).
 
     Args:

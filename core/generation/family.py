@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from core.choices import SIZES
 from core.errors import UserError
-from core.training.recipe import OptimizerName, converted_rate, make_optimizer
+from core.training.optimizer import make_optimizer
+from core.training.recipe import OptimizerName, converted_rate
 
-SIZES = (8, 16, 32, 64, 128)  # pixels: halved until 4x4 are left
 _AT_ONCE = 250  # images decoded together: bounds the memory of sampling
 Shape = tuple[int, int, int]
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 5  # k of precision, recall, density and coverage, as Naeem et al. take it
+from core.choices import NEIGHBOURS
+
 _ROWS = 1024  # compared at once: bounds the memory of distances
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Variant = Literal["all", "layer4", "head", "scratch"]
-Stem = Literal["printed", "trained", "averaged"]
+from core.choices import Stem, Variant
+
 # What is trained under each variant, as prefixes of parameter names.
 TRAINED: dict[Variant, tuple[str, ...]] = {
     "all": ("",),

@@ -7,9 +7,10 @@ first steps of the trial itself are watched, since a process that has run other 
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -62,17 +63,25 @@ class Line:
     fixed: float
     per_image: float
 
+    def at(self, batch: int) -> int:
+        """Return the bytes of a step with so many images."""
+        return int(self.fixed + self.per_image * batch)
 
-def measure(build: Callable[[], nn.Module], image_size: int, recompute: bool) -> Line:
+
+@functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
+def measure(
+    build: Callable[..., nn.Module], args: tuple[Hashable, ...], image_size: int, recompute: bool
+) -> Line:
     """Measure a step's activations, and add the weights' gradients and momentum.
 
     Args:
         build: makes the model (with a settable `recompute`) on the CPU.
+        args: what it is made from.
         image_size: pixels.
         recompute: whether activations are computed again for the backward pass.
     """
     with torch.random.fork_rng(devices=[]):  # a trial's own draws are not to depend on this
-        model = build()
+        model = build(*args)
     model.recompute = recompute  # type: ignore[assignment]
     small, large = (step_bytes(model, image_size, probe, "float32") for probe in PROBES)
     per_image = (large - small) / (PROBES[1] - PROBES[0])
@@ -80,30 +89,38 @@ def measure(build: Callable[[], nn.Module], image_size: int, recompute: bool) ->
     return Line(small - per_image * PROBES[0] + 2 * weights, per_image)
 
 
-def fit(
-    measured: Callable[[bool], Line],
-    image_size: int,
-    batch: int,
-    precision: Precision = "float32",
-    recompute: bool = False,
-) -> Fit:
-    """Estimate the memory of a training step.
+@dataclass(frozen=True)
+class Step:
+    """A training step of a trial.
 
-    Args:
-        measured: returns what `measure` does, without recomputation or with it.
+    Attributes:
+        build: makes the model from `args`.
+        args: all that tells the model from others.
         image_size: pixels.
-        batch: images per step.
+        batch: images that are run at once.
         precision: of the forward pass.
         recompute: whether activations are computed again.
     """
-    plain, again = (
-        int(line.fixed + line.per_image * batch) for line in (measured(False), measured(recompute))
-    )
-    return Fit(precision, recompute, _in_precision(again, image_size, batch, precision), plain)
+
+    build: Callable[..., nn.Module]
+    args: tuple[Hashable, ...]
+    image_size: int
+    batch: int
+    precision: Precision = "float32"
+    recompute: bool = False
+
+    def fit(self) -> Fit:
+        """Estimate what the step takes."""
+        plain, again = (
+            measure(self.build, self.args, self.image_size, recompute).at(self.batch)
+            for recompute in (False, self.recompute)
+        )
+        estimate = _in_precision(again, self.image_size, self.batch, self.precision)
+        return Fit(self.precision, self.recompute, estimate, plain)
 
 
 def share(
-    steps: Mapping[str, Callable[[Mapping[str, Any]], int]], slot: int | None, half: Precision
+    steps: Mapping[str, Step], slot: int | None, half: Precision
 ) -> tuple[dict[str, Any], int]:
     """Choose the first way in which all trials fit: as asked, recomputed, in half precision too.
 
@@ -111,7 +128,7 @@ def share(
     first because it changes no number.
 
     Args:
-        steps: a trial's step in words -> its bytes under settings that replace its own.
+        steps: a trial's step in words -> the step.
         slot: bytes of the smallest slot; None: as asked.
         half: the precision that the cards compute in, should float32 not fit.
 
@@ -124,7 +141,10 @@ def share(
     ways: list[dict[str, Any]] = [{}, {"recompute": True}, {"recompute": True, "precision": half}]
     needed, largest = 0, ""
     for settings in ways:
-        needed, largest = max((step(settings) + WORKSPACE, name) for name, step in steps.items())
+        needed, largest = max(
+            (replace(step, **settings).fit().estimate + WORKSPACE, name)
+            for name, step in steps.items()
+        )
         if slot is None or needed <= slot:
             return settings, needed
     assert slot is not None
@@ -195,18 +215,25 @@ def step_bytes(model: nn.Module, image_size: int, batch: int, precision: Precisi
 
 
 def counted(
-    batches: Iterable[B], tensors: Iterable[torch.Tensor], note: Callable[[int], None]
-) -> Iterator[B]:
-    """Yield `batches`; count the first two steps made of them, without changing a number.
+    batches: Iterable[B], note: Callable[[int], None] | None, *models: nn.Module
+) -> Iterable[B]:
+    """Return `batches`; the first two steps made of them are counted, without changing a number.
 
     Args:
         batches: of an epoch, on the CPU; all but the first two pass unwatched.
-        tensors: what is there already and belongs to the trial: weights, buffers.
-        note: is told the most bytes that were alive in tensors during these steps: `tensors`, the
-            batch, activations, gradients and the optimiser's state. What libraries hold beside
-            (oneDNN's copies of weights, the decoded images) is not counted.
+        note: is told the most bytes that were alive in tensors during these steps: the models' own,
+            the batch, activations, gradients and the optimiser's state. What libraries hold beside
+            (oneDNN's copies of weights, the decoded images) is not counted. None: no counting.
+        models: whose weights and buffers are there already.
     """
-    left, known = iter(batches), list(tensors)
+    return batches if note is None else _counted(batches, note, models)
+
+
+def _counted(
+    batches: Iterable[B], note: Callable[[int], None], models: Sequence[nn.Module]
+) -> Iterator[B]:
+    left = iter(batches)
+    known = [t for model in models for t in (*model.parameters(), *model.buffers())]
     sizes = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in known)}
     with _Watch(known) as watch:
         yield from islice(left, COUNTED)

@@ -15,11 +15,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from core.choices import Normalisation
 from core.data.augment import MEAN, STD, normalise
 from core.errors import UserError
 from core.layers import running
 
-Normalisation = Literal["imagenet", "cifar10", "none"]
 # Mean and standard deviation of each channel of the training pixels, in the range 0 to 1.
 NORMALISATIONS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": (MEAN, STD),

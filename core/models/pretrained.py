@@ -15,8 +15,9 @@ from core.data.synthetic import birds as synthetic_birds
 from core.layers import freezing
 from core.models.weights import fill, kept, load_state, published
 from core.storage.cache import cache_dir
-from core.training.epoch import train_epoch
-from core.training.recipe import RECIPES, optimizer_and_schedule
+from core.training.epoch import Learner, cross_entropy
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import RECIPES
 
 NAMES = ("default", "embedded", "none")
 _SIZE = 32  # pixels of the birds that the embedded weights are learnt from
@@ -135,16 +136,10 @@ def learnt(
             batches = Batches(images, batch_size, torch.device("cpu"), train=True)
             steps = epochs * len(batches)
             optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
+            task = cross_entropy(len(images.classes))
+            learner = Learner(model, optimizer, schedule, task, max_norm=max_norm)
             for epoch in range(1, epochs + 1):
-                train_epoch(
-                    model,
-                    batches.epoch(epoch),
-                    optimizer,
-                    schedule,
-                    epoch=epoch,
-                    num_classes=len(images.classes),
-                    max_norm=max_norm,
-                )
+                learner.train_epoch(batches.epoch(epoch), epoch)
     finally:
         torch.set_num_threads(before)
     return model

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Form = Literal["none", "listing", "meant"]
+from core.choices import Form
+
 FORMS: tuple[Form, ...] = ("none", "listing", "meant")
 
 

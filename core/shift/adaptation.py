@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.choices import Method, Order
 from core.errors import UserError
 from core.layers.running import bn_layers, copy_of, train_if_it_can, update
 
-Method = Literal["none", "running", "batch", "prior", "tent"]
-Order = Literal["shuffled", "sorted", "dirichlet"]
 METHODS: tuple[Method, ...] = ("none", "running", "batch", "prior", "tent")
 ORDERS: tuple[Order, ...] = ("shuffled", "sorted", "dirichlet")
 DIRICHLET = 0.1  # concentration of `dirichlet`, as in Gong et al. 2022 (arXiv:2208.05117)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,108 +21,211 @@ from core.training.recipe import Precision
 CHECK_EVERY = 32  # steps between looks at the loss on a GPU, where each look waits for the device
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    *,
-    epoch: int,
-    num_classes: int,
-    precision: Precision = "float32",
-    scaler: torch.amp.GradScaler | None = None,
-    max_norm: float = 0.0,
-    accumulate: int = 1,
-) -> dict[str, float]:
-    """Train on every batch once with cross-entropy.
+class Objective(Protocol):
+    """A loss, and the metrics of the batches of one pass."""
 
-    Each batch may be run in `accumulate` parts whose gradients add up to those of the whole. Only
-    norms that look at one image at a time compute the same then: batch norm sees the parts.
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch in training, or of a part of it."""
+        ...
 
-    Returns:
-        train_loss_running (nats per image) and train_accuracy_running, train_error_running,
-        train_micro_f1_running, train_macro_f1_running of the predictions made while training:
-        augmented images, the weights of each step. `evaluate` gives those of fixed weights.
+    def add(self, logits: Tensor, labels: Tensor, mean: Tensor | None = None) -> None:
+        """Count a batch in; in training, `mean` is the loss that was returned for it."""
+        ...
 
-    Raises:
-        Diverged: the loss is not finite; the message names epoch, step and learning rate.
+    def metrics(self) -> dict[str, float]:
+        """Return the loss and the other metrics of all batches."""
+        ...
+
+
+Task = Callable[[torch.device], Objective]  # makes the objective of a pass
+
+
+class Images(Protocol):
+    """Images that come in batches, in another order and augmentation in each epoch."""
+
+    def epoch(self, epoch: int) -> Iterable[Batch]:
+        """Return the batches of an epoch."""
+        ...
+
+
+class CrossEntropy:
+    """Cross-entropy in nats per image, and accuracy, error, micro_f1 and macro_f1.
+
+    Args:
+        num_classes: C; logits are (B, C) float32, labels (B,) integers.
+        device: of the batches.
     """
-    model.train()
-    device = next(model.parameters()).device
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
-    confusion = ConfusionMatrix(num_classes, device)
-    losses: list[Tensor] = []
-    lrs: list[float] = []
-    count = torch.zeros((), dtype=torch.int64)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for step, (x, y) in enumerate(batches, 1):
-        optimizer.zero_grad(set_to_none=True)
-        mean = torch.zeros((), device=device)
-        for part_x, part_y in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
-            with autocast(device, precision):
-                logits = model(part_x)
-                loss = F.cross_entropy(logits, part_y)
-            if accumulate > 1:
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self._confusion = ConfusionMatrix(num_classes, device)
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = 0
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch in training, or of a part of it."""
+        return F.cross_entropy(logits, labels)
+
+    def add(self, logits: Tensor, labels: Tensor, mean: Tensor | None = None) -> None:
+        """Count a batch in."""
+        if mean is None:
+            self._total += F.cross_entropy(logits, labels, reduction="sum")
+        else:
+            self._total += mean * len(labels)
+        self._confusion.update(logits.argmax(1), labels)
+        self._count += len(labels)
+
+    def metrics(self) -> dict[str, float]:
+        """Return loss, accuracy, error, micro_f1 and macro_f1."""
+        return {"loss": self._total.item() / self._count, **self._confusion.metrics()}
+
+
+def cross_entropy(num_classes: int) -> Task:
+    """Return the task of telling `num_classes` classes apart."""
+    return functools.partial(CrossEntropy, num_classes)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network in training.
+
+    Attributes:
+        network: on its device.
+        optimizer: of its weights.
+        schedule: of the learning rates, stepped after each batch.
+        task: loss and metrics.
+        precision: of the forward pass.
+        max_norm: largest L2 norm of the gradient; 0: any.
+        accumulate: parts in which a batch is run; their gradients add up to those of the whole,
+            each image weighing the same. Only norms that look at one image at a time compute the
+            same then: batch norm sees the parts.
+        scaler: of the loss: float16 needs it (its gradients underflow); idle otherwise.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    task: Task
+    precision: Precision = "float32"
+    max_norm: float = 0.0
+    accumulate: int = 1
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        object.__setattr__(self, "scaler", scaler)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the network is."""
+        return next(self.network.parameters()).device
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the weights."""
+        return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
+    def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
+        """Train on every batch once.
+
+        Returns:
+            The task's metrics, named train_<metric>_running: of the predictions made while
+            training, with augmented images and the weights of each step. `score` gives those of
+            fixed weights.
+
+        Raises:
+            Diverged: the loss is not finite; the message names epoch, step and learning rate.
+        """
+        self.network.train()
+        objective = self.task(self.device)
+        losses: list[Tensor] = []
+        lrs: list[float] = []
+        for step, (x, y) in enumerate(batches, 1):
+            self.optimizer.zero_grad(set_to_none=True)
+            logits, mean = self._backward(objective, x, y)
+            lrs.append(self.optimizer.param_groups[0]["lr"])
+            losses.append(mean)
+            if self.device.type == "cpu" or step % CHECK_EVERY == 0:
+                check_finite(losses, lrs, epoch)
+            if self.max_norm:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+            objective.add(logits, y, mean)
+        check_finite(losses, lrs, epoch)
+        return {f"train_{key}_running": value for key, value in objective.metrics().items()}
+
+    def _backward(self, objective: Objective, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch's gradients up; return its logits and mean loss."""
+        logits, mean = [], torch.zeros((), device=self.device)
+        parts = zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True)
+        for part_x, part_y in parts:
+            scores = forward(self.network, part_x, self.precision)
+            loss = objective.loss(scores, part_y)
+            if self.accumulate > 1:
                 loss = loss * (len(part_y) / len(y))
             mean += loss.detach()
-            scaler.scale(loss).backward()
-            confusion.update(logits.detach().argmax(1), part_y)
-        lrs.append(optimizer.param_groups[0]["lr"])
-        losses.append(mean)
-        if device.type == "cpu" or step % CHECK_EVERY == 0:
-            check_finite(losses, lrs, epoch)
-        if max_norm:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        total += mean * len(y)
-        count += len(y)
-    check_finite(losses, lrs, epoch)
-    metrics = {"loss": (total.cpu() / count).item(), **confusion.metrics()}
-    return {f"train_{key}_running": value for key, value in metrics.items()}
+            self.scaler.scale(loss).backward()
+            logits.append(scores.detach())
+        return torch.cat(logits), mean
+
+    def score(self, scored: Mapping[str, Images]) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Evaluate sets of images, as they are in epoch 0.
+
+        Returns:
+            The metrics, their names led by those of the sets, and the logits of each set.
+        """
+        metrics, logits = {}, {}
+        for name, images in scored.items():
+            found, logits[name] = evaluate(
+                self.network,
+                images.epoch(0),
+                self.task,
+                prefix=f"{name}_",
+                precision=self.precision,
+            )
+            metrics |= found
+        return metrics, logits
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
+    task: Task,
     *,
-    num_classes: int,
     prefix: str = "val_",
     precision: Precision = "float32",
 ) -> tuple[dict[str, float], Tensor]:
     """Score every batch in evaluation mode.
 
     Returns:
-        loss (nats per image), accuracy, error, micro_f1 and macro_f1, each with `prefix`, and the
-        logits (N, num_classes) in float32 on the CPU, in the order of the batches.
+        The task's metrics, each with `prefix`, and the logits (N, C) in float32 on the CPU, in the
+        order of the batches.
+
+    Raises:
+        Diverged: the task needs finite scores, and one is not.
     """
     model.eval()
     device = next(model.parameters()).device
-    confusion = ConfusionMatrix(num_classes, device)
-    scores, total = [], torch.zeros((), dtype=torch.float64, device=device)
+    objective, scores = task(device), []
     for x, y in batches:
-        with autocast(device, precision):
-            logits = model(x)
-        logits = logits.float()
-        total += F.cross_entropy(logits, y, reduction="sum")
-        confusion.update(logits.argmax(1), y)
-        scores.append(logits)
-    logits = torch.cat(scores).cpu()
-    metrics = {"loss": total.item() / len(logits), **confusion.metrics()}
-    return {f"{prefix}{key}": value for key, value in metrics.items()}, logits
+        scores.append(forward(model, x, precision))
+        objective.add(scores[-1], y)
+    metrics = {f"{prefix}{key}": value for key, value in objective.metrics().items()}
+    return metrics, torch.cat(scores).cpu()
+
+
+def forward(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
+    """Return the logits (B, C), in float32, of a forward pass in `precision`."""
+    with autocast(images.device, precision):
+        logits = model(images)
+    return logits.float()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
     """Return the context in which a forward pass runs in `precision`."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
-
-
-def grad_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
-    """Return the loss scaler that float16 needs (its gradients underflow); idle otherwise."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 def check_finite(losses: list[Tensor], lrs: list[float], epoch: int) -> None:

@@ -1,26 +1,25 @@
-"""Training with several labels per image: batches, losses, one epoch, one evaluation.
+"""Training with several labels per image: batches, losses, metrics.
 
 Labels are (N, C): 1 present, -1 absent, 0 ignored; what is ignored enters no loss and no metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
 from core.data.augment import distort, normalise
 from core.data.batches import Batch
 from core.errors import Diverged
-from core.training.epoch import CHECK_EVERY, autocast, check_finite
+from core.training.epoch import Task
 from core.training.metrics import mean_average_precision
-from core.training.recipe import Precision
 
 # Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification", section 3.1: focusing of
 # present and absent pairs, and the shift of the probability of absent ones.
@@ -130,104 +129,41 @@ def make_loss(
     return lambda logits, labels: each(logits, labels, w)
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    loss: Loss,
-    *,
-    epoch: int,
-    precision: Precision = "float32",
-    scaler: torch.amp.GradScaler | None = None,
-    max_norm: float = 0.0,
-) -> dict[str, float]:
-    """Train on every batch once with the mean loss of the pairs that count.
+class PairLoss:
+    """The mean loss of the pairs of image and class that count, in nats per pair; mAP and accuracy.
 
-    Returns:
-        train_loss_running (nats per pair), train_map_running and train_accuracy_running of the
-        scores given while training (augmented images, the weights of each step).
-
-    Raises:
-        Diverged: the loss is not finite; the message names epoch, step and learning rate.
+    Args:
+        each: returns the losses of pairs.
+        device: of the batches.
     """
-    model.train()
-    device = next(model.parameters()).device
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
-    losses: list[Tensor] = []
-    lrs: list[float] = []
-    seen = _Seen(device)
-    for step, (x, y) in enumerate(batches, 1):
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(device, precision):
-            logits = model(x)
-        logits = logits.float()
-        total = (loss(logits, y) * (y != 0)).sum()
-        mean = total / (y != 0).sum().clamp(min=1)
-        scaler.scale(mean).backward()
-        lrs.append(optimizer.param_groups[0]["lr"])
-        losses.append(mean.detach())
-        if device.type == "cpu" or step % CHECK_EVERY == 0:
-            check_finite(losses, lrs, epoch)
-        if max_norm:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        seen.add(logits, y, total)
-    check_finite(losses, lrs, epoch)
-    return {f"train_{key}_running": value for key, value in seen.metrics().items()}
 
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    loss: Loss,
-    *,
-    prefix: str = "val_",
-    precision: Precision = "float32",
-) -> tuple[dict[str, float], Tensor]:
-    """Score every batch in evaluation mode.
-
-    Returns:
-        loss (nats per pair), map and accuracy, each with `prefix`, and the logits (M, C) in float32
-        on the CPU, in the order of the batches.
-
-    Raises:
-        Diverged: a score is not finite.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    seen = _Seen(device)
-    for x, y in batches:
-        with autocast(device, precision):
-            logits = model(x)
-        logits = logits.float()
-        seen.add(logits, y, (loss(logits, y) * (y != 0)).sum())
-    return {f"{prefix}{key}": value for key, value in seen.metrics().items()}, seen.logits()
-
-
-class _Seen:
-    """Scores and labels of the batches so far: rankings need them all."""
-
-    def __init__(self, device: torch.device):
+    def __init__(self, each: Loss, device: torch.device):
+        self._each = each
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._total = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, logits: Tensor, labels: Tensor, total: Tensor) -> None:
-        self._logits.append(logits.detach())
-        self._labels.append(labels)
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch in training, or of a part of it."""
+        counted = labels != 0
+        total = (self._each(logits, labels) * counted).sum()
         self._total += total.detach()
+        return total / counted.sum().clamp(min=1)
 
-    def logits(self) -> Tensor:
-        return torch.cat(self._logits).cpu()
+    def add(self, logits: Tensor, labels: Tensor, mean: Tensor | None = None) -> None:
+        """Count a batch in: rankings need the scores of all."""
+        self._logits.append(logits)
+        self._labels.append(labels)
+        if mean is None:
+            self.loss(logits, labels)
 
     def metrics(self) -> dict[str, float]:
-        """Return loss per pair that counts, mean average precision, share of right decisions."""
-        scores, labels = self.logits(), torch.cat(self._labels).cpu()
+        """Return loss per pair that counts, mean average precision, share of right decisions.
+
+        Raises:
+            Diverged: a score is not finite.
+        """
+        scores, labels = torch.cat(self._logits).cpu(), torch.cat(self._labels).cpu()
         if not scores.isfinite().all():
             raise Diverged("a score is not finite: lower lr or set max_norm")
         counted = labels != 0
@@ -238,3 +174,8 @@ class _Seen:
             "map": mean_average_precision(scores.numpy(), labels.numpy())[0],
             "accuracy": int(right) / number,
         }
+
+
+def pair_loss(each: Loss) -> Task:
+    """Return the task of telling which of several classes an image shows."""
+    return functools.partial(PairLoss, each)

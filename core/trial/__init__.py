@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.trial.api import (
         Best,
-        counted,
+        epochs,
         load_best,
         note,
         report,
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         save,
         save_picture,
         save_predictions,
+        step_counter,
         stopped,
     )
     from core.trial.running import Report, Row, Stateful
@@ -22,7 +23,7 @@ __all__ = [
     "Report",
     "Row",
     "Stateful",
-    "counted",
+    "epochs",
     "load_best",
     "note",
     "report",
@@ -30,6 +31,7 @@ __all__ = [
     "save",
     "save_picture",
     "save_predictions",
+    "step_counter",
     "stopped",
 ]
 

@@ -1,4 +1,4 @@
-"""What a trainable may ask of the engine: restore, save, report, keep predictions.
+"""What a trainable may ask of the engine: its epochs, to note facts, to keep predictions.
 
 Called outside the engine (a test, a notebook), restoring finds nothing, saving keeps nothing and
 `report` goes to Ray Tune, so that a trainable is a plain function of its config.
@@ -6,22 +6,52 @@ Called outside the engine (a test, a notebook), restoring finds nothing, saving 
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.models import memory
 from core.storage.files import remove, write_bytes, write_json
 from core.trial import checkpoint
-from core.trial.running import Row, Stateful, current
+from core.trial.running import Report, Row, Stateful, current
 
-B = TypeVar("B")
+
+def epochs(
+    state: Mapping[str, Stateful], count: int, reporter: Report | None = None
+) -> Iterator[Row]:
+    """Restore `state`; yield a row for each epoch that is left, to be filled in place.
+
+    When the body of the loop is through, the row gets the `seconds` that it took, `state` is saved
+    and the row is reported.
+
+    Args:
+        state: the parts of a trial; restored when this is called, before the first epoch.
+        count: epochs of the whole trial; fewer come of one that is to end early.
+        reporter: gets the rows; none: `report`.
+
+    Yields:
+        A dict with `epoch`, counted from 1.
+    """
+    return _epochs(state, range(restore(state) + 1, count + 1), reporter or report)
+
+
+def _epochs(state: Mapping[str, Stateful], left: range, reporter: Report) -> Iterator[Row]:
+    for epoch in left:
+        if stopped():
+            return
+        start = time.monotonic()
+        row: Row = {"epoch": epoch}
+        yield row
+        row["seconds"] = time.monotonic() - start
+        save(state, row)
+        reporter(row)
 
 
 def report(row: Row) -> None:
@@ -155,17 +185,15 @@ class Best:
         self.scores = state_dict["scores"]
 
 
-def counted(batches: Iterable[B], *models: nn.Module) -> Iterable[B]:
-    """Return the batches of an epoch; the first steps on a CPU tell the trial's peak memory."""
+def step_counter() -> Callable[[int], None] | None:
+    """Return what notes the bytes that a step took as the trial's peak memory.
+
+    None where nobody asks: on a GPU, which counts itself, and when it is known already.
+    """
     trial = current.get()
     if trial is None or trial.step_bytes is not None or torch.cuda.is_available():
-        return batches
-
-    def note(size: int) -> None:
-        trial.step_bytes = size
-
-    tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
-    return memory.counted(batches, tensors, note)
+        return None
+    return functools.partial(setattr, trial, "step_bytes")
 
 
 def save_predictions(

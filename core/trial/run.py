@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from core import numerics
 from core.errors import StorageError, TrialError
+from core.later import Later
 from core.storage import mirror
 from core.storage.files import reserve, write_json, write_text
 from core.trial import worker
@@ -38,6 +39,8 @@ def run(
     # A worker that lost its driver may still be writing its last epoch: wait until it is gone.
     with FileLock(spec.folder / "lock", timeout=120):
         worker.reset(int(spec.config.get("seed", 0)), attempt.threads, attempt.memory)
+        if isinstance(trainable, Later):
+            trainable.load()
         # Its clock starts here: what a new worker loads is not its.
         trial = Trial(spec, forward, memory=attempt.memory)
         trial.facts["numerics"] = numerics.label(attempt.threads)

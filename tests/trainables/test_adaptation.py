@@ -28,8 +28,8 @@ from core.shift.corruptions import CORRUPTIONS
 from core.study.command import command_line
 from core.study.plan import plan
 from studies.adaptation import study
-from trainables import adaptation as trainable
-from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells
+from trainables.adaptation import Config, Corruption, adapt_cell, check_cells, data, describe_cells
+from trainables.adaptation import cell as scoring
 
 TIMES = ("seconds", "corruption_seconds")
 
@@ -72,7 +72,7 @@ def cell(birds, weights):
 
 def forget() -> None:
     """Empty what a worker keeps between trials."""
-    for kept in vars(trainable).values():
+    for kept in (*vars(data).values(), *vars(scoring).values()):
         if hasattr(kept, "cache_clear"):
             kept.cache_clear()
 
@@ -123,10 +123,10 @@ def test_images_corrupted_batch_by_batch_are_those_corrupted_at_once(
 ):
     places = {"data_dir": str(birds), "checkpoint": str(weights), "image_size": 32}
     cfg = Config(corruption=corruption, severity=4, **places)
-    images = trainable._task_of(cfg).images.images
-    whole = trainable.Shifted(cfg, images)
-    monkeypatch.setattr(trainable, "_KEPT_BYTES", 0)
-    bit = trainable.Shifted(cfg, images)
+    images = data.task_of(cfg).images.images
+    whole = scoring.Shifted(cfg, images)
+    monkeypatch.setattr(scoring, "_KEPT_BYTES", 0)
+    bit = scoring.Shifted(cfg, images)
     assert bit.kept is None
     index = np.array([17, 3, 3, 20])
     assert torch.equal(whole(index), bit(index))
@@ -135,14 +135,14 @@ def test_images_corrupted_batch_by_batch_are_those_corrupted_at_once(
 
 def test_images_are_taken_evenly_in_the_order_of_their_names(birds, weights):
     cfg = Config(data_dir=str(birds), checkpoint=str(weights), image_size=32, images=10)
-    images = trainable._task_of(cfg).images
+    images = data.task_of(cfg).images
     assert images.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     names = [Path(file).name for file in images.files]
     assert names == ["0000.jpg"] * 4 + ["0001.jpg"] * 4 + ["0002.jpg"] * 2
 
 
 def test_the_setting_knows_the_corruptions_that_there_are():
-    assert typing.get_args(trainable.Corruption) == ("clean", *CORRUPTIONS)
+    assert typing.get_args(Corruption) == ("clean", *CORRUPTIONS)
 
 
 def test_small_photographs_keep_their_size_and_large_ones_are_cropped(tmp_path, weights):
@@ -152,7 +152,7 @@ def test_small_photographs_keep_their_size_and_large_ones_are_cropped(tmp_path, 
             folder.mkdir(parents=True)
             Image.new("RGB", (side, side), name_colour(name)).save(folder / "0.png")
         cfg = Config(data_dir=str(tmp_path / str(side)), checkpoint=str(weights))
-        assert trainable._task_of(cfg).images.images.shape == (4, 3, expected, expected)
+        assert data.task_of(cfg).images.images.shape == (4, 3, expected, expected)
 
 
 def name_colour(name: str) -> tuple[int, int, int]:
@@ -340,8 +340,8 @@ def test_the_normalisation_is_settled_once_and_recorded(
     assert set(clean) == {settled["accuracy"][settled["name"]]}
     # a resumed study takes what was settled, whatever would be guessed now; and says so if set
     other = next(name for name in NORMALISATIONS if name != settled["name"])
-    guess = trainable.settle
-    monkeypatch.setattr(trainable, "settle", lambda *a: guess(*a[:3], other, None))
+    guess = data.settle
+    monkeypatch.setattr(data, "settle", lambda *a: guess(*a[:3], other, None))
     forget()
     words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
     assert run(birds, weights, severity.parents[1], *words) == 0
@@ -421,7 +421,7 @@ def test_the_photograph_of_python_batches_is_the_studys_first(tmp_path, monkeypa
     results = Results(tmp_path, {"data": {"kind": "folder"}}, pd.DataFrame(), pd.DataFrame())
     published = small.cifar10_test(tmp_path)
     assert published is not None
-    expected = trainable._first_evenly(published, 10).images[0]
+    expected = data._first_evenly(published, 10).images[0]
     assert np.array_equal(sections._first_image(results), expected)
 
 

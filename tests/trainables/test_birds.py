@@ -14,13 +14,12 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from analysis.results.folder import load_predictions
-from core import trial
 from core.data import images
 from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
 from core.study.command import command_line
 from core.training.recipe import LEARNING_RATES
-from core.trial import records, run, running
+from core.trial import api, records, run, running
 from studies.norms import study
 from trainables.birds import Config, describe_images, train_birds
 
@@ -143,7 +142,7 @@ def test_predictions_give_the_reported_metrics_again(finished):
 def test_training_metrics_are_of_the_kept_weights_on_images_as_they_are(finished, birds):
     from core.data.batches import Batches
     from core.models.resnet import load_weights, resnet
-    from core.training.epoch import evaluate
+    from core.training.epoch import cross_entropy, evaluate
 
     trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
     seen = images.load(birds, 16)["train"]
@@ -151,7 +150,7 @@ def test_training_metrics_are_of_the_kept_weights_on_images_as_they_are(finished
         model = resnet(1, len(seen.classes), row.norm)
         load_weights(model, finished / "trials" / row.trial / "best.pt")
         batches = Batches(seen, 10, torch.device("cpu"))
-        found, _ = evaluate(model, batches.epoch(0), num_classes=len(seen.classes), prefix="")
+        found, _ = evaluate(model, batches.epoch(0), cross_entropy(len(seen.classes)), prefix="")
         for name, value in found.items():
             assert getattr(row, f"best_train_{name}") == pytest.approx(value, abs=1e-12)
 
@@ -198,7 +197,7 @@ def test_best_weights_score_what_the_table_says(finished, birds):
     """Rebuild the best network from its plain state dict and score the validation images."""
     from core.data.batches import Batches
     from core.models.resnet import load_weights, resnet
-    from core.training.epoch import evaluate
+    from core.training.epoch import cross_entropy, evaluate
 
     best = json.loads((finished / "checkpoints" / "best.json").read_text())
     settings = best["config"]
@@ -206,7 +205,7 @@ def test_best_weights_score_what_the_table_says(finished, birds):
     model = resnet(settings["n"], len(sets["val"].classes), settings["norm"])
     load_weights(model, finished / "checkpoints" / "best.pt")
     batches = Batches(sets["val"], 10, torch.device("cpu"))
-    metrics, _ = evaluate(model, batches.epoch(0), num_classes=len(sets["val"].classes))
+    metrics, _ = evaluate(model, batches.epoch(0), cross_entropy(len(sets["val"].classes)))
     assert metrics["val_accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-12)
 
 
@@ -216,7 +215,7 @@ def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(
     class Lost(BaseException):
         pass
 
-    save, seen = trial.save, []
+    save, seen = api.save, []
 
     def losing(state, row):
         save(state, row)
@@ -224,7 +223,7 @@ def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(
         if len(seen) == 3:  # the first epoch of the second trial
             raise Lost
 
-    monkeypatch.setattr(trial, "save", losing)
+    monkeypatch.setattr(api, "save", losing)
     with pytest.raises(Lost):
         norms(birds, tmp_path)
     assert norms(birds, tmp_path, "--resume") == 0

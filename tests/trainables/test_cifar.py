@@ -11,31 +11,20 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from analysis.results.folder import load, load_predictions
-from core import trial
 from core.data import small
 from core.data.batches import Batches
 from core.errors import UserError
 from core.models.small_cnn import FORMS, SmallCNN, without_gradient
 from core.study.command import command_line
 from core.study.plan import plan
-from core.training.epoch import evaluate
+from core.training.epoch import cross_entropy, evaluate
 from core.training.recipe import LEARNING_RATES
-from core.trial import records, running
+from core.trial import api, records, running
 from core.trial import run as trial_run
 from studies.cifar import study
-from trainables.cifar import (
-    Config,
-    batches,
-    build,
-    check_batches,
-    describe_images,
-    facts,
-    images,
-    merge_single,
-    steps_of,
-    train_cifar,
-    training_mode_accuracy,
-)
+from trainables.cifar import Config, check_batches, describe_images, train_cifar
+from trainables.cifar.data import batches, images, merge_single, steps_of
+from trainables.cifar.train import build, facts, training_mode_accuracy
 
 CNN = {"train_images": 200, "val_images": 50, "epochs": 2, "batch_size": 33, "lr": 0.1}
 RESNET = {
@@ -132,7 +121,7 @@ def test_evaluation_depends_on_neither_batch_size_nor_order():
     found = {}
     for size in (1, 7, 50):
         data = Batches(sets["val"], size, torch.device("cpu"))
-        found[size] = evaluate(model, data.epoch(0), num_classes=10)[1]
+        found[size] = evaluate(model, data.epoch(0), cross_entropy(10))[1]
     assert found[1].numpy() == pytest.approx(found[50].numpy(), abs=1e-5)
     assert found[7].numpy() == pytest.approx(found[50].numpy(), abs=1e-5)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
@@ -307,14 +296,14 @@ def test_interrupted_trials_go_on_to_the_same_bits(tmp_path, monkeypatch):
         arguments = [*FEW, *settings, "--part", part]
         assert run(tmp_path / "whole", *arguments, "--name", part) == 0
 
-        save = trial.save
+        save = api.save
 
         def losing(state, row, save=save):
             save(state, row)
             raise Lost
 
         with monkeypatch.context() as patched:
-            patched.setattr(trial, "save", losing)
+            patched.setattr(api, "save", losing)
             with pytest.raises(Lost):
                 run(tmp_path / "cut", *arguments, "--name", part)
         assert run(tmp_path / "cut", *arguments, "--name", part, "--resume") == 0
@@ -364,7 +353,7 @@ def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
     network = build(cfg, 10)
     network.load_state_dict(torch.load(spec.folder / "best.pt", weights_only=True))
     seen = Batches(images(cfg)["train"], cfg.batch_size, torch.device("cpu"))
-    again, _ = evaluate(network, seen.epoch(0), num_classes=10, prefix="best_train_")
+    again, _ = evaluate(network, seen.epoch(0), cross_entropy(10), prefix="best_train_")
     assert again == pytest.approx({key: result["facts"][key] for key in again}, rel=1e-5)
 
 

@@ -25,8 +25,8 @@ from core.study.command import command_line
 from core.trial import records, running
 from core.trial import run as trial_run
 from studies.generation import study
-from trainables import generation
-from trainables.generation import Config, shown_labels, train_generator, wanted
+from trainables.generation import Config, data, train_generator
+from trainables.generation.train import GRID, shown_labels, wanted
 
 FAMILIES = families.NAMES
 SMALL = {
@@ -42,9 +42,9 @@ def quick_classifier(tmp_path_factory):
         patch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(features, "_LEAST_STEPS", 40)
         patch.setattr(features, "_PASSES", 1)
-        generation._opened.cache_clear()
+        data._opened.clear()
         yield
-        generation._opened.cache_clear()
+        data._opened.clear()
 
 
 def build(family: str, classes: int = 3, **options) -> generators_family.Family:
@@ -264,19 +264,19 @@ def test_labels_that_are_asked_for_are_as_frequent_as_real_ones():
     assert torch.bincount(wanted(labels, 10)).tolist() == [5, 3, 2]
     assert torch.equal(wanted(labels, 10), wanted(labels, 10))
     assert shown_labels(10).tolist() == [*range(10)] * 4
-    assert len(shown_labels(1000)) == generation.GRID
+    assert len(shown_labels(1000)) == GRID
 
 
 def test_a_round_of_batches_shows_each_image_once_and_mirrors_only_if_asked():
     cfg = Config(**{**SMALL, "epoch_steps": None, "batch_size": 20})
-    pictures = generation.opened(cfg)
-    seen = [x for x, _ in generation.batches(cfg, pictures, torch.Generator().manual_seed(0))]
-    images = generation.scaled(pictures.train)
+    pictures = data.opened(cfg)
+    seen = [x for x, _ in data.batches(cfg, pictures, torch.Generator().manual_seed(0))]
+    images = data.scaled(pictures.train)
     assert len(seen) == 3
     assert sorted(map(key, torch.cat(seen))) == sorted(map(key, images))
     flipping = Config(**{**SMALL, "epoch_steps": 3, "batch_size": 20, "flip": True})
     seen = torch.cat([
-        x for x, _ in generation.batches(flipping, pictures, torch.Generator().manual_seed(0))
+        x for x, _ in data.batches(flipping, pictures, torch.Generator().manual_seed(0))
     ])  # fmt: skip
     known = set(map(key, images))
     as_is = [key(x) in known for x in seen]
@@ -384,7 +384,7 @@ def test_stored_samples_are_those_that_were_measured(finished):
     for name in pd.read_csv(finished / "trials.csv")["trial"]:
         stored = load_stored(finished, name)
         cfg = Config(**stored.config)
-        found = generation.opened(cfg).reference.measure(
+        found = data.opened(cfg).reference.measure(
             torch.from_numpy(stored.samples), torch.from_numpy(stored.labels)
         )
         rows = records.read_rows(finished / "trials" / name)

@@ -21,9 +21,12 @@ from core.errors import Diverged, UserError
 from core.models import pretrained
 from core.study.command import command_line
 from core.training import multilabel
+from core.training.epoch import Learner, evaluate
+from core.trial import api
 from studies.voc import study
 from tests.core.data.test_voc import thing, write
-from trainables.voc import Config, describe_images, images, train_voc
+from trainables.voc import Config, describe_images, train_voc
+from trainables.voc.data import images
 
 SMALL = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 24, "lr": 0.02}
 
@@ -152,7 +155,8 @@ def test_ignored_pairs_move_no_weight():
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     before = model.weight.detach().clone()
     loss = multilabel.make_loss("bce", None, torch.device("cpu"))
-    row = multilabel.train_epoch(model, [(x, y)], optimizer, schedule, loss, epoch=1)
+    task = multilabel.pair_loss(loss)
+    row = Learner(model, optimizer, schedule, task).train_epoch([(x, y)], 1)
     moved = (model.weight.detach() != before).any(1).tolist()
     assert moved == [True, False]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -344,7 +348,8 @@ def test_the_training_images_are_scored_once_with_the_kept_weights(crossed, pict
         seen.images, seen.labels, np.arange(len(seen)), 16, torch.device("cpu")
     )
     loss = multilabel.make_loss("bce", None, torch.device("cpu"))
-    found, _ = multilabel.evaluate(model, batches.epoch(0), loss, prefix="best_train_")
+    task = multilabel.pair_loss(loss)
+    found, _ = evaluate(model, batches.epoch(0), task, prefix="best_train_")
     assert found == pytest.approx({key: row[key] for key in found}, rel=1e-4)
     assert trials.drop("part=main,seed=0").best_train_map.isna().all()  # folds keep no weights
 
@@ -397,7 +402,7 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(crossed, pictures, tmp
     class Lost(BaseException):
         pass
 
-    save, seen = trial.save, []
+    save, seen = api.save, []
 
     def losing(state, row):
         save(state, row)
@@ -405,7 +410,7 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(crossed, pictures, tmp
         if len(seen) in (1, 4):  # in the main trial, and in the first fold's last epoch
             raise Lost
 
-    monkeypatch.setattr(trial, "save", losing)
+    monkeypatch.setattr(api, "save", losing)
     arguments = ("--folds", "3", "--seeds", "1")
     for more in ((), ("--resume",)):
         with pytest.raises(Lost):

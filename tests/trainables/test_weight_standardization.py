@@ -18,7 +18,9 @@ from core.models.normalisation import NORMALISATIONS
 from core.models.weights import load_state
 from core.study.command import command_line
 from studies.weight_standardization import study
-from trainables.weight_standardization import WATCHED, Config, Watch, converted, train_converted
+from trainables.weight_standardization import Config, train_converted
+from trainables.weight_standardization.train import converted
+from trainables.weight_standardization.watch import WATCHED, Watch
 
 SMALL = {
     "weights": "none", "image_size": 32, "batch_size": 8, "epochs": 2, "train_images": 24,

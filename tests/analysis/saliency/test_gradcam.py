@@ -29,7 +29,7 @@ from core.data.synthetic import birds
 from core.errors import UserError
 from core.models.resnet import load_weights, resnet
 from core.study.command import command_line
-from core.training.epoch import evaluate
+from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
 from tests.analysis.document.test_report import assert_self_contained
 from tests.conftest import ROOT
@@ -263,7 +263,7 @@ def test_scores_are_those_of_the_study(trained, found):
     assert found.about["recorded"] == pytest.approx(best["val_accuracy"], abs=1e-12)
     val = validation(trained)
     batches = Batches(val, 32, torch.device("cpu"))
-    _, scores = evaluate(network(trained), batches.epoch(0), num_classes=25)
+    _, scores = evaluate(network(trained), batches.epoch(0), cross_entropy(25))
     p = dict(zip(val.files, scores.softmax(1).numpy(), strict=True))
     for row in found.images.itertuples():
         assert p[row.file].argmax() == row.predicted

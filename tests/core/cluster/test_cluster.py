@@ -355,7 +355,7 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
         pytest.skip("no name spaces here: all nodes would see the same files")
     other = tmp_path / "trainables"
     shutil.copytree(ROOT / "trainables", other)
-    (other / "birds.py").write_text("# changed\n")
+    (other / "rules.py").write_text("# changed\n")
     ray = str(Path(sys.executable).with_name("ray"))
     start = [ray, "start", f"--address={cluster.address}", "--num-cpus=1", "--block"]
     hide = shlex.join(["mount", "--bind", str(other), f"{ROOT}/trainables"])

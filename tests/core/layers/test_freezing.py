@@ -19,8 +19,9 @@ from core.layers.freezing import (
     trained_part,
     weights_digest,
 )
-from core.training.epoch import train_epoch
-from core.training.recipe import Recipe, optimizer_and_schedule
+from core.training.epoch import Learner, cross_entropy
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import Recipe
 
 
 def network(variant="layer4", stem="printed", train_stem=False, seed=0) -> nn.Module:
@@ -37,9 +38,8 @@ def trained(model: nn.Module, statistics="frozen") -> nn.Module:
     batches = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(3)]
     recipe = Recipe(lr=0.05, weight_decay=0.1)
     optimizer, schedule = optimizer_and_schedule(trained_part(model), recipe, 3)
-    train_epoch(
-        PartlyFrozen(model, statistics), batches, optimizer, schedule, epoch=1, num_classes=10
-    )
+    network = PartlyFrozen(model, statistics)
+    Learner(network, optimizer, schedule, cross_entropy(10)).train_epoch(batches, 1)
     return model
 
 

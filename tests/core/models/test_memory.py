@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from core.errors import UserError
-from core.models.memory import WORKSPACE, counted, fit, measure, share, step_bytes
+from core.models.memory import WORKSPACE, Step, counted, measure, share, step_bytes
 from core.models.resnet import resnet
-from core.training.epoch import train_epoch
-from core.training.recipe import RECIPES, Precision, optimizer_and_schedule
+from core.training.epoch import Learner, cross_entropy
+from core.training.optimizer import optimizer_and_schedule
+from core.training.recipe import RECIPES, Precision
 
 MIB, GIB = 2**20, 2**30
 
 
-@functools.cache
-def measured(recompute: bool, size: int = 64):
-    return measure(lambda: resnet(2, 25, "bn"), size, recompute)
+def step(batch: int, size: int = 64, **settings) -> Step:
+    return Step(resnet, (2, 25, "bn"), size, batch, **settings)
 
 
 def needs(batch: int, size: int = 64, **settings) -> int:
-    at = functools.partial(measured, size=size)
-    return fit(at, size, batch, **settings).estimate
+    return step(batch, size, **settings).fit().estimate
 
 
 def test_the_peak_of_a_step_is_counted_by_hand():
@@ -44,7 +41,7 @@ def test_steps_of_a_trial_are_counted_by_hand_and_only_its_own():
     for steps in (3, 2, 1):
         optimizer.state.clear()
         made = (torch.ones(64, 192) + 0 for _ in range(steps))
-        for x in counted(made, model.parameters(), found.append):
+        for x in counted(made, found.append, model):
             optimizer.zero_grad()
             F.cross_entropy(model(x), torch.zeros(64, dtype=torch.int64)).backward()
             optimizer.step()
@@ -66,11 +63,9 @@ def test_counting_changes_no_number(precision):
         x, y = torch.randn(3, 6, 3, 16, 16), torch.randint(0, 5, (3, 6))
         batches = list(zip(x, y, strict=True))
         if count:
-            batches = counted(batches, model.parameters(), lambda size: None)
-        told = train_epoch(
-            model, batches, optimizer, schedule, epoch=1, num_classes=5, precision=precision,
-            max_norm=1.0,
-        )  # fmt: skip
+            batches = counted(batches, lambda size: None, model)
+        learner = Learner(model, optimizer, schedule, cross_entropy(5), precision, max_norm=1.0)
+        told = learner.train_epoch(batches, 1)
         return told, model.state_dict(), torch.rand(1)
 
     (plain, weights, after), (told, again, also) = trained(False), trained(True)
@@ -86,10 +81,7 @@ def test_batch_128_at_256_pixels_fits_a_slot_of_2_gib():
 
 
 def test_the_largest_trial_decides_for_all_and_rounding_comes_last():
-    steps = {
-        f"batch {batch}": lambda settings, batch=batch: needs(batch, **settings)
-        for batch in (8, 32, 16)
-    }
+    steps = {f"batch {batch}": step(batch) for batch in (8, 32, 16)}
     whole, again = needs(32), needs(32, recompute=True)
     assert again < 0.45 * whole
 
@@ -114,7 +106,7 @@ def test_the_estimate_changes_neither_a_trials_random_numbers_nor_a_model():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    measure(lambda: resnet(2, 25, "bn"), 16, False)
+    measure.__wrapped__(resnet, (2, 25, "bn"), 16, False)
     assert torch.equal(torch.rand(3), expected)
 
 

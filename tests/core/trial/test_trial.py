@@ -11,6 +11,7 @@ import torch
 
 from analysis.results.folder import load_predictions
 from core import trial
+from core.models import memory
 from core.trial import records, running
 from core.trial import run as trial_run
 
@@ -31,7 +32,8 @@ def scripted(values: list[float], lose: int = 0):
         if not done:
             trial.note(start=np.float64(7.5))  # what only a fresh trial can measure
         for epoch in range(done + 1, config["epochs"] + 1):
-            batches = trial.counted([torch.ones(100 if not done else 9, 1)] * 3, model)
+            batches = [torch.ones(100 if not done else 9, 1)] * 3
+            batches = memory.counted(batches, trial.step_counter(), model)
             for x in batches:
                 model(x).sum().backward()
             model.load_state_dict({"weight": torch.full((1, 1), float(epoch))})
