@@ -39,11 +39,7 @@ def cluster(token, tmp_path_factory):
     environment = (
         token
         | S3_KEYS
-        | {
-            "PYTHONPATH": str(ROOT),
-            "TOY_MARKER": str(marks / "gather"),
-            "TOY_GATHER": "21",
-        }
+        | {"PYTHONPATH": str(ROOT), "TOY_MARKER": str(marks / "gather"), "TOY_GATHER": "21"}
     )
     script = [sys.executable, "-c", SERVE, "2x11GB", "1x24GB", "0"]
     process = subprocess.Popen(
