@@ -12,8 +12,8 @@ import pytest
 from analysis import hand_in
 from analysis.studies.voc import sections
 from core.errors import UserError
-from tests.conftest import ROOT
 from tests.support import voc_results
+from tests.support.calls import ROOT
 
 
 @pytest.fixture(scope="module")

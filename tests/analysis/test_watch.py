@@ -25,7 +25,7 @@ from analysis.document import terminal as watch_terminal
 from analysis.results import snapshot as watch_snapshot
 from core.storage.files import write_json
 from core.study.command import command_line
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 from tests.support.toy import study as toy_study
 
 NOW = 1_800_000_000.0

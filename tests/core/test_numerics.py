@@ -17,8 +17,8 @@ from core import instruction_set, numerics
 from core.cluster import fleet
 from core.study.command import command_line
 from core.trial import api
-from tests.conftest import ROOT
 from tests.support import results
+from tests.support.calls import ROOT
 from tests.support.toy import study
 
 PRINT = (

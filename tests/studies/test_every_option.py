@@ -26,8 +26,8 @@ from analysis import browse, gradcam, hand_in, import_scores, watch
 from core.storage.files import read_json
 from core.study.command import command_line
 from core.study.options import Options
-from tests.conftest import ROOT
 from tests.studies.test_every_setting import STUDIES
+from tests.support.calls import ROOT
 from tests.support.toy import study as toy
 
 SMOKE = ["--local", "--smoke", "--seeds", "1"]

@@ -27,7 +27,7 @@ from core.errors import UserError
 from core.storage import cache, scratch
 from core.study.command import command_line
 from core.study.progress import Progress, patient_output
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 from tests.support.toy import study
 
 METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
@@ -313,6 +313,8 @@ def test_cores_are_those_that_this_process_may_use(tmp_path):
         ("auto", "http://127.0.0.1:8265", "give auto or HOST:PORT"),
         ("ray://127.0.0.1:10001", "", "give auto or HOST:PORT"),
         ("local", "", "give auto or HOST:PORT"),
+        ("nonsense", "", "give auto or HOST:PORT"),
+        ("127.0.0.1:1", "", "no Ray cluster answers there"),
     ],
 )
 def test_addresses_that_no_study_can_join(tmp_path, capsys, monkeypatch, address, named, message):

@@ -19,9 +19,9 @@ from analysis.browser import server
 from analysis.results import pictures, ranking
 from analysis.results.folder import load, load_predictions
 from core.errors import UserError
-from tests.conftest import ROOT
 from tests.support import results as analysis_results
 from tests.support import voc_results
+from tests.support.calls import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from core.study.command import command_line
 from core.training.epoch import evaluate
 from studies.norms import study
 from tests.analysis.document.test_report import assert_self_contained
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 
 SEVEN = [
     "Cattle Egret",

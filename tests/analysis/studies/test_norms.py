@@ -18,9 +18,9 @@ from analysis.results.folder import load
 from analysis.studies.norms import answers, sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
+from tests.support.calls import ROOT
 from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES, build
 
-ROOT = Path(__file__).resolve().parents[3]
 CURVES = ("error", "loss", "accuracy", "micro_f1", "macro_f1")
 
 

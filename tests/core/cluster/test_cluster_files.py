@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 
 FILES = ("cluster.yaml", "cluster-onprem.yaml")
 SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))

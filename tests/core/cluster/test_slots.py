@@ -103,10 +103,12 @@ def test_a_slot_that_leaves_nothing_for_tensors_is_refused():
     assert cap is not None and cap > 0
 
 
-@pytest.mark.parametrize("text", ["٢GiB", "2 parsecs", "-1GiB", "0", "1e9", "0.1b", ""])
-def test_sizes_that_are_none(text):
-    with pytest.raises(UserError, match="give a size such as 2GiB"):
-        parse_memory(text)
+def test_sizes_of_memory():
+    sizes = {"2GiB": 2 * GIB, "1500MiB": 1500 * 2**20, "0.5 GB": 5 * 10**8, "none": None}
+    assert {text: parse_memory(text) for text in sizes} == sizes
+    for text in ("٢GiB", "2 parsecs", "-1GiB", "0", "0GiB", "1e9", "0.1b", "2 bananas", "GiB", ""):
+        with pytest.raises(UserError, match=r"--slot-memory.*give a size such as 2GiB"):
+            parse_memory(text)
 
 
 def test_a_node_that_has_just_lost_a_trial_gets_the_next_one_last():

@@ -18,8 +18,7 @@ from PIL import Image, ImageFile
 from core.data import decoding, folders
 from core.data import images as data_images
 from core.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.calls import ROOT
 
 
 @pytest.fixture(autouse=True)
