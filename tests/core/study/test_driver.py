@@ -405,18 +405,19 @@ def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
 
 
 def test_a_damaged_record_of_a_trial_is_mended_by_running_it_again(tmp_path):
-    """The end, all that it reported, or both: whatever is damaged."""
-    toy(tmp_path, "--set", "seed=0,1,2,3")
+    toy(tmp_path)
     folder = tmp_path / "toy" / "demo"
     expected = history(folder)
-    trials = [folder / "trials" / f"kind=train,seed={seed}" for seed in range(4)]
-    (trials[1] / "result.json").write_text('{"state": "fini')
-    (trials[2] / "history.json").write_bytes(b"\xff\x00")
-    (trials[2] / "result.json").write_text("[]")
-    (trials[3] / "history.json").write_bytes(b"\xff\x00")
-    (folder / "history.csv").unlink()
-    assert toy(tmp_path, "--set", "seed=0,1,2,3", "--resume") == 0
+    (folder / "trials" / "kind=train,seed=1" / "result.json").write_text('{"state": "fini')
+    (folder / "trials" / "kind=train,seed=2" / "history.json").write_bytes(b"\xff\x00")
+    (folder / "trials" / "kind=train,seed=2" / "result.json").write_text("[]")
+    assert toy(tmp_path, "--resume") == 0
     pd.testing.assert_frame_equal(history(folder), expected)
+
+
+def test_a_damaged_history_of_a_trial_that_goes_on_is_mended(tmp_path):
+    (interrupted(tmp_path) / "history.json").write_bytes(b"\xff\x00")
+    assert resumes_to_the_same(tmp_path)
 
 
 def test_a_study_without_memory_says_so_and_is_not_tried_again(tmp_path, capsys):
