@@ -70,6 +70,7 @@ def test_the_same_files_give_the_same_zip(made, tmp_path):
     assert (tmp_path / "x.zip").read_bytes() == one
 
 
+@pytest.mark.slow
 def test_what_is_packed_works_in_another_place(made, tmp_path):
     packed(made, tmp_path).extractall(tmp_path / "else")
     top = tmp_path / "else" / "hand-in-voc-demo"

@@ -492,6 +492,7 @@ def test_a_study_of_the_engine(tmp_path, capsys):
     assert "4 of 4" in line_with(text[text.index("Last ended") :], "kind=train")
 
 
+@pytest.mark.slow
 def test_a_study_of_the_engine_while_it_runs(tmp_path):
     settings = ["--local", "--results-dir", tmp_path, "--seeds", "2", "--set", "pause=0.4"]
     path = os.environ | {"PYTHONPATH": str(ROOT)}

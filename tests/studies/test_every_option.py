@@ -138,6 +138,7 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["norms", "adaptation", "cifar", "generation"])
 def test_data_dir_and_skip_broken(name, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
@@ -152,6 +153,7 @@ def test_data_dir_and_skip_broken(name, weights, tmp_path, capsys, monkeypatch):
     assert "broken.png" in (folder / "study.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["voc", "weight_standardization"])
 def test_data_dir_of_a_devkit_and_its_year(name, tmp_path, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
@@ -250,6 +252,7 @@ def publish_mnist(folder: Path, address: str, monkeypatch) -> None:
     monkeypatch.setattr(MNIST, "resources", [resources[i] for i in range(4)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dataset", "publish"),
     [("cifar", "cifar10", publish_cifar10), ("generation", "mnist", publish_mnist)],

@@ -136,6 +136,7 @@ def cases():
     return [(name, *run) for name, runs in RUNS.items() for run in runs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "part", "settings"), cases())
 def test_settings_run_and_are_recorded(name, part, settings, places, tmp_path):
     study = dataclasses.replace(STUDIES[name], report=lambda folder: None)

@@ -79,6 +79,7 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     assert not (home / ".ray").exists()  # a token there would bind every later `ray start`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py"])
 def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
     (tmp_path / "core").mkdir()

@@ -269,6 +269,7 @@ ALONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ALONE)
 def test_a_part_alone_gives_a_report(birds, weights, tmp_path, part):
     words = [*ALONE[part], "--part", part, "--wrap", "--name", "alone"]
@@ -284,6 +285,7 @@ def test_every_part_is_run_alone():
     assert set(ALONE) == set(study.parts)
 
 
+@pytest.mark.slow
 def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged(
     birds, weights, tmp_path
 ):
@@ -524,6 +526,7 @@ def test_a_damaged_folder_of_python_batches_is_refused(tmp_path, weights):
 # ---- real photographs and public weights ----
 
 
+@pytest.mark.slow
 def test_foreign_weights_get_the_pixels_that_they_expect(shared_data, tmp_path):
     state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])

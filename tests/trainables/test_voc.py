@@ -355,6 +355,7 @@ def test_folds_are_described(pictures):
     assert str(pictures.parent) not in json.dumps(described)
 
 
+@pytest.mark.slow
 def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
     arguments = ("--seeds", "2", "--set", "holdout=0.25", "epochs=1", "batch_size=15")
     plain = replace(study, search_report=lambda folder: None)

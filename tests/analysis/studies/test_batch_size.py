@@ -4,8 +4,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -431,6 +429,7 @@ def test_one_batch_size_and_more_norms(tmp_path):
     assert "All 6 finished or stopped trials reached epoch 20." in words_of(folder)
 
 
+@pytest.mark.slow
 def test_a_whole_row_of_batch_sizes_stays_short(tmp_path):
     sizes = (1, 2, 4, 8, 16, 32, 64, 128)
     folder = build(tmp_path / "x", norms=("bn", "gn", "ln", "in"), sizes=sizes, seeds=2, ends=ENDS)
@@ -491,15 +490,3 @@ def test_damage_is_one_sentence_for_the_user(tmp_path):
     (folder / "study.json").write_text(json.dumps({"study": "batch_size"}))
     with pytest.raises(UserError, match=r"study\.json lacks question"):
         sections.report(folder)
-
-
-def test_importing_the_report_loads_nothing_heavy():
-    code = (
-        "import sys, analysis.studies.batch_size.sections;"
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

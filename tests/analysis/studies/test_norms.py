@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -158,6 +156,7 @@ def test_no_artefact_holds_an_absolute_path(full):
             assert path.encode() not in content, file.name
 
 
+@pytest.mark.slow
 def test_a_copy_without_engine_files_gives_the_same_bytes(full, tmp_path):
     copy = tmp_path / "another place" / "copy"
     copy.mkdir(parents=True)
@@ -282,18 +281,6 @@ def test_damage_is_one_sentence_for_the_user(tmp_path):
     (folder / "study.json").write_text(json.dumps({"study": "norms"}))
     with pytest.raises(UserError, match=r"study\.json lacks question"):
         sections.report(folder)
-
-
-def test_importing_the_report_needs_no_engine_no_network_library_and_no_plotting():
-    code = (
-        "import sys, analysis.studies.norms.sections;"
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.browser

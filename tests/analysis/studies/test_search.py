@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -322,15 +320,3 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     (folder / "study.json").write_text(json.dumps(study))
     with pytest.raises(UserError, match=r"study\.json holds no search"):
         sections.report(folder)
-
-
-def test_importing_the_report_loads_nothing_heavy():
-    code = (
-        "import sys, analysis.studies.search.sections;"
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    heavy = ["torch", "ray", "optuna", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

@@ -414,6 +414,7 @@ def test_nothing_of_torchs_norms_is_called():
 # Compilation.
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_whole_graphs():
     for norm in OURS:
         layer, _ = make_pair(norm, 16)

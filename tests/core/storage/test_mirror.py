@@ -60,6 +60,7 @@ def test_a_study_in_a_bucket_has_the_files_and_numbers_of_one_in_a_folder(server
     pd.testing.assert_frame_equal(history(tmp_path), history(here))
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_on_a_machine_that_has_only_the_bucket(
     server, tmp_path, monkeypatch
 ):
@@ -107,6 +108,7 @@ def test_a_second_driver_is_refused_by_the_signs_of_life_of_the_first(server, tm
     assert command_line(study, arguments) == 0
 
 
+@pytest.mark.slow
 def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_path, capsys):
     arguments = ["--local", "--results-dir", place(server, "busy"), "--set", "kind=gather"]
     arguments += ["--seeds", "1"]
@@ -171,6 +173,7 @@ def test_only_what_a_command_changed_is_sent(server, tmp_path):
     assert (tmp_path / "there" / "old").read_text() == "newer here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where, words",
     [

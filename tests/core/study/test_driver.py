@@ -76,6 +76,7 @@ def test_trainables_are_plain_functions():
     assert [row["epoch"] for row in rows] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path):
     """The process is killed (no exception) at a named trial and epoch, is resumed, killed again."""
     toy(tmp_path, "--name", "whole")
@@ -347,6 +348,7 @@ def test_report_only_needs_no_trials(tmp_path):
     assert (copied / "report.html").read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
 )
@@ -366,6 +368,7 @@ def test_an_interrupt_stops_without_a_report(tmp_path, monkeypatch, sent, code):
     assert list(history(folder).epoch) == [1, 2, 3] * 3
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_when_nobody_reads_its_output(tmp_path):
     """As with `| head -1`: the reader leaves after the first line."""
     process = start(*TOY, tmp_path, "--local", PYTHONUNBUFFERED="1")

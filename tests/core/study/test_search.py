@@ -55,6 +55,7 @@ def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path
     assert proposals(tmp_path / "toy" / "best") == [best]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(tmp_path):
     command = [*TOY, tmp_path, "--local", "--search", "optuna", "--trials", "6"]
     done = python(*command, TOY_KILL="search-0002:2")
