@@ -17,7 +17,8 @@ from analysis.studies.norms import answers, sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
 from tests.support.calls import ROOT
-from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES, build
+from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES
+from tests.support.results import norms as build
 
 CURVES = ("error", "loss", "accuracy", "micro_f1", "macro_f1")
 
