@@ -24,19 +24,9 @@ MAY_KNOW = {
 }
 # Folders and files of core, each knowing only those in later lines.
 STOREYS = (
-    {"study"},
-    {"cluster"},
-    {"trial"},
-    {"generation", "shift", "labs"},
-    {"models"},
-    {"training"},
-    {"data"},
-    {"numerics"},
-    {"layers"},
-    {"storage"},
-    {"provenance", "instruction_set"},
-    {"errors"},
-)
+    {"study"}, {"cluster"}, {"trial"}, {"generation", "shift", "labs"}, {"models"}, {"training"},
+    {"data"}, {"numerics"}, {"layers"}, {"storage"}, {"provenance", "instruction_set"}, {"errors"},
+)  # fmt: skip
 MACHINE = {"study", "cluster", "trial"}
 SCIENCE = {"generation", "shift", "models", "training", "data", "layers"}
 STUDIES = sorted(p.stem for p in (ROOT / "studies").glob("[a-z]*.py"))

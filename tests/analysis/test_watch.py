@@ -43,14 +43,11 @@ def declare(folder: Path, count: int, epochs: int = 10, **changes) -> Path:
         for i in range(count)
     ]
     content = {
-        "study": "norms",
-        "question": "Which norm is best?",
-        "metric": "val_accuracy",
-        "mode": "max",
-        "trials": trials,
+        "study": "norms", "question": "Which norm is best?", "metric": "val_accuracy",
+        "mode": "max", "trials": trials,
         "command": ["python", "studies/norms.py", "--data-dir", "my birds"],
         "started": iso(NOW - 1000),
-    }
+    }  # fmt: skip
     write_json(folder / "study.json", content | changes)
     return folder
 
@@ -59,12 +56,9 @@ def drive(folder: Path, now: float = NOW, **changes) -> None:
     """Write a driver that is alive at `now`: this process, or another host's."""
     node = {"id": "aaaa", "host": HERE, "gpus": 1, "slots": 2}
     content = {
-        "host": HERE,
-        "pid": os.getpid(),
-        "started": iso(now - 600),
-        "beat": iso(now - 20),
+        "host": HERE, "pid": os.getpid(), "started": iso(now - 600), "beat": iso(now - 20),
         "nodes": [node, {"id": "bbbb", "host": "far", "gpus": 2, "slots": 4}],
-    }
+    }  # fmt: skip
     write_json(folder / "driver.json", content | changes)
 
 
@@ -72,13 +66,9 @@ def begin(folder: Path, seed: int, values: list[float | None], now: float = NOW,
     """Write a trial that runs on this host since 500 s, an epoch every 50 s, the last 7 s ago."""
     at = folder / "trials" / f"norm=bn,seed={seed}"
     attempt = {
-        "host": HERE,
-        "pid": 4321,
-        "gpus": ["0"],
-        "node": "aaaa",
-        "attempt": 1,
+        "host": HERE, "pid": 4321, "gpus": ["0"], "node": "aaaa", "attempt": 1,
         "started": iso(now - 500),
-    }
+    }  # fmt: skip
     write_json(at / "attempt.json", attempt | changes)
     if values:
         rows = [{"epoch": i, "val_accuracy": v, "seconds": 50} for i, v in enumerate(values, 1)]
@@ -323,17 +313,12 @@ def test_long_names_keep_their_ends():
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b'{"rows": [{"epo',
-        b"\xff\xfe",
-        b"[]",
-        b"null",
-        b"[" * 100_000,
+        b"", b'{"rows": [{"epo', b"\xff\xfe", b"[]", b"null", b"[" * 100_000,
         b'{"rows": 3, "state": [], "error": {}, "seconds": "x", "gpus": 7, "attempt": "a"}',
         b'{"rows": [1, {"epoch": "x"}, {"epoch": 2, "val_accuracy": "high"}], "beat": 5}',
         b'{"host": null, "pid": {}, "started": 7, "seconds": 1' + b"0" * 400 + b"}",
     ],
-)
+)  # fmt: skip
 def test_no_file_of_a_trial_brings_the_view_down(tmp_path, name, content):
     folder = declare(tmp_path, 3)
     drive(folder)

@@ -210,18 +210,10 @@ def publish_cifar10(folder: Path, address: str, monkeypatch) -> None:
         (inside / name).write_bytes(pickle.dumps(batch))
     meta = {
         "label_names": [
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
+            "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
             "truck",
         ]
-    }
+    }  # fmt: skip
     (inside / "batches.meta").write_bytes(pickle.dumps(meta))
     archive = folder / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:

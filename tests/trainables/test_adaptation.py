@@ -447,21 +447,15 @@ def test_paired_intervals_cover_as_often_as_they_say():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["corruption=rain"], "fog"),
-        (["severity=0"], "give 1, 2, 3, 4 or 5"),
-        (["severity=6"], "give 1, 2, 3, 4 or 5"),
-        (["num_bn_updates=50"], "--wrap"),
-        (["batch_size=25"], "1 to 24"),
-        (["images=3"], "one for each class"),
-        (["images=25"], "(all)"),
-        (["image_size=16"], "at least 32"),
-        (["momentum=2"], "momentum"),
-        (["checkpoint=nowhere.pt"], "no such file"),
-        (["frost_dir=nowhere"], "frost_dir"),
+        (["corruption=rain"], "fog"), (["severity=0"], "give 1, 2, 3, 4 or 5"),
+        (["severity=6"], "give 1, 2, 3, 4 or 5"), (["num_bn_updates=50"], "--wrap"),
+        (["batch_size=25"], "1 to 24"), (["images=3"], "one for each class"),
+        (["images=25"], "(all)"), (["image_size=16"], "at least 32"), (["momentum=2"], "momentum"),
+        (["checkpoint=nowhere.pt"], "no such file"), (["frost_dir=nowhere"], "frost_dir"),
         (["method=magic"], "running"),
     ],
     ids=lambda value: "" if isinstance(value, str) else value[0],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, words, sentence):
     assert run(birds, weights, tmp_path, *words, "--part", "severity") == 2
     told = capsys.readouterr().err.strip()

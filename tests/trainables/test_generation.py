@@ -449,18 +449,13 @@ def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["family=gan"], "vae, dcgan, flow"),
-        (["width=12"], "width=12"),
-        (["image_size=20"], "image_size=20"),
-        (["patch=3"], "patch=3"),
-        (["ema=1"], "ema=1"),
-        (["epoch_steps=0"], "epoch_steps=0"),
-        (["neighbours=40", *FEW], "neighbours=40"),
-        (["inception=missing.pt", *FEW], "missing.pt"),
-        (["train_images=3"], "train_images=3"),
+        (["family=gan"], "vae, dcgan, flow"), (["width=12"], "width=12"),
+        (["image_size=20"], "image_size=20"), (["patch=3"], "patch=3"), (["ema=1"], "ema=1"),
+        (["epoch_steps=0"], "epoch_steps=0"), (["neighbours=40", *FEW], "neighbours=40"),
+        (["inception=missing.pt", *FEW], "missing.pt"), (["train_images=3"], "train_images=3"),
         (["dataset=folder"], "dataset=folder"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_2(settings, named, tmp_path, capsys):
     arguments = ["--local", "--smoke", "--results-dir", str(tmp_path), "--set", *settings]
     assert command_line(study, arguments) == 2

@@ -34,14 +34,9 @@ from tests.analysis.document.test_report import assert_self_contained
 from tests.support.calls import ROOT, python
 
 SEVEN = [
-    "Cattle Egret",
-    "Coppersmith Barbet",
-    "Indian Peacock",
-    "Red-Wattled Lapwing",
-    "Ruddy Shelduck",
-    "White-Breasted Kingfisher",
-    "White-Breasted Waterhen",
-]
+    "Cattle Egret", "Coppersmith Barbet", "Indian Peacock", "Red-Wattled Lapwing", "Ruddy Shelduck",
+    "White-Breasted Kingfisher", "White-Breasted Waterhen",
+]  # fmt: skip
 
 
 def norms(results: Path, *settings: str, report=lambda folder: None) -> Path:

@@ -25,18 +25,10 @@ def node(*cards: float, cpus: float = 16) -> Node:
 @pytest.mark.parametrize(
     "card, count",
     [
-        (10.76 * GIB, 5),
-        (11 * GIB, 5),
-        (11e9, 5),
-        (23.65 * GIB, 11),
-        (24 * GIB, 11),
-        (24e9, 11),
-        (79.15 * GIB, 39),
-        (80 * GIB, 39),
-        (2 * GIB, 0),
-        (139.8 * GIB, 69),
+        (10.76 * GIB, 5), (11 * GIB, 5), (11e9, 5), (23.65 * GIB, 11), (24 * GIB, 11), (24e9, 11),
+        (79.15 * GIB, 39), (80 * GIB, 39), (2 * GIB, 0), (139.8 * GIB, 69),
     ],
-)
+)  # fmt: skip
 def test_a_card_takes_what_fits(card, count):
     assert on_node(node(card), TWO, 1, use_gpus=True).count == count
 

@@ -384,14 +384,11 @@ def test_float_pixels_are_refused(birds):
 def test_exif_orientation(tmp_path, orientation):
     upright = picture(4, 8, 8)
     turns = {
-        2: [Image.Transpose.FLIP_LEFT_RIGHT],
-        3: [Image.Transpose.ROTATE_180],
-        4: [Image.Transpose.FLIP_TOP_BOTTOM],
-        5: [Image.Transpose.TRANSPOSE],
-        6: [Image.Transpose.ROTATE_90],
-        7: [Image.Transpose.TRANSVERSE],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM], 5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
         8: [Image.Transpose.ROTATE_270],
-    }
+    }  # fmt: skip
     stored = upright
     for turn in turns.get(orientation, []):
         stored = stored.transpose(turn)

@@ -577,14 +577,10 @@ class OwnOptimizer(torch.optim.Optimizer):
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,
     "momentum": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "foreach": functools.partial(torch.optim.Adam, foreach=True),
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "lbfgs": torch.optim.LBFGS,
-    "own": OwnOptimizer,
-}
+    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+    "foreach": functools.partial(torch.optim.Adam, foreach=True), "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad, "lbfgs": torch.optim.LBFGS, "own": OwnOptimizer,
+}  # fmt: skip
 
 
 def push_gates(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:

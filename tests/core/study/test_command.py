@@ -17,29 +17,19 @@ from tests.support.calls import toy
 from tests.support.toy import study
 
 REFUSED = {
-    "--set kind=foo": "kind must be one of train",
-    "--set nonsense=1": "has no setting 'nonsense'",
-    "--set epochs=x": "epochs must be of type int",
-    "--set epochs=0": "epochs must be at least 1",
-    "--set epochs": "write it as key=value",
-    "--set data_dir=x": "use --data-dir",
+    "--set kind=foo": "kind must be one of train", "--set nonsense=1": "has no setting 'nonsense'",
+    "--set epochs=x": "epochs must be of type int", "--set epochs=0": "epochs must be at least 1",
+    "--set epochs": "write it as key=value", "--set data_dir=x": "use --data-dir",
     "--set lr=0.1,0.01": "toy compares lr in no part, so it takes one value; run the study once",
     "--set lr=0.1,x": "lr must be of type float, got '0.1,x'",
     "--set seed=18446744073709551616": "a seed is a whole number from 0 to 2^63 - 1",
-    "--set seed=0,-1": "a seed is a whole number from 0 to 2^63 - 1",
-    "--seeds 0": "--seeds 0",
-    "--max-concurrent 0": "--max-concurrent 0",
-    "--name ../x": "--name ../x",
-    "--part nope": "toy has main",
-    "--slot-memory lots": "--slot-memory lots",
-    "--resume": "no study at",
-    "--report-only": "no study at",
-    "--address auto": "give one of them",
-    f"--name {'é' * 130}": "at most 200 bytes",
-    f"--results-dir {'é' * 130}": "at most 200 bytes",
-    "--seeds 100000000": "--seeds 100000000: ",
-    "--trials 100000000": "--trials 100000000: ",
-}
+    "--set seed=0,-1": "a seed is a whole number from 0 to 2^63 - 1", "--seeds 0": "--seeds 0",
+    "--max-concurrent 0": "--max-concurrent 0", "--name ../x": "--name ../x",
+    "--part nope": "toy has main", "--slot-memory lots": "--slot-memory lots",
+    "--resume": "no study at", "--report-only": "no study at", "--address auto": "give one of them",
+    f"--name {'é' * 130}": "at most 200 bytes", f"--results-dir {'é' * 130}": "at most 200 bytes",
+    "--seeds 100000000": "--seeds 100000000: ", "--trials 100000000": "--trials 100000000: ",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", REFUSED)
