@@ -22,7 +22,7 @@ from core.models import pretrained
 from core.study.command import command_line
 from core.training import multilabel
 from studies.voc import study
-from tests.core.data.test_voc import thing, write
+from tests.support.datasets import thing, write
 from trainables.voc import Config, describe_images, images, train_voc
 
 SMALL = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 24, "lr": 0.02}
