@@ -38,7 +38,7 @@ def python(*arguments: object, **options) -> subprocess.CompletedProcess:
 
     Args:
         arguments: a script and what it is given, or "-c" and a program.
-        options: of `subprocess.run`; names in capitals are variables of the environment.
+        options: of `subprocess.run`; names with a capital are variables of the environment.
     """
     options = {"capture_output": True, "timeout": 280} | options
     return subprocess.run(_command(arguments), **_options(options))
@@ -55,7 +55,7 @@ def _command(arguments: tuple[object, ...]) -> list[str]:
 
 
 def _options(options: dict) -> dict:
-    more = {name: options.pop(name) for name in list(options) if name.isupper()}
+    more = {name: options.pop(name) for name in list(options) if name[0].isupper()}
     environment = {"PYTHONPATH": str(ROOT)} | more
     return {"cwd": ROOT, "env": os.environ | environment, "text": True} | options
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import typing
@@ -25,6 +24,7 @@ from core.shift.corruptions import CORRUPTIONS
 from core.study.command import command_line
 from core.study.plan import plan
 from studies.adaptation import study
+from tests.support.reports import rows_of
 from trainables import adaptation as trainable
 from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells
 
@@ -195,11 +195,6 @@ def whole(weights, birds, tmp_path_factory) -> Path:
     words = ["corruption=fog", "severity=2", "num_bn_updates=1,4", "--wrap", "--name", "whole"]
     assert run(birds, weights, results, *words) == 0
     return results / "adaptation" / "whole"
-
-
-def rows_of(folder: Path, name: str) -> list[dict]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_severity_table_begins_with_clean_images(severity):

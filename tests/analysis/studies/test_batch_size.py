@@ -19,8 +19,8 @@ from analysis.results.folder import load
 from analysis.studies.batch_size import sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
-from tests.analysis.studies.test_norms import words_of
 from tests.support import results as built
+from tests.support.reports import words_of
 
 EPOCHS = 20
 ASHA = {"scheduler": "asha", "grace": 2, "reduction_factor": 3, "brackets": 1}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from analysis.studies.cifar import answers, sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
 from tests.support import results as built
+from tests.support.reports import rows_of, words_of
 
 FORMS, RATES, SEEDS = ("none", "listing", "meant"), (0.01, 0.1), (0, 1, 2)
 SETUPS = {
@@ -111,17 +110,6 @@ def full(tmp_path_factory):
     folder = write(tmp_path_factory.mktemp("cifar") / "full", planned, failed=(lost,))
     sections.report(folder)
     return folder
-
-
-def words_of(folder: Path) -> str:
-    html = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
-    return " ".join(text.replace("&#39;", "'").replace("&lt;", "<").split())
-
-
-def rows_of(folder: Path, name: str) -> list[dict]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_everything_is_written_and_needs_no_network(full):

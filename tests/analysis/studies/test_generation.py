@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from analysis.studies.generation.samples import load_stored
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
 from tests.support import results as built
+from tests.support.reports import words_of
 
 CLASSES = ("cat", "dog", "fo*x")
 SIZE, COUNT = 8, 30
@@ -127,12 +127,6 @@ def full(tmp_path_factory) -> Path:
     folder = build(tmp_path_factory.mktemp("generation") / "full")
     sections.report(folder)
     return folder
-
-
-def words_of(folder: Path) -> str:
-    html = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
-    return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').split())
 
 
 def answers_of(folder: Path) -> str:

@@ -1,9 +1,7 @@
 """The report of the norms study, from folders whose numbers follow a formula."""
 
-import csv
 import io
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +14,9 @@ from analysis.results.folder import load
 from analysis.studies.norms import answers, sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
+from tests.support import reports as reports_of
 from tests.support.calls import ROOT
+from tests.support.reports import words_of
 from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES
 from tests.support.results import norms as build
 
@@ -48,16 +48,8 @@ def lean(tmp_path_factory):
     return folder
 
 
-def words_of(folder: Path) -> str:
-    """The text of report.html without tags, on one line."""
-    html = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
-    return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').replace("&lt;", "<").split())
-
-
 def rows_of(folder: Path, name: str) -> dict[str, dict]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return {row["norm"]: row for row in csv.DictReader(file)}
+    return {row["norm"]: row for row in reports_of.rows_of(folder, name)}
 
 
 def test_everything_is_written(full):

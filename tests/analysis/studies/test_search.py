@@ -14,8 +14,8 @@ from analysis.results.folder import load
 from analysis.studies.search import sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
-from tests.analysis.studies.test_norms import words_of
 from tests.support import results as built
+from tests.support.reports import words_of
 
 SPACE = {
     "lr": {"low": 0.001, "high": 1.0, "log": True},

@@ -239,10 +239,11 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
     other = tmp_path / "trainables"
     shutil.copytree(ROOT / "trainables", other)
     (other / "birds.py").write_text("# changed\n")
-    ray = Path(sys.executable).with_name("ray")
-    start = f"{ray} start --address={cluster.address} --num-cpus=1 --block"
+    start = [Path(sys.executable).with_name("ray"), "start", f"--address={cluster.address}"]
+    hidden = 'mount --bind "$0" "$1" && shift && exec "$@"'
+    command = ["unshare", "-rm", "bash", "-c", hidden, other, ROOT / "trainables", *start]
     node = subprocess.Popen(
-        ["unshare", "-rm", "bash", "-c", f"mount --bind {other} {ROOT}/trainables && exec {start}"],
+        [*map(str, command), "--num-cpus=1", "--block"],
         env=os.environ | cluster.environment,
         stdout=subprocess.PIPE,
         text=True,
