@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study test lint bench
+.PHONY: env study test chaos lint bench
 
 env: $(VENV)/.ready
 
@@ -32,8 +32,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 study: env
 	@$(BIN)/python studies/norms.py $(if $(wildcard results/norms/demo/study.json),--resume) $(ARGS)
 
+# Two at a time; make test ARGS="-m 'not ray and not slow'" takes a minute and a half.
 test: env
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+# Twenty kills of a study on Ray, some minutes: its numbers are those of an undisturbed one.
+chaos: env
+	@$(BIN)/python tests/support/chaos.py $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .

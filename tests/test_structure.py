@@ -1,4 +1,4 @@
-"""The house: who may know whom, what is imported from where, what every study file holds."""
+"""The house: who may know whom, how large rooms and files are, what every study file holds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core.study import Study
 from core.study.plan import plan
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 
 MAY_KNOW = {
     "core": set(),
@@ -22,7 +24,180 @@ MAY_KNOW = {
     "analysis": {"core"},
     "studies": {"core", "trainables", "analysis"},
 }
+# Folders and files of core, each knowing only those in later lines.
+STOREYS = (
+    {"study"}, {"cluster"}, {"trial"}, {"generation", "shift", "labs"}, {"models"}, {"training"},
+    {"data"}, {"numerics"}, {"layers"}, {"storage"}, {"provenance", "instruction_set"}, {"errors"},
+)  # fmt: skip
+MACHINE = {"study", "cluster", "trial"}
+SCIENCE = {"generation", "shift", "models", "training", "data", "layers"}
 STUDIES = sorted(p.stem for p in (ROOT / "studies").glob("[a-z]*.py"))
+
+
+# --- the checks: each names what is wrong below a root ---
+
+
+def sources(root: Path, *tops: str) -> list[Path]:
+    return sorted(p for top in tops or (*MAY_KNOW, "tests") for p in (root / top).rglob("*.py"))
+
+
+def module_of(root: Path, path: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(root: Path, *tops: str) -> Iterator[tuple[str, str]]:
+    """Yield (module, what it imports): within functions and for types alone as well."""
+    known = {module_of(root, path) for path in sources(root, *tops)}
+    for path in sources(root, *tops):
+        module = module_of(root, path)
+        package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((module, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1] if node.level else []
+                source = ".".join([*above, *filter(None, [node.module])])
+                for alias in node.names:
+                    whole = f"{source}.{alias.name}"
+                    yield module, source if source in known and whole not in known else whole
+
+
+def crowded(root: Path) -> list[str]:
+    """Return the folders with more than twelve Python files."""
+    count = Counter(p.parent.relative_to(root) for p in sources(root) if p.stem != "__init__")
+    return [f"{folder} holds {n} files" for folder, n in count.items() if n > 12]
+
+
+def long(root: Path) -> list[str]:
+    """Return the files of more than 500 lines; the studies' documents aside."""
+    lines = {p.relative_to(root): p.read_text().count("\n") for p in sources(root)}
+    document = Path("analysis/studies")
+    return [f"{p} has {n} lines" for p, n in lines.items() if n > 500 and document not in p.parents]
+
+
+def circles(root: Path) -> list[str]:
+    """Return the groups of files that import each other, directly or by way of others."""
+    knows: dict[str, set[str]] = {}
+    for module, name in imports(root, *MAY_KNOW):
+        knows.setdefault(module, set()).update({name} - {module})
+    reach = {}
+    for start in knows:
+        seen, left = set(), [start]
+        while left:
+            new = knows.get(left.pop(), set()) - seen
+            seen |= new
+            left += new
+        reach[start] = seen
+    found = {tuple(sorted(o for o in reach[m] if m in reach.get(o, ()))) for m in reach}
+    return [" <-> ".join(group) for group in sorted(found) if group]
+
+
+def upward(root: Path) -> list[str]:
+    """Return the imports against the order of the folders, or from one tower into the other."""
+    found = []
+    height = {name: -level for level, names in enumerate(STOREYS) for name in names}
+    for module, name in imports(root, *MAY_KNOW):
+        (top, here), (other, there) = (f"{m}.".split(".")[:2] for m in (module, name))
+        if other not in MAY_KNOW:
+            continue
+        if other != top:
+            right = other in MAY_KNOW[top]
+        elif top != "core" or not here or not there or here == there:
+            continue
+        else:
+            towers = ({here, there} & MACHINE) and ({here, there} & SCIENCE)
+            right = there in height and height.get(here, -99) > height[there] and not towers
+        if not right:
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def tuners(root: Path) -> list[str]:
+    """Return the modules that import ray.tune."""
+    found = imports(root, *MAY_KNOW)
+    return sorted({module for module, name in found if f"{name}.".startswith("ray.tune.")})
+
+
+def without_mirror(root: Path) -> list[str]:
+    """Return folders of tests that mirror none, and rooms of core and analysis without tests."""
+    tested = {p.parent.relative_to(root / "tests") for p in (root / "tests").rglob("test_*.py")}
+    rooms = {p.parent for top in ("core", "analysis") for p in (root / top).glob("*/*.py")}
+    alone = [
+        f"tests/{folder} mirrors no folder" for folder in tested if not (root / folder).is_dir()
+    ]
+    return alone + [
+        f"{room} has no tests" for p in rooms if (room := p.relative_to(root)) not in tested
+    ]
+
+
+CHECKS = {
+    crowded: ({f"core/data/x{n}.py": "" for n in range(13)}, "core/data holds 13 files"),
+    long: ({"analysis/results/x.py": "\n" * 501}, "analysis/results/x.py has 501 lines"),
+    circles: (
+        {
+            "core/a.py": "from core import b",
+            "core/b.py": "def f():\n    from core.c import x",
+            "core/c.py": "if TYPE_CHECKING:\n    import core.a",
+        },
+        "core.a <-> core.b <-> core.c",
+    ),
+    without_mirror: ({"tests/core/attic/test_x.py": ""}, "tests/core/attic mirrors no folder"),
+}
+UPWARD = {
+    "core/storage/x.py": "from core.study import main",
+    "core/layers/x.py": "def f():\n    import core.data.images",
+    "core/data/x.py": "if TYPE_CHECKING:\n    from core.models import weights",
+    "core/errors.py": "from core import storage",
+    "core/cluster/x.py": "from core.layers import norms",
+    "core/generation/x.py": "from core import trial",
+    "core/attic.py": "from core.attic2 import x",
+    "trainables/x.py": "import analysis.browse",
+    "core/study/x.py": "from trainables import birds",
+    "analysis/results/x.py": "from ...studies import norms",
+}
+
+
+def build(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        for folder in (root / name).parent, *(root / name).parent.parents:
+            if root in folder.parents:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "__init__.py").touch()
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("check", [*CHECKS, upward], ids=lambda check: check.__name__)
+def test_the_house_holds(check):
+    assert check(ROOT) == []
+
+
+def test_one_module_imports_tune():
+    assert tuners(ROOT) == ["core.cluster.tune"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_fault_of_the_house_is_found(check, tmp_path):
+    files, told = CHECKS[check]
+    assert check(build(tmp_path, files)) == [told]
+
+
+@pytest.mark.parametrize("name", UPWARD)
+def test_an_import_against_the_order_is_found(name, tmp_path):
+    others = ("core/attic2.py", "core/storage/files.py", "core/trial/api.py", "studies/norms.py")
+    build(tmp_path, dict.fromkeys(others, ""))
+    assert len(upward(build(tmp_path, {name: UPWARD[name]}))) == 1
+
+
+def test_rooms_without_tests_and_all_who_import_tune_are_found(tmp_path):
+    texts = ("import ray.tune.search", "from ray import tune", "def f():\n    import ray.tune as t")
+    build(tmp_path, {f"core/cluster/x{n}.py": text for n, text in enumerate(texts)})
+    build(tmp_path, {"core/study/x.py": "import ray\nfrom core import tune"})
+    assert tuners(tmp_path) == [f"core.cluster.x{n}" for n in range(3)]
+    assert set(without_mirror(tmp_path)) == {f"core/{n} has no tests" for n in ("cluster", "study")}
+
+
+# --- what every package and study file holds ---
 
 
 @pytest.mark.parametrize("package", MAY_KNOW)
@@ -30,22 +205,6 @@ def test_packages_come_from_this_checkout(package):
     """Another distribution that installs a `core` would win over an editable install, silently."""
     found = importlib.import_module(package).__file__
     assert found is not None and Path(found).parent == ROOT / package
-
-
-@pytest.mark.parametrize("package", MAY_KNOW)
-def test_arrows_point_down(package):
-    for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            for name in names:
-                top = name.split(".")[0]
-                assert top not in MAY_KNOW or top == package or top in MAY_KNOW[package], (
-                    f"{path.relative_to(ROOT)} imports {name}"
-                )
 
 
 @pytest.mark.parametrize("name", STUDIES)

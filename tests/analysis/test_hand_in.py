@@ -12,15 +12,15 @@ import pytest
 from analysis import hand_in
 from analysis.studies.voc import sections
 from core.errors import UserError
-from tests.conftest import ROOT
-from tests.support import voc_results
+from tests.support import results as built
+from tests.support.calls import ROOT
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
-    root = voc_results.draw_images(folder / "photos", 30)
-    study = voc_results.build(folder / "results" / "voc" / "demo", images=30, seeds=1)
+    root = built.draw_images(folder / "photos", 30)
+    study = built.voc(folder / "results" / "voc" / "demo", images=30, seeds=1)
     (study / ".private.json").write_text(json.dumps({"data_dir": str(root)}))
     for name in ("trials", "ray", "tensorboard"):
         (study / name).mkdir()
@@ -70,6 +70,7 @@ def test_the_same_files_give_the_same_zip(made, tmp_path):
     assert (tmp_path / "x.zip").read_bytes() == one
 
 
+@pytest.mark.slow
 def test_what_is_packed_works_in_another_place(made, tmp_path):
     packed(made, tmp_path).extractall(tmp_path / "else")
     top = tmp_path / "else" / "hand-in-voc-demo"
@@ -116,7 +117,7 @@ def test_absolute_names_are_refused(made, tmp_path, capsys):
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
-    study = voc_results.build(tmp_path / "voc" / "demo", images=10, seeds=1)
+    study = built.voc(tmp_path / "voc" / "demo", images=10, seeds=1)
     assert hand_in.main([str(study)]) == 2
     assert "--report-only" in capsys.readouterr().err
     for name in ("report.html", "report.pdf"):

@@ -17,8 +17,8 @@ from core import instruction_set, numerics
 from core.cluster import fleet
 from core.study.command import command_line
 from core.trial import api
-from tests.conftest import ROOT
 from tests.support import results
+from tests.support.calls import ROOT
 from tests.support.toy import study
 
 PRINT = (
@@ -36,6 +36,7 @@ def start(**environment: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_it_is_the_same_under_load_and_changes_when_the_pin_is_lifted():
     """Three processes at once on few cores; torch says whether this CPU has more than AVX2."""
     started = [start(OMP_NUM_THREADS="1"), start(), start(LABTUNE_CPU="native")]

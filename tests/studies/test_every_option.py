@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import gzip
 import hashlib
-import http.server
 import pickle
 import re
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +21,9 @@ from analysis import browse, gradcam, hand_in, import_scores, watch
 from core.storage.files import read_json
 from core.study.command import command_line
 from core.study.options import Options
-from tests.conftest import ROOT
 from tests.studies.test_every_setting import STUDIES
+from tests.support.calls import ROOT
+from tests.support.datasets import served
 from tests.support.toy import study as toy
 
 SMOKE = ["--local", "--smoke", "--seeds", "1"]
@@ -138,6 +134,7 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["norms", "adaptation", "cifar", "generation"])
 def test_data_dir_and_skip_broken(name, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
@@ -152,6 +149,7 @@ def test_data_dir_and_skip_broken(name, weights, tmp_path, capsys, monkeypatch):
     assert "broken.png" in (folder / "study.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["voc", "weight_standardization"])
 def test_data_dir_of_a_devkit_and_its_year(name, tmp_path, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
@@ -165,21 +163,6 @@ def test_data_dir_of_a_devkit_and_its_year(name, tmp_path, monkeypatch):
 
 
 # --- downloads, from a server of the test's own ---
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    handler = functools.partial(Quiet, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -206,20 +189,8 @@ def publish_cifar10(folder: Path, address: str, monkeypatch) -> None:
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
     for name in names:
         (inside / name).write_bytes(pickle.dumps(batch))
-    meta = {
-        "label_names": [
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
-        ]
-    }
+    names_of = "airplane automobile bird cat deer dog frog horse ship truck"
+    meta = {"label_names": names_of.split()}
     (inside / "batches.meta").write_bytes(pickle.dumps(meta))
     archive = folder / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -250,6 +221,7 @@ def publish_mnist(folder: Path, address: str, monkeypatch) -> None:
     monkeypatch.setattr(MNIST, "resources", [resources[i] for i in range(4)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dataset", "publish"),
     [("cifar", "cifar10", publish_cifar10), ("generation", "mnist", publish_mnist)],

@@ -103,9 +103,7 @@ RUNS: dict[str, list[tuple[str, str]]] = {
         ("small", f"{DIGITS} family=dcgan channels=rgb image_size=8 flip=true"),
     ],
 }
-RUNS["batch_size"] = [
-    ("main", f"{BIRDS} norm=bn batch_size=10 optimizer=adam"),
-]
+RUNS["batch_size"] = [("main", f"{BIRDS} norm=bn batch_size=10 optimizer=adam")]
 # Settings that take seconds to minutes, with the tests that run them.
 ELSEWHERE = {
     "compile": "tests/core/layers/test_norms.py::test_compiled_to_native_code",
@@ -138,6 +136,7 @@ def cases():
     return [(name, *run) for name, runs in RUNS.items() for run in runs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "part", "settings"), cases())
 def test_settings_run_and_are_recorded(name, part, settings, places, tmp_path):
     study = dataclasses.replace(STUDIES[name], report=lambda folder: None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.trial import records, run, running, worker
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 
 pytestmark = [
     pytest.mark.gpu,

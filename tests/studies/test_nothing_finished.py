@@ -12,7 +12,7 @@ import pytest
 from core.errors import Diverged
 from core.study import Data
 from core.study.command import command_line
-from tests.support import voc_results
+from tests.support import results as built
 from tests.test_structure import STUDIES
 
 BUG = "RuntimeError: mat1 and mat2 shapes cannot be multiplied"
@@ -78,7 +78,7 @@ def test_folders_that_an_older_labtune_left_without_an_epoch_are_reported(tmp_pa
 
 def test_folds_that_outlive_the_trials_they_serve_are_reported_with_the_reason(tmp_path):
     study = importlib.import_module("studies.voc").study
-    folder = voc_results.build(tmp_path / "x", images=40, seeds=1, folds=2)
+    folder = built.voc(tmp_path / "x", images=40, seeds=1, folds=2)
     trials = pd.read_csv(folder / "trials.csv").astype(object)
     trials.loc[trials.part == "main", ["state", "error"]] = ["failed", BUG]
     trials.to_csv(folder / "trials.csv", index=False)

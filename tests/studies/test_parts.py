@@ -12,6 +12,8 @@ import pytest
 
 from core.study.command import command_line
 
+pytestmark = pytest.mark.slow
+
 PARTS = {
     ("norms", "norms"): ["norm=torch_bn,none", "train_images=50", "val_images=25"],
     ("norms", "lab-recipe"): ["norm=torch_bn,none", "train_images=50", "val_images=25"],

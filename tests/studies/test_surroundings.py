@@ -28,7 +28,7 @@ from core.storage import cache, scratch
 from core.study import Data
 from core.study.command import command_line
 from core.study.progress import Progress, patient_output
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 from tests.support.toy import study
 
 METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
@@ -80,6 +80,7 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     assert not (home / ".ray").exists()  # a token there would bind every later `ray start`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py"])
 def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
     (tmp_path / "core").mkdir()
@@ -314,6 +315,8 @@ def test_cores_are_those_that_this_process_may_use(tmp_path):
         ("auto", "http://127.0.0.1:8265", "give auto or HOST:PORT"),
         ("ray://127.0.0.1:10001", "", "give auto or HOST:PORT"),
         ("local", "", "give auto or HOST:PORT"),
+        ("nonsense", "", "give auto or HOST:PORT"),
+        ("127.0.0.1:1", "", "no Ray cluster answers there"),
     ],
 )
 def test_addresses_that_no_study_can_join(tmp_path, capsys, monkeypatch, address, named, message):

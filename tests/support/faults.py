@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 STEPS = ("before-fsync", "after-fsync", "before-replace", "after-replace")
 
 
-def watch_writes(reached: Callable[[str], None]) -> Callable[[], None]:
-    """Call `reached` with the name of each step of each write of this process; return the undo."""
+class Lost(BaseException):
+    """The process is gone: nothing can be recorded."""
+
+
+@contextlib.contextmanager
+def losing(when: Callable[[list[int]], bool]) -> Iterator[list[int]]:
+    """Raise `Lost` where a trial of this process has saved an epoch and `when` says so.
+
+    Args:
+        when: is given the epochs saved so far, of all trials; so is the caller.
+    """
+    from core.trial import api
+
+    save, seen = api.save, []
+
+    def saving(state, row) -> None:
+        save(state, row)
+        seen.append(row["epoch"])
+        if when(seen):
+            raise Lost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "save", saving)
+        yield seen
+
+
+def watch_writes(reached: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
+    """Call `reached` with the name of each step of each write of this process."""
     fsync, replace = os.fsync, os.replace
 
     def watched_fsync(handle) -> None:
@@ -25,16 +54,20 @@ def watch_writes(reached: Callable[[str], None]) -> Callable[[], None]:
         replace(source, target, **options)
         reached("after-replace")
 
-    def undo() -> None:
-        os.fsync, os.replace = fsync, replace
-
-    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
-    return undo
+    patch.setattr(os, "fsync", watched_fsync)
+    patch.setattr(os, "replace", watched_replace)
 
 
-def fail_reads(
-    name: str, number: int, times: float = float("inf")
-) -> tuple[Callable[[], None], list[str]]:
+@contextlib.contextmanager
+def watched_writes(reached: Callable[[str], None]) -> Iterator[None]:
+    """Do as `watch_writes` for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch_writes(reached, patch)
+        yield
+
+
+@contextlib.contextmanager
+def fail_reads(name: str, number: int, times: float = float("inf")) -> Iterator[list[str]]:
     """Have files whose names start with `name` fail to be opened for reading, as on a sick disk.
 
     Args:
@@ -42,8 +75,8 @@ def fail_reads(
         number: of the error, as in `errno`.
         times: how often it fails before it works again.
 
-    Returns:
-        The undo, and a list to which the name of each such file is added when it is asked for.
+    Yields:
+        A list to which the name of each such file is added when it is asked for.
     """
     opened, asked = io.open, []
 
@@ -56,11 +89,9 @@ def fail_reads(
                     raise OSError(number, os.strerror(number), os.fspath(file))
         return opened(file, mode, *arguments, **options)
 
-    def undo() -> None:
-        io.open = opened
-
-    io.open = watched  # type: ignore[assignment]
-    return undo, asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "open", watched)
+        yield asked
 
 
 def arm(marker: Path) -> None:
@@ -75,4 +106,4 @@ def arm(marker: Path) -> None:
             return
         os.kill(os.getpid(), signal.SIGKILL)
 
-    watch_writes(reached)
+    watch_writes(reached, pytest.MonkeyPatch())

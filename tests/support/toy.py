@@ -18,8 +18,12 @@ from torch import nn
 from core import trial
 from core.errors import Diverged, TrialError, UserError
 from core.study import Data, Part, Range, Scale, Search, Study, main
+from core.trial import running
 from tests.support import faults
+from tests.support.calls import until
 
+Kind = Literal["train", "raise", "diverge", "refuse", "die", "die-once", "oom", "hoard", "gather",
+               "fill", "eat"]  # fmt: skip
 _armed: list[bool] = []  # once per process
 
 
@@ -32,26 +36,16 @@ class Config:
         seed: of weights and data.
         epochs: passes.
         pause: seconds to wait in each epoch.
+        hold: epoch before which it waits for TOY_GO/<seed> or TOY_GO/all; 0: none.
         lr: learning rate.
         data_dir: not used.
     """
 
-    kind: Literal[
-        "train",
-        "raise",
-        "diverge",
-        "refuse",
-        "die",
-        "die-once",
-        "oom",
-        "hoard",
-        "gather",
-        "fill",
-        "eat",
-    ] = "train"
+    kind: Kind = "train"
     seed: int = 0
     epochs: int = 4
     pause: float = 0.0
+    hold: int = 0
     lr: float = 0.1
     data_dir: str | None = None
 
@@ -77,6 +71,9 @@ def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> No
     for epoch in range(trial.restore(state) + 1, cfg.epochs + 1):
         if trial.stopped():
             break
+        if epoch == cfg.hold:
+            go = Path(os.environ["TOY_GO"])
+            until(lambda go=go: (go / "all").exists() or (go / f"{cfg.seed}").exists())
         loss = nn.functional.mse_loss(model(x + torch.randn_like(x)), y)
         optimizer.zero_grad()
         loss.backward()
@@ -86,6 +83,9 @@ def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> No
             misbehave(cfg)
         row = {"epoch": epoch, "val_accuracy": 1 / (1 + loss.item()), "train_loss": loss.item()}
         trial.save(state, row)
+        current = running.current.get()
+        if current and os.environ.get("TOY_KILL") == f"{current.spec.name}:{epoch}":
+            os.kill(os.getpid(), 9)
         report(row)
     if cfg.kind == "gather":
         (Path(os.environ["TOY_MARKER"]) / f"{cfg.seed}-gone").touch()
@@ -131,11 +131,7 @@ def gather(cfg: Config) -> None:
     place = Path(os.environ["TOY_MARKER"])
     place.mkdir(exist_ok=True)
     (place / f"{cfg.seed}-came").touch()
-    deadline = time.monotonic() + 150
-    while time.monotonic() < deadline:
-        if len(list(place.glob("*-came"))) >= int(os.environ["TOY_GATHER"]):
-            break
-        time.sleep(0.2)
+    until(lambda: len(list(place.glob("*-came"))) >= int(os.environ["TOY_GATHER"]), 150)
 
 
 def write_report(folder: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import pickle
 import shutil
 import typing
 from pathlib import Path
@@ -14,11 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import binomtest
 
-from analysis.results.folder import Results, load
-from analysis.studies.adaptation import answers, sections
-from core.data import small
+from analysis.results.folder import load
+from analysis.studies.adaptation import sections
 from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
 from core.models.normalisation import NORMALISATIONS
@@ -28,6 +24,7 @@ from core.shift.corruptions import CORRUPTIONS
 from core.study.command import command_line
 from core.study.plan import plan
 from studies.adaptation import study
+from tests.support.reports import rows_of
 from trainables.adaptation import Config, Corruption, adapt_cell, check_cells, data, describe_cells
 from trainables.adaptation import cell as scoring
 
@@ -150,13 +147,9 @@ def test_small_photographs_keep_their_size_and_large_ones_are_cropped(tmp_path, 
         for name in ("a", "b", "c", "d"):
             folder = tmp_path / str(side) / "val" / name
             folder.mkdir(parents=True)
-            Image.new("RGB", (side, side), name_colour(name)).save(folder / "0.png")
+            Image.new("RGB", (side, side), (ord(name), 100, 200)).save(folder / "0.png")
         cfg = Config(data_dir=str(tmp_path / str(side)), checkpoint=str(weights))
         assert data.task_of(cfg).images.images.shape == (4, 3, expected, expected)
-
-
-def name_colour(name: str) -> tuple[int, int, int]:
-    return (ord(name), 100, 200)
 
 
 def test_scores_that_are_not_finite_end_a_cell_as_diverged(cell, weights, tmp_path):
@@ -202,11 +195,6 @@ def whole(weights, birds, tmp_path_factory) -> Path:
     words = ["corruption=fog", "severity=2", "num_bn_updates=1,4", "--wrap", "--name", "whole"]
     assert run(birds, weights, results, *words) == 0
     return results / "adaptation" / "whole"
-
-
-def rows_of(folder: Path, name: str) -> list[dict]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_severity_table_begins_with_clean_images(severity):
@@ -270,6 +258,7 @@ ALONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ALONE)
 def test_a_part_alone_gives_a_report(birds, weights, tmp_path, part):
     words = [*ALONE[part], "--part", part, "--wrap", "--name", "alone"]
@@ -285,6 +274,7 @@ def test_every_part_is_run_alone():
     assert set(ALONE) == set(study.parts)
 
 
+@pytest.mark.slow
 def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged(
     birds, weights, tmp_path
 ):
@@ -373,96 +363,21 @@ def test_a_copied_folder_gives_the_same_report_without_images(severity, tmp_path
     assert "photographs is left out" in (copied / "report.html").read_text()
 
 
-# ---- numbers of the report ----
-
-
-def sweep(key: str, values: dict[int, list[float]], unadapted: float = 0.5) -> pd.DataFrame:
-    """Trials of a sweep: a setting's value -> accuracies by seed."""
-    rows = [
-        {key: value, "seed": seed, "acc_adapted": accuracy, "gain": accuracy - unadapted,
-         "acc_unadapted": unadapted, "method": "running", "state": "finished"}
-        for value, accuracies in values.items()
-        for seed, accuracy in enumerate(accuracies)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_sentences_name_a_gain_or_loss_only_where_the_interval_leaves_out_zero():
-    moved = pd.DataFrame({"batch_size": [1, 1, 64], "ratio": [0.8, 0.9, 1.0]})
-    told = answers.batch_sizes(
-        sweep("batch_size", {1: [0.40, 0.41, 0.42], 64: [0.45, 0.55, 0.56]}), moved
-    )
-    assert "1: −9.0 [−11.5, −6.5] points; 64: +2.0 [" in told
-    assert "points, which cannot be told from 0" in told.split("64: +2.0")[1]
-    assert "0.85 at 1 (0.8 to 0.9) and 1 at 64 (1 to 1)" in told
-    once = answers.batch_sizes(sweep("batch_size", {1: [0.76], 64: [0.7]}), moved[:0])
-    assert "1: +26.0 points (one seed gives no interval)" in once and "standard dev" not in once
-    peak = sweep("num_bn_updates", {5: [0.60, 0.61, 0.62], 50: [0.50, 0.51, 0.53]})
-    assert "not better without end" in answers.updates(peak, 0.1)
-    flat = sweep("num_bn_updates", {5: [0.60, 0.51, 0.62], 50: [0.57, 0.56, 0.55]})
-    assert "cannot be told from 0" in answers.updates(flat, 0.1)
-    orders = sweep("order", {"shuffled": [0.6, 0.62, 0.61], "sorted": [0.3, 0.31, 0.33]})  # pyrefly: ignore
-    assert "shuffle them before adapting" in answers.streams(orders)
-    assert "shuffle them" not in answers.streams(orders[orders["seed"] == 0])
-
-
-def test_the_photograph_of_python_batches_is_the_studys_first(tmp_path, monkeypatch):
-    from torchvision.datasets import cifar
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
-    labels = [(k + 3) % 10 for k in range(12)]
-    batch, meta = {"data": pixels, "labels": labels}, {"label_names": list("abcdefghij")}
-    (folder / "test_batch").write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
-    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # of the published files' MD5
-    (tmp_path / ".private.json").write_text(json.dumps({"data_dir": str(folder)}))
-    results = Results(tmp_path, {"data": {"kind": "folder"}}, pd.DataFrame(), pd.DataFrame())
-    published = small.cifar10_test(tmp_path)
-    assert published is not None
-    expected = data._first_evenly(published, 10).images[0]
-    assert np.array_equal(sections._first_image(results), expected)
-
-
-@pytest.mark.parametrize("right", [0, 3, 50, 97, 100])
-def test_wilsons_interval_is_scipys(right):
-    expected = binomtest(right, 100).proportion_ci(method="wilson")
-    assert sections.wilson(right, 100) == pytest.approx((expected.low, expected.high))
-
-
-def test_paired_intervals_cover_as_often_as_they_say():
-    generator = np.random.default_rng(0)
-    n, up, down = 100, 0.15, 0.05
-    drawn = generator.multinomial(n, [up, down, 1 - up - down], size=2000)
-    hits = [
-        low <= up - down <= high
-        for low, high in (sections.paired_interval(g, lost, n) for g, lost, _ in drawn)
-    ]
-    assert 0.935 <= np.mean(hits) <= 0.97
-
-
 # ---- what is refused ----
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["corruption=rain"], "fog"),
-        (["severity=0"], "give 1, 2, 3, 4 or 5"),
-        (["severity=6"], "give 1, 2, 3, 4 or 5"),
-        (["num_bn_updates=50"], "--wrap"),
-        (["batch_size=25"], "1 to 24"),
-        (["images=3"], "one for each class"),
-        (["images=25"], "(all)"),
-        (["image_size=16"], "at least 32"),
-        (["momentum=2"], "momentum"),
-        (["checkpoint=nowhere.pt"], "no such file"),
-        (["frost_dir=nowhere"], "frost_dir"),
+        (["corruption=rain"], "fog"), (["severity=0"], "give 1, 2, 3, 4 or 5"),
+        (["severity=6"], "give 1, 2, 3, 4 or 5"), (["num_bn_updates=50"], "--wrap"),
+        (["batch_size=25"], "1 to 24"), (["images=3"], "one for each class"),
+        (["images=25"], "(all)"), (["image_size=16"], "at least 32"), (["momentum=2"], "momentum"),
+        (["checkpoint=nowhere.pt"], "no such file"), (["frost_dir=nowhere"], "frost_dir"),
         (["method=magic"], "running"),
     ],
     ids=lambda value: "" if isinstance(value, str) else value[0],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, words, sentence):
     assert run(birds, weights, tmp_path, *words, "--part", "severity") == 2
     told = capsys.readouterr().err.strip()
@@ -470,20 +385,18 @@ def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, 
     assert not (tmp_path / "adaptation" / "full" / "study.json").exists()
 
 
-def test_weights_that_are_not_finite_are_refused_before_any_work(birds, weights, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["not finite", "no batch-norm layer"])
+def test_weights_that_cannot_be_adapted_are_refused_before_any_work(
+    birds, weights, tmp_path, capsys, kind
+):
     state = torch.load(weights, weights_only=True)
     state["conv.weight"][0, 0, 0, 0] = torch.nan
-    torch.save(state, tmp_path / "nan.pt")
-    assert run(birds, tmp_path / "nan.pt", tmp_path) == 2
+    other = state if kind == "not finite" else resnet(1, 4, "gn").state_dict()
+    torch.save(other, tmp_path / "bad.pt")
+    assert run(birds, tmp_path / "bad.pt", tmp_path) == 2
     told = capsys.readouterr().err.strip()
-    assert "not finite" in told and "\n" not in told
+    assert kind in told and "\n" not in told
     assert not list(tmp_path.rglob("study.json"))
-
-
-def test_models_without_batch_norm_are_refused(birds, tmp_path, capsys):
-    torch.save(resnet(1, 4, "gn").state_dict(), tmp_path / "gn.pt")
-    assert run(birds, tmp_path / "gn.pt", tmp_path) == 2
-    assert "no batch-norm layer" in capsys.readouterr().err
 
 
 def test_the_embedded_model_is_not_tried_on_other_data(birds):
@@ -527,6 +440,7 @@ def test_a_damaged_folder_of_python_batches_is_refused(tmp_path, weights):
 # ---- real photographs and public weights ----
 
 
+@pytest.mark.slow
 def test_foreign_weights_get_the_pixels_that_they_expect(shared_data, tmp_path):
     state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])

@@ -187,10 +187,7 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
         (["--set", "holdout=0.1"], "--set holdout=0.1: only --search holds training images out"),
         (["--search", "optuna", "--set", "holdout=0"], "never scored on the validation images"),
         (["--set", "holdout=0.7"], "a share of at most 0.5"),
-        (
-            ["--search", "optuna", "--set", "train_images=40"],
-            " of 40: give at least 5",
-        ),
+        (["--search", "optuna", "--set", "train_images=40"], " of 40: give at least 5"),
         (
             ["--search", "optuna", "--set", "batch_size=140"],
             "there are only 135 training images: give at most 135",

@@ -19,8 +19,9 @@ from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
 from core.study.command import command_line
 from core.training.recipe import LEARNING_RATES
-from core.trial import api, records, run, running
+from core.trial import records, run, running
 from studies.norms import study
+from tests.support.faults import Lost, losing
 from trainables.birds import Config, describe_images, train_birds
 
 
@@ -209,24 +210,11 @@ def test_best_weights_score_what_the_table_says(finished, birds):
     assert metrics["val_accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-12)
 
 
-def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(
-    birds, finished, tmp_path, monkeypatch
-):
-    class Lost(BaseException):
-        pass
-
-    save, seen = api.save, []
-
-    def losing(state, row):
-        save(state, row)
-        seen.append(row["epoch"])
-        if len(seen) == 3:  # the first epoch of the second trial
-            raise Lost
-
-    monkeypatch.setattr(api, "save", losing)
-    with pytest.raises(Lost):
-        norms(birds, tmp_path)
-    assert norms(birds, tmp_path, "--resume") == 0
+def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(birds, finished, tmp_path):
+    with losing(lambda seen: len(seen) == 3) as seen:  # the first epoch of the second trial
+        with pytest.raises(Lost):
+            norms(birds, tmp_path)
+        assert norms(birds, tmp_path, "--resume") == 0
     assert len(seen) == 12  # six trials of two epochs, none twice
     again = pd.read_csv(tmp_path / "norms" / "few" / "history.csv", keep_default_na=False)
     whole = pd.read_csv(finished / "history.csv", keep_default_na=False)

@@ -19,9 +19,10 @@ from core.study.command import command_line
 from core.study.plan import plan
 from core.training.epoch import cross_entropy, evaluate
 from core.training.recipe import LEARNING_RATES
-from core.trial import api, records, running
+from core.trial import records, running
 from core.trial import run as trial_run
 from studies.cifar import study
+from tests.support.faults import Lost, losing
 from trainables.cifar import Config, check_batches, describe_images, train_cifar
 from trainables.cifar.data import batches, images, merge_single, steps_of
 from trainables.cifar.train import build, facts, training_mode_accuracy
@@ -285,40 +286,22 @@ def test_the_smoke_study_reports_everything(tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted_trials_go_on_to_the_same_bits(tmp_path, monkeypatch):
+def test_interrupted_trials_go_on_to_the_same_bits(tmp_path):
     """A CNN and a ResNet-18 with frozen layers lose their process after the first epoch."""
-
-    class Lost(BaseException):
-        pass
-
     parts = {"cnn": ["bn=meant", "lr=0.1"], "resnet18": ["variant=layer4"]}
     for part, settings in parts.items():
         arguments = [*FEW, *settings, "--part", part]
         assert run(tmp_path / "whole", *arguments, "--name", part) == 0
-
-        save = api.save
-
-        def losing(state, row, save=save):
-            save(state, row)
-            raise Lost
-
-        with monkeypatch.context() as patched:
-            patched.setattr(api, "save", losing)
-            with pytest.raises(Lost):
-                run(tmp_path / "cut", *arguments, "--name", part)
+        with losing(lambda seen: True), pytest.raises(Lost):
+            run(tmp_path / "cut", *arguments, "--name", part)
         assert run(tmp_path / "cut", *arguments, "--name", part, "--resume") == 0
-        both = [
-            pd.read_csv(tmp_path / where / "cifar" / part / "history.csv", keep_default_na=False)
-            for where in ("whole", "cut")
-        ]
-        columns = [c for c in both[0].columns if "seconds" not in c]
-        pd.testing.assert_frame_equal(both[1][columns], both[0][columns], check_exact=True)
-        tables = [
-            pd.read_csv(tmp_path / where / "cifar" / part / "trials.csv", keep_default_na=False)
-            for where in ("whole", "cut")
-        ]
-        kept = [c for c in tables[0].columns if "seconds" not in c]
-        pd.testing.assert_frame_equal(tables[1][kept], tables[0][kept], check_exact=True)
+        for table in ("history.csv", "trials.csv"):
+            whole, cut = (
+                pd.read_csv(tmp_path / at / "cifar" / part / table, keep_default_na=False)
+                for at in ("whole", "cut")
+            )
+            kept = [c for c in whole.columns if "seconds" not in c]
+            pd.testing.assert_frame_equal(cut[kept], whole[kept], check_exact=True)
         assert {"peak_memory_mib", "best_train_accuracy", "scores_epoch"} < set(kept)
 
 

@@ -25,6 +25,8 @@ from core.study.command import command_line
 from core.trial import records, running
 from core.trial import run as trial_run
 from studies.generation import study
+from tests.support.calls import python
+from tests.support.faults import Lost
 from trainables.generation import Config, data, train_generator
 from trainables.generation.train import GRID, shown_labels, wanted
 
@@ -319,10 +321,6 @@ def test_a_loss_that_explodes_is_told():
         train({"family": "vae", "lr": 1e18, "epoch_steps": 8})
 
 
-class Lost(BaseException):
-    """The process is gone: nothing can be recorded."""
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_interrupted_trial_goes_on_bit_for_bit(family, tmp_path):
     config = SMALL | {"family": family, "epochs": 3, "ema": 0.9}
@@ -432,7 +430,7 @@ def test_samples_are_written_as_png_and_npz(finished):
 
 
 @pytest.mark.slow
-def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_path, run_script):
+def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_path):
     copied = tmp_path / "results" / "generation" / "smoke"
     shutil.copytree(finished, copied)
     for gone in ("trials", "tensorboard", "tables", "figures", "samples", "report.html"):
@@ -441,7 +439,7 @@ def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_pa
     assert command_line(study, ["--report-only", "--smoke", "--results-dir",
                                 str(tmp_path / "results")]) == 0  # fmt: skip
     assert (copied / "report.html").read_bytes() == (finished / "report.html").read_bytes()
-    again = run_script("analysis/generation_samples.py", copied, "--samples", 4)
+    again = python("analysis/generation_samples.py", copied, "--samples", 4)
     assert again.returncode == 0, again.stderr
     for number in range(4):  # the same images as the first of more
         one, two = (next((f / "samples").glob(f"{number:06d}-*")) for f in (copied, finished))
@@ -451,18 +449,13 @@ def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["family=gan"], "vae, dcgan, flow"),
-        (["width=12"], "width=12"),
-        (["image_size=20"], "image_size=20"),
-        (["patch=3"], "patch=3"),
-        (["ema=1"], "ema=1"),
-        (["epoch_steps=0"], "epoch_steps=0"),
-        (["neighbours=40", *FEW], "neighbours=40"),
-        (["inception=missing.pt", *FEW], "missing.pt"),
-        (["train_images=3"], "train_images=3"),
+        (["family=gan"], "vae, dcgan, flow"), (["width=12"], "width=12"),
+        (["image_size=20"], "image_size=20"), (["patch=3"], "patch=3"), (["ema=1"], "ema=1"),
+        (["epoch_steps=0"], "epoch_steps=0"), (["neighbours=40", *FEW], "neighbours=40"),
+        (["inception=missing.pt", *FEW], "missing.pt"), (["train_images=3"], "train_images=3"),
         (["dataset=folder"], "dataset=folder"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_2(settings, named, tmp_path, capsys):
     arguments = ["--local", "--smoke", "--results-dir", str(tmp_path), "--set", *settings]
     assert command_line(study, arguments) == 2

@@ -22,9 +22,9 @@ from core.models import pretrained
 from core.study.command import command_line
 from core.training import multilabel
 from core.training.epoch import Learner, evaluate
-from core.trial import api
 from studies.voc import study
-from tests.core.data.test_voc import thing, write
+from tests.support.datasets import thing, write
+from tests.support.faults import Lost, losing
 from trainables.voc import Config, describe_images, train_voc
 from trainables.voc.data import images
 
@@ -251,6 +251,12 @@ def stored(folder: Path, name: str) -> dict[str, np.ndarray]:
         return {key: content[key] for key in content}
 
 
+def mean_ap(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the mean over classes that occur, difficult objects left out, by scikit-learn."""
+    pairs = [(labels[m, c] == 1, scores[m, c]) for c, m in enumerate((labels != 0).T)]
+    return np.mean([average_precision_score(y, score) for y, score in pairs if y.any()])
+
+
 def test_no_image_is_scored_by_a_model_that_trained_on_it(crossed, pictures):
     """The files that each model trained on are noted where it read them, and checked here."""
     main = scenes.FOLDER + "/ImageSets/Main/"
@@ -304,14 +310,8 @@ def test_a_fold_keeps_the_scores_of_every_epoch(crossed):
         found, rows = stored(crossed, name), history[history.trial == name]
         assert found["val_scores"].shape == (2, 20, 20) == (*found["val_scores"].shape[:2], 20)
         assert rows.val_map.isna().all()  # nothing of the validation images is looked at
-        counted = found["labels"] != 0
-        for epoch, scores in enumerate(found["heldout_scores"]):
-            values = [
-                average_precision_score(found["labels"][m, c] == 1, scores[m, c])
-                for c, m in enumerate(counted.T)
-                if (found["labels"][m, c] == 1).any()
-            ]
-            assert np.mean(values) == pytest.approx(rows.heldout_map.iloc[epoch], abs=1e-12)
+        for told, scores in zip(rows.heldout_map, found["heldout_scores"], strict=True):
+            assert mean_ap(found["labels"], scores) == pytest.approx(told, abs=1e-12)
         assert (found["scores"] == found["heldout_scores"][-1]).all()
 
 
@@ -327,13 +327,7 @@ def test_predictions_of_the_best_epoch_give_its_map_again(crossed):
     assert found["epoch"] == row.best_epoch == row.scores_epoch
     assert found["scores"].dtype == np.float32 and found["labels"].dtype == np.int8
     assert set(np.unique(found["labels"])) <= {-1, 0, 1}
-    counted = found["labels"] != 0
-    values = [
-        average_precision_score(found["labels"][m, c] == 1, found["scores"][m, c])
-        for c, m in enumerate(counted.T)
-        if (found["labels"][m, c] == 1).any()
-    ]
-    assert np.mean(values) == pytest.approx(row.best_val_map, abs=1e-12)
+    assert mean_ap(found["labels"], found["scores"]) == pytest.approx(row.best_val_map, abs=1e-12)
 
 
 def test_the_training_images_are_scored_once_with_the_kept_weights(crossed, pictures):
@@ -360,6 +354,7 @@ def test_folds_are_described(pictures):
     assert str(pictures.parent) not in json.dumps(described)
 
 
+@pytest.mark.slow
 def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
     arguments = ("--seeds", "2", "--set", "holdout=0.25", "epochs=1", "batch_size=15")
     plain = replace(study, search=replace(study.search, report=lambda folder: None))
@@ -378,13 +373,9 @@ def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
         found = stored(folder, name)
         held, trained = set(found["files"].tolist()), set(found["train_files"].tolist())
         assert len(held) == 10 and len(trained) == 30 and not held & trained
-        counted = found["labels"] != 0
-        values = [
-            average_precision_score(found["labels"][m, c] == 1, found["scores"][m, c])
-            for c, m in enumerate(counted.T)
-            if (found["labels"][m, c] == 1).any()
-        ]
-        assert np.mean(values) == pytest.approx(history.heldout_map[name], abs=1e-12)
+        assert mean_ap(found["labels"], found["scores"]) == pytest.approx(
+            history.heldout_map[name], abs=1e-12
+        )
         assert np.isnan(history.val_map[name])
     for seed in (0, 1):
         for name in ("default", "search-0000"):
@@ -398,24 +389,14 @@ def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_goes_on_to_the_same_numbers(crossed, pictures, tmp_path, monkeypatch):
-    class Lost(BaseException):
-        pass
-
-    save, seen = api.save, []
-
-    def losing(state, row):
-        save(state, row)
-        seen.append(row["epoch"])
-        if len(seen) in (1, 4):  # in the main trial, and in the first fold's last epoch
-            raise Lost
-
-    monkeypatch.setattr(api, "save", losing)
+def test_an_interrupted_study_goes_on_to_the_same_numbers(crossed, pictures, tmp_path):
     arguments = ("--folds", "3", "--seeds", "1")
-    for more in ((), ("--resume",)):
-        with pytest.raises(Lost):
-            voc(pictures, tmp_path, *arguments, *more)
-    assert voc(pictures, tmp_path, *arguments, "--resume") == 0
+    # lost in the main trial, and in the first fold's last epoch
+    with losing(lambda seen: len(seen) in (1, 4)) as seen:
+        for more in ((), ("--resume",)):
+            with pytest.raises(Lost):
+                voc(pictures, tmp_path, *arguments, *more)
+        assert voc(pictures, tmp_path, *arguments, "--resume") == 0
     assert len(seen) == 8  # four trials of two epochs, none twice
     again = tmp_path / "voc" / "few"
     columns = [c for c in pd.read_csv(crossed / "history.csv").columns if c != "seconds"]

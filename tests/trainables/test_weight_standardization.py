@@ -165,6 +165,7 @@ def test_check_on_a_flat_folder(photos, tmp_path, capsys):
     assert (exact["changed"] == 0).all() and (exact["images"] == 4).all()
 
 
+@pytest.mark.slow
 def test_check_takes_the_pixels_that_foreign_weights_expect(shared_data, tmp_path, capsys):
     state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
@@ -215,6 +216,7 @@ def test_check_with_class_folders_and_the_public_network(shared_data, tmp_path, 
     assert "100 images of the folder cifar10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence_and_exit_2(photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     damaged = tmp_path / "damaged.pt"

@@ -19,9 +19,8 @@ from analysis.browser import server
 from analysis.results import pictures, ranking
 from analysis.results.folder import load, load_predictions
 from core.errors import UserError
-from tests.conftest import ROOT
-from tests.support import results as analysis_results
-from tests.support import voc_results
+from tests.support import results as built
+from tests.support.calls import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +32,12 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return voc_results.build(tmp_path_factory.mktemp("study") / "voc" / "demo")
+    return built.voc(tmp_path_factory.mktemp("study") / "voc" / "demo")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return voc_results.draw_images(tmp_path_factory.mktemp("data") / "VOCdevkit")
+    return built.draw_images(tmp_path_factory.mktemp("data") / "VOCdevkit")
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def stored_of(study):
 
 
 @pytest.mark.parametrize("order", ["top", "bottom"])
-@pytest.mark.parametrize("name", voc_results.CLASSES)
+@pytest.mark.parametrize("name", built.VOC_CLASSES)
 def test_all_pages_of_a_class_follow_its_scores(client, study, order, name):
     stored = stored_of(study)
     scores = stored.scores[:, stored.classes.index(name)]
@@ -186,7 +185,7 @@ def test_images_are_thumbnails_made_once(client, root, cache):
 
 def hostile(folder, root, files):
     """Return a client for predictions that name `files`."""
-    stored = voc_results.build(folder / "voc" / "hostile", images=len(files), seeds=1)
+    stored = built.voc(folder / "voc" / "hostile", images=len(files), seeds=1)
     path = stored / "predictions" / "seed=0.npz"
     with np.load(path) as content:
         known = {key: content[key] for key in content.files}
@@ -196,19 +195,19 @@ def hostile(folder, root, files):
 
 def test_nothing_outside_the_root_is_served(tmp_path):
     root = tmp_path / "root"
-    voc_results.draw_images(root, 2)
-    outside = voc_results.draw_images(tmp_path / "outside", 1) / voc_results.names(1, "v")[0]
-    inside = voc_results.names(2, "v")[1]
+    built.draw_images(root, 2)
+    outside = built.draw_images(tmp_path / "outside", 1) / built.names(1, "v")[0]
+    inside = built.names(2, "v")[1]
     (root / "link.jpg").symlink_to(outside)
     (root / "folder").symlink_to(outside.parent)
     (root / "loop.jpg").symlink_to("loop.jpg")
     (root / "near.jpg").symlink_to(inside)
     (root / "page.jpg").write_text("<script>alert(1)</script>")
     files = [
-        inside, "near.jpg", f"../outside/{voc_results.names(1, 'v')[0]}", str(outside),
+        inside, "near.jpg", f"../outside/{built.names(1, 'v')[0]}", str(outside),
         "/etc/passwd", "../../../../etc/passwd", "link.jpg", f"folder/{outside.name}", "loop.jpg",
         "page.jpg", "VOC2012", "", "absent.jpg", "a\0b.jpg", "~root/.bashrc", "..", "x" * 5000,
-        f"./VOC2012/../../outside/{voc_results.names(1, 'v')[0]}", "file:///etc/passwd",
+        f"./VOC2012/../../outside/{built.names(1, 'v')[0]}", "file:///etc/passwd",
     ]  # fmt: skip
     client = hostile(tmp_path, root, files)
     for number, _ in enumerate(files):
@@ -223,25 +222,13 @@ def test_nothing_outside_the_root_is_served(tmp_path):
 @pytest.mark.parametrize(
     "address",
     [
-        "/image/0/../../../etc/passwd",
-        "/image/0/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-        "/image/0/..%5c..%5cetc%5cpasswd",
-        "/image/0//etc/passwd",
-        "/image/0/-1",
-        "/image/-1/0",
-        "/image/0/999999",
-        "/image/99/0",
-        "/image/0/0%00",
-        "/image/0/1e3",
-        "/image/0/0x1",
-        "/image/0/99999999999999999999999999",
-        "/..%2f..%2fetc/passwd",
-        "/%2e%2e/%2e%2e/etc/passwd",
-        "/browse.css/../../browse.py",
-        "/static/browse.css",
-        "/templates/browse.html.j2",
+        "/image/0/../../../etc/passwd", "/image/0/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/image/0/..%5c..%5cetc%5cpasswd", "/image/0//etc/passwd", "/image/0/-1", "/image/-1/0",
+        "/image/0/999999", "/image/99/0", "/image/0/0%00", "/image/0/1e3", "/image/0/0x1",
+        "/image/0/99999999999999999999999999", "/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd",
+        "/browse.css/../../browse.py", "/static/browse.css", "/templates/browse.html.j2",
     ],
-)
+)  # fmt: skip
 def test_addresses_that_are_no_images_are_refused(client, address):
     answer = client.get(address)
     assert answer.status_code in (404, 308) and "root:" not in answer.text
@@ -265,7 +252,7 @@ def test_the_root_may_be_given_at_another_level(study, root, level):
 
 def test_class_names_and_files_are_escaped(tmp_path):
     classes = ('<img src=x onerror="alert(1)">', "a&b", "dog'); --")
-    study = voc_results.build(tmp_path / "voc" / "x", images=10, classes=classes)
+    study = built.voc(tmp_path / "voc" / "x", images=10, classes=classes)
     client = server.make_app(ranking_page.Shown(load(study), None)).test_client()
     page = get(client, "/")
     assert "<img" not in page and "&lt;img src=x" in page
@@ -278,7 +265,7 @@ def test_class_names_and_files_are_escaped(tmp_path):
 
 
 def test_shows_the_birds_study(tmp_path):
-    study = analysis_results.build(tmp_path / "norms" / "demo", seeds=1)
+    study = built.norms(tmp_path / "norms" / "demo", seeds=1)
     client = server.make_app(ranking_page.Shown(load(study), None)).test_client()
     page = get(client, "/?class=Hoopoe")
     stored = load_predictions(study, ranking_page.Shown(load(study), None).first)
@@ -300,7 +287,7 @@ def test_the_best_trial_comes_first(study):
 
 
 def test_a_study_without_scores_is_refused(tmp_path, capsys):
-    study = voc_results.build(tmp_path / "voc" / "x", images=10)
+    study = built.voc(tmp_path / "voc" / "x", images=10)
     for file in (study / "predictions").iterdir():
         file.unlink()
     assert browse.main([str(study), "--no-open"]) == 2
@@ -323,7 +310,7 @@ def test_export_opens_without_a_server(study, root, tmp_path):
     folder = tmp_path / "top50"
     assert browse.main([str(study), "--data-dir", str(root), "--export", str(folder)]) == 0
     pages = sorted(folder.glob("*.html"))
-    assert len(pages) == 2 * len(voc_results.CLASSES) + 1
+    assert len(pages) == 2 * len(built.VOC_CLASSES) + 1
     stored = stored_of(study)
     needed = set()
     for label, name in enumerate(stored.classes):

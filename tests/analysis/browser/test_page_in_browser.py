@@ -10,7 +10,7 @@ import pytest
 from analysis import browse
 from analysis.browser import page as browse_page
 from analysis.results.folder import load, load_predictions
-from tests.support import voc_results
+from tests.support import results as built
 
 pytestmark = pytest.mark.browser
 
@@ -23,14 +23,9 @@ CHROMIUM = next(
     None,
 )
 ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +41,12 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return voc_results.build(tmp_path_factory.mktemp("study") / "voc" / "demo")
+    return built.voc(tmp_path_factory.mktemp("study") / "voc" / "demo")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return voc_results.draw_images(tmp_path_factory.mktemp("data"))
+    return built.draw_images(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from matplotlib.text import Text
 
 from analysis.document import figures
 from analysis.results.folder import load
-from tests.support.results import NORMS, build
+from tests.support.results import NORMS
+from tests.support.results import norms as build
 
 
 @pytest.fixture(scope="module")

@@ -226,16 +226,13 @@ def test_markup_blocks():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/home/me/data/birds", "…/birds"),
-        ("--data-dir=/home/me/data", "--data-dir=…/data"),
+        ("/home/me/data/birds", "…/birds"), ("--data-dir=/home/me/data", "--data-dir=…/data"),
         ("cannot read '/a/b c.jpg', gone", "cannot read '…/b c.jpg', gone"),
-        (r"C:\Users\me\x.jpg", "…/x.jpg"),
-        ("~/data/x", "…/x"),
+        (r"C:\Users\me\x.jpg", "…/x.jpg"), ("~/data/x", "…/x"),
         ("train/Hoopoe/x.jpg and/or 1/2", "train/Hoopoe/x.jpg and/or 1/2"),
-        ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
-        ("images/s", "images/s"),
+        ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"), ("images/s", "images/s"),
     ],
-)
+)  # fmt: skip
 def test_absolute_paths_are_cut(text, shown):
     assert relative(text) == shown
 

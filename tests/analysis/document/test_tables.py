@@ -17,14 +17,11 @@ NAN = float("nan")
 def table():
     numbers = pd.DataFrame(
         {
-            "name": ["a|b_%", "=SUM(A1)", None],
-            "mean": [0.8123456789012345, 0.5, NAN],
-            "low": [0.8, NAN, NAN],
-            "high": [0.8246913578024690, NAN, NAN],
-            "n": [3, 1, 0],
+            "name": ["a|b_%", "=SUM(A1)", None], "mean": [0.8123456789012345, 0.5, NAN],
+            "low": [0.8, NAN, NAN], "high": [0.8246913578024690, NAN, NAN], "n": [3, 1, 0],
             "of": [3, 3, 3],
         }
-    )
+    )  # fmt: skip
     columns = (
         tables.text("name", "what"),
         tables.count_of("n", "of"),
@@ -45,14 +42,10 @@ def test_cells(table):
 @pytest.mark.parametrize(
     ("value", "digits", "signed", "shown"),
     [
-        (1234.567, 1, False, "1,234.6"),
-        (-0.04, 1, False, "0.0"),
-        (-0.04, 1, True, "0.0"),
-        (0.26, 1, True, "+0.3"),
-        (-2.0, 1, True, "−2.0"),
-        (NAN, 1, True, "-"),
+        (1234.567, 1, False, "1,234.6"), (-0.04, 1, False, "0.0"), (-0.04, 1, True, "0.0"),
+        (0.26, 1, True, "+0.3"), (-2.0, 1, True, "−2.0"), (NAN, 1, True, "-"),
     ],
-)
+)  # fmt: skip
 def test_decimal(value, digits, signed, shown):
     assert tables.decimal(value, digits, signed) == shown
 
@@ -60,16 +53,10 @@ def test_decimal(value, digits, signed, shown):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (1000.4, "1,000"),
-        (0.1, "0.1"),
-        (0.012345, "0.0123"),
-        (7.41e-5, "7.4e-5"),
-        (1e-4, "1e-4"),
-        (0.0, "0"),
-        (-0.5, "−0.5"),
-        (NAN, "-"),
+        (1000.4, "1,000"), (0.1, "0.1"), (0.012345, "0.0123"), (7.41e-5, "7.4e-5"), (1e-4, "1e-4"),
+        (0.0, "0"), (-0.5, "−0.5"), (NAN, "-"),
     ],
-)
+)  # fmt: skip
 def test_significant(value, shown):
     assert tables.significant(value) == shown
 

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.results.folder import load, load_predictions
 from core.errors import UserError
-from tests.support.results import DIVERGED, IMAGES, SPECIES, build
+from tests.support.results import DIVERGED, IMAGES, SPECIES, norms as build
 
 
 @pytest.fixture

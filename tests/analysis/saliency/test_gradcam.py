@@ -6,15 +6,13 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from analysis import gradcam
@@ -32,29 +30,25 @@ from core.study.command import command_line
 from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
 from tests.analysis.document.test_report import assert_self_contained
-from tests.conftest import ROOT
+from tests.analysis.saliency.test_maps import by_autograd
+from tests.support.calls import ROOT, python
 
 SEVEN = [
-    "Cattle Egret",
-    "Coppersmith Barbet",
-    "Indian Peacock",
-    "Red-Wattled Lapwing",
-    "Ruddy Shelduck",
-    "White-Breasted Kingfisher",
-    "White-Breasted Waterhen",
-]
+    "Cattle Egret", "Coppersmith Barbet", "Indian Peacock", "Red-Wattled Lapwing", "Ruddy Shelduck",
+    "White-Breasted Kingfisher", "White-Breasted Waterhen",
+]  # fmt: skip
 
 
-def norms(results: Path, *settings: str) -> Path:
-    """Run the norms study with one trial; return its result folder."""
+def norms(results: Path, *settings: str, report=lambda folder: None) -> Path:
+    """Run the norms study with one trial, with or without a report; return its result folder."""
     fixed = ["--local", "--results-dir", str(results), "--seeds", "1", "--name", "one", "--set"]
-    assert command_line(study, [*fixed, *settings]) == 0
+    assert command_line(replace(study, report=report), [*fixed, *settings]) == 0
     return results / "norms" / "one"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A study of one network that knows most of the embedded birds (about 15 s)."""
+    """A study of one network that knows most of the embedded birds (some seconds)."""
     torch.set_num_threads(1)
     return norms(tmp_path_factory.mktemp("trained"), "norm=bin", "n=1", "image_size=20", "epochs=4")
 
@@ -89,126 +83,6 @@ def network(path: Path):
 
 def validation(path: Path) -> images.ImageSet:
     return images.load(birds.default_birds(), 20, ("val",))["val"]
-
-
-# ---- maps ----
-
-
-def by_autograd(model, x: torch.Tensor, labels: list[int]) -> list[np.ndarray]:
-    """Equations 1 and 2 of the paper, written out: the forward pass, image by image."""
-    maps = []
-    for image, label in zip(x, labels, strict=True):
-        y = model.norm(model.conv(image[None])).relu()
-        y = model.stage2(model.stage1(y))
-        layers = []
-        for block in model.stage3:
-            shortcut = y
-            if block.stride == 2:
-                p = block.padding
-                shortcut = F.pad(y[..., ::2, ::2], (0, 0, 0, 0, p, p))
-            first = block.norm1(block.conv1(y))
-            second = block.norm2(block.conv2(first.relu()))
-            layers += [first, second]
-            y = (second + shortcut).relu()
-        logit = model.head(y.mean((2, 3)))[0, label]
-        of_image = []
-        for layer, grad in zip(layers, torch.autograd.grad(logit, layers), strict=True):
-            one = (grad.mean((2, 3), keepdim=True) * layer).sum(1)[0].relu()
-            one = one - one.min()
-            of_image.append((one / (one.max() + 1e-7)).detach().numpy())
-        maps.append(np.stack(of_image))
-    return maps
-
-
-@pytest.mark.parametrize("norm", ["bn", "torch_bn", "in", "bin", "gn", "ln", "none"])
-@pytest.mark.parametrize(("n", "size"), [(1, 20), (2, 18)])
-def test_maps_are_those_of_the_formula(norm, n, size):
-    torch.manual_seed(3)
-    model = resnet(n, 4, norm)
-    with torch.no_grad():  # running statistics and biases that are not those of a new network
-        model(torch.randn(16, 3, size, size) * 2 + 1)
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.eval()
-    x, labels = torch.randn(5, 3, size, size), [0, 3, 2, 2, 1]
-    layers = gradcam_maps.layer_maps(model, x, np.array(labels))
-    assert layers.shape == (5, 2 * n, -(-size // 4), -(-size // 4))
-    expected = np.stack(by_autograd(model, x, labels))
-    np.testing.assert_allclose(layers, expected, atol=1e-5)
-    mean = expected.mean(axis=1)
-    mean -= mean.min(axis=(1, 2), keepdims=True)
-    mean /= mean.max(axis=(1, 2), keepdims=True) + 1e-7
-    np.testing.assert_allclose(gradcam_maps.aggregate(layers), mean, atol=1e-5)
-
-
-def test_frozen_early_stages_and_a_second_call_change_nothing():
-    torch.manual_seed(0)
-    model = resnet(1, 3, "bn").eval()
-    x, labels = torch.randn(2, 3, 16, 16), np.array([1, 2])
-    before = gradcam_maps.layer_maps(model, x, labels)
-    model.requires_grad_(False)
-    model.stage3.requires_grad_(True)
-    np.testing.assert_array_equal(gradcam_maps.layer_maps(model, x, labels), before)
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_before_an_instance_norm_the_weights_would_be_rounding_noise():
-    """Why a layer is read after its norm: the norm takes every constant out of its input."""
-    torch.manual_seed(0)
-    model = resnet(1, 4, "in").eval()
-    grads = []
-
-    def keep(layer, inputs, output):
-        output.register_hook(grads.append)
-
-    for layer in (model.stage3[0].conv1, model.stage3[0].norm1):
-        layer.register_forward_hook(keep)
-    model(torch.randn(8, 3, 32, 32))[:, 0].sum().backward()
-    after, before = (grad.mean((2, 3)).abs().max() / grad.abs().max() for grad in grads)
-    assert before < 1e-6 < 1e-2 < after
-
-
-def test_enlarging_is_bilinear():
-    maps = np.random.default_rng(0).random((3, 5, 5), dtype=np.float32)
-    expected = F.interpolate(torch.from_numpy(maps)[:, None], 23, mode="bilinear")[:, 0]
-    np.testing.assert_allclose(gradcam_page.enlarge(maps, 23), expected, atol=1e-6)
-
-
-def test_shares_by_hand():
-    maps = np.zeros((3, 2, 2), dtype=np.float32)
-    maps[0] = [[3, 1], [0, 0]]
-    maps[1] = 1
-    mask = np.array([[1.0, 0.5], [0, 0]])
-    found = gradcam_maps.shares(maps, [mask, None, mask], 2)
-    np.testing.assert_allclose(found["inside"], [3.5 / 4, np.nan, np.nan])
-    np.testing.assert_allclose(found["area"], [3 / 8, np.nan, 3 / 8])
-    np.testing.assert_allclose(found["half"], [1 / 4, 1 / 2, np.nan])
-
-
-# ---- deletion and insertion ----
-
-
-class Counts(torch.nn.Module):
-    """The probability of class 1 is the mean of the first channel, between 0 and 1."""
-
-    def forward(self, x):
-        p = x[:, 0].mean((1, 2)).clamp(1e-6, 1 - 1e-6)
-        return torch.stack([torch.log(1 - p), torch.log(p)], 1)
-
-
-def test_deletion_and_insertion_by_hand():
-    image = torch.zeros(3, 10, 10)
-    image[0, :5] = 1.0  # the upper half counts
-    right = np.zeros((10, 10), dtype=np.float32)
-    right[:5] = 1.0
-    found = gradcam_maps.perturbed(Counts(), image, 1, right)
-    # deletion: 0.5 falls to 0 over the first half of the pixels, then stays there
-    assert found["deletion"] == pytest.approx(0.5 * 0.5 / 2, abs=1e-4)
-    wrong = gradcam_maps.perturbed(Counts(), image, 1, -right)
-    assert wrong["deletion"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.5 / 2, abs=1e-4)
-    assert wrong["insertion"] < found["insertion"]
-    even = gradcam_maps.perturbed(Counts(), torch.ones(3, 10, 10), 1, right)
-    assert even["insertion"] == pytest.approx(1.0, abs=1e-4)  # a blurred even image is itself
 
 
 # ---- picks ----
@@ -373,6 +247,7 @@ def test_fewer_than_five_wrong_images_are_said(found):
     assert "No image is right" in gradcam_page.class_text(other, found.chosen[0])
 
 
+@pytest.mark.slow
 def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monkeypatch):
     """A report made again elsewhere shows the maps that were kept."""
     shutil.copy(drawn / "gradcam.npz", copied)
@@ -397,6 +272,7 @@ def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monke
     assert only.blocks == (reports.Text("There are no maps: no images here."),)
 
 
+@pytest.mark.slow
 def test_named_classes_and_random_picks(copied, capsys):
     arguments = [str(copied), "--classes", "house_crow", "RED WATTLED LAPWING", "--pick", "random"]
     assert gradcam.main(arguments) == 0
@@ -478,26 +354,21 @@ def test_images_that_changed_are_noticed(copied, tmp_path):
     assert "images or code have changed" in gradcam_page._checked(changed)
 
 
-def test_it_runs_as_a_script_and_its_import_is_light(copied, run_script):
-    done = run_script("analysis/gradcam.py", copied, "--classes", "Dodo", cwd=copied.parent)
+def test_it_runs_as_a_script(copied):
+    done = python(ROOT / "analysis/gradcam.py", copied, "--classes", "Dodo", cwd=copied.parent)
     assert done.returncode == 2
     assert done.stdout == "" and "Traceback" not in done.stderr
-    code = "import sys, analysis.gradcam; print([m for m in sys.argv[1:] if m in sys.modules])"
-    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stdout.strip() == "[]"
 
 
 # ---- photographs ----
 
 
+@pytest.mark.slow
 def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
     """CIFAR photos: no masks, none of the lab's classes, and the folder must be named again."""
     photos = shared_data / "cifar10"
     settings = ["norm=gn", "n=1", "image_size=16", "epochs=1", "train_images=200", "val_images=60"]
-    folder = norms(tmp_path, *settings, "--data-dir", str(photos))
+    folder = norms(tmp_path, *settings, "--data-dir", str(photos), report=study.report)
     assert "Grad-CAM: " in (folder / "report.html").read_text()  # the study knew the folder
     for left in (".private.json", "gradcam.npz"):  # as in a folder that was passed on
         (folder / left).unlink()

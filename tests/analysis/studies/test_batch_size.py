@@ -4,8 +4,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -21,18 +19,12 @@ from analysis.results.folder import load
 from analysis.studies.batch_size import sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
-from tests.analysis.studies.test_norms import words_of
-from tests.support import results as analysis_results
+from tests.support import results as built
+from tests.support.reports import words_of
 
 EPOCHS = 20
-ASHA = {
-    "scheduler": "asha",
-    "grace": 2,
-    "reduction_factor": 3,
-    "brackets": 1,
-    "max_epochs": EPOCHS,
-    "patience": 5,
-}
+ASHA = {"scheduler": "asha", "grace": 2, "reduction_factor": 3, "brackets": 1}
+ASHA |= {"max_epochs": EPOCHS, "patience": 5}
 # Trial (norm, batch size, seed) to state, last epoch and reason.
 ENDS = {
     ("bn", 8, 1): ("stopped", 6, "ASHA at epoch 6: val_accuracy 0.312 is below the cut of 0.404"),
@@ -65,79 +57,45 @@ def build(path: Path, norms=("bn", "gn"), sizes=(8, 128), seeds=3, ends=None, **
         study: keys of study.json to set; "facts" False leaves out what trials note of themselves,
             "loss" is that of `accuracy`.
     """
-    path.mkdir(parents=True, exist_ok=True)
     facts, ends = study.pop("facts", True), ENDS if ends is None else ends
     loss = study.pop("loss", 0.05)
     planned, trials, history = [], [], []
     for norm, size, seed in product(norms, sizes, range(seeds)):
         name = f"norm={norm},batch_size={size},seed={seed}"
         config = {"norm": norm, "batch_size": size, "seed": seed, "epochs": EPOCHS, "lr": None}
-        config["lr_scaling"] = "linear"
-        planned.append({"trial": name, "part": "batch_size", "config": config})
+        entry = {"trial": name, "part": "batch_size", "config": config | {"lr_scaling": "linear"}}
+        planned.append(entry)
         state, last, why = ends.get((norm, size, seed), ("finished", EPOCHS, ""))
         if state == "unfinished":
             continue
         each = 2.0 + 0.25 * seed + (1.0 if size == 8 else 0.0)
-        rows = [
-            {
-                "trial": name,
-                "part": "batch_size",
-                "norm": norm,
-                "seed": seed,
-                "epoch": epoch,
-                "lr": 0.1 * size / 32 * (1 - (epoch - 1) / EPOCHS),
-                "train_accuracy": accuracy(norm, size, seed, epoch, loss) + 0.05,
-                "val_accuracy": accuracy(norm, size, seed, epoch, loss),
-                "val_loss": 3.2 - 3 * accuracy(norm, size, seed, epoch, loss),
-                "seconds": each,
-            }
-            for epoch in range(1, last + 1)
-        ]
+        rows = []
+        for epoch in range(1, last + 1):
+            value = accuracy(norm, size, seed, epoch, loss)
+            row = {"trial": name, "part": "batch_size", "norm": norm, "seed": seed, "epoch": epoch}
+            row |= {"lr": 0.1 * size / 32 * (1 - (epoch - 1) / EPOCHS), "seconds": each}
+            row |= {"train_accuracy": value + 0.05, "val_accuracy": value}
+            rows.append(row | {"val_loss": 3.2 - 3 * value})
         history += rows
         best = max(rows, key=lambda row: row["val_accuracy"], default={})
         plain = {8: 700.0, 128: 9000.0}.get(size, 100.0 * size)
-        trials.append(
-            {
-                "trial": name,
-                "part": "batch_size",
-                "state": state,
-                "error": "CUDA out of memory" if state == "failed" else "",
-                "epochs_run": last,
-                "seconds": last * each + 1.5,
-                "seconds_per_epoch": each if rows else "",
-                "peak_memory_mib": 600 + size,
-                **config,
-                "lr": rows[-1]["lr"] if rows else "",
-                "best_epoch": best.get("epoch", ""),
-                "best_val_accuracy": best.get("val_accuracy", ""),
-            }
-        )
+        more = {"error": "CUDA out of memory" if state == "failed" else ""}
+        more |= {"seconds_per_epoch": each if rows else "", "lr": rows[-1]["lr"] if rows else ""}
+        more |= {f"best_{key}": best.get(key, "") for key in ("epoch", "val_accuracy")}
         if facts:
-            trials[-1] |= {
-                "stopped_by": why,
-                "base_lr": 0.1,
-                "scaled_lr": 0.1 * size / 32,
-                "estimated_mib": min(plain, 1500.0),
-                "plain_mib": plain,
+            more |= {
+                "stopped_by": why, "base_lr": 0.1, "scaled_lr": 0.1 * size / 32,
+                "estimated_mib": min(plain, 1500.0), "plain_mib": plain,
                 "chosen_precision": "bfloat16" if size == 128 else "float32",
-                "chosen_recompute": size == 128,
-                "slot_mib": 1748.0,
-            }
-    columns = [dict.fromkeys(("trial", "epoch", "val_accuracy"), "")]
-    for file, rows in (("trials.csv", trials), ("history.csv", history or columns)):
-        analysis_results._write_csv(path / file, rows)
-    if not history:
-        (path / "history.csv").write_text("trial,epoch,val_accuracy\n")
-    declared = analysis_results._study(planned, norms, seeds, (), "synthetic")
-    declared |= {
-        "study": "batch_size",
-        "question": "Does batch norm lose to group norm when batches are small?",
-        "grid": {"norm": list(norms), "batch_size": list(sizes), "seed": list(range(seeds))},
-        "stopping": ASHA,
-        **study,
-    }
-    (path / "study.json").write_text(json.dumps(declared), encoding="utf-8")
-    return path
+                "chosen_recompute": size == 128, "slot_mib": 1748.0,
+            }  # fmt: skip
+        seconds = last * each + 1.5
+        trials.append(built.ended(entry, rows, seconds, state, peak_memory_mib=600 + size, **more))
+    grid = {"norm": list(norms), "batch_size": list(sizes), "seed": list(range(seeds))}
+    question = "Does batch norm lose to group norm when batches are small?"
+    given = {"grid": grid, "stopping": ASHA, "data": built.birds_data("synthetic"), **study}
+    declared = built.declare("batch_size", question, planned, **given)
+    return built.write(path, declared, trials, history, ("trial", "epoch", "val_accuracy"))
 
 
 @pytest.fixture(scope="module")
@@ -431,6 +389,7 @@ def test_one_batch_size_and_more_norms(tmp_path):
     assert "All 6 finished or stopped trials reached epoch 20." in words_of(folder)
 
 
+@pytest.mark.slow
 def test_a_whole_row_of_batch_sizes_stays_short(tmp_path):
     sizes = (1, 2, 4, 8, 16, 32, 64, 128)
     folder = build(tmp_path / "x", norms=("bn", "gn", "ln", "in"), sizes=sizes, seeds=2, ends=ENDS)
@@ -491,15 +450,3 @@ def test_damage_is_one_sentence_for_the_user(tmp_path):
     (folder / "study.json").write_text(json.dumps({"study": "batch_size"}))
     with pytest.raises(UserError, match=r"study\.json lacks question"):
         sections.report(folder)
-
-
-def test_importing_the_report_loads_nothing_heavy():
-    code = (
-        "import sys, analysis.studies.batch_size.sections;"
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

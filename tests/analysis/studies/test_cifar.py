@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +14,8 @@ from analysis.results.folder import load
 from analysis.studies.cifar import answers, sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
+from tests.support import results as built
+from tests.support.reports import rows_of, words_of
 
 FORMS, RATES, SEEDS = ("none", "listing", "meant"), (0.01, 0.1), (0, 1, 2)
 SETUPS = {
@@ -75,53 +74,32 @@ def tuned_trial(setup: str, seed: int, broken: bool = False) -> dict:
 
 def write(path: Path, planned: list[dict], failed: tuple[str, ...] = ()) -> Path:
     """Write study.json, trials.csv and history.csv with two epochs of every trial."""
-    path.mkdir(parents=True)
     trials, history = [], []
     for number, entry in enumerate(planned):
-        config = entry["config"] | {"epochs": 2, "batch_size": 20}
-        entry["config"] = config
-        gone = entry["trial"] in failed
+        entry["config"] = config = entry["config"] | {"epochs": 2, "batch_size": 20}
+        rows = []
         for epoch in (1, 2):
             value = entry["value"] - (0.1 if epoch == 1 else 0)
             row = {"trial": entry["trial"], "part": entry["part"], **config, "epoch": epoch}
             row |= {f"val_{m}": value for m in ("accuracy", "micro_f1", "macro_f1")}
-            running = {"accuracy": value + 0.05, "loss": 0.9 - value}
-            row |= {f"train_{m}_running": v for m, v in running.items()}
+            row |= {"train_accuracy_running": value + 0.05, "train_loss_running": 0.9 - value}
             row |= {"val_loss": 1 - value, "val_error": 1 - value}
-            row |= {"seconds": 2.0 + epoch, "train_seconds": 1.0 + number % 3}
-            history.append(row)
-        last = {k: v for k, v in row.items() if k.startswith(("val_", "train_"))}
-        last |= {
-            "best_epoch": 2,
-            "best_train_accuracy": value + 0.08,
-            "best_train_loss": 0.8 - value,
-        }
-        state = {"state": "failed" if gone else "finished", "error": "it broke" if gone else ""}
-        trials.append(
-            {"trial": entry["trial"], "part": entry["part"], **state, "epochs_run": 2,
-             "seconds": 7.0, "seconds_per_epoch": 3.5, "peak_memory_mib": 100.0 + number,
-             **config, **entry["facts"], **last}
-        )  # fmt: skip
-    for name, rows in (("trials", trials), ("history", history)):
-        pd.DataFrame(rows).to_csv(path / f"{name}.csv", index=False)
-    grid = {
-        key: list(dict.fromkeys(e["config"][key] for e in planned)) for key in planned[0]["config"]
-    }
+            rows.append(row | {"seconds": 2.0 + epoch, "train_seconds": 1.0 + number % 3})
+        history += rows
+        last = {k: v for k, v in rows[-1].items() if k.startswith(("val_", "train_"))}
+        last |= {"best_epoch": 2, "best_train_accuracy": value + 0.08}
+        last |= {"best_train_loss": 0.8 - value, "peak_memory_mib": 100.0 + number}
+        state = "failed" if entry["trial"] in failed else "finished"
+        last |= {"error": "it broke"} if state == "failed" else {}
+        trials.append(built.ended(entry, rows, 7.0, state, **entry["facts"], **last))
+    keys = planned[0]["config"]
+    grid = {key: list(dict.fromkeys(e["config"][key] for e in planned)) for key in keys}
     counts = {"train": dict.fromkeys("0123456789", 30), "val": dict.fromkeys("0123456789", 5)}
-    study = {
-        "study": "cifar",
-        "question": "What does batch norm bring?",
-        "scale": "demo",
-        "grid": grid,
-        "metric": "val_accuracy",
-        "mode": "max",
-        "trials": [{k: e[k] for k in ("trial", "part", "config")} for e in planned],
-        "command": ["python", "studies/cifar.py"],
-        "data": {"kind": "embedded", "dataset": "digits", "weights": "embedded",
-                 "description": "digits", "classes": list("0123456789"), "counts": counts},
-    }  # fmt: skip
-    (path / "study.json").write_text(json.dumps(study))
-    return path
+    data = {"kind": "embedded", "dataset": "digits", "weights": "embedded"}
+    data |= {"description": "digits", "classes": list("0123456789"), "counts": counts}
+    told = [{k: e[k] for k in ("trial", "part", "config")} for e in planned]
+    study = built.declare("cifar", "What does batch norm bring?", told, grid=grid, data=data)
+    return built.write(path, study, trials, history)
 
 
 @pytest.fixture(scope="module")
@@ -132,17 +110,6 @@ def full(tmp_path_factory):
     folder = write(tmp_path_factory.mktemp("cifar") / "full", planned, failed=(lost,))
     sections.report(folder)
     return folder
-
-
-def words_of(folder: Path) -> str:
-    html = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
-    return " ".join(text.replace("&#39;", "'").replace("&lt;", "<").split())
-
-
-def rows_of(folder: Path, name: str) -> list[dict]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_everything_is_written_and_needs_no_network(full):
@@ -209,14 +176,8 @@ def store(folder: Path, trial: str, right: int, epoch: int | None = None, count:
     predicted = np.where(np.arange(count) < right, labels, (labels + 1) % 10)
     arrays = {"scores": np.eye(10, dtype=np.float32)[predicted] * 5, "labels": labels}
     arrays |= {} if epoch is None else {"epoch": np.array(epoch)}
-    (folder / "predictions").mkdir(exist_ok=True)
-    np.savez(
-        folder / "predictions" / f"{trial}.npz",
-        **arrays,
-        files=np.array([f"{i}.png" for i in range(count)]),
-        classes=np.array(list("0123456789")),
-        config=np.array("{}"),
-    )
+    files = [f"{i}.png" for i in range(count)]
+    built.store(folder, trial, **arrays, files=files, classes=list("0123456789"))
     return float(f1_score(labels, predicted, average="macro"))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis import generation_samples
@@ -18,6 +16,8 @@ from analysis.studies.generation import answers, sections
 from analysis.studies.generation.samples import load_stored
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
+from tests.support import results as built
+from tests.support.reports import words_of
 
 CLASSES = ("cat", "dog", "fo*x")
 SIZE, COUNT = 8, 30
@@ -31,34 +31,18 @@ def distance(family: str, width: int, seed: int) -> float:
 
 def trial_row(family: str, width: int, seed: int) -> dict:
     return {
-        "trial": f"family={family},width={width},seed={seed}",
-        "part": "small",
-        "state": "finished",
-        "error": "",
-        "family": family,
-        "width": width,
-        "seed": seed,
-        "samples": 0,
-        "epochs_run": 2,
-        "seconds": 10.0,
-        "seconds_per_epoch": 5.0 + width / 16,
-        "sample_seconds": 1.0,
-        "peak_memory_mib": 50.0 + seed,
-        "parameters": 1000 * width,
-        "frechet": distance(family, width, seed),
-        "precision": 0.5,
-        "recall": 0.4 if family == "dcgan" else 0.8 + 0.01 * seed,
-        "density": 0.9,
-        "coverage": 0.7,
-        "class_agreement": 2 / 3,
-        "class_balance": 1.0,
-        "nearest_distance": 30.0,
-        "nearest_ratio": 0.8,
-        "copies": 0.0,
-    }
+        "trial": f"family={family},width={width},seed={seed}", "part": "small",
+        "state": "finished", "error": "", "family": family, "width": width, "seed": seed,
+        "samples": 0, "epochs_run": 2, "seconds": 10.0, "seconds_per_epoch": 5.0 + width / 16,
+        "sample_seconds": 1.0, "peak_memory_mib": 50.0 + seed, "parameters": 1000 * width,
+        "frechet": distance(family, width, seed), "precision": 0.5, "density": 0.9,
+        "recall": 0.4 if family == "dcgan" else 0.8 + 0.01 * seed, "coverage": 0.7,
+        "class_agreement": 2 / 3, "class_balance": 1.0, "nearest_distance": 30.0,
+        "nearest_ratio": 0.8, "copies": 0.0,
+    }  # fmt: skip
 
 
-def arrays(row: dict, config: dict) -> dict:
+def arrays(row: dict) -> dict:
     generator = np.random.default_rng(row["seed"] + len(row["family"]))
 
     def images(*shape: int) -> np.ndarray:
@@ -68,28 +52,16 @@ def arrays(row: dict, config: dict) -> dict:
     taken = np.where(labels == 2, 2, 1 - labels)  # two classes swapped, the third right
     taken = np.where(np.arange(COUNT) % 6 < 3, labels, taken)  # and only half of the time
     return {
-        "scores": np.eye(3, dtype=np.float32)[taken],
-        "labels": labels,
-        "files": np.array([f"sample-{i}" for i in range(COUNT)]),
-        "classes": np.array(CLASSES),
-        "config": np.array(json.dumps(config)),
-        "samples": images(COUNT),
-        "grids": images(2, 12),
-        "grid_labels": np.arange(12) % 3,
-        "real": images(12),
-        "nearest_distance": generator.random(COUNT) * 40,
-        "nearest_ratio": generator.random(COUNT),
-        "pairs": np.arange(5),
-        "pair_images": images(5),
-        "held_out_distance": generator.random(20) * 40,
-        "held_out_ratio": generator.random(20),
-        "held_out_pairs": np.arange(5),
-        "held_out_images": images(5),
-        "held_out_nearest": images(5),
-        "interpolation": images(2, 4),
-        "trajectory": images(3, 2),
+        "scores": np.eye(3, dtype=np.float32)[taken], "labels": labels, "classes": CLASSES,
+        "files": [f"sample-{i}" for i in range(COUNT)], "samples": images(COUNT),
+        "grids": images(2, 12), "grid_labels": np.arange(12) % 3, "real": images(12),
+        "nearest_distance": generator.random(COUNT) * 40, "pairs": np.arange(5),
+        "nearest_ratio": generator.random(COUNT), "pair_images": images(5),
+        "held_out_distance": generator.random(20) * 40, "held_out_pairs": np.arange(5),
+        "held_out_ratio": generator.random(20), "held_out_images": images(5),
+        "held_out_nearest": images(5), "interpolation": images(2, 4), "trajectory": images(3, 2),
         "trajectory_times": np.array([0.0, 0.5, 1.0]),
-    }
+    }  # fmt: skip
 
 
 def features(row: dict) -> dict:
@@ -106,7 +78,7 @@ def features(row: dict) -> dict:
 
 def build(
     folder: Path, seeds: int = 3, change=lambda row: row, predictions: bool = True,
-    more=lambda row: {},
+    extra=lambda row: {},
 ) -> Path:  # fmt: skip
     """Write a result folder of 3 families, 2 widths and some seeds."""
     rows = [
@@ -119,50 +91,35 @@ def build(
     configs = [{k: row[k] for k in ("family", "width", "seed")} | fixed for row in rows]
     measures = {"precision": 0.8, "recall": 0.9, "density": 1.0, "coverage": 0.9}
     near = {"nearest_distance": 25.0, "nearest_ratio": 0.7}
-    study = {
-        "study": "generation",
-        "question": "Which makes the best images?",
-        "scale": "demo",
-        "grid": {"family": list(BASE), "width": [16, 32], "seed": list(range(seeds))},
-        "metric": "frechet",
-        "mode": "min",
-        "constants": fixed,
-        "trials": [
-            {"trial": row["trial"], "part": "small", "config": config}
-            for row, config in zip(rows, configs, strict=True)
-        ],
-        "data": {
-            "kind": "folder",
-            "classes": list(CLASSES),
-            "channels": 1,
-            "image_size": SIZE,
-            "counts": {"train": dict.fromkeys(CLASSES, 20), "val": dict.fromkeys(CLASSES, 10)},
-            "compared": COUNT,
-            "classifier": {"digest": "x", "features": 64, "held_out_accuracy": 0.9},
-            "yardsticks": {
-                "held_out": {"frechet": 0.02, "copies": 0.05} | measures | near,
-                "copies": {"frechet": 0.01, "copies": 1.0} | measures | near,
-                "noise": {"frechet": 1.0, "copies": 0.0} | measures | near,
-            },
-        },
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_text(json.dumps(study))
-    pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
+    yardsticks = {
+        name: {"frechet": frechet, "copies": copies} | measures | near
+        for name, frechet, copies in (("held_out", 0.02, 0.05), ("copies", 0.01, 1.0),
+                                      ("noise", 1.0, 0.0))
+    }  # fmt: skip
+    data = {
+        "kind": "folder", "classes": list(CLASSES), "channels": 1, "image_size": SIZE,
+        "counts": {"train": dict.fromkeys(CLASSES, 20), "val": dict.fromkeys(CLASSES, 10)},
+        "compared": COUNT, "yardsticks": yardsticks,
+        "classifier": {"digest": "x", "features": 64, "held_out_accuracy": 0.9},
+    }  # fmt: skip
+    planned = [
+        {"trial": row["trial"], "part": "small", "config": config}
+        for row, config in zip(rows, configs, strict=True)
+    ]
+    grid = {"family": list(BASE), "width": [16, 32], "seed": list(range(seeds))}
+    more = {"grid": grid, "metric": "frechet", "mode": "min", "constants": fixed, "data": data}
+    study = built.declare("generation", "Which makes the best images?", planned, **more)
+    done = [i for i, row in enumerate(rows) if row["state"] == "finished"]
     history = [
-        {"trial": row["trial"], "epoch": epoch, "frechet": row["frechet"] * 2 / epoch,
-         "coverage": row["coverage"] * epoch / 2}
-        for row in rows for epoch in (1, 2) if row["state"] == "finished"
+        {"trial": rows[i]["trial"], "epoch": epoch, "frechet": rows[i]["frechet"] * 2 / epoch,
+         "coverage": rows[i]["coverage"] * epoch / 2}
+        for i in done for epoch in (1, 2)
     ]  # fmt: skip
+    stored = {
+        rows[i]["trial"]: {"config": configs[i], **arrays(rows[i]), **extra(rows[i])} for i in done
+    }
     columns = ["trial", "epoch", "frechet", "coverage"]
-    pd.DataFrame(history, columns=columns).to_csv(folder / "history.csv", index=False)
-    if predictions:
-        (folder / "predictions").mkdir()
-        for row, config in zip(rows, configs, strict=True):
-            if row["state"] == "finished":
-                stored = arrays(row, config) | more(row)
-                np.savez(folder / "predictions" / f"{row['trial']}.npz", **stored)
-    return folder
+    return built.write(folder, study, rows, history, columns, stored if predictions else None)
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +127,6 @@ def full(tmp_path_factory) -> Path:
     folder = build(tmp_path_factory.mktemp("generation") / "full")
     sections.report(folder)
     return folder
-
-
-def words_of(folder: Path) -> str:
-    html = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
-    return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').split())
 
 
 def answers_of(folder: Path) -> str:
@@ -247,7 +198,7 @@ def test_families_that_overlap_cannot_be_told_apart(tmp_path):
 
 
 def test_measures_come_from_stored_features_and_changed_ones_are_told(tmp_path):
-    folder = build(tmp_path / "features", seeds=2, more=features)
+    folder = build(tmp_path / "features", seeds=2, extra=features)
     results, checked = sections.recompute(load(folder))
     assert checked.features == 12
     for row in results.trials.to_dict("records"):
@@ -266,7 +217,7 @@ def test_scores_that_do_not_belong_to_the_measures_are_told(tmp_path):
         one = np.eye(3, dtype=np.float32)[np.zeros(COUNT, int)]
         return {"scores": one} if (row["family"], row["width"]) == ("vae", 16) else {}
 
-    folder = build(tmp_path / "scores", seeds=1, more=other)
+    folder = build(tmp_path / "scores", seeds=1, extra=other)
     results, checked = sections.recompute(load(folder))
     assert (checked.features, checked.scores, checked.images) == (0, 6, 0)
     name = "family=vae,width=16,seed=0"

@@ -1,12 +1,8 @@
 """The report of the norms study, from folders whose numbers follow a formula."""
 
-import csv
 import io
 import json
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +14,12 @@ from analysis.results.folder import load
 from analysis.studies.norms import answers, sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
-from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES, build
+from tests.support import reports as reports_of
+from tests.support.calls import ROOT
+from tests.support.reports import words_of
+from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES
+from tests.support.results import norms as build
 
-ROOT = Path(__file__).resolve().parents[3]
 CURVES = ("error", "loss", "accuracy", "micro_f1", "macro_f1")
 
 
@@ -49,16 +48,8 @@ def lean(tmp_path_factory):
     return folder
 
 
-def words_of(folder: Path) -> str:
-    """The text of report.html without tags, on one line."""
-    html = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", "", re.sub(r"<style.*?</style>|<svg.*?</svg>", "", html, flags=re.S))
-    return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').replace("&lt;", "<").split())
-
-
 def rows_of(folder: Path, name: str) -> dict[str, dict]:
-    with (folder / "tables" / f"{name}.csv").open() as file:
-        return {row["norm"]: row for row in csv.DictReader(file)}
+    return {row["norm"]: row for row in reports_of.rows_of(folder, name)}
 
 
 def test_everything_is_written(full):
@@ -158,6 +149,7 @@ def test_no_artefact_holds_an_absolute_path(full):
             assert path.encode() not in content, file.name
 
 
+@pytest.mark.slow
 def test_a_copy_without_engine_files_gives_the_same_bytes(full, tmp_path):
     copy = tmp_path / "another place" / "copy"
     copy.mkdir(parents=True)
@@ -282,18 +274,6 @@ def test_damage_is_one_sentence_for_the_user(tmp_path):
     (folder / "study.json").write_text(json.dumps({"study": "norms"}))
     with pytest.raises(UserError, match=r"study\.json lacks question"):
         sections.report(folder)
-
-
-def test_importing_the_report_needs_no_engine_no_network_library_and_no_plotting():
-    code = (
-        "import sys, analysis.studies.norms.sections;"
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    heavy = ["torch", "ray", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.browser

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,8 @@ from analysis.results.folder import load
 from analysis.studies.search import sections
 from core.errors import UserError
 from tests.analysis.document.test_report import assert_self_contained
-from tests.analysis.studies.test_norms import words_of
-from tests.support import results as analysis_results
+from tests.support import results as built
+from tests.support.reports import words_of
 
 SPACE = {
     "lr": {"low": 0.001, "high": 1.0, "log": True},
@@ -47,37 +45,22 @@ def build(
         files: content of search.json (`importances`) and of best_config.json (`best`); None leaves
             the file out.
     """
-    path.mkdir(parents=True, exist_ok=True)
     planned, trials, history = [], [], []
 
     def add(name: str, config: dict, value: float, state: str) -> None:
         planned.append({"trial": name, "part": "search", "config": config})
         epochs = {"finished": EPOCHS, "stopped": 4, "failed": 0}[state]
-        history.extend(
-            {
-                "trial": name,
-                "part": "search",
-                "epoch": epoch,
-                "lr": (config["lr"] or 0.1) * (1 - (epoch - 1) / EPOCHS),
-                "val_accuracy": value * epoch / epochs,
-                "seconds": 1.0,
-            }
-            for epoch in range(1, epochs + 1)
-        )
-        trials.append(
-            {
-                "trial": name,
-                "part": "search",
-                "state": state,
-                "error": "out of memory" if state == "failed" else "",
-                "epochs_run": epochs,
-                "seconds": float(epochs),
-                **config,
-                "lr": 1e-9,  # the rate of the last epoch, as the engine writes it
-                "stopped_by": "ASHA at epoch 4: low" if state == "stopped" else "",
-                "best_val_accuracy": value if epochs else "",
-            }
-        )
+        rows = []
+        for epoch in range(1, epochs + 1):
+            row = {"trial": name, "part": "search", "epoch": epoch, "seconds": 1.0}
+            row |= {"lr": (config["lr"] or 0.1) * (1 - (epoch - 1) / EPOCHS)}
+            rows.append(row | {"val_accuracy": value * epoch / epochs})
+        history.extend(rows)
+        # lr: the rate of the last epoch, as the engine writes it
+        more = {"error": "out of memory" if state == "failed" else "", "lr": 1e-9}
+        more["stopped_by"] = "ASHA at epoch 4: low" if state == "stopped" else ""
+        more["best_val_accuracy"] = value if epochs else ""
+        trials.append(built.ended(planned[-1], rows, float(epochs), state, **more))
 
     for number in range(count):
         config = {
@@ -92,22 +75,13 @@ def build(
     if default is not None:
         config = {"lr": lr, "weight_decay": 5e-4, "momentum": 0.9, "seed": 0}
         add(sections.DEFAULT, config, default, "finished")
-    analysis_results._write_csv(path / "trials.csv", trials)
-    analysis_results._write_csv(path / "history.csv", history)
-    if not history:
-        (path / "history.csv").write_text("trial,epoch\n")
-    declared = analysis_results._study(planned, ("bn",), 1, (), "synthetic")
-    declared |= {
-        "grid": {"seed": [0]},
-        "stopping": {"scheduler": "asha", "grace": 1, "reduction_factor": 4, "max_epochs": EPOCHS},
-        "search": {
-            "sampler": "TPE",
-            "trials": count,
-            "space": SPACE,
-            "default": {"lr": lr, "weight_decay": 5e-4, "momentum": 0.9},
-        },
-    }
-    (path / "study.json").write_text(json.dumps(declared), encoding="utf-8")
+    rules = {"scheduler": "asha", "grace": 1, "reduction_factor": 4, "max_epochs": EPOCHS}
+    asked = {"sampler": "TPE", "trials": count, "space": SPACE}
+    asked["default"] = {"lr": lr, "weight_decay": 5e-4, "momentum": 0.9}
+    more = {"grid": {"seed": [0]}, "stopping": rules, "search": asked}
+    more["data"] = built.birds_data("synthetic")
+    declared = built.declare("norms", "Which norm is best?", planned, **more)
+    built.write(path, declared, trials, history)
     found = files.get("importances", {"importances": WEIGHTS, "why": ""})
     if found is not None:
         (path / "search.json").write_text(json.dumps(found))
@@ -322,15 +296,3 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     (folder / "study.json").write_text(json.dumps(study))
     with pytest.raises(UserError, match=r"study\.json holds no search"):
         sections.report(folder)
-
-
-def test_importing_the_report_loads_nothing_heavy():
-    code = (
-        "import sys, analysis.studies.search.sections;"
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    heavy = ["torch", "ray", "optuna", "matplotlib", "scipy.stats", "sklearn", "typst", "jinja2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ from analysis.document import report as reports
 from analysis.results.folder import load, load_predictions
 from analysis.studies.voc import answers, pictures, sections, tail_accuracy
 from core.errors import UserError
-from tests.support import voc_results
+from tests.support import results as built
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +26,11 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return voc_results.draw_images(tmp_path_factory.mktemp("data") / "root", 60)
+    return built.draw_images(tmp_path_factory.mktemp("data") / "root", 60)
 
 
 def build(path, root=None, **options):
-    study = voc_results.build(path / "voc" / "demo", **{"images": 60, **options})
+    study = built.voc(path / "voc" / "demo", **{"images": 60, **options})
     if root is not None:
         (study / ".private.json").write_text(json.dumps({"data_dir": str(root)}))
     return study

@@ -20,18 +20,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 
 FILES = ("cluster.yaml", "cluster-onprem.yaml")
 SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))
 COMMANDS = (
-    "initialization_commands",
-    "setup_commands",
-    "head_setup_commands",
-    "worker_setup_commands",
-    "head_start_ray_commands",
-    "worker_start_ray_commands",
-)
+    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+    "head_start_ray_commands", "worker_start_ray_commands",
+)  # fmt: skip
 START = ("head_start_ray_commands", "worker_start_ray_commands")
 
 # The arguments of EC2's RunInstances that a node_config may hold (Ray itself gives counts, subnets,
@@ -42,20 +38,15 @@ NODE_CONFIG = {
         {
             "DeviceName": str,
             "Ebs": {
-                "DeleteOnTermination": bool,
-                "Encrypted": bool,
-                "Iops": int,
-                "Throughput": int,
-                "VolumeSize": int,
-                "VolumeType": str,
+                "DeleteOnTermination": bool, "Encrypted": bool, "Iops": int, "Throughput": int,
+                "VolumeSize": int, "VolumeType": str,
             },
         }
     ],
     "IamInstanceProfile": {"Arn": str, "Name": str},
     "ImageId": str,
     "InstanceMarketOptions": {
-        "MarketType": str,
-        "SpotOptions": {"MaxPrice": str, "SpotInstanceType": str},
+        "MarketType": str, "SpotOptions": {"MaxPrice": str, "SpotInstanceType": str},
     },
     "InstanceType": str,
     "KeyName": str,
@@ -64,7 +55,7 @@ NODE_CONFIG = {
     "Placement": dict,
     "SecurityGroupIds": [str],
     "SubnetIds": [str],
-}
+}  # fmt: skip
 
 
 def load(name: str) -> dict:
@@ -325,15 +316,11 @@ def slurm(tmp_path):
 
     def run(*arguments: str, code: int) -> tuple[int, str]:
         environment = {
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            "HOME": str(tmp_path),
-            "CODE": str(code),
-            "LABTUNE_SETTLE": "0",
-            "SLURM_JOB_ID": str(os.getpid()),
-            "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_JOB_NODELIST": "node[1-2]",
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path),
+            "CODE": str(code), "LABTUNE_SETTLE": "0", "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_CPUS_PER_TASK": "4",
-        }
+        }  # fmt: skip
         script = str(ROOT / "docs" / "cluster" / "slurm.sh")
         process = subprocess.Popen(
             ["bash", script, *arguments],

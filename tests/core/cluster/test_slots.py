@@ -25,18 +25,10 @@ def node(*cards: float, cpus: float = 16) -> Node:
 @pytest.mark.parametrize(
     "card, count",
     [
-        (10.76 * GIB, 5),
-        (11 * GIB, 5),
-        (11e9, 5),
-        (23.65 * GIB, 11),
-        (24 * GIB, 11),
-        (24e9, 11),
-        (79.15 * GIB, 39),
-        (80 * GIB, 39),
-        (2 * GIB, 0),
-        (139.8 * GIB, 69),
+        (10.76 * GIB, 5), (11 * GIB, 5), (11e9, 5), (23.65 * GIB, 11), (24 * GIB, 11), (24e9, 11),
+        (79.15 * GIB, 39), (80 * GIB, 39), (2 * GIB, 0), (139.8 * GIB, 69),
     ],
-)
+)  # fmt: skip
 def test_a_card_takes_what_fits(card, count):
     assert on_node(node(card), TWO, 1, use_gpus=True).count == count
 
@@ -103,10 +95,12 @@ def test_a_slot_that_leaves_nothing_for_tensors_is_refused():
     assert cap is not None and cap > 0
 
 
-@pytest.mark.parametrize("text", ["٢GiB", "2 parsecs", "-1GiB", "0", "1e9", "0.1b", ""])
-def test_sizes_that_are_none(text):
-    with pytest.raises(UserError, match="give a size such as 2GiB"):
-        parse_memory(text)
+def test_sizes_of_memory():
+    sizes = {"2GiB": 2 * GIB, "1500MiB": 1500 * 2**20, "0.5 GB": 5 * 10**8, "none": None}
+    assert {text: parse_memory(text) for text in sizes} == sizes
+    for text in ("٢GiB", "2 parsecs", "-1GiB", "0", "0GiB", "1e9", "0.1b", "2 bananas", "GiB", ""):
+        with pytest.raises(UserError, match=r"--slot-memory.*give a size such as 2GiB"):
+            parse_memory(text)
 
 
 def test_a_node_that_has_just_lost_a_trial_gets_the_next_one_last():

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -17,55 +16,31 @@ import psutil
 import pytest
 
 from core.trial import checkpoint, records
-from tests.conftest import ROOT
+from tests.support.calls import ROOT, TOY, history, python, start, toy, until
 
 pytestmark = pytest.mark.ray
-METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "tests/support/toy.py", "--results-dir", str(folder), *arguments]
-
-
-def run(
-    folder: Path, *arguments: str, python: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(python or sys.executable), *command(folder, *arguments)[1:]],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def history(folder: Path, name: str = "demo") -> pd.DataFrame:
-    return pd.read_csv(folder / "toy" / name / "history.csv")[METRICS]
-
-
-def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path):
+def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path, monkeypatch):
     """A file system of 2 MiB, in a name space of its own, is filled in the middle of a trial."""
     tmp_path /= "a path with spaces"
     disk = tmp_path / "disk"
-    disk.mkdir(parents=True)
+    disk.mkdir()
+    settings = ["--seeds", "2", "--set", "kind=train,fill"]
     # One at a time, so that it is known who finds the disk full.
-    one = ["--seeds", "2", "--max-concurrent", "1", "--set", "kind=train,fill"]
-    toy = shlex.join(command(disk, *one))
+    command = shlex.join([sys.executable, *TOY, str(disk), *settings, "--max-concurrent", "1"])
     script = f"""
-cd {shlex.quote(str(tmp_path))}
-toy() {{ (cd {shlex.quote(str(ROOT))} && {toy} "$@"); }}
-mount -t tmpfs -o size=2m tmpfs disk
-toy > first 2>&1; echo $? > codes
-cp -r disk/toy full
-rm disk/filler
-TOY_FILL=/nonexistent/filler toy --resume > second 2>&1; echo $? >> codes
-cp -r disk/toy resumed
+mount -t tmpfs -o size=2m tmpfs "$0/disk"
+{command} > "$0/first" 2>&1; echo $? > "$0/codes"
+cp -r "$0/disk/toy" "$0/full"
+rm "$0/disk/filler"
+TOY_FILL=/no/filler {command} --resume > "$0/second" 2>&1; echo $? >> "$0/codes"
+cp -r "$0/disk/toy" "$0/resumed"
 """
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no name spaces here: a small disk cannot be made")
     subprocess.run(
-        ["unshare", "-rm", "bash", "-c", script],
+        ["unshare", "-rm", "bash", "-c", script, str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TOY_FILL": f"{disk}/filler"},
         check=True,
@@ -90,11 +65,10 @@ cp -r disk/toy resumed
         assert not damaged and not list(trials[name].glob(".*.tmp"))
         assert (content or {"epoch": 0})["epoch"] == len(records.read_rows(trials[name]))
     assert f"resuming: {len(results) - len(failed)} done" in second
-    whole = run(tmp_path, "--seeds", "2", "--set", "kind=train,fill", "--local", TOY_FILL="/no/x")
-    assert whole.returncode == 0
-    pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "resumed" / "demo" / "history.csv")[METRICS], history(tmp_path)
-    )
+    monkeypatch.setenv("TOY_FILL", "/no/filler")
+    assert toy(tmp_path / "whole", *settings) == 0
+    whole = history(tmp_path / "whole" / "toy" / "demo")
+    pd.testing.assert_frame_equal(history(tmp_path / "resumed" / "demo"), whole)
 
 
 def test_a_worker_ended_for_want_of_main_memory_is_not_started_again(tmp_path):
@@ -102,8 +76,8 @@ def test_a_worker_ended_for_want_of_main_memory_is_not_started_again(tmp_path):
     memory = psutil.virtual_memory()
     limit = (memory.total - memory.available + 2 * 2**30) / memory.total
     guard = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
-    arguments = ["--seeds", "2", "--set", "kind=eat,train", "pause=1", "--max-concurrent", "2"]
-    done = run(tmp_path, *arguments, **guard)
+    arguments = ["--seeds", "2", "--set", "kind=eat,train", "pause=0.2", "--max-concurrent", "2"]
+    done = python(*TOY, tmp_path, *arguments, **guard)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("trial")
     for seed in (0, 1):
@@ -113,43 +87,70 @@ def test_a_worker_ended_for_want_of_main_memory_is_not_started_again(tmp_path):
         assert trials.state[f"kind=train,seed={seed}"] == "finished"
 
 
-def test_a_local_study_listens_on_loopback_only(tmp_path):
-    driver = subprocess.Popen(
-        command(tmp_path, "--set", "epochs=100", "pause=0.3"),
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+def test_a_local_study_listens_on_loopback_only_and_an_interrupt_leaves_nothing(tmp_path):
+    driver = start(*TOY, tmp_path, "--set", "epochs=50", "hold=2", TOY_GO=str(tmp_path))
+    folder = tmp_path / "toy" / "demo"
+    until(lambda: list(folder.glob("trials/*/history.json")))
+    children = psutil.Process(driver.pid).children(recursive=True)
+    assert len(children) > 2
+    listening = [
+        (process.name(), connection.laddr.ip)
+        for process in [psutil.Process(driver.pid), *children]
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 5
+    loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    assert [found for found in listening if found[1] not in loopback] == []
+    driver.send_signal(signal.SIGINT)
+    _, shown = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "--resume" in shown and "Traceback" not in shown
+    assert not (folder / "report.html").exists()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+
+
+def test_a_killed_driver_is_resumed_without_repeating_or_changing_anything(tmp_path):
+    arguments = ["--seeds", "4", "--set", "epochs=5", "hold=3"]
+    go = tmp_path / "go"
+    (go / "0").mkdir(parents=True)  # this one ends
+    driver = start(*TOY, tmp_path, *arguments, "--name", "killed", TOY_GO=str(go))
+    folder = tmp_path / "toy" / "killed"
+    until(
+        lambda: (
+            list(folder.glob("trials/*/result.json"))
+            and len(list(folder.glob("trials/*/history.json"))) > 1
+        )
     )
-    try:
-        deadline = time.monotonic() + 180
-        while not list(tmp_path.glob("toy/demo/trials/*/history.json")):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        processes = [psutil.Process(driver.pid)]
-        processes += processes[0].children(recursive=True)
-        listening = [
-            (process.name(), connection.laddr.ip)
-            for process in processes
-            for connection in process.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        ]
-        assert len(listening) > 5
-        loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-        assert [found for found in listening if found[1] not in loopback] == []
-    finally:
-        driver.send_signal(signal.SIGINT)
-        driver.wait(60)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    workers = [p for p in children if re.match("ray::(?!.*Agent)", " ".join(p.cmdline()))]
+    driver.kill()
+    driver.communicate()
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
+    assert len(before) == 1 and not (folder / "report.html").exists()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert workers and alive == []
+    (go / "all").touch()
+    resumed = python(*TOY, tmp_path, *arguments, "--name", "killed", "--resume", TOY_GO=str(go))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming: 1 done" in resumed.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert toy(tmp_path, *arguments[:-1], "--name", "whole") == 0
+    whole = history(tmp_path / "toy" / "whole")
+    pd.testing.assert_frame_equal(history(folder), whole)
 
 
 def test_ray_and_local_agree_and_failures_are_told(tmp_path):
     """Dead workers start again from their last epoch; what raises is told and not retried."""
     kinds = "kind=train,raise,refuse,die,die-once,oom,hoard"
-    marker = str(tmp_path / "died")
     spaced = tmp_path / "a path with spaces"
     spaced.symlink_to(Path(sys.executable).parents[1])
-    python = spaced / "bin" / "python"
-    done = run(tmp_path, "--set", kinds, "--seeds", "1", python=python, TOY_MARKER=marker)
+    done = subprocess.run(
+        [spaced / "bin" / "python", *TOY, tmp_path, "--set", kinds, "--seeds", "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TOY_MARKER": str(tmp_path / "died")},
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "5 of 7 trials failed" in done.stdout
     assert "kind=die-once,seed=0: its worker died, retry 1/2 from epoch 1" in done.stdout
@@ -165,74 +166,14 @@ def test_ray_and_local_agree_and_failures_are_told(tmp_path):
     for kind in ("oom", "hoard"):
         attempt = tmp_path / "toy" / "demo" / "trials" / f"kind={kind},seed=0" / "attempt.json"
         assert json.loads(attempt.read_text())["attempt"] == 1
-    local = run(tmp_path, "--set", "kind=train", "--seeds", "1", "--name", "local", "--local")
-    assert local.returncode == 0
-    rows = history(tmp_path)
+    assert toy(tmp_path, "--set", "kind=train", "--seeds", "1", "--name", "local") == 0
+    rows = history(tmp_path / "toy" / "demo")
     trained = rows[rows.kind == "train"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(trained, history(tmp_path, "local"))
+    pd.testing.assert_frame_equal(trained, history(tmp_path / "toy" / "local"))
     died = rows[rows.kind == "die-once"].reset_index(drop=True)
     pd.testing.assert_frame_equal(
         died[["epoch", "val_accuracy"]], trained[["epoch", "val_accuracy"]]
     )
-
-
-def test_a_killed_driver_is_resumed_without_repeating_or_changing_anything(tmp_path):
-    arguments = ["--seeds", "4", "--set", "epochs=5", "pause=0.6"]
-    driver = subprocess.Popen(
-        command(tmp_path, *arguments, "--name", "killed"),
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-    )
-    folder = tmp_path / "toy" / "killed"
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        ended = list(folder.glob("trials/*/result.json"))
-        begun = list(folder.glob("trials/*/history.json"))
-        if ended and len(begun) > len(ended):
-            break
-        time.sleep(0.05)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    workers = [p for p in children if re.match("ray::(?!.*Agent)", " ".join(p.cmdline()))]
-    driver.kill()
-    driver.wait()
-    assert ended and len(ended) < 4
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
-    assert not (folder / "report.html").exists()
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert workers and alive == []
-    done = run(tmp_path, *arguments, "--name", "killed", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert f"resuming: {len(before)} done" in done.stdout
-    for path, modified in before.items():
-        assert path.stat().st_mtime_ns == modified
-    whole = run(tmp_path, *arguments, "--name", "whole", "--local")
-    assert whole.returncode == 0
-    pd.testing.assert_frame_equal(history(tmp_path, "killed"), history(tmp_path, "whole"))
-
-
-def test_an_interrupt_stops_the_workers_and_writes_no_report(tmp_path):
-    driver = subprocess.Popen(
-        command(tmp_path, "--set", "epochs=50", "pause=0.5"),
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    folder = tmp_path / "toy" / "demo"
-    deadline = time.monotonic() + 180
-    while not list(folder.glob("trials/*/history.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    assert len(children) > 2
-    driver.send_signal(signal.SIGINT)
-    _, shown = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert "--resume" in shown and "Traceback" not in shown
-    assert not (folder / "report.html").exists()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
 
 
 def test_trials_stopped_by_others_keep_their_epochs_and_say_why(tmp_path):
@@ -240,10 +181,9 @@ def test_trials_stopped_by_others_keep_their_epochs_and_say_why(tmp_path):
     rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2"]
     search = ["--search", "optuna", "--trials", "5"]
     arguments = [*search, "--set", "epochs=6", "--max-concurrent", "1", *rules]
-    done = run(tmp_path, *arguments, "--name", "ray")
+    done = python(*TOY, tmp_path, *arguments, "--name", "ray")
     assert done.returncode == 0, done.stderr
-    local = run(tmp_path, *arguments, "--name", "local", "--local")
-    assert local.returncode == 0, local.stderr
+    assert toy(tmp_path, *arguments, "--name", "local") == 0
     ray_trials, local_trials = (
         pd.read_csv(tmp_path / "toy" / name / "trials.csv")[
             ["trial", "state", "stopped_by", "epochs_run"]

@@ -13,41 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
 from core.data import decoding, folders
 from core.data import images as data_images
 from core.errors import UserError
+from tests.support.calls import ROOT
+from tests.support.datasets import folder, picture, save
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """Keep each test's cache to itself."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("LABTUNE_CACHE", str(folder))
-    return folder
-
-
-def picture(seed: int, width: int = 9, height: int = 7) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def folder(root: Path, counts: dict[str, int], classes=("Hoopoe", "Indian Roller")) -> Path:
-    """Make root/<split>/<class>/<k>.png with `counts` pictures of each class, all different."""
-    for i, split in enumerate(counts):
-        for j, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for k in range(counts[split]):
-                picture(100 * i + 10 * j + k).save(root / split / name / f"{k}.png")
-    return root
-
-
-@pytest.fixture
-def birds(tmp_path) -> Path:
-    return folder(tmp_path / "birds", {"train": 3, "val": 2})
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def refusal(root: Path, **options) -> str:
@@ -57,20 +31,6 @@ def refusal(root: Path, **options) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
-
-
-def save(image: Image.Image, path: Path, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-
-
-def decoded(image: Image.Image, path: Path, size: int, **options) -> np.ndarray:
-    """Save an image, decode it as part of a data set, and return (3, size, size)."""
-    root = folder(path / "root", {"train": 1, "val": 1})
-    suffix = options.pop("suffix", ".png")
-    save(image, root / "train" / "Hoopoe" / f"x{suffix}", **options)
-    train = data_images.load(root, size)["train"]
-    return train.images[train.files.index(f"train/Hoopoe/x{suffix}")]
 
 
 # --- what comes out ---
@@ -200,222 +160,6 @@ def test_match_class(name):
     classes = ("Hoopoe", "Red-Wattled Lapwing", "White-Breasted Waterhen")
     assert folders.match_class(name, classes) == "Red-Wattled Lapwing"
     assert folders.match_class("White Breasted Kingfisher", classes) is None
-
-
-# --- what is refused ---
-
-
-def test_missing_root(tmp_path):
-    assert f"{tmp_path / 'none'} does not exist" in refusal(tmp_path / "none")
-    (tmp_path / "file").write_text("")
-    assert "is not a folder" in refusal(tmp_path / "file")
-
-
-def test_missing_split(birds):
-    shutil.rmtree(birds / "val")
-    text = refusal(birds)
-    assert "no folder val/" in text and "found: train" in text
-
-
-def test_empty_class_folders_are_all_named(birds):
-    for name in ("train/Hoopoe", "val/Indian Roller"):
-        shutil.rmtree(birds / name)
-        (birds / name).mkdir()
-    (birds / "val" / "Indian Roller" / "readme.txt").write_text("no image")
-    text = refusal(birds)
-    assert "train/Hoopoe" in text and "val/Indian Roller" in text and "train/Indian" not in text
-
-
-def test_different_classes_list_both_sides(birds):
-    (birds / "val" / "Hoopoe").rename(birds / "val" / "Sarus Crane")
-    text = refusal(birds)
-    assert "only in train: Hoopoe;" in text and "only in val: Sarus Crane)" in text
-
-
-def test_fewer_than_two_classes(tmp_path):
-    root = folder(tmp_path / "birds", {"train": 1, "val": 1}, ("Hoopoe",))
-    assert "at least two classes (found: Hoopoe)" in refusal(root)
-
-
-def test_one_class_spelled_twice(birds):
-    save(picture(5), birds / "train" / "indian-roller" / "0.png")
-    text = refusal(birds)
-    assert "train/Indian Roller and train/indian-roller" in text
-
-
-BROKEN = {
-    "truncated.jpg": ("truncated", lambda jpeg: jpeg[: len(jpeg) // 2]),
-    "text.jpg": ("not an image", lambda jpeg: b"<html>404 not found</html>"),
-    "zero.jpg": ("empty", lambda jpeg: b""),
-    "script.jpg": (
-        "not an image",
-        lambda jpeg: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    ),
-}
-
-
-def break_images(birds: Path) -> None:
-    save(picture(9, 90, 70), birds / "whole.jpg")
-    jpeg = (birds / "whole.jpg").read_bytes()
-    for name, (_, damage) in BROKEN.items():
-        (birds / "train" / "Hoopoe" / name).write_bytes(damage(jpeg))
-    (birds / "val" / "Hoopoe" / "nowhere.png").symlink_to(birds / "gone.png")
-
-
-def test_broken_files_are_all_named_at_once(birds):
-    break_images(birds)
-    text = refusal(birds)
-    assert text.startswith("5 of 15 images cannot be read") and "--skip-broken" in text
-    for name, (why, _) in BROKEN.items():
-        assert f"train/Hoopoe/{name} ({why})" in text
-    assert "val/Hoopoe/nowhere.png (No such file" in text
-
-
-def test_broken_files_can_be_left_out(birds):
-    whole = data_images.load(birds, 8)
-    break_images(birds)
-    sets = data_images.load(birds, 8, skip_broken=True)
-    assert set(sets["train"].skipped) == {f"train/Hoopoe/{name}" for name in BROKEN}
-    assert sets["val"].skipped == ("val/Hoopoe/nowhere.png",)
-    for split in ("train", "val"):
-        assert sets[split].files == whole[split].files
-        assert np.array_equal(sets[split].images, whole[split].images)
-        assert np.array_equal(sets[split].labels, whole[split].labels)
-    assert len(data_images.describe(sets)["skipped"]) == 5
-    refusal(birds)  # the cache of the last call must not make it pass
-
-
-def test_a_repaired_file_is_read_again(birds):
-    path = birds / "train" / "Hoopoe" / "text.jpg"
-    path.write_text("not an image")
-    refusal(birds)
-    save(picture(3), path)
-    assert "train/Hoopoe/text.jpg" in data_images.load(birds, 8)["train"].files
-
-
-def test_many_broken_files_are_counted(birds):
-    for k in range(40):
-        (birds / "train" / "Hoopoe" / f"bad{k:02}.jpg").write_text("no")
-    text = refusal(birds)
-    assert "40 of 50" in text and "bad09.jpg" in text and "and 30 more" in text
-    assert "bad10" not in text
-
-
-def test_a_class_with_broken_files_only(birds):
-    for path in (birds / "val" / "Hoopoe").iterdir():
-        path.write_text("no")
-    assert "no readable image is left in val/Hoopoe" in refusal(birds, skip_broken=True)
-
-
-def test_too_many_pixels(birds, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    save(picture(1, 60, 40), birds / "train" / "Hoopoe" / "bomb.png")
-    assert "train/Hoopoe/bomb.png (too many pixels)" in refusal(birds)
-
-
-def test_truncated_files_are_never_filled_up():
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
-    assert "LOAD_TRUNCATED" not in Path(data_images.__file__).read_text()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
-def test_file_name_that_is_no_text(birds):
-    shutil.copy(birds / "train/Hoopoe/0.png", os.fsencode(birds / "train/Hoopoe") + b"/\xff.png")
-    text = refusal(birds)
-    assert "not UTF-8" in text and text.encode()
-    assert len(data_images.load(birds, 8, skip_broken=True)["train"].skipped) == 1
-    for split in ("train", "val"):
-        shutil.copytree(birds / split / "Hoopoe", birds / split / "caf\udce9")
-    text = refusal(birds, skip_broken=True)
-    assert "folders in train/ without a name in UTF-8: rename caf\\udce9" in text
-
-
-def test_folder_that_cannot_be_read(birds, tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("the administrator reads every folder")
-    (birds / "train" / "Hoopoe").chmod(0)
-    try:
-        assert "cannot read" in refusal(birds)
-    finally:
-        (birds / "train" / "Hoopoe").chmod(0o755)
-
-
-# --- decoding ---
-
-
-def test_modes_become_rgb(tmp_path):
-    flat = Image.new("RGB", (5, 6), (200, 40, 90))
-    expected = np.array([200, 40, 90])[:, None, None]
-    for mode, tolerance in (("RGBA", 0), ("P", 0), ("CMYK", 0)):
-        image = flat.convert("P", palette=Image.Palette.ADAPTIVE) if mode == "P" else flat
-        image = image.convert(mode)
-        suffix = ".tif" if mode == "CMYK" else ".png"
-        found = decoded(image, tmp_path / mode, 4, suffix=suffix).astype(int)
-        assert np.abs(found - expected).max() <= tolerance, mode
-
-
-def test_cmyk_jpeg(tmp_path):
-    image = Image.new("RGB", (16, 16), (250, 250, 250)).convert("CMYK")
-    assert decoded(image, tmp_path, 4, suffix=".jpg").min() > 240  # inverted it would be black
-
-
-def test_grey_and_transparent_palette(tmp_path):
-    grey = decoded(Image.new("L", (3, 3), 77), tmp_path / "grey", 4)
-    assert (grey == 77).all()
-    palette = picture(2).convert("P")
-    found = decoded(palette, tmp_path / "p", 9, transparency=b"\x00\x80\xff")
-    expected = palette.convert("RGB").resize((9, 9), Image.Resampling.BILINEAR)
-    assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    found = decoded(Image.fromarray(ramp), tmp_path, 8)
-    assert np.array_equal(found[0], (ramp >> 8).astype(np.uint8))
-    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
-
-
-def test_float_pixels_are_refused(birds):
-    image = Image.fromarray(np.ones((4, 4), np.float32))
-    save(image, birds / "train" / "Hoopoe" / "float.tif")
-    assert "float.tif (floating-point" in refusal(birds)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
-    upright = picture(4, 8, 8)
-    turns = {
-        2: [Image.Transpose.FLIP_LEFT_RIGHT],
-        3: [Image.Transpose.ROTATE_180],
-        4: [Image.Transpose.FLIP_TOP_BOTTOM],
-        5: [Image.Transpose.TRANSPOSE],
-        6: [Image.Transpose.ROTATE_90],
-        7: [Image.Transpose.TRANSVERSE],
-        8: [Image.Transpose.ROTATE_270],
-    }
-    stored = upright
-    for turn in turns.get(orientation, []):
-        stored = stored.transpose(turn)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = decoded(stored, tmp_path, 8, exif=exif)
-    assert np.array_equal(found, np.asarray(upright).transpose(2, 0, 1))
-
-
-def test_damaged_exif_does_not_cost_the_picture(tmp_path):
-    found = decoded(picture(4, 8, 8), tmp_path, 8, exif=b"Exif\0\0not exif at all")
-    assert np.array_equal(found, np.asarray(picture(4, 8, 8)).transpose(2, 0, 1))
-
-
-def test_one_pixel(tmp_path):
-    assert (decoded(Image.new("RGB", (1, 1), (1, 2, 3)), tmp_path, 6)[2] == 3).all()
-
-
-def test_shrinking_averages(tmp_path):
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    found = decoded(Image.fromarray(stripes), tmp_path, 8).astype(int)
-    assert np.abs(found - 127).max() < 10  # without antialiasing 0 or 255
 
 
 # --- limit ---
@@ -554,14 +298,6 @@ def test_processes_that_build_at_once_agree(birds):
     assert len(said) == 1 and said.pop().startswith("sha256:")
 
 
-def test_module_does_not_import_torch():
-    code = (
-        "import sys, core.data.images; print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
 # --- what the report says ---
 
 
@@ -601,19 +337,6 @@ def test_digests_are_of_the_pixels(birds):
     for image, digest in zip(train.images, train.digests, strict=True):
         assert hashlib.sha256(image.tobytes()).hexdigest().startswith(digest)
         assert len(digest) == 32
-
-
-@pytest.mark.parametrize("width, height", [(500, 375), (375, 500), (300, 300), (641, 480)])
-def test_a_crop_is_that_of_imagenets_validation(tmp_path, width, height):
-    """The shorter side to 256, then the middle 224: as torchvision's transforms do it."""
-    from torchvision import transforms
-
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    file = folders.ImageFile("photo.png", 0, (tmp_path / "photo.png").stat().st_size, 0)
-    images, _ = decoding.decoded(tmp_path, [file], 224, "crop")
-    theirs = transforms.CenterCrop(224)(transforms.Resize(256)(Image.fromarray(pixels)))
-    assert np.array_equal(images[0].transpose(1, 2, 0), np.asarray(theirs))
 
 
 def test_a_part_of_a_set_reads_the_pixels_it_is_asked_for():

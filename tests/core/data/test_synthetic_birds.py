@@ -174,12 +174,9 @@ def test_default_birds_that_cannot_be_read_now_are_left_alone(cache):
     folder = default_birds()
     before = hashes(folder)
     synthetic_birds._default_birds.cache_clear()
-    undo, _ = fail_reads("contents.json", errno.EIO)
-    try:
-        with pytest.raises(StorageError, match=r"contents\.json \(Input/output error\)"):
-            default_birds()
-    finally:
-        undo()
+    told = pytest.raises(StorageError, match=r"contents\.json \(Input/output error\)")
+    with fail_reads("contents.json", errno.EIO), told:
+        default_birds()
     assert hashes(folder) == before
 
 

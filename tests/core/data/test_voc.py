@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
-import io
 import shutil
-import tarfile
-import threading
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from core.data import annotations, devkit, voc
-from core.data import archive as voc_archive
 from core.data.synthetic import scenes
 from core.errors import UserError
-
-BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
-
-
-def thing(name: str, difficult: int | None = 0, box: str = BOX) -> str:
-    flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
-    return f"<object><name>{name}</name>{flag}{box}</object>"
-
-
-def write(root: Path, images: dict[str, list[str]], lists: dict[str, list[str]]) -> Path:
-    """Write a devkit: image -> objects, list -> images; return the year's folder."""
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for shade, (name, objects) in enumerate(images.items()):
-        Image.new("RGB", (12, 10), (shade, 50, 90)).save(root / "JPEGImages" / f"{name}.jpg")
-        text = f"<annotation>{''.join(objects)}</annotation>"
-        (root / "Annotations" / f"{name}.xml").write_text(text)
-    for split, names in lists.items():
-        (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
-    return root
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch) -> Path:
-    """Two training images and a validation image with cats and dogs."""
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
-    images = {
-        "a": [thing("cat"), thing("dog", 1)],
-        "b": [thing("dog"), thing("dog"), thing("dog", 1)],
-        "c": [thing("cat", None), thing("dog", 1)],
-    }
-    return write(tmp_path / "kit" / "VOC2012", images, {"train": ["a", "b"], "val": ["c"]})
-
-
-@pytest.fixture(scope="module")
-def generated(tmp_path_factory) -> Path:
-    return scenes.make_voc(tmp_path_factory.mktemp("voc") / "set", train=60, val=30)
+from tests.support.datasets import BOX, pack, thing, write
 
 
 def label(name: str) -> int:
@@ -456,149 +412,3 @@ def test_a_class_on_every_image_is_told(tmp_path, monkeypatch):
     assert notes[0].startswith("every image of train.txt that counts shows raccoon: there is no im")
     assert notes[1].endswith("shows raccoon: whatever the network says, its average precision is "
                              "100 %")  # fmt: skip
-
-
-# --- archives ---
-
-
-def pack(folder: Path, archive: Path, more: tarfile.TarInfo | None = None) -> Path:
-    with tarfile.open(archive, "w") as tar:
-        tar.add(folder, "VOCdevkit/VOC2012")
-        if more is not None:
-            tar.addfile(more, io.BytesIO(b"x" * more.size))
-    return archive
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, link, int(kind == tarfile.REGTYPE)
-    return info
-
-
-def test_a_published_archive_is_read_as_it_is(small, tmp_path):
-    archive = pack(small, tmp_path / "VOCtrainval_11-May-2012.tar")
-    s = voc.load(archive, 8)["train"]
-    assert s.files[0] == "VOCdevkit/VOC2012/JPEGImages/a.jpg"
-    assert (devkit.open_root(archive) / s.files[0]).is_file()
-    assert devkit.open_root(archive).is_relative_to(tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        member("../escaped"),
-        member("VOCdevkit/../../escaped"),
-        member("/tmp/escaped"),
-        member("VOCdevkit/link", tarfile.SYMTYPE, "/etc/passwd"),
-        member("VOCdevkit/link", tarfile.SYMTYPE, "VOC2012"),
-        member("VOCdevkit/link", tarfile.LNKTYPE, "../../etc/passwd"),
-        member("VOCdevkit/device", tarfile.CHRTYPE),
-        member("VOCdevkit/pipe", tarfile.FIFOTYPE),
-    ],
-    ids=lambda m: f"{m.name} {m.linkname}",
-)
-def test_an_archive_that_reaches_outside_is_refused_whole(small, tmp_path, bad):
-    archive = pack(small, tmp_path / "bad.tar", bad)
-    with pytest.raises(UserError, match=r"bad\.tar: .*refused"):
-        voc.load(archive, 8)
-    assert not list((tmp_path / "cache").rglob("*.xml"))
-    assert not list(tmp_path.rglob("escaped"))
-
-
-def test_a_cut_archive_is_refused(small, tmp_path):
-    archive = pack(small, tmp_path / "cut.tar")
-    archive.write_bytes(archive.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"cut\.tar"):
-        voc.load(archive, 8)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def published(small, tmp_path, monkeypatch):
-    """Serve the small devkit as VOC 2012's archive."""
-    archive = pack(small, tmp_path / "served.tar")
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    known = {
-        "url": f"http://127.0.0.1:{server.server_port}/served.tar",
-        "filename": "VOC.tar",
-        "md5": hashlib.md5(archive.read_bytes()).hexdigest(),
-        "base_dir": "VOCdevkit/VOC2012",
-    }
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(DATASET_YEAR_DICT, "2012", known)
-    yield known
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_download_is_checked_and_unpacked(published, tmp_path):
-    voc_archive.download(tmp_path / "there")
-    assert voc.load(tmp_path / "there", 8)["val"].files == ("VOCdevkit/VOC2012/JPEGImages/c.jpg",)
-    voc_archive.download(tmp_path / "there")  # a second time there is nothing to do
-
-
-def test_a_download_that_is_not_the_archive_is_refused(published, tmp_path):
-    published["md5"] = "0" * 32
-    with pytest.raises(UserError, match=r"VOC\.tar is not the published archive"):
-        voc_archive.download(tmp_path / "there")
-    assert not (tmp_path / "there/VOCdevkit").exists()
-
-
-def test_a_download_without_a_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
-    for name in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"cannot be reached.*VOCtrainval_11-May-2012\.tar else"):
-        voc_archive.download(tmp_path / "there")
-    with pytest.raises(UserError, match="year=1999"):
-        voc_archive.download(tmp_path / "there", "1999")
-
-
-# --- generated pictures ---
-
-
-def test_generated_pictures_are_the_same_each_time(generated, tmp_path):
-    again = scenes.make_voc(tmp_path / "again", train=60, val=30)
-    for path in generated.rglob("*"):
-        if path.is_file():
-            assert path.read_bytes() == (again / path.relative_to(generated)).read_bytes(), path
-
-
-def test_generated_pictures_are_uneven_and_partly_difficult(generated):
-    kit = devkit.read_devkit(generated)
-    assert kit.classes == annotations.VOC_CLASSES and not kit.own
-    labels = voc.labels_of((*kit.boxes["train"], *kit.boxes["val"]), 20)
-    shown = (labels == 1).sum(0)
-    assert shown.min() >= 1 and shown[label("person")] == shown.max() > 4 * np.median(shown) / 2
-    assert (labels == 0).any() and (labels == 1).sum(1).max() > 2
-    for split in ("train", "val"):
-        for file, boxes in zip(kit.files[split], kit.boxes[split], strict=True):
-            with Image.open(kit.root / file.path) as image:
-                width, height = image.size
-            assert boxes
-            for b in boxes:
-                assert 1 <= b.box[0] <= b.box[2] <= width and 1 <= b.box[1] <= b.box[3] <= height
-
-
-def test_generated_lists_say_what_the_annotations_say(generated):
-    kit = devkit.read_devkit(generated)
-    main = generated / scenes.FOLDER / "ImageSets/Main"
-    labels = voc.labels_of(kit.boxes["val"], 20)
-    for c, name in enumerate(kit.classes):
-        told = [
-            int(line.split()[1]) for line in (main / f"{name}_val.txt").read_text().splitlines()
-        ]
-        assert told == labels[:, c].tolist()
-
-
-def test_a_folder_in_use_is_not_written_over(generated):
-    with pytest.raises(UserError, match="not empty"):
-        scenes.make_voc(generated)

@@ -267,6 +267,7 @@ def photographs(shared_data) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_planted_copies_of_photographs_are_found_and_unseen_ones_are_not(photographs):
     check = copies.CopyCheck(photographs["train"])
     limit = copies.threshold(check.ratios(photographs["held_out"]))

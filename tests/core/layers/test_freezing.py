@@ -50,13 +50,10 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("variant", "train_stem", "trainable"),
     [
-        ("all", False, 11_173_962),
-        ("scratch", False, 11_173_962),
-        ("layer4", False, 8_398_858),
-        ("layer4", True, 8_398_858 + 64 * 3 * 9),
-        ("head", False, 5_130),
+        ("all", False, 11_173_962), ("scratch", False, 11_173_962), ("layer4", False, 8_398_858),
+        ("layer4", True, 8_398_858 + 64 * 3 * 9), ("head", False, 5_130),
     ],
-)
+)  # fmt: skip
 def test_parameters(variant, train_stem, trainable):
     found = counts(network(variant, train_stem=train_stem))
     assert found["parameters"] == 11_173_962

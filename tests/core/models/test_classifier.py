@@ -145,13 +145,10 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
     torch.save({"encoder.weight": torch.zeros(2)}, other)
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04nonsense")
     cases = {
-        str(tmp_path / "nowhere.pt"): "no such file",
-        str(tmp_path): "holds no checkpoints/best.pt",
-        str(other): "encoder.weight",
-        str(tmp_path / "broken.pt"): "not a file of tensors",
-        "resnet19": "resnet18, resnet34",
-        f"resnet18:{tmp_path / 'nowhere.pt'}": "no weights at",
-    }
+        str(tmp_path / "nowhere.pt"): "no such file", str(tmp_path): "holds no checkpoints/best.pt",
+        str(other): "encoder.weight", str(tmp_path / "broken.pt"): "not a file of tensors",
+        "resnet19": "resnet18, resnet34", f"resnet18:{tmp_path / 'nowhere.pt'}": "no weights at",
+    }  # fmt: skip
     for checkpoint, words in cases.items():
         with pytest.raises(UserError, match="--set checkpoint=") as refused:
             load_classifier(checkpoint, 10)

@@ -73,6 +73,7 @@ def test_counting_changes_no_number(precision):
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
+@pytest.mark.slow
 def test_batch_128_at_256_pixels_fits_a_slot_of_2_gib():
     """66 MiB of saved activations per image in float32 (measured apart), so 8 GiB as it stands."""
     assert 8.0 * GIB < needs(128, 256) < 8.7 * GIB

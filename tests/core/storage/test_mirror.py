@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,10 +11,9 @@ import pytest
 from core.errors import StorageError, UserError
 from core.storage.mirror import Mirror, is_remote
 from core.study.command import command_line
-from tests.conftest import ROOT, S3_KEYS, s3_client, s3_server
+from tests.support.calls import TOY, history, python, start, until
+from tests.support.s3 import S3_KEYS, s3_client, s3_server
 from tests.support.toy import study
-
-METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +40,6 @@ def objects(server: str, prefix: str) -> set[str]:
     return {key.removeprefix(prefix) for key in keys if not key.endswith("/")}
 
 
-def history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv")[METRICS]
-
-
 def test_a_study_in_a_bucket_has_the_files_and_numbers_of_one_in_a_folder(server, tmp_path):
     assert command_line(study, ["--local", "--results-dir", str(tmp_path)]) == 0
     arguments = ["--local", "--results-dir", place(server, "whole")]
@@ -70,24 +60,13 @@ def test_a_study_in_a_bucket_has_the_files_and_numbers_of_one_in_a_folder(server
     pd.testing.assert_frame_equal(history(tmp_path), history(here))
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_on_a_machine_that_has_only_the_bucket(
     server, tmp_path, monkeypatch
 ):
     command_line(study, ["--local", "--results-dir", str(tmp_path / "whole")])
-    script = (
-        "import os, sys; from tests.support.toy import *\n"
-        "from core import trial; from core.trial import running\n"
-        "from core.study.command import command_line\n"
-        "save = trial.save\n"
-        "def lost(state, row):\n"
-        "    save(state, row)\n"
-        "    current = running.current.get().spec.config['seed']\n"
-        "    if (current, row['epoch']) == (1, 3): os.kill(os.getpid(), 9)\n"
-        "trial.save = lost\n"
-        "command_line(study, sys.argv[1:])\n"
-    )
     arguments = ["--local", "--results-dir", place(server, "killed")]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, timeout=120)
+    done = python(*TOY, place(server, "killed"), "--local", TOY_KILL="kind=train,seed=1:3")
     assert done.returncode == -signal.SIGKILL
     assert {
         n for n in objects(server, "killed/toy/demo/trials/kind=train,seed=1/") if "epoch-" in n
@@ -129,21 +108,13 @@ def test_a_second_driver_is_refused_by_the_signs_of_life_of_the_first(server, tm
     assert command_line(study, arguments) == 0
 
 
+@pytest.mark.slow
 def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_path, capsys):
     arguments = ["--local", "--results-dir", place(server, "busy"), "--set", "kind=gather"]
     arguments += ["--seeds", "1"]
     waiting = {"TOY_MARKER": str(tmp_path / "gathered"), "TOY_GATHER": "2"}  # there is but one
-    first = subprocess.Popen(
-        [sys.executable, "tests/support/toy.py", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | waiting,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "gathered" / "0-came").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    first = start(TOY[0], *arguments, **waiting)
+    until(lambda: (tmp_path / "gathered" / "0-came").exists())
     folder = Mirror(place(server, "busy"), "toy/demo").local
     before = {p: p.stat().st_ino for p in folder.rglob("*") if p.name != "driver.json"}
     assert command_line(study, [*arguments, "--resume"]) == 2
@@ -202,6 +173,7 @@ def test_only_what_a_command_changed_is_sent(server, tmp_path):
     assert (tmp_path / "there" / "old").read_text() == "newer here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where, words",
     [
@@ -212,15 +184,8 @@ def test_only_what_a_command_changed_is_sent(server, tmp_path):
 )
 def test_places_that_cannot_be_used_are_one_sentence(server, tmp_path, where, words):
     """In a process of its own: the library retries a dead address for a while."""
-    command = [sys.executable, "tests/support/toy.py", "--local", "--results-dir"]
-    done = subprocess.run(
-        [*command, where.format(server=server)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "AWS_MAX_ATTEMPTS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    place = where.format(server=server)
+    done = python(*TOY, place, "--local", AWS_MAX_ATTEMPTS="1")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and words in done.stderr
 

@@ -1,20 +1,18 @@
-"""The study engine without Ray: options, records, resume, failures, what the user reads."""
+"""The study engine without Ray: records, resume, failures, what the user reads."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import itertools
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,32 +22,19 @@ from filelock import FileLock
 from rich.console import Console
 
 from core import trial
-from core.cluster.slots import parse_memory
 from core.data.batches import Batches
 from core.data.images import ImageSet
 from core.errors import TrialError, UserError
 from core.generation.family import stream
 from core.storage import files
-from core.study import Data, Part, Settings, collect
+from core.study import Data, collect
 from core.study.command import command_line
-from core.study.options import parse_settings, read_config, settings_help
-from core.study.plan import plan, trial_name
 from core.study.progress import Progress
 from core.training.multilabel import LabelledImages
 from core.trial import checkpoint, records
-from tests.conftest import ROOT
-from tests.support.faults import fail_reads, watch_writes
+from tests.support.calls import TOY, history, python, start, toy, until
+from tests.support.faults import Lost, fail_reads, losing, watched_writes
 from tests.support.toy import study, train_toy
-
-METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
-
-
-def toy(tmp_path: Path, *arguments: str) -> int:
-    return command_line(study, ["--local", "--results-dir", str(tmp_path), *arguments])
-
-
-def history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv")[METRICS]
 
 
 def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
@@ -91,55 +76,30 @@ def test_trainables_are_plain_functions():
     assert [row["epoch"] for row in rows] == [1, 2]
 
 
-@pytest.mark.parametrize("lose", [(1, 1), (2, 3), (0, 2)])
-def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path, lose, monkeypatch):
-    """Kill the process (not an exception) at a named trial and epoch, then resume."""
+@pytest.mark.slow
+def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path):
+    """The process is killed (no exception) at a named trial and epoch, is resumed, killed again."""
     toy(tmp_path, "--name", "whole")
-    seed, epoch = lose
-    script = (
-        "import os, sys; from tests.support.toy import *\n"
-        "from core import trial; from core.trial import running\n"
-        "from core.study.command import command_line\n"
-        "save = trial.save\n"
-        "def lost(state, row):\n"
-        "    save(state, row)\n"
-        "    current = running.current.get().spec.config['seed']\n"
-        f"    if (current, row['epoch']) == ({seed}, {epoch}): os.kill(os.getpid(), 9)\n"
-        "trial.save = lost\n"
-        "command_line(study, sys.argv[1:])\n"
-    )
-    arguments = ["--local", "--results-dir", str(tmp_path), "--name", "lost"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, timeout=120)
-    assert done.returncode == -signal.SIGKILL
-    folder = tmp_path / "toy" / "lost"
-    ended = {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
-    assert len(ended) == seed
+    command = [*TOY, tmp_path, "--local", "--name", "lost"]
+    folder, ended = tmp_path / "toy" / "lost", {}
+    for more, seed, epoch in (((), 1, 1), (("--resume",), 2, 3)):
+        lost = python(*command, *more, TOY_KILL=f"kind=train,seed={seed}:{epoch}")
+        assert lost.returncode == -signal.SIGKILL
+        results = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
+        assert len(results) == seed and results.items() >= ended.items()
+        ended = results
     assert toy(tmp_path, "--name", "lost", "--resume") == 0
-    for name, modified in ended.items():
-        assert (folder / "trials" / name / "result.json").stat().st_mtime_ns == modified
+    assert {p: p.stat().st_mtime_ns for p in ended} == ended
     pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
 
 
-def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
-    class Lost(BaseException):
-        pass
-
-    seen = []
-    save = trial.save
-
-    def losing(state, row):
-        save(state, row)
-        seen.append(row["epoch"])
-        if seen == [1, 2, 3]:
-            raise Lost
-
-    monkeypatch.setattr(trial, "save", losing)
-    with pytest.raises(Lost):
-        toy(tmp_path, "--seeds", "1")
-    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
-    assert seen == [1, 2, 3, 4]
-    assert toy(tmp_path, "--seeds", "1", "--resume") == 0  # nothing is left to do
-    assert seen == [1, 2, 3, 4]
+def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path):
+    with losing(lambda seen: seen == [1, 2, 3]) as seen:
+        with pytest.raises(Lost):
+            toy(tmp_path, "--seeds", "1")
+        for _ in range(2):  # the second time nothing is left to do
+            assert toy(tmp_path, "--seeds", "1", "--resume") == 0
+            assert seen == [1, 2, 3, 4]
 
 
 def test_after_a_resume_the_best_is_that_of_the_whole_study(tmp_path, capsys):
@@ -157,85 +117,49 @@ def test_after_a_resume_the_best_is_that_of_the_whole_study(tmp_path, capsys):
     assert last.endswith(f"({ranked.trial.iloc[-1]})")
 
 
-def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, monkeypatch, capsys):
-    class Lost(BaseException):
-        pass
-
-    toy(tmp_path, "--seeds", "1", "--name", "whole")
-    save = trial.save
-
-    def losing(state, row):
-        save(state, row)
-        if row["epoch"] == 3:
-            raise Lost
-
-    monkeypatch.setattr(trial, "save", losing)
-    with pytest.raises(Lost):
-        toy(tmp_path, "--seeds", "1")
-    monkeypatch.setattr(trial, "save", save)
-    folder = tmp_path / "toy" / "demo"
-    newest = sorted(folder.glob("trials/*/epoch-*.pt"))[-1]
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    capsys.readouterr()
-    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
-    assert "is damaged, going back one epoch" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
-
-
-def interrupted(tmp_path: Path, monkeypatch) -> Path:
+def interrupted(tmp_path: Path) -> Path:
     """Return the folder of a trial whose process ended after epoch 3 of 4."""
-
-    class Lost(BaseException):
-        pass
-
-    save = trial.save
-
-    def losing(state, row):
-        save(state, row)
-        if row["epoch"] == 3:
-            raise Lost
-
-    with monkeypatch.context() as patched:
-        patched.setattr(trial, "save", losing)
-        with pytest.raises(Lost):
-            toy(tmp_path, "--seeds", "1")
+    with losing(lambda seen: seen[-1] == 3), pytest.raises(Lost):
+        toy(tmp_path, "--seeds", "1")
     return tmp_path / "toy" / "demo" / "trials" / "kind=train,seed=0"
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, capsys):
-    toy(tmp_path, "--seeds", "1", "--name", "whole")
-    folder = interrupted(tmp_path, monkeypatch)
+def resumes_to_the_same(tmp_path: Path) -> bool:
+    """Go on with the study of `interrupted`; return whether it ends as an undisturbed one."""
+    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
+    assert toy(tmp_path, "--seeds", "1", "--name", "whole") == 0
+    return history(tmp_path / "toy" / "demo").equals(history(tmp_path / "toy" / "whole"))
+
+
+def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, capsys):
+    newest = sorted(interrupted(tmp_path).glob("epoch-*.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert resumes_to_the_same(tmp_path)
+    assert "is damaged, going back one epoch" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, capsys):
+    folder = interrupted(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")}
     assert len(before) == 2
-    undo, asked = fail_reads("epoch-", errno.ESTALE)
-    try:
+    with fail_reads("epoch-", errno.ESTALE) as asked:
         assert toy(tmp_path, "--seeds", "1", "--resume") == 1
-    finally:
-        undo()
     assert len(asked) == 3  # it was tried again
     assert {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")} == before
     result = records.read_result(folder)
     assert result is not None and result["state"] == "failed"
     assert f"cannot read {folder / max(before)} (Stale file handle)" in result["error"]
     assert "with --resume" in capsys.readouterr().out
-    assert toy(tmp_path, "--seeds", "1", "--resume") == 0
-    expected = tmp_path / "toy" / "whole"
-    pd.testing.assert_frame_equal(history(folder.parents[1]), history(expected))
+    assert resumes_to_the_same(tmp_path)
 
 
-def test_a_read_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, capsys):
-    toy(tmp_path, "--seeds", "1", "--name", "whole")
-    folder = interrupted(tmp_path, monkeypatch)
-    undo, asked = fail_reads("epoch-", errno.EIO, times=1)
-    try:
-        assert toy(tmp_path, "--seeds", "1", "--resume") == 0
-    finally:
-        undo()
+def test_a_read_that_fails_for_a_moment_costs_nothing(tmp_path, capsys):
+    interrupted(tmp_path)
+    with fail_reads("epoch-", errno.EIO, times=1) as asked:
+        assert resumes_to_the_same(tmp_path)
     assert len(asked) == 2 and "damaged" not in capsys.readouterr().out
-    expected = tmp_path / "toy" / "whole"
-    pd.testing.assert_frame_equal(history(folder.parents[1]), history(expected))
 
 
 @pytest.mark.parametrize("name", ["result.json", "history.json"])
@@ -247,12 +171,9 @@ def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
     folder = tmp_path / "toy" / "demo"
     written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(files, "READ_AGAIN_AFTER", ())
-    undo, _ = fail_reads(name, errno.EACCES)
     capsys.readouterr()
-    try:
+    with fail_reads(name, errno.EACCES):
         assert toy(tmp_path, "--seeds", "1", again) == 2
-    finally:
-        undo()
     shown = capsys.readouterr().err
     assert len(shown.splitlines()) == 1 and f"{name} (Permission denied)" in shown
     same = [p for p, data in written.items() if p.name != "study.json" and p.is_file()]
@@ -364,36 +285,6 @@ def test_a_diverged_trial_is_never_best_and_never_repeated(tmp_path):
     assert before == after
 
 
-REFUSED = {
-    "--set kind=foo": "kind must be one of train",
-    "--set nonsense=1": "has no setting 'nonsense'",
-    "--set epochs=x": "epochs must be of type int",
-    "--set epochs=0": "epochs must be at least 1",
-    "--set epochs": "write it as key=value",
-    "--set data_dir=x": "use --data-dir",
-    "--set lr=0.1,0.01": "toy compares lr in no part, so it takes one value; run the study once",
-    "--set lr=0.1,x": "lr must be of type float, got '0.1,x'",
-    "--set seed=18446744073709551616": "a seed is a whole number from 0 to 2^63 - 1",
-    "--set seed=0,-1": "a seed is a whole number from 0 to 2^63 - 1",
-    "--seeds 0": "--seeds 0",
-    "--max-concurrent 0": "--max-concurrent 0",
-    "--name ../x": "--name ../x",
-    "--part nope": "toy has main",
-    "--slot-memory lots": "--slot-memory lots",
-    "--resume": "no study at",
-    "--report-only": "no study at",
-    "--address auto": "give one of them",
-}
-
-
-@pytest.mark.parametrize("option", ["--name", "--results-dir"])
-def test_names_longer_than_file_systems_take_are_refused(tmp_path, capsys, option):
-    assert command_line(study, ["--local", option, "é" * 130]) == 2
-    shown = capsys.readouterr().err
-    assert len(shown.splitlines()) == 1 and shown.startswith(f"{option} éé")
-    assert "at most 200 bytes" in shown
-
-
 def test_every_seed_that_torch_takes_can_be_run(tmp_path):
     seeds = [20241130221455, 2**63 - 1]
     assert toy(tmp_path, "--set", f"seed={seeds[0]},{seeds[1]}") == 0
@@ -407,59 +298,6 @@ def test_every_seed_that_torch_takes_can_be_run(tmp_path):
     assert stream(5, 999) == 5_999  # small ones draw what they always drew
 
 
-def test_help_needs_no_docstrings():
-    """Under `python -OO` there are none."""
-
-    def act(settings, folder):
-        return 0
-
-    assert act.__doc__ is None
-    shown = settings_help(replace(study, settings=Settings(actions={"act": act})))
-    assert "lr = 0.1" in shown and "--act:" in shown
-
-
-def test_a_setting_can_be_set_to_none(tmp_path):
-    @dataclass(frozen=True)
-    class Config:
-        images: int | None = 7
-        norm: Literal["bn", "none"] = "bn"
-        way: Literal["none"] | None = None
-
-    other = replace(study, config=Config)
-    assert parse_settings(other, ["images=none", "norm=none", "way=none"]) == {
-        "images": None, "norm": "none", "way": "none"
-    }  # fmt: skip
-    assert "images = 7" in settings_help(other) and "way = none" in settings_help(other)
-    path = tmp_path / "config.json"
-    path.write_text('{"images": null}')
-    assert read_config(other, path) == {"images": None}
-    path.write_text('{"norm": null}')
-    assert read_config(other, path) == {"norm": "none"}
-    with pytest.raises(UserError, match="images must be of type int or none, got 'x'"):
-        parse_settings(other, ["images=x"])
-
-
-@pytest.mark.parametrize("arguments", REFUSED)
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, arguments):
-    assert toy(tmp_path, *arguments.split()) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert REFUSED[arguments] in shown.err
-    assert len(shown.err.strip().splitlines()) == 1
-
-
-def test_assignments_add_up(tmp_path):
-    assert toy(tmp_path, "--set", "epochs=2", "--seeds", "1", "--set", "lr=0.2", "pause=0") == 0
-    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv")
-    assert list(trials.epochs) == [2] and list(trials.lr) == [0.2]
-
-
-@pytest.mark.parametrize("option", ["--seeds", "--trials"])
-def test_more_trials_than_a_driver_can_plan_are_refused(tmp_path, capsys, option):
-    assert toy(tmp_path, option, "100000000") == 2
-    assert f"{option} 100000000: " in capsys.readouterr().err and not any(tmp_path.iterdir())
-
-
 def test_a_refused_study_leaves_nothing_behind(tmp_path):
     def refuse(settings):
         raise UserError("no data")
@@ -467,34 +305,6 @@ def test_a_refused_study_leaves_nothing_behind(tmp_path):
     other = replace(study, data=Data(refuse))
     assert command_line(other, ["--local", "--results-dir", str(tmp_path / "results")]) == 2
     assert not list(tmp_path.rglob("demo"))
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [("127.0.0.1:1", "no Ray cluster answers there"), ("nonsense", "give auto or HOST:PORT")],
-)
-def test_an_unreachable_cluster_is_one_sentence(tmp_path, capsys, address, message):
-    arguments = ["--address", address, "--results-dir", str(tmp_path)]
-    assert command_line(study, arguments) == 2
-    shown = capsys.readouterr()
-    assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and shown.out == ""
-
-
-def test_a_malformed_option_exits_with_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        toy(tmp_path, "--seeds", "x")
-    assert ended.value.code == 2
-    assert "--seeds" in capsys.readouterr().err
-
-
-def test_help_lists_every_setting_with_default_and_meaning(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        toy(tmp_path, "--help")
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    assert "Does the engine keep its promises?" in shown
-    assert "seconds to wait in each epoch" in shown and "lr = 0.1" in shown
-    assert "--resume" in shown and "--slot-memory" in shown
 
 
 def test_an_existing_study_is_refused_and_left_alone(tmp_path, capsys):
@@ -527,22 +337,7 @@ def test_two_runs_of_one_study_do_not_meet(tmp_path, capsys):
     assert "in use" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_an_unwritable_results_folder_is_refused(tmp_path, capsys):
-    tmp_path.chmod(0o500)
-    assert toy(tmp_path) == 2
-    assert "cannot write" in capsys.readouterr().err
-
-
-def test_results_below_a_file_are_refused(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert toy(tmp_path / "file") == 2
-    assert "choose another --results-dir" in capsys.readouterr().err
-
-
 def test_report_only_needs_no_trials(tmp_path):
-    import shutil
-
     toy(tmp_path)
     copied = tmp_path / "elsewhere" / "toy" / "demo"
     shutil.copytree(tmp_path / "toy" / "demo", copied)
@@ -553,39 +348,30 @@ def test_report_only_needs_no_trials(tmp_path):
     assert (copied / "report.html").read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
 )
-def test_an_interrupt_stops_without_a_report(tmp_path, sent, code):
-    arguments = ["--local", "--results-dir", str(tmp_path), "--set", "pause=0.5", "epochs=6"]
-    process = subprocess.Popen(
-        [sys.executable, "tests/support/toy.py", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+def test_an_interrupt_stops_without_a_report(tmp_path, monkeypatch, sent, code):
+    monkeypatch.setenv("TOY_GO", str(tmp_path))
+    settings = ["--set", "epochs=3", "hold=2"]
+    process = start(*TOY, tmp_path, "--local", *settings)
     folder = tmp_path / "toy" / "demo"
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("trials/*/history.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: list(folder.glob("trials/*/history.json")))
     process.send_signal(sent)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == code
     assert "nothing finished is lost" in shown and "--resume" in shown and "Traceback" not in shown
     assert not (folder / "report.html").exists()
-    assert toy(tmp_path, "--set", "pause=0.5", "epochs=6", "--resume") == 0
-    assert list(history(folder).epoch) == list(range(1, 7)) * 3
+    (tmp_path / "all").touch()
+    assert toy(tmp_path, *settings, "--resume") == 0
+    assert list(history(folder).epoch) == [1, 2, 3] * 3
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_when_nobody_reads_its_output(tmp_path):
     """As with `| head -1`: the reader leaves after the first line."""
-    process = subprocess.Popen(
-        [sys.executable, "tests/support/toy.py", "--local", "--results-dir", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(*TOY, tmp_path, "--local", PYTHONUNBUFFERED="1")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
@@ -594,32 +380,8 @@ def test_a_study_goes_on_when_nobody_reads_its_output(tmp_path):
     assert (tmp_path / "toy" / "demo" / "report.html").is_file()
 
 
-def test_a_part_that_repeats_a_text_is_left_out_when_changed():
-    parts = {
-        "main": Part(grid={"kind": ["train", "raise"]}),
-        "letter": Part(grid={"kind": ["train"]}, fixed={"lr": 1.0}, scales=["full"], literal=True),
-    }
-    two = replace(study, parts=parts)
-    assert [t.trial for t in plan(two, "full", None, 1, {}).trials] == [
-        "part=main,kind=train,seed=0",
-        "part=main,kind=raise,seed=0",
-        "part=letter,kind=train,seed=0",
-    ]
-    assert plan(two, "full", None, 1, {}).grid["lr"] == [1.0]
-    changed = plan(two, "full", None, 1, {"epochs": 2})
-    assert {t.part for t in changed.trials} == {"main"}
-    assert "--set changes epochs" in changed.notes[0]
-    assert {t.part for t in plan(two, "demo", None, 1, {}).trials} == {"main"}
-    asked = plan(two, "demo", "letter", 1, {"epochs": 2}).trials
-    assert [t.config["lr"] for t in asked] == [1.0]
-
-
 def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
     """Ended at each fsync and rename in turn (F4): what is there is whole, and resume is exact."""
-
-    class Killed(BaseException):
-        pass
-
     arguments = ["--seeds", "1", "--set", "epochs=2"]
     toy(tmp_path, *arguments, "--name", "whole")
     expected = history(tmp_path / "toy" / "whole")
@@ -629,17 +391,13 @@ def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
 
         def reached(step: str, last: int = point, steps=steps) -> None:
             if next(steps) == last:
-                raise Killed
+                raise Lost
 
         folder = tmp_path / "toy" / f"at-{point}"
-        undo = watch_writes(reached)
-        try:
+        with watched_writes(reached), contextlib.suppress(Lost):
             toy(tmp_path, *arguments, "--name", folder.name)
             break
-        except Killed:
-            died += 1
-        finally:
-            undo()
+        died += 1
         if not (folder / "study.json").exists():
             continue  # it had not begun: the same command starts it
         _, damaged = checkpoint.load_newest(folder / "trials" / "kind=train,seed=0")
@@ -660,39 +418,17 @@ def test_a_damaged_record_of_a_trial_is_mended_by_running_it_again(tmp_path):
     pd.testing.assert_frame_equal(history(folder), expected)
 
 
+def test_a_damaged_history_of_a_trial_that_goes_on_is_mended(tmp_path):
+    (interrupted(tmp_path) / "history.json").write_bytes(b"\xff\x00")
+    assert resumes_to_the_same(tmp_path)
+
+
 def test_a_study_without_memory_says_so_and_is_not_tried_again(tmp_path, capsys):
     assert toy(tmp_path, "--seeds", "1", "--set", "kind=oom,hoard,train") == 1
     trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
     assert trials.error["oom"].startswith("out of GPU memory: asked for 4.00 GiB more, over ")
     assert trials.error["hoard"].startswith("out of main memory: asked for 1048576.00 GiB more")
     assert trials.state["train"] == "finished"
-
-
-def test_names_of_trials_are_safe_and_differ():
-    assert trial_name({"norm": "bn", "seed": 0}) == "norm=bn,seed=0"
-    odd = {trial_name({"path": "../a/b"}), trial_name({"path": "../a?b"})}
-    assert len(odd) == 2 and not any("/" in name for name in odd)
-    assert len(trial_name({"x": "y" * 500})) < 120
-
-
-def test_grid_values_keep_their_type_and_order():
-    assert parse_settings(study, ["seed=3,1,3", "kind=raise", "lr=1e-3"]) == {
-        "seed": [3, 1], "kind": ["raise"], "lr": 1e-3
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("2GiB", 2 * 2**30), ("1500MiB", 1500 * 2**20), ("0.5 GB", 5 * 10**8), ("none", None)],
-)
-def test_sizes_of_memory(text, size):
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "-1GiB", "0GiB", "2 bananas", "GiB"])
-def test_sizes_that_are_none(text):
-    with pytest.raises(UserError, match="--slot-memory"):
-        parse_memory(text)
 
 
 def test_a_value_that_is_not_finite_becomes_an_empty_cell(tmp_path):

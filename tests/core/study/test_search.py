@@ -6,8 +6,6 @@ import dataclasses
 import errno
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +14,8 @@ import pytest
 from core.study import Range, Search
 from core.study.command import command_line
 from core.trial import running
-from tests.conftest import ROOT
-from tests.support.faults import watch_writes
+from tests.support.calls import TOY, python
+from tests.support.faults import watched_writes
 from tests.support.toy import study
 
 searching = dataclasses.replace(
@@ -59,19 +57,10 @@ def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path
     assert proposals(tmp_path / "toy" / "best") == [best]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(tmp_path):
-    script = (
-        "import os, sys; from tests.core.study.test_search import *\n"
-        "from core import trial; from core.trial import running\n"
-        "save = trial.save\n"
-        "def lost(state, row):\n"
-        "    save(state, row)\n"
-        "    name = running.current.get().spec.name\n"
-        "    if (name, row['epoch']) == ('search-0002', 2): os.kill(os.getpid(), 9)\n"
-        "trial.save = lost\n"
-        "search(Path(sys.argv[1]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, timeout=120)
+    command = [*TOY, tmp_path, "--local", "--search", "optuna", "--trials", "6"]
+    done = python(*command, TOY_KILL="search-0002:2")
     assert done.returncode == -signal.SIGKILL
     folder = tmp_path / "toy" / "demo"
     before = proposals(folder)
@@ -103,11 +92,8 @@ def fail_once(folder: Path, *names: str) -> None:
         if current is not None and current.spec.name in names and current.rows:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    undo = watch_writes(reached)
-    try:
+    with watched_writes(reached):
         assert search(folder) == 1
-    finally:
-        undo()
 
 
 def test_a_search_whose_trials_failed_ends_as_an_undisturbed_one(tmp_path, whole):

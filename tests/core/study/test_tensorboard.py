@@ -8,7 +8,7 @@ from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from core.study import tensorboard
-from tests.core.study.test_driver import history, toy
+from tests.support.calls import history, toy
 
 
 def test_tensorboard_shows_the_curves_of_every_trial(tmp_path):

@@ -15,7 +15,7 @@ from core.study import Study, options
 from core.study.command import command_line
 from core.study.options import Options
 from core.trial.stopping import Stopping, plateau
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 from tests.support.toy import study
 
 ASHA = Stopping(scheduler="asha", grace=1, reduction_factor=2)

@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from analysis.results.folder import load_predictions
 from core import trial
 from core.models import memory
 from core.trial import records, running
 from core.trial import run as trial_run
+from tests.support.faults import Lost
 
 VALUES = [0.2, 0.9, 0.4, 0.9]  # of the metric: the second epoch is the best
-
-
-class Lost(BaseException):
-    """The process is gone."""
 
 
 def scripted(values: list[float], lose: int = 0):
@@ -83,6 +81,23 @@ def test_scores_facts_and_memory_are_those_of_the_best_epoch_and_an_unbroken_tri
 def test_an_epoch_without_a_metric_is_not_the_best_one(tmp_path, values, epoch):
     result = run(tmp_path, values)
     assert result["facts"]["scores_epoch"] == result["facts"]["weight"] == epoch
+    # Without a single value no epoch's weights are called the best.
+    assert (tmp_path / "trials" / "t" / "best.pt").exists() == any(v == v for v in values)
+
+
+def test_a_trial_that_runs_is_no_other_process_s(tmp_path):
+    """Two drivers that Ray or a file system kept apart would write over each other's epochs."""
+    spec = running.Spec("t", {"seed": 0, "epochs": 1}, {}, tmp_path, "val_accuracy", "max")
+    taken = []
+
+    def train(config, report):
+        with pytest.raises(Timeout):
+            FileLock(spec.folder / "lock").acquire(timeout=0)
+        taken.append(True)
+
+    trial_run.run(train, spec, lambda row: None)
+    assert taken == [True]
+    FileLock(spec.folder / "lock").acquire(timeout=0).lock.release()
 
 
 def test_outside_the_engine_the_epoch_is_the_last():
