@@ -143,7 +143,7 @@ def test_every_network_of_a_family_learns():
             assert any(moved), (family, name)
     dcgan = build("dcgan")
     made = dcgan.maker(torch.zeros(4, 100), torch.zeros(4, dtype=torch.int64))
-    dcgan._step("discriminator", dcgan.judge(made, torch.zeros(4, dtype=torch.int64)).mean())
+    dcgan.step("discriminator", dcgan.judge(made, torch.zeros(4, dtype=torch.int64)).mean())
     assert all(p.grad is None for p in dcgan.maker.parameters())  # it learns from its own loss only
 
 
