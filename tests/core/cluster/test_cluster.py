@@ -152,7 +152,7 @@ def test_a_lost_or_stopped_driver_is_resumed_and_a_second_one_refused(
     workers = processes(folder)
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
 
     process = cluster.start(tmp_path, *HELD, "--max-concurrent", "3", "--resume")
@@ -160,11 +160,11 @@ def test_a_lost_or_stopped_driver_is_resumed_and_a_second_one_refused(
     until(lambda: list(folder.glob("trials/*/result.json")) and len(running(folder, 2)) == 3)
     workers = processes(folder)
     process.send_signal(signal.SIGTERM)
-    shown, errors = process.communicate(timeout=30)
+    shown, errors = process.communicate(timeout=120)
     assert process.returncode == 75
     assert "--resume" in errors and "Traceback" not in errors
     assert "resuming: 0 done, 3 continue, 3 to do" in shown
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
     ended = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
 
@@ -274,7 +274,7 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
         code, _, errors = cluster.run(tmp_path)
     finally:
         node.terminate()
-        node.communicate(timeout=30)
+        node.communicate(timeout=120)
     assert (code, errors.count("\n")) == (2, 1), errors
     assert "runs another labtune" in errors and "bring the same files to every node" in errors
     assert not list(tmp_path.glob("toy/demo/trials/*"))

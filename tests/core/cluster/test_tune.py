@@ -103,11 +103,11 @@ def test_a_local_study_listens_on_loopback_only_and_an_interrupt_leaves_nothing(
     loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
     assert [found for found in listening if found[1] not in loopback] == []
     driver.send_signal(signal.SIGINT)
-    _, shown = driver.communicate(timeout=60)
+    _, shown = driver.communicate(timeout=150)
     assert driver.returncode == 130
     assert "--resume" in shown and "Traceback" not in shown
     assert not (folder / "report.html").exists()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=120)
     assert alive == []
 
 
@@ -129,7 +129,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_changing_anything(tmp_p
     driver.communicate()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
     assert len(before) == 1 and not (folder / "report.html").exists()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     assert workers and alive == []
     (go / "all").touch()
     resumed = python(*TOY, tmp_path, *arguments, "--name", "killed", "--resume", TOY_GO=str(go))

@@ -127,7 +127,7 @@ def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_
     table = s3_client(server).get_object(Bucket="lab", Key=key)["Body"].read().decode()
     assert "unfinished" in table
     (tmp_path / "gathered" / "1-came").touch()
-    shown, _ = first.communicate(timeout=60)
+    shown, _ = first.communicate(timeout=150)
     assert first.returncode == 0, shown
     assert list(history(folder).epoch) == [1, 2, 3, 4]
 

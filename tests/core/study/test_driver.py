@@ -359,7 +359,7 @@ def test_an_interrupt_stops_without_a_report(tmp_path, monkeypatch, sent, code):
     folder = tmp_path / "toy" / "demo"
     until(lambda: list(folder.glob("trials/*/history.json")))
     process.send_signal(sent)
-    _, shown = process.communicate(timeout=60)
+    _, shown = process.communicate(timeout=150)
     assert process.returncode == code
     assert "nothing finished is lost" in shown and "--resume" in shown and "Traceback" not in shown
     assert not (folder / "report.html").exists()
