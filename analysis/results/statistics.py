@@ -67,6 +67,16 @@ def no_interval(n: float) -> str:
     return f"the same in all {n:.0f} seeds, which gives no interval"
 
 
+def side(low: float, high: float) -> int:
+    """Sign of a difference whose interval leaves out zero; 0 for others and without interval."""
+    return int(low > 0) - int(high < 0)
+
+
+def finished(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trials that have finished."""
+    return table[table["state"].isin(FINISHED)]
+
+
 def usable(trials: pd.DataFrame, metric: str, states: Sequence[str] = FINISHED) -> pd.DataFrame:
     """Rows that may enter a mean: in one of `states`, `metric` finite."""
     return trials[trials["state"].isin(states) & np.isfinite(trials[metric].astype(float))]

@@ -254,18 +254,16 @@ def _about(found: Maps) -> str:
     return (
         f"The best network of all trials (`{about['trial']}`, weights of epoch {about['epoch']}) "
         "and where in an image it finds the **true** class, also where it chose another. "
-        f"{_checked(about)}\n\n"
-        "A layer's map is the sum of its channels, each weighted by the mean gradient of the true "
-        "class's logit, with what is below 0 cut off ([Selvaraju et al. "
+        f"{_checked(about)}\n\nA layer's map is the sum of its channels, each weighted by the mean "
+        "gradient of the true class's logit, with what is below 0 cut off ([Selvaraju et al. "
         "2017](https://arxiv.org/abs/1610.02391), equations 1 and 2). The maps of the last "
         f"{about['layers']} convolution layers (all of the last stage, {height} x {width} values "
         "each, read after the convolution's norm) are scaled to 0 to 1, averaged, scaled again and "
-        f"enlarged to the image.\n\n{note}"
-        f"Of each class up to {EACH} right and {EACH} wrong validation images are shown, "
-        f"those {rule}. Deletion replaces pixels by the mean colour of the normalisation, "
-        f"insertion brings them back into the image blurred by {sigma:.3g} pixels, in "
-        f"{about['steps']} steps ([Petsiuk et al. 2018](https://arxiv.org/abs/1806.07421), section "
-        "4.2)."
+        f"enlarged to the image.\n\n{note}Of each class up to {EACH} right and {EACH} wrong "
+        f"validation images are shown, those {rule}. Deletion replaces pixels by the mean colour "
+        f"of the normalisation, insertion brings them back into the image blurred by {sigma:.3g} "
+        f"pixels, in {about['steps']} steps ([Petsiuk et al. "
+        "2018](https://arxiv.org/abs/1806.07421), section 4.2)."
     )
 
 

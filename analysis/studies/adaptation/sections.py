@@ -18,6 +18,7 @@ from analysis.document import figures, provenance, tables
 from analysis.document import report as reports
 from analysis.document.markup import escape
 from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.words import answered, count
 from analysis.results import statistics
 from analysis.results.folder import Results, load, load_predictions
 from analysis.studies.adaptation import answers
@@ -235,7 +236,7 @@ def recomputed(results: Results) -> str:
             f"to {worst:.2g}: the scores do not belong to this table.**"
         )
     return (
-        f"Computed again from the stored scores of {answers.count(len(checked), 'trial')}, the "
+        f"Computed again from the stored scores of {count(len(checked), 'trial')}, the "
         "accuracies with adaptation are those reported."
     )
 
@@ -272,9 +273,8 @@ def severity_table(results: Results) -> tables.Table | None:
         numbers,
         (*columns, *_cells_shown(with_losses=True)),
         f"Accuracy without and with adaptation ({how}), clean images first.",
-        f"{int(numbers['n'].max()):,} images, {answers.count(numbers['seeds'].max(), 'seed')}; in "
-        "brackets 95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss "
-        "in nats.",
+        f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}; in brackets "
+        "95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss in nats.",
     )
 
 
@@ -450,9 +450,13 @@ def _setting_columns(numbers: pd.DataFrame) -> list[tables.Column]:
 def _unadapted_text(numbers: pd.DataFrame) -> str:
     cells = numbers.drop_duplicates(["corruption", "severity"])
     if len(cells) == 1:
-        return answers.percent(cells["acc_unadapted"].iloc[0])
+        return _percent(cells["acc_unadapted"].iloc[0])
     told = zip(_cells_of(cells), cells["acc_unadapted"], strict=True)
-    return reports.join([f"{answers.percent(value)} ({name})" for name, value in told])
+    return reports.join([f"{_percent(value)} ({name})" for name, value in told])
+
+
+def _percent(fraction: float) -> str:
+    return f"{tables.decimal(fraction * 100, 1)} %"  # in a note that Markdown shows as it is
 
 
 def _cells_of(trials: pd.DataFrame) -> list[str]:
@@ -506,7 +510,7 @@ def heat_figures(results: Results) -> list[Figure]:
             path,
             "Accuracy without and with adaptation, and gain, per corruption (rows) and severity "
             f"(columns); {int(cells['n'].max()):,} images a cell, "
-            f"{answers.count(cells['seeds'].max(), 'seed')}.",
+            f"{count(cells['seeds'].max(), 'seed')}.",
             "Three heat maps of corruption by severity: accuracy without adaptation, with it, and "
             "the gain.",
         )
@@ -550,7 +554,7 @@ def sweep_figure(results: Results, part: str, key: str, label: str) -> Figure:
     return Figure(
         path,
         f"Accuracy against {label} ({reports.join(_cells_of(trials))}). Line: mean over "
-        f"{answers.count(seeds, 'seed')}"
+        f"{count(seeds, 'seed')}"
         + ("; band: 95 % t interval" if seeds > 2 else "")
         + "; dotted: unadapted; dashed: unadapted on clean images.",
         f"Curve of accuracy against {label}, with lines for clean images and no adaptation.",
@@ -651,7 +655,7 @@ def method_figure(results: Results) -> Figure:
     return Figure(
         path,
         f"Accuracy of each method at severity {_listed(trials['severity'])}; "
-        f"{int(numbers['n'].max()):,} images, {answers.count(numbers['seeds'].max(), 'seed')}.",
+        f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}.",
         "Heat map of accuracy by corruption and method.",
     )
 
@@ -870,4 +874,4 @@ def _answers(
     if "methods" in found:
         numbers = first_cell(found["methods"].numbers, "corruption", "severity", "method")
         pairs.append(("How do the methods compare?", answers.methods(numbers)))
-    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs if answer)
+    return answered(pairs)

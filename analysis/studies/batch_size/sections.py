@@ -21,7 +21,20 @@ from analysis.document.markup import escape
 from analysis.document.provenance import duration
 from analysis.document.report import Block, Figure, Section, Text, join
 from analysis.document.tables import decimal, significant
-from analysis.document.words import curve_note, percent, stopping_text
+from analysis.document.words import (
+    ONE_SEED,
+    SMALLER,
+    bracket,
+    count,
+    curve_note,
+    listed,
+    percent,
+    sampling,
+    scaled,
+    signed,
+    span,
+    stopping_text,
+)
 from analysis.results import statistics
 from analysis.results.folder import Results, load, train_metric
 
@@ -265,7 +278,7 @@ def _equal_words(results: Results) -> str:
     )
     return (
         f"Epoch {epoch} is the last that all {len(trials)} finished or stopped trials reached "
-        f"(set by {_span(len(least), len(least), 'trial')} of {cells})."
+        f"(set by {count(len(least), 'trial')} of {cells})."
         if epoch < trials["ran"].max()
         else f"All {len(trials)} finished or stopped trials reached epoch {epoch}."
     )
@@ -587,7 +600,7 @@ def accuracy_figure(results: Results) -> Figure:
     figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
     path = figures.save(figure, results.path / "figures", "accuracy_by_batch_size")
     some = numbers[numbers["n"] > 0]["n"]
-    seeds = _span(some.min(), some.max(), "seed") if len(some) else "no seed"
+    seeds = count(some.min(), "seed", some.max()) if len(some) else "no seed"
     return Figure(
         path,
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
@@ -675,17 +688,10 @@ def gap_figure(results: Results) -> Figure:
     return Figure(
         path,
         "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
-        f"({_span(pairs.min(), pairs.max(), 'pair')} of seeds). Grey: published ImageNet figures, "
+        f"({count(pairs.min(), 'pair', pairs.max())} of seeds). Grey: published ImageNet figures, "
         "images per GPU." + (_CUT if cut else ""),
         "Difference of batch norm and group norm against batch size, with the published one.",
     )
-
-
-def _span(low: float, high: float, word: str) -> str:
-    """A count in words: "3 seeds", "1 seed" or "2 to 3 seeds"."""
-    if low == high:
-        return f"{low:.0f} {word}" + ("" if low == 1 else "s")
-    return f"{low:.0f} to {high:.0f} {word}s"
 
 
 @figures.styled
@@ -899,7 +905,7 @@ def gap_sentence(results: Results) -> str:
     )
     if math.isnan(change.low):
         return f"{seen} ({statistics.no_interval(change.n)}, so it may be chance); {theirs}."
-    seen += f" [{decimal(change.low * 100, 1, True)}, {decimal(change.high * 100, 1, True)}]"
+    seen += bracket(change.low, change.high)
     if change.high < 0:
         verdict = "so batch norm loses ground with small batches here too, as published"
     elif change.low > 0:
@@ -916,12 +922,12 @@ def gap_sentence(results: Results) -> str:
 
 def _points_of(fraction: float) -> str:
     """A signed difference rounded as in the tables."""
-    return f"{decimal(fraction * 100, 1, True)}\u00a0points"
+    return f"{signed(fraction)}\u00a0points"
 
 
 def _gap(row: Any, metric: str) -> str:
-    span = _interval_words(row[f"{metric}_low"], row[f"{metric}_high"])
-    return f"{_points_of(row[metric])} ({span})"
+    ends = span(row[f"{metric}_low"], row[f"{metric}_high"])
+    return f"{_points_of(row[metric])} ({ends})"
 
 
 def gap_text(results: Results) -> str:
@@ -932,26 +938,20 @@ def gap_text(results: Results) -> str:
     parts = []
     for metric, where in (("equal", f"At epoch {equal_epoch(results)}"), ("best", "At the best")):
         rows = _ends(numbers[numbers[metric].notna()].to_dict("records"))
-        listed = join([f"{_gap(row, metric)} at batch size {row['batch_size']}" for row in rows])
+        gaps = join([f"{_gap(row, metric)} at batch size {row['batch_size']}" for row in rows])
         change = gap_change(results, metric)
         moved = ""
         if change is not None:
             moved = (
                 f"; from the largest to the smallest batch size it changes by "
-                f"{_points_of(change.mean)} ({_interval_words(change.low, change.high)})"
+                f"{_points_of(change.mean)} ({span(change.low, change.high)})"
             )
-        parts.append(f"{where} `bn` minus `gn` is {listed}{moved}.")
+        parts.append(f"{where} `bn` minus `gn` is {gaps}{moved}.")
     return (
         f"{' '.join(parts)} The first comparison is free of censoring, but equal epochs are not "
         "equal steps, and it may fall early in training; the second holds the epochs each trial "
         "was granted."
     )
-
-
-def _interval_words(low: float, high: float) -> str:
-    if math.isnan(low):
-        return "no interval"
-    return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
 
 
 def saved_text(results: Results) -> str:
@@ -961,7 +961,7 @@ def saved_text(results: Results) -> str:
     if not stopped:
         return "No trial was stopped early, so nothing was saved."
     return (
-        f"{stopped} of {_span(ran, ran, 'trial')} ended early (failed ones are not counted). That "
+        f"{stopped} of {count(ran, 'trial')} ended early (failed ones are not counted). That "
         f"saved {decimal(saved['epochs'], 0)} of "
         f"{decimal(saved['full_epochs'], 0)} trial-epochs ({percent(saved['epochs_share'])}) and, "
         f"at each trial's own seconds per epoch, {_time(saved['seconds'])} of about "
@@ -1060,10 +1060,7 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
     items = []
     most = int(numbers["n"].max()) if len(numbers) else 0
     if most <= 1:
-        items.append(
-            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` "
-            "or more."
-        )
+        items.append(ONE_SEED)
     else:
         items.append(
             f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
@@ -1103,19 +1100,10 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
     data = results.study.get("data") or {}
     counts = provenance.image_counts(data)
     if counts.get("val"):
-        items.append(
-            f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
-            f"{decimal(50 / counts['val'] ** 0.5, 1)} points (one standard deviation), which the "
-            "intervals over seeds do not contain."
-        )
+        items.append(f"{sampling(counts['val'])}, which the intervals over seeds do not contain.")
     if data.get("kind") == "synthetic":
         items.append("Generated images, not photographs: the gap need not hold for photographs.")
-    if results.study.get("scale") not in (None, "full"):
-        items.append(
-            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer "
-            "epochs than the lab asks for; `--data-dir` runs the full scale."
-        )
-    return "\n".join(f"- {item}" for item in items)
+    return listed(items + scaled(results.study, SMALLER))
 
 
 # ---- the report ----

@@ -276,13 +276,12 @@ def tuned_table(tuned: Results) -> tables.Table:
         tables.text("unchanged", "frozen kept"),
     )
     note = (
-        f"{answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} "
-        "“minus all”: validation accuracy less that of the whole network retrained with the same "
-        "seed, paired t test with Holm's correction. Where nothing else is said, "
-        "the 3x3 first convolution is new and random, and frozen with what precedes layer4 or the "
-        "head. Seconds are of training only. “frozen kept”: whether all frozen weights and "
-        "statistics are bit for bit what they were (“weights”: those are, and the statistics were "
-        "to move)."
+        f"{answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} “minus "
+        "all”: validation accuracy less that of the whole network retrained with the same seed, "
+        "paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
+        "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds "
+        "are of training only. “frozen kept”: whether all frozen weights and statistics are bit "
+        "for bit what they were (“weights”: those are, and the statistics were to move)."
     )
     return tables.Table(
         "resnet18", numbers, columns, "ResNet-18 retrained in full and in part.", note

@@ -142,9 +142,8 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     count = results.study.get("data", {}).get("compared", "as many")
     note = (
         f"{_shown_epoch(results)}; mean [95 % t interval] over seeds, ± half of it. Every row "
-        f"compares {count} images with training images, in labtune's classifier features: not "
-        "FID. Few images bias the distance upwards, the same for all rows. Memory: the largest "
-        "peak."
+        f"compares {count} images with training images, in labtune's classifier features: not FID. "
+        "Few images bias the distance upwards, the same for all rows. Memory: the largest peak."
     )
     caption = "Families and widths, smallest Fréchet distance first; then what is not generated."
     return tables.Table("generation", frame, tuple(columns), caption, note)

@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.document import figures, provenance, tables
 from analysis.document import report as reports
 from analysis.document.report import Block, Figure, Section, Text
-from analysis.document.words import curve_note
+from analysis.document.words import count, curve_note
 from analysis.results import statistics
 from analysis.results.folder import Results, load, load_predictions, train_metric
 from analysis.studies.norms import answers
@@ -606,7 +606,7 @@ def _caption(results: Results) -> str:
 
 def _subject(numbers: pd.DataFrame) -> str:
     seeds = int(numbers["of"].max()) if len(numbers) else 0
-    return f"validation accuracy over {seeds} seed{'s' if seeds != 1 else ''}, best first"
+    return f"validation accuracy over {count(seeds, 'seed')}, best first"
 
 
 def _short_note(numbers: pd.DataFrame) -> str:

@@ -19,7 +19,16 @@ from analysis.document import report as reports
 from analysis.document.markup import escape
 from analysis.document.report import Block, Code, Figure, Section, Text, join
 from analysis.document.tables import decimal, significant
-from analysis.document.words import measured_words, percent, points, stopping_text
+from analysis.document.words import (
+    bracket,
+    count,
+    listed,
+    measured_words,
+    percent,
+    points,
+    scaled,
+    stopping_text,
+)
 from analysis.results import statistics
 from analysis.results.folder import Results, load
 from core.errors import UserError
@@ -536,14 +545,12 @@ def outcome(results: Results) -> str:
     found = gain(results)
     if not found:
         return ""
-    seeds = f"{found['n']:.0f} seed" + ("" if found["n"] == 1 else "s")
-    size = f"{points(found['difference'], True)}"
+    seeds, size = count(found["n"], "seed"), points(found["difference"], True)
     if math.isnan(found["low"]):  # one seed, or the same difference in each
         return f"On the validation images it differs by {size} in {seeds}, which may be chance."
-    low, high = (decimal(found[key] * 100, 1, True) for key in ("low", "high"))
-    size += f" [{low}, {high}] over {seeds}"
-    if found["low"] > 0 or found["high"] < 0:
-        way = "better" if found["low"] > 0 else "worse"
+    size += f"{bracket(found['low'], found['high'])} over {seeds}"
+    if side := statistics.side(found["low"], found["high"]):
+        way = "better" if side > 0 else "worse"
         return f"**On the validation images it is {way} than the default settings:** {size}."
     return f"On the validation images these seeds show no difference to the default: {size}."
 
@@ -593,10 +600,10 @@ def importance_text(results: Results) -> str:
         return f"No importances: {escape(why.rstrip('.'))}."
     order = sorted(weights, key=lambda key: -weights[key])
     valued = int(configurations(results)["value"].notna().sum())
-    listed = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
+    shares = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
     few = " With so few these shares are rough." if valued < 30 else ""
     return (
-        f"Share of the variation between configurations that each setting explains: {listed}. It "
+        f"Share of the variation between configurations that each setting explains: {shares}. It "
         f"holds for the searched ranges and rests on {valued} configurations.{few}"
     )
 
@@ -634,12 +641,8 @@ def limits(results: Results) -> str:
     data = results.study.get("data") or {}
     if data.get("kind") == "synthetic":
         items.append("Generated images, not photographs: the best settings need not carry over.")
-    if results.study.get("scale") not in (None, "full"):
-        items.append(
-            f"Scale `{escape(results.study['scale'])}`: fewer epochs and smaller images may "
-            "favour other settings than the full scale."
-        )
-    return "\n".join(f"- {item}" for item in items)
+    smaller = "fewer epochs and smaller images may favour other settings than the full scale."
+    return listed(items + scaled(results.study, smaller))
 
 
 # ---- the report ----
@@ -694,10 +697,8 @@ def _use(results: Results) -> tuple[Block, ...]:
         if isinstance(held, dict) and key in held and not _same(_coded(span, held[key]), best[key])
     ]
     if other:
-        listed = join([f"`{key}`" for key in other])
-        blocks.append(
-            Text(f"**It differs from the best configuration of trials.csv in {listed}.**")
-        )
+        keys = join([f"`{key}`" for key in other])
+        blocks.append(Text(f"**It differs from the best configuration of trials.csv in {keys}.**"))
     return tuple(blocks)
 
 
