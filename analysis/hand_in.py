@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from analysis.document.provenance import relative
-from analysis.results.folder import UNREADABLE, load
+from analysis.results.folder import UNREADABLE, load, private
 from core.errors import UserError
 from core.provenance import ROOT, git
 from core.storage.files import read_json, write_bytes
@@ -250,10 +250,8 @@ def _check_arrays(name: str, data: bytes, places: Sequence[str]) -> None:
 def _places(folder: Path) -> list[str]:
     """Return the folders of this machine that no file may name."""
     known = {ROOT, Path.cwd(), Path(os.path.expanduser("~")), folder.resolve()}
-    private = folder / ".private.json"
-    if private.is_file():
-        values = read_json(private).values()
-        known |= {Path(value) for value in values if isinstance(value, str) and value[:1] == "/"}
+    values = private(folder).values()
+    known |= {Path(value) for value in values if isinstance(value, str) and value[:1] == "/"}
     # /root or /tmp alone are words that code may well contain.
     return sorted(str(path) for path in known if len(path.parts) > 2)
 

@@ -276,7 +276,7 @@ def context(shown: Shown, view: View) -> dict[str, Any]:
     return {
         "title": shown.title,
         "question": shown.results.study["question"],
-        "synthetic": (shown.results.study.get("data") or {}).get("kind") == "synthetic",
+        "synthetic": shown.results.synthetic,
         "view": view,
         "name": ranked.classes[view.label],
         "classes": ranked.classes,

@@ -89,6 +89,12 @@ class Section:
     optional: bool = False
 
 
+def section(title: str, *blocks: Block | str | None, optional: bool = False) -> Section | None:
+    """A section of what there is of `blocks`, strings as `Text`; None where there is nothing."""
+    kept = [Text(block) if isinstance(block, str) else block for block in blocks if block]
+    return Section(title, tuple(kept), optional) if kept else None
+
+
 @dataclass(frozen=True)
 class Report:
     """Title, question, warnings and sections.

@@ -14,11 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from analysis.results.folder import Results
+from analysis.results.folder import Results, private
 from core.data.synthetic import birds
 from core.errors import UserError
 from core.storage import cache
-from core.storage.files import read_json
 
 SMALL, LARGE = 256, 1024  # longer side in pixels
 _QUALITY = 80  # of JPEG: 14 kB for a photograph of 256 pixels
@@ -142,10 +141,9 @@ def find_root(results: Results, given: Path | None = None) -> Path | None:
     """
     if given is not None:
         return _opened(given)
-    if (results.study.get("data") or {}).get("kind") == "synthetic":
+    if results.synthetic:
         return _embedded(str(results.study["study"]))
-    private = results.path / ".private.json"  # the engine's note of where the images were
-    recorded = read_json(private).get("data_dir") if private.is_file() else None
+    recorded = private(results.path).get("data_dir")
     return _opened(Path(recorded)) if recorded is not None and Path(recorded).exists() else None
 
 

@@ -181,7 +181,7 @@ def summary(found: Maps) -> tables.Table:
     ]
     if masked:
         columns += [
-            tables.plus_minus("inside", "inside_high", INSIDE),
+            tables.plus_minus("inside", INSIDE),
             tables.number("area", "object (%)", 1, 100.0),
         ]
     columns += [
@@ -370,7 +370,6 @@ def _be(group: pd.DataFrame) -> str:
 
 
 def _class_figure(results: Results, found: Maps, label: int, name: str) -> Figure:
-    path = figures.save(class_figure(found, label), results.path / "figures", name)
     counts = [
         f"{len(found.shown(label, right))} of {len(found.group(label, right))} {kind}"
         for right, kind in ((True, "right"), (False, "wrong"))
@@ -378,7 +377,7 @@ def _class_figure(results: Results, found: Maps, label: int, name: str) -> Figur
     ]
     shown = escape(found.classes[label])
     return Figure(
-        path,
+        figures.save(class_figure(found, label), results.path / "figures", name),
         f"{shown}: {join(counts)} validation images, each with its map for the true class below "
         "it, laid over the image in grey. The colour is the map's value, from 0 (dark) to 1 "
         "(bright) in each image.",

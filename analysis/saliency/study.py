@@ -15,7 +15,7 @@ from PIL import Image
 from analysis.document import provenance
 from analysis.document.markup import escape
 from analysis.document.report import Section, Text
-from analysis.results.folder import Results, load_predictions
+from analysis.results.folder import Results, load_predictions, private
 from analysis.saliency import page
 from analysis.saliency.maps import (
     BLUR,
@@ -217,10 +217,9 @@ def _network(path: Path, config: dict[str, Any], num_classes: int) -> ResNet:
 def _root(results: Results, data_dir: Path | str | None) -> Path:
     if data_dir is not None:
         return Path(data_dir)
-    if (results.study.get("data") or {}).get("kind") == "synthetic":
+    if results.synthetic:
         return birds.default_birds()
-    private = results.path / ".private.json"  # the engine's note of where the images were
-    recorded = read_json(private).get("data_dir") if private.is_file() else None
+    recorded = private(results.path).get("data_dir")
     if recorded is not None and Path(recorded).is_dir():
         return Path(recorded)
     raise UserError(
@@ -234,7 +233,7 @@ def _images(results: Results, root: Path, config: dict[str, Any]) -> data_images
     listing = folders.scan(
         root
     )  # of both splits: where they spell a class in two ways, train's counts
-    recorded = results.study.get("data") or {}
+    recorded = results.data
     classes = recorded.get("classes")
     if classes is not None and tuple(classes) != listing.classes:
         raise UserError(

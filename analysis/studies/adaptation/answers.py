@@ -57,16 +57,11 @@ PUBLISHED_LINKS = (
 )
 
 
-def published() -> list[tuple[str, ...]]:
-    """Other people's results with per cent signs that stay with their numbers."""
-    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
-
-
 def summary(results: Results, cells: pd.DataFrame) -> str:
     """The result in one paragraph; `cells` has no clean row."""
     if cells.empty:
         return "No cell of the severity table was run; the parts that were follow."
-    model = escape(results.study.get("data", {}).get("model", "the model"))
+    model = escape(results.data.get("model", "the model"))
     better = int((cells["gain_low"] > 0).sum())
     worse = int((cells["gain_high"] < 0).sum())
     mean = {key: cells[key].mean() for key in ("acc_unadapted", "acc_adapted", "gain")}
@@ -91,7 +86,7 @@ def _most(cells: pd.DataFrame) -> str:
 
 def normalisation(results: Results) -> str:
     """How pixels were normalised, and why so; nothing for studies that did not record it."""
-    return escape(results.study.get("data", {}).get("normalisation", {}).get("sentence", ""))
+    return escape(results.data.get("normalisation", {}).get("sentence", ""))
 
 
 def corruption_error(errors: pd.DataFrame, reference: str) -> str:
@@ -269,7 +264,7 @@ def limits(results: Results, parts: Sequence[str]) -> str:
             "Methods that look at the test batch also do so at the last batch, which holds the "
             "rest of the images and may be small."
         )
-    frost = results.study.get("data", {}).get("frost")
+    frost = results.data.get("frost")
     if frost and "frost" in set(trials["corruption"]):
         lines.append(f"Frost is made with {escape(frost)}.")
     return listed(lines)

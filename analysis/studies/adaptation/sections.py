@@ -17,13 +17,12 @@ from pandas.api.types import is_numeric_dtype
 from analysis.document import figures, provenance, tables
 from analysis.document import report as reports
 from analysis.document.markup import escape
-from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.report import Block, Figure, Section, section
 from analysis.document.words import answered, count
 from analysis.results import statistics
-from analysis.results.folder import Results, load, load_predictions
+from analysis.results.folder import Results, load_predictions, private
 from analysis.studies.adaptation import answers
 from core.errors import UserError
-from core.storage.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,23 +46,11 @@ ALEXNET = {
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf of the study, print its headline.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results = load(path)
+def report(results: Results) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the study, print its headline."""
     found = all_tables(results)
-    for table in found.values():
-        tables.write(table, path / "tables")
-    sections = _sections(results, found)
-    title = "Adapting batch norm to shifted images"
-    reports.write(provenance.study_report(results, title, sections), path)
-    tables.print_table(headline(found))
+    sections, title = _sections(results, found), "Adapting batch norm to shifted images"
+    provenance.publish(results, title, sections, list(found.values()), [headline(found)])
 
 
 def headline(found: Mapping[str, tables.Table]) -> tables.Table:
@@ -196,7 +183,7 @@ def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
     cells = severity_numbers(results)
     if cells.empty:
         return pd.DataFrame(), ""
-    imagenet = len(results.study.get("data", {}).get("classes", ())) == 1000
+    imagenet = len(results.data.get("classes", ())) == 1000
     rows = []
     by = ["corruption", *(k for k in cells if k in SETTINGS[2:])]
     for values, group in cells[cells["corruption"] != CLEAN].groupby(by, sort=False):
@@ -220,7 +207,7 @@ def layer_changes(results: Results, trial: str) -> pd.DataFrame:
 
 def recomputed(results: Results) -> str:
     """A sentence on accuracies computed again from the stored scores."""
-    done = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
+    done = set(statistics.finished(results.trials)["trial"])
     checked = [trial for trial in results.with_predictions() if trial in done]
     if not checked:
         return "No scores are stored, so the accuracies could not be computed again."
@@ -246,9 +233,9 @@ def recomputed(results: Results) -> str:
 
 def _cells_shown(with_losses: bool = False) -> list[tables.Column]:
     columns = [
-        tables.interval("acc_unadapted", "acc_unadapted_low", "acc_unadapted_high", "without (%)"),
-        tables.interval("acc_adapted", "acc_adapted_low", "acc_adapted_high", "with (%)"),
-        tables.difference("gain", "gain_low", "gain_high", "gain (points)"),
+        tables.interval("acc_unadapted", "without (%)"),
+        tables.interval("acc_adapted", "with (%)"),
+        tables.difference("gain", "gain (points)"),
     ]
     if with_losses:
         columns.append(tables.number("loss_unadapted", "loss without", 2))
@@ -310,8 +297,8 @@ def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Ta
         *_cell_columns(numbers, key),
         tables.number(key, header),
         tables.count_of("n", "of"),
-        tables.interval("mean", "low", "high", "with (%)"),
-        tables.difference("gain", "gain_low", "gain_high", "gain (points)"),
+        tables.interval("mean", "with (%)", prefix=""),
+        tables.difference("gain", "gain (points)"),
     )
     cell = reports.join(_cells_of(trials))
     fixed = "batch_size" if key == "num_bn_updates" else "num_bn_updates"
@@ -368,7 +355,7 @@ def stream_table(results: Results) -> tables.Table | None:
         tables.text("method", "method"),
         tables.text("order", "order of the images"),
         tables.count_of("n", "of"),
-        tables.interval("mean", "low", "high", "accuracy (%)"),
+        tables.interval("mean", "accuracy (%)", prefix=""),
     )
     return tables.Table(
         "stream",
@@ -378,22 +365,6 @@ def stream_table(results: Results) -> tables.Table | None:
         f"{_listed(trials['batch_size'])}).",
         f"Mean over seeds [95 % t interval]; unadapted {_unadapted_text(numbers)}. Sorted: by "
         "class. Dirichlet: classes in bursts.",
-    )
-
-
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.published(), columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results**, not measured here.",
-        answers.PUBLISHED_LINKS,
     )
 
 
@@ -549,10 +520,9 @@ def sweep_figure(results: Results, part: str, key: str, label: str) -> Figure:
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%)")
     figures.legend_below(figure, axes, 3)
-    path = figures.save(figure, results.path / "figures", key.replace("num_bn_", ""))
     seeds = int(table["n"].max())
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", key.replace("num_bn_", "")),
         f"Accuracy against {label} ({reports.join(_cells_of(trials))}). Line: mean over "
         f"{count(seeds, 'seed')}"
         + ("; band: 95 % t interval" if seeds > 2 else "")
@@ -604,10 +574,9 @@ def statistics_figure(results: Results) -> Figure | None:
         panel.set_ylabel(label)
         figures.whole_numbers(panel)
     figures.legend_below(figure, axes[0], 2)
-    path = figures.save(figure, results.path / "figures", "statistics")
     names = reports.join([answers.cell(row) for row in chosen])
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "statistics"),
         "Running statistics after adaptation against those of the source, layer by layer: root "
         "mean square over channels of the change of the mean, in standard deviations of the "
         "source's channel, and median over channels of the standard deviation's ratio. 0 and 1: "
@@ -630,9 +599,8 @@ def stream_figure(results: Results) -> Figure:
         panel.axvline(plain, color="#D55E00", linestyle=":", linewidth=1.3)
         panel.set_xlim(0, 100)
         panel.set_title(f"{method} ({figures.seeds_text(group, 'order')})", loc="left")
-    path = figures.save(figure, results.path / "figures", "stream")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "stream"),
         f"Accuracy with adaptation ({_cells_of(trials)[0]}) when the images come shuffled, in "
         "bursts of classes, or sorted by class. Bar: mean over seeds; marks: seeds; dotted "
         "line: unadapted.",
@@ -651,9 +619,8 @@ def method_figure(results: Results) -> Figure:
     figure, (axes, *_) = figures.panels(width=4.4, height=0.6 + 0.21 * len(wide))
     names = [str(name).replace("_", " ") for name in wide.index]
     figures.heatmap(axes, wide.to_numpy(), names, list(wide.columns), _tenth, label="accuracy (%)")
-    path = figures.save(figure, results.path / "figures", "methods")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "methods"),
         f"Accuracy of each method at severity {_listed(trials['severity'])}; "
         f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}.",
         "Heat map of accuracy by corruption and method.",
@@ -696,7 +663,7 @@ def _corrupted_photo(results: Results) -> tuple[np.ndarray, tuple[str, ...]]:
 
     photo = torch.from_numpy(np.array(_first_image(results)[None]))
     seed = int(results.trials.iloc[0].get("corruption_seed", 0))
-    frost = _private(results).get("frost_dir")
+    frost = private(results.path).get("frost_dir")
     rows = []
     for name in CORRUPTIONS:
         index = torch.tensor([0])
@@ -716,9 +683,8 @@ def _first_image(results: Results) -> np.ndarray:
     from core.data import decoding, folders
     from core.models import classifier
 
-    recorded = results.study.get("data", {})
-    root = _private(results).get("data_dir")
-    if recorded.get("kind") == "synthetic":
+    root = private(results.path).get("data_dir")
+    if results.synthetic:
         return classifier.embedded_images()["val"].images[0]
     if root is None or not Path(root).is_dir():
         raise UserError("the images are not where the study found them")
@@ -728,7 +694,7 @@ def _first_image(results: Results) -> np.ndarray:
         published = CIFAR10(str(base), train=False)
         return published.data[published.targets.index(0)].transpose(2, 0, 1)
     listing = folders.scan(root, ["val"])
-    size = int(recorded["image_size"])
+    size = int(results.data["image_size"])
     # the sizes from which on pictures are prepared as for ImageNet
     fit = "crop" if size == 224 else "squash"
     images, _ = decoding.decoded(listing.root, listing.files["val"][:1], size, fit)
@@ -743,12 +709,6 @@ def _python_batches(root: Path) -> Path | None:
         if (base / "cifar-10-batches-py").is_dir() and root in (base, base / "cifar-10-batches-py"):
             return base
     return None
-
-
-def _private(results: Results) -> dict[str, Any]:
-    """Return the engine's note of where things were, if it is still there."""
-    file = results.path / ".private.json"
-    return read_json(file) if file.is_file() else {}
 
 
 @figures.styled
@@ -773,61 +733,50 @@ def _draw_photos(results: Results, pixels: np.ndarray, names: Sequence[str]) -> 
 # ---- the report ----
 
 
-def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section]:
+def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section | None]:
     if "trials" in found:
-        return [Section("Result", (Text("**No trial has finished, so there is no result yet.**"),))]
+        return [section("Result", "**No trial has finished, so there is no result yet.**")]
     cells = severity_numbers(results)
     clean = _clean_row(results, cells)
     cells = cells[cells["corruption"] != CLEAN] if len(cells) else cells
-    first: list[Block] = [Text(answers.summary(results, cells)), *heat_figures(results)]
     errors, reference = corruption_errors(results)
-    if len(errors):
-        whole = errors.dropna(subset=["ce_unadapted"])
-        first.append(Text(answers.corruption_error(whole, reference)))
-    first += [Text(answers.normalisation(results)), Text(recomputed(results))]
-    sections = [
-        Section("Result", tuple(block for block in first if block != Text(""))),
-        Section("The questions, answered", (Text(_answers(results, found, cells, clean)),)),
+    whole = errors.dropna(subset=["ce_unadapted"]) if len(errors) else errors
+    return [
+        section(
+            "Result",
+            answers.summary(results, cells),
+            *heat_figures(results),
+            answers.corruption_error(whole, reference),
+            answers.normalisation(results),
+            recomputed(results),
+        ),
+        section("The questions, answered", _answers(results, found, cells, clean)),
+        section("Updates and batch size", *_sweeps(results, found)),
+        section("Corruptions and severities", found["corruptions"], found["severity"])
+        if "corruptions" in found
+        else None,
+        section("How far the statistics moved", statistics_figure(results)),
+        section("The order of the images", stream_figure(results), found["stream"])
+        if "stream" in found
+        else None,
+        section("Methods", method_figure(results)) if "methods" in found else None,
+        section("Clean images", found.get("clean")),
+        section("What the corruptions look like", photo_figure(results)),
+        section(
+            "Beside published figures",
+            tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS),
+        ),
+        section("Limits", answers.limits(results, list(results.trials["part"].drop_duplicates()))),
     ]
-    sections += _sweeps(results, found)
-    if "corruptions" in found:
-        main = found["severity"]
-        sections.append(Section("Corruptions and severities", (found["corruptions"], main)))
-    sections += _extras(results, found)
-    photos = photo_figure(results)
-    block = Text(photos) if isinstance(photos, str) else photos
-    sections.append(Section("What the corruptions look like", (block,)))
-    beside: Block = published_table()
-    sections.append(Section("Beside published figures", (beside,)))
-    parts = list(results.trials["part"].drop_duplicates())
-    sections.append(Section("Limits", (Text(answers.limits(results, parts)),)))
-    return sections
 
 
-def _sweeps(results: Results, found: Mapping[str, tables.Table]) -> list[Section]:
+def _sweeps(results: Results, found: Mapping[str, tables.Table]) -> list[Block]:
     blocks: list[Block] = []
     if "updates" in found:
         blocks.append(sweep_figure(results, "updates", "num_bn_updates", "number of updates"))
     if "batch_size" in found:
         blocks.append(sweep_figure(results, "batch-size", "batch_size", "batch size"))
-    blocks += [found[name] for name in ("updates", "batch_size") if name in found]
-    return [Section("Updates and batch size", tuple(blocks))] if blocks else []
-
-
-def _extras(results: Results, found: Mapping[str, tables.Table]) -> list[Section]:
-    sections = []
-    moved = statistics_figure(results)
-    if moved is not None:
-        sections.append(Section("How far the statistics moved", (moved,)))
-    if "stream" in found:
-        blocks: tuple[Block, ...] = (stream_figure(results), found["stream"])
-        sections.append(Section("The order of the images", blocks))
-    if "methods" in found:
-        blocks = (method_figure(results),)
-        sections.append(Section("Methods", blocks))
-    if "clean" in found:
-        sections.append(Section("Clean images", (found["clean"],)))
-    return sections
+    return [*blocks, *(found[name] for name in ("updates", "batch_size") if name in found)]
 
 
 def _clean_row(results: Results, cells: pd.DataFrame) -> pd.Series | None:
@@ -844,7 +793,7 @@ def _momentum(results: Results) -> float | None:
     constants = results.study.get("constants", {})
     if constants.get("cumulative"):
         return None
-    return constants.get("momentum") or results.study.get("data", {}).get("bn_momentum")
+    return constants.get("momentum") or results.data.get("bn_momentum")
 
 
 def _answers(

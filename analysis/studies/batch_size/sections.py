@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
 from analysis.document.markup import escape
 from analysis.document.provenance import duration
-from analysis.document.report import Block, Figure, Section, Text, join
+from analysis.document.report import Figure, Section, join, section
 from analysis.document.tables import decimal, significant
 from analysis.document.words import (
     ONE_SEED,
@@ -58,29 +57,21 @@ _PUBLISHED_LINKS = (
     "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
     "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
 )
+Extra = Callable[[Results], list[Section]]
 _MOST_ROWS = 30  # trials listed in the report; the files in tables/ hold all
 _MOST_BARS = 36  # trials with a bar of their own
 
 
-def no_sections(results: Results) -> list[Section]:
-    """Nothing to add to the report."""
-    return []
-
-
 @provenance.of_finished
-def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) -> None:
+def report(results: Results, extra: Extra = lambda results: []) -> None:
     """Write tables/, figures/, report.html and report.pdf of the study, print its short table.
 
     Args:
-        path: result folder with study.json, trials.csv and history.csv.
+        results: the study.
         extra: makes further sections, which stand before the limits.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
     """
-    results = load(path)
     table = cell_table(results)
-    written = [
+    made = [
         table,
         gap_table(results),
         savings_table(results),
@@ -89,14 +80,10 @@ def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) 
         memory_table(results),
         trial_table(results),
     ]
-    for one in written:
-        if one is not None and len(one.numbers):
-            tables.write(one, path / "tables")
-    title = "Batch size and normalisation"
+    written = [one for one in made if one is not None and len(one.numbers)]
     sections = _sections(results, table, extra(results))
-    made = provenance.study_report(results, title, sections, sources=("gradcam.npz",))
-    reports.write(made, path)
-    tables.print_table(_short(table))
+    title, sources = "Batch size and normalisation", ("gradcam.npz",)
+    provenance.publish(results, title, sections, written, [_short(table)], sources=sources)
 
 
 def headline(path: Path, console: Any = None) -> None:
@@ -485,7 +472,7 @@ def rate_table(results: Results) -> tables.Table:
 
 def _steps(results: Results, group: pd.DataFrame) -> float:
     """Optimiser steps of an epoch; the last batch holds the rest. NaN without image counts."""
-    images = provenance.image_counts(results.study.get("data") or {}).get("train")
+    images = provenance.image_counts(results.data).get("train")
     return math.ceil(images / group["batch_size"].iloc[0]) if images else math.nan
 
 
@@ -550,19 +537,6 @@ def trial_table(results: Results) -> tables.Table:
     return tables.Table("batch_size_by_seed", numbers, columns, "Every trial.")
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    rows = [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in _PUBLISHED_ROWS]
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    frame = pd.DataFrame(rows, columns=["source", "setting", "result"])
-    caption = "**Other people's results**, not measured here."
-    return tables.Table("published", frame, columns, caption, _PUBLISHED_LINKS)
-
-
 # ---- figures ----
 
 
@@ -598,11 +572,10 @@ def accuracy_figure(results: Results) -> Figure:
         cut |= _limit(panel, trials[metric], numbers, metric)
     axes[0].set_ylabel("validation accuracy (%)")
     figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
-    path = figures.save(figure, results.path / "figures", "accuracy_by_batch_size")
     some = numbers[numbers["n"] > 0]["n"]
     seeds = count(some.min(), "seed", some.max()) if len(some) else "no seed"
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "accuracy_by_batch_size"),
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
         f"95 % t interval (n = {seeds}; one seed has no interval); small marks: single seeds, "
         "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
@@ -683,10 +656,9 @@ def gap_figure(results: Results) -> Figure:
         cut |= _limit(panel, values, numbers, metric)
     axes[0].set_ylabel("bn minus gn (points)")
     figures.legend_below(figure, axes[0], 2)
-    path = figures.save(figure, results.path / "figures", "bn_minus_gn")
     pairs = numbers["best_pairs"]
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "bn_minus_gn"),
         "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
         f"({count(pairs.min(), 'pair', pairs.max())} of seeds). Grey: published ImageNet figures, "
         "images per GPU." + (_CUT if cut else ""),
@@ -823,9 +795,8 @@ def epochs_figure(results: Results) -> Figure | None:
     figures.whole_numbers(axes)
     axes.set_ylabel("norm, batch size, seed")
     axes.grid(visible=False, axis="y")
-    path = figures.save(figure, results.path / "figures", "epochs_run")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "epochs_run"),
         "Epochs run (filled) of those planned (outline), with what ended a trial early.",
         "A bar per trial with the epochs it ran.",
     )
@@ -1097,7 +1068,7 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         "change the gap. Batch sizes here are those of one device: published figures count images "
         "per GPU, with more of them per step."
     )
-    data = results.study.get("data") or {}
+    data = results.data
     counts = provenance.image_counts(data)
     if counts.get("val"):
         items.append(f"{sampling(counts['val'])}, which the intervals over seeds do not contain.")
@@ -1109,66 +1080,60 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
 # ---- the report ----
 
 
-def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section]:
-    blocks: list[Block] = [
-        Text(summary(results, table.numbers)),
-        replace(table, columns=table.columns[:-2]),
-    ]
-    if (table.numbers["n"] > 0).any():
-        blocks.append(accuracy_figure(results))
-    sections = [Section("Result", tuple(blocks)), _gap_section(results)]
+def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section | None]:
+    numbers, rates, memory = table.numbers, rate_table(results), memory_table(results)
     drawn = [
         curve_figure(results, "val_accuracy", "curves", "validation accuracy (%)"),
         _train_curves(results),
     ]
-    if (results.history["epoch"].nunique() > 0) and any(drawn):
-        sections.append(Section("Curves", tuple(one for one in drawn if one)))
-    sections.append(_stopping_section(results))
-    rates = rate_table(results)
-    sections.append(
-        Section(
-            "Learning rate and batch size",
-            (Text(rate_text(results)), *([rates] if len(rates.numbers) else [])),
-        )
-    )
-    memory = memory_table(results)
-    recorded = len(memory.columns) > 2
-    sections.append(
-        Section("Memory", (Text(memory_text(results)), *([memory] if recorded else [])))
-    )
-    sections += extra
-    sections.append(Section("Limits", (Text(limits(results, table.numbers)),)))
     every = trial_table(results)
     shown = replace(every, numbers=every.numbers.head(2 * _MOST_ROWS))
-    sections.append(Section("Every trial", (shown,), optional=True))
-    return sections
-
-
-def _gap_section(results: Results) -> Section:
-    table = gap_table(results)
-    blocks: list[Block] = [Text(gap_text(results))]
-    if table is not None:
-        blocks.append(table)
-        if table.numbers["best"].notna().any():
-            blocks.append(gap_figure(results))
-    blocks.append(published_table())
-    return Section("Batch norm minus group norm", tuple(blocks))
-
-
-def _stopping_section(results: Results) -> Section:
-    blocks: list[Block] = [
-        Text(f"{stopping_text(results.study)}\n\n{saved_text(results)}"),
-        savings_table(results),
+    return [
+        section(
+            "Result",
+            summary(results, numbers),
+            replace(table, columns=table.columns[:-2]),
+            accuracy_figure(results) if (numbers["n"] > 0).any() else None,
+        ),
+        _gap_section(results),
+        section("Curves", *drawn) if len(results.history) else None,
+        _stopping_section(results),
+        section(
+            "Learning rate and batch size",
+            rate_text(results),
+            rates if len(rates.numbers) else None,
+        ),
+        section("Memory", memory_text(results), memory if len(memory.columns) > 2 else None),
+        *extra,
+        section("Limits", limits(results, numbers)),
+        section("Every trial", shown, optional=True),
     ]
-    drawn = epochs_figure(results)
-    stopped = stopped_table(results)
-    if len(stopped.numbers):
-        rest = len(stopped.numbers) - _MOST_ROWS
-        note = f"{rest} more are in tables/stopped.csv." if rest > 0 else ""
-        blocks.append(replace(stopped, numbers=stopped.numbers.head(_MOST_ROWS), note=note))
-    if drawn:
-        blocks.append(drawn)
-    return Section("Early stopping", tuple(blocks))
+
+
+def _gap_section(results: Results) -> Section | None:
+    table = gap_table(results)
+    paired = table is not None and table.numbers["best"].notna().any()
+    return section(
+        "Batch norm minus group norm",
+        gap_text(results),
+        table,
+        gap_figure(results) if paired else None,
+        tables.published(_PUBLISHED_ROWS, _PUBLISHED_LINKS),
+    )
+
+
+def _stopping_section(results: Results) -> Section | None:
+    drawn, stopped = epochs_figure(results), stopped_table(results)
+    rest = len(stopped.numbers) - _MOST_ROWS
+    note = f"{rest} more are in tables/stopped.csv." if rest > 0 else ""
+    shown = replace(stopped, numbers=stopped.numbers.head(_MOST_ROWS), note=note)
+    return section(
+        "Early stopping",
+        f"{stopping_text(results.study)}\n\n{saved_text(results)}",
+        savings_table(results),
+        shown if len(stopped.numbers) else None,
+        drawn,
+    )
 
 
 def _short(table: tables.Table) -> tables.Table:

@@ -69,11 +69,6 @@ PUBLISHED_LINKS = (
 )
 
 
-def published() -> list[tuple[str, ...]]:
-    """Other people's results with per cent signs that stay with their numbers."""
-    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
-
-
 def floored(accuracy: float) -> str:
     """The accuracy as the lab's listing prints it: whole per cents, rounded down."""
     return "-" if math.isnan(accuracy) else f"{math.floor(100 * accuracy + 1e-9)}\u00a0%"
@@ -295,7 +290,7 @@ def moving(tuned: Results) -> str:
 def pretrained(tuned: Results, numbers: pd.DataFrame) -> str:
     """All weights retrained, against the same network from random weights."""
     rows = _against(tuned, "scratch").get("all", [])
-    named = tuned.study.get("data", {}).get("weights")
+    named = tuned.data.get("weights")
     origin = {
         "embedded": " The weights come from drawn birds, not from ImageNet: they show the "
         "mechanism, not what ImageNet's are worth.",
@@ -331,7 +326,7 @@ def proof(checked: pd.DataFrame) -> str:
 
 def beside(results: Results) -> str:
     """How far the published figures can be compared with this study."""
-    dataset = results.study.get("data", {}).get("dataset", "")
+    dataset = results.data.get("dataset", "")
     text = "Results of others on all of CIFAR-10, with far more epochs and augmentation."
     if dataset != "cifar10":
         text += f" This study ran on {_data_words(results)}: its levels are not theirs."
@@ -354,7 +349,7 @@ def limits(results: Results, cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
         if len(trials):
             first = trials.iloc[0]
             items.append(f"{name}: {_budget(results, first)}.")
-    if results.study.get("data", {}).get("kind") == "embedded":
+    if results.data.get("kind") == "embedded":
         items.append(
             "The embedded digits are real handwriting, but 8x8 pixels and easy; those held out are "
             "the last of each class in the file."
@@ -385,7 +380,7 @@ def _epoch_of_result(results: Results) -> str:
 
 def _budget(results: Results, trial: pd.Series) -> str:
     """Images, epochs, batch and pixels of a part."""
-    counts = image_counts(results.study.get("data", {}))
+    counts = image_counts(results.data)
     images = [
         f"{int(limit) if limit == limit and limit is not None else counts.get(split, 0):,} {words}"
         for split, words in (("train", "training images"), ("val", "for validation"))
@@ -399,7 +394,7 @@ def _budget(results: Results, trial: pd.Series) -> str:
 
 
 def _data_words(results: Results) -> str:
-    data = results.study.get("data", {})
+    data = results.data
     return {"digits": "embedded digits", "mnist": "MNIST"}.get(
         str(data.get("dataset")), "other images"
     )
@@ -432,7 +427,7 @@ def _range_over_rates(numbers: pd.DataFrame, form: str) -> float | None:
 
 
 def _first_epoch(cnn: Results) -> pd.Series:
-    history = cnn.history[cnn.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(cnn.history)
     return history[history["epoch"] == 1].groupby("bn")["val_accuracy"].mean()
 
 

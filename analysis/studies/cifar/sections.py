@@ -15,10 +15,9 @@ import pandas as pd
 import scipy
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.report import Figure, Section, section
 from analysis.results import statistics
-from analysis.results.folder import Predictions, Results, load, load_predictions, train_metric
+from analysis.results.folder import Predictions, Results, load_predictions, train_metric
 from analysis.studies.cifar import answers
 from analysis.studies.cifar.answers import Recomputed
 from core.errors import UserError
@@ -40,26 +39,16 @@ FROM_SCORES = ("val_accuracy", "val_error", "val_micro_f1", "val_macro_f1", "val
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf of the CIFAR study, print its headline.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results, checked = recompute(load(path))
+def report(results: Results) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the study, print its headline."""
+    results, checked = recompute(results)
     cnn, tuned = cnn_part(results), tuned_part(results)
-    shown = [t for t in (cnn_table(cnn), tuned_table(tuned)) if len(t.numbers)]
-    for table in [*shown, frozen_table(tuned), mode_table(cnn), trial_table(results)]:
-        if len(table.numbers):
-            tables.write(table, path / "tables")
+    shown = cnn_table(cnn), tuned_table(tuned)
+    printed = [_headline(table) for table in shown if len(table.numbers)]
+    made = [*shown, frozen_table(tuned), mode_table(cnn), trial_table(results)]
     title = "Batch norm in a small CNN, and a ResNet-18 fine-tuned in part"
-    sections = _sections(results, cnn, tuned, checked)
-    reports.write(provenance.study_report(results, title, sections), path)
-    for table in shown:
-        tables.print_table(_headline(table))
+    sections = _sections(results, cnn, tuned, shown, checked)
+    provenance.publish(results, title, sections, [t for t in made if len(t.numbers)], printed)
 
 
 def recompute(results: Results) -> tuple[Results, Recomputed]:
@@ -205,11 +194,9 @@ def cnn_table(cnn: Results) -> tables.Table:
         tables.text("bn", "bn"),
         tables.scientific("lr", "lr"),
         tables.count_of("n", "of"),
-        tables.interval(
-            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
-        ),
+        tables.interval("val_accuracy", "val accuracy (%)"),
         tables.Column("the lab prints", lambda row: answers.floored(row["val_accuracy"])),
-        tables.difference("difference", "difference_low", "difference_high", "minus none (points)"),
+        tables.difference("difference", "minus none (points)"),
         tables.p_value("p_holm"),
         tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
         tables.number("train_loss", "train loss (nats)", 3),
@@ -265,10 +252,8 @@ def tuned_table(tuned: Results) -> tables.Table:
         tables.text("setup", "trained"),
         tables.count_of("n", "of"),
         tables.number("trainable_parameters", "trained parameters"),
-        tables.interval(
-            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
-        ),
-        tables.difference("difference", "difference_low", "difference_high", "minus all (points)"),
+        tables.interval("val_accuracy", "val accuracy (%)"),
+        tables.difference("difference", "minus all (points)"),
         tables.p_value("p_holm"),
         tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
         tables.number("train_seconds", "s/epoch", 2),
@@ -298,7 +283,7 @@ def frozen_numbers(tuned: Results) -> pd.DataFrame:
     names = [f"frozen_{what}_{when}" for what in ("weights", "statistics") for when in _WHEN]
     keys = ["trial", "setup", "frozen_parameters"]
     columns = [*keys, *(name.removeprefix("frozen_") for name in names)]
-    trials = tuned.trials[tuned.trials["state"].isin(statistics.FINISHED)]
+    trials = statistics.finished(tuned.trials)
     if not {*names, "frozen_parameters"} <= set(trials):
         return pd.DataFrame(columns=[*columns, "weights_kept", "statistics_kept"])
     table = trials[trials["frozen_parameters"] > 0][[*keys, *names]].copy()
@@ -373,7 +358,7 @@ def mode_table(cnn: Results) -> tables.Table:
         tables.count_of("n", "of"),
         tables.number("val_accuracy", "net.eval() (%)", 1, 100.0),
         tables.number("training_mode", "net.train() (%)", 1, 100.0),
-        tables.difference("difference", "low", "high", "changed by forgetting (points)"),
+        tables.difference("difference", "changed by forgetting (points)", prefix=""),
     )
     return tables.Table(
         "modes",
@@ -429,18 +414,6 @@ def layer_table(form: str) -> tables.Table:
     )
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    rows = pd.DataFrame(answers.published(), columns=["source", "setting", "result"])
-    caption = "**Other people's results on CIFAR-10**, not measured here."
-    return tables.Table("published", rows, columns, caption, answers.PUBLISHED_LINKS)
-
-
 # ---- figures ----
 
 
@@ -465,11 +438,10 @@ def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
     figures.fit_to_lines(axes[0], cnn.history, [metric], scale)
     figures.legend_below(figure, axes[-1], len(forms))
     name = f"cnn_{metric.removesuffix('_running')}"
-    path = figures.save(figure, cnn.path / "figures", name)
     words = label.split(" (")[0]
     band = figures.band_text(cnn.history, ["lr", "bn"])
     return Figure(
-        path,
+        figures.save(figure, cnn.path / "figures", name),
         f"{words[0].upper()}{words[1:]} of the CNN, a panel per learning rate. {band}",
         f"Curves of {words} over epochs for each form of the CNN.",
     )
@@ -504,9 +476,8 @@ def tuned_figure(tuned: Results) -> Figure:
     axes[0].set_ylabel("accuracy (%)")
     figures.fit_to_lines(axes[0], history, list(titles), 100.0)
     figures.legend_below(figure, axes[-1], columns=4)  # the names are long
-    path = figures.save(figure, tuned.path / "figures", "resnet18_accuracy")
     return Figure(
-        path,
+        figures.save(figure, tuned.path / "figures", "resnet18_accuracy"),
         "Accuracy of ResNet-18 retrained in full and in part; training left, validation right. "
         f"{figures.band_text(tuned.history, 'setup')}",
         "Curves of accuracy over epochs, a line per setup.",
@@ -524,9 +495,8 @@ def cost_figure(tuned: Results) -> Figure:
     figure, axes = figures.panels(max(1, len(shown)), height=0.6 + 0.2 * len(order), sharey=True)
     for panel, (column, label) in zip(axes, shown.items(), strict=False):
         figures.dots(panel, trials, "setup", order, column, label)
-    path = figures.save(figure, tuned.path / "figures", "resnet18_cost")
     return Figure(
-        path,
+        figures.save(figure, tuned.path / "figures", "resnet18_cost"),
         "What each setup takes: bar, mean over seeds; marks, single seeds "
         f"({figures.seeds_text(trials, 'setup')}).",
         "Bars per setup of training seconds and memory.",
@@ -536,48 +506,53 @@ def cost_figure(tuned: Results) -> Figure:
 # ---- the report ----
 
 
-def _sections(results: Results, cnn: Results, tuned: Results, checked: Recomputed) -> list[Section]:
-    numbers = cnn_table(cnn).numbers, tuned_table(tuned).numbers
-    blocks: list[Block] = [Text(answers.summary(*numbers))]
-    if len(numbers[0]):
-        blocks.append(_short_cnn(cnn_table(cnn)))
-    if len(numbers[1]):
-        blocks.append(_short_tuned(tuned_table(tuned)))
-    blocks.append(Text(answers.recomputed(checked)))
-    sections = [
-        Section("Result", tuple(blocks)),
-        Section(
-            "The questions, answered",
-            (Text(answers.answers(cnn, tuned, *numbers, mode_numbers(cnn))),),
+def _sections(
+    results: Results,
+    cnn: Results,
+    tuned: Results,
+    shown: tuple[tables.Table, tables.Table],
+    checked: Recomputed,
+) -> list[Section | None]:
+    numbers = shown[0].numbers, shown[1].numbers
+    frozen, modes = frozen_table(tuned), mode_table(cnn)
+    return [
+        section(
+            "Result",
+            answers.summary(*numbers),
+            _short_cnn(shown[0]) if len(numbers[0]) else None,
+            _short_tuned(shown[1]) if len(numbers[1]) else None,
+            answers.recomputed(checked),
         ),
-    ]
-    if len(cnn.history):
-        sections.append(
-            Section(
-                "Curves of the CNN",
-                (
-                    cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
-                    _loss_figure(cnn),
-                ),
-            )
+        section(
+            "The questions, answered", answers.answers(cnn, tuned, *numbers, mode_numbers(cnn))
+        ),
+        section(
+            "Curves of the CNN",
+            cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
+            _loss_figure(cnn),
         )
-    if len(tuned.history):
-        sections.append(Section("Curves of ResNet-18", (tuned_figure(tuned), cost_figure(tuned))))
-    frozen = frozen_table(tuned)
-    if len(frozen.numbers):
-        proof = Text(answers.proof(frozen.numbers))
-        sections.append(Section("What was frozen has stayed the same", (proof, frozen)))
-    modes = mode_table(cnn)
-    if len(modes.numbers):
-        sections.append(Section("Training and evaluation mode", (modes,)))
-    beside = Text(answers.beside(results))
-    sections += [
-        Section("Layer sizes", (layer_table("listing"),)),
-        Section("Beside published figures", (beside, published_table())),
-        Section("Limits", (Text(answers.limits(results, *numbers)),)),
-        Section("Every trial", (trial_table(results),), optional=True),
+        if len(cnn.history)
+        else None,
+        section("Curves of ResNet-18", tuned_figure(tuned), cost_figure(tuned))
+        if len(tuned.history)
+        else None,
+        section("What was frozen has stayed the same", answers.proof(frozen.numbers), frozen)
+        if len(frozen.numbers)
+        else None,
+        section("Training and evaluation mode", modes if len(modes.numbers) else None),
+        section("Layer sizes", layer_table("listing")),
+        section(
+            "Beside published figures",
+            answers.beside(results),
+            tables.published(
+                answers.PUBLISHED,
+                answers.PUBLISHED_LINKS,
+                "**Other people's results on CIFAR-10**, not measured here.",
+            ),
+        ),
+        section("Limits", answers.limits(results, *numbers)),
+        section("Every trial", trial_table(results), optional=True),
     ]
-    return sections
 
 
 def _short_cnn(table: tables.Table) -> tables.Table:

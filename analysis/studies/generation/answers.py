@@ -134,7 +134,7 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
             "At no width does a family's interval over seeds lie above the share of held-out "
             "images: no sign of copying."
         )
-    check = results.study.get("data", {}).get("copy_check")
+    check = results.data.get("copy_check")
     if check is None:
         how = (
             "This folder was made by a check in pixels, which does not see mirrored or shifted "
@@ -158,7 +158,7 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
 
 def measures(results: Results, checked: Recomputed) -> str:
     """What is computed, in which features, and whether it could be computed again."""
-    data = results.study.get("data", {})
+    data = results.data
     reader, compared = data.get("classifier", {}), data.get("compared")
     accuracy = reader.get("held_out_accuracy", float("nan"))
     counted = image_counts(data)
@@ -226,7 +226,7 @@ def beside(results: Results) -> str:
 
 def limits(results: Results) -> str:
     """What the numbers cannot carry."""
-    data = results.study.get("data", {})
+    data = results.data
     items = [
         f"The Fréchet distance of {data.get('compared')} images is biased upwards, and the "
         "classifier that gives the features was trained on the training images: held-out images "

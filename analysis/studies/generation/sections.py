@@ -7,9 +7,8 @@ that labtune trained on the same data, never FID.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,9 @@ import torch
 from torch import Tensor
 
 from analysis.document import provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Equation, Section, Text
+from analysis.document.report import Equation, Section, section
 from analysis.results import statistics
-from analysis.results.folder import Results, load
+from analysis.results.folder import Results
 from analysis.studies.generation import answers, figures
 from analysis.studies.generation.answers import Recomputed
 from analysis.studies.generation.samples import Stored, load_stored, write_samples
@@ -41,39 +39,38 @@ YARDSTICKS = {
     "copies": "training images again",
     "noise": "noise (ceiling)",
 }
+_ROW, _DISTANCE = ("images", "width"), ("Fréchet distance", "of noise (%)")
+FRECHET = Equation(
+    r"d^2 = |\mu_r - \mu_g|^2 + \mathrm{tr}\left(\Sigma_r + \Sigma_g - 2\,"
+    r"(\Sigma_r \Sigma_g)^{1/2}\right)",
+    "Squared Fréchet distance: squared distance of the means plus the trace of both covariances "
+    "less twice the root of their product",
+)
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf, print the headline; samples/ if asked.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results, checked = recompute(load(path))
+def report(results: Results) -> None:
+    """Write tables/, figures/, report and samples/ if asked, print the headline."""
+    results, checked = recompute(results)
     numbers = generation_numbers(results)
-    table = generation_table(results, numbers)
-    copies = copy_table(results, numbers)
-    every = seed_table(results)
-    for one in (table, copies, every):
-        tables.write(one, path / "tables")
-    sections = _sections(results, numbers, table, copies, every, checked)
+    written = [
+        generation_table(results, numbers),
+        copy_table(results, numbers),
+        seed_table(results),
+    ]
+    sections = _sections(results, numbers, written, checked)
     title = "Image generation: three families"
     digits = " and, for copies, the digits that labtune comes with" if checked.images else ""
-    made = provenance.study_report(results, title, sections, elsewhere=digits)
-    reports.write(made, path)
+    provenance.publish(results, title, sections, written, [], elsewhere=digits)
     wanted = int(results.trials["samples"].max()) if "samples" in results.trials else 0
-    if wanted and (path / "checkpoints" / "best.json").is_file():
+    if wanted and (results.path / "checkpoints" / "best.json").is_file():
         print(f"{wanted} images of the best trial: {write_samples(results, wanted)}")
-    tables.print_table(_headline(table))
+    tables.print_table(_headline(written[0]))
 
 
 def yardsticks(results: Results) -> dict[str, dict[str, float]]:
     """Measures of images that are not generated, as the study recorded them before it ran."""
-    return results.study.get("data", {}).get("yardsticks", {})
+    return results.data.get("yardsticks", {})
 
 
 # ---- tables ----
@@ -99,7 +96,7 @@ def generation_numbers(results: Results) -> pd.DataFrame:
         found = statistics.compare(trials, KEYS, metric)[[*KEYS, "mean", "low", "high"]]
         found.columns = [*KEYS, metric, f"{metric}_low", f"{metric}_high"]
         table = table.merge(found, on=KEYS, how="left")
-    done = trials[trials["state"].isin(statistics.FINISHED)]
+    done = statistics.finished(trials)
     averaged = ("parameters", "seconds_per_epoch", "sample_seconds", *COPYING[:2])
     kinds = dict.fromkeys(averaged, "mean")
     for column, kind in (kinds | {"inception_frechet": "mean", "peak_memory_mib": "max"}).items():
@@ -126,12 +123,12 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         tables.text("what", "images"),
         tables.Column("width", lambda row: _whole(row["width"])),
         tables.Column("seeds", lambda row: _seeds(row)),
-        tables.interval("frechet", "frechet_low", "frechet_high", "Fréchet distance", 3, 1.0),
+        tables.interval("frechet", "Fréchet distance", 3, 1.0),
         tables.number("share", "of noise (%)", 1, 100.0),
-        *(tables.plus_minus(m, f"{m}_high", f"{m} (%)", 0) for m in ("precision", "recall")),
-        tables.plus_minus("density", "density_high", "density", 2, 1.0),
-        tables.plus_minus("coverage", "coverage_high", "coverage (%)", 0),
-        tables.plus_minus("class_agreement", "class_agreement_high", "right class (%)", 0),
+        *(tables.plus_minus(m, f"{m} (%)", 0) for m in ("precision", "recall")),
+        tables.plus_minus("density", "density", 2, 1.0),
+        tables.plus_minus("coverage", "coverage (%)", 0),
+        tables.plus_minus("class_agreement", "right class (%)", 0),
         tables.number("class_balance", "class balance", 3),
         tables.number("parameters", "weights", 0),
         tables.number("seconds_per_epoch", "s/epoch", 1),
@@ -139,7 +136,7 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     ]
     if "inception_frechet" in frame:
         columns.insert(5, tables.number("inception_frechet", "in Inception's features", 2))
-    count = results.study.get("data", {}).get("compared", "as many")
+    count = results.data.get("compared", "as many")
     note = (
         f"{_shown_epoch(results)}; mean [95 % t interval] over seeds, ± half of it. Every row "
         f"compares {count} images with training images, in labtune's classifier features: not FID. "
@@ -161,7 +158,7 @@ def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         known = {key: measures.get(key, np.nan) for key in COPYING}
         rows.append(pd.DataFrame([known | {"what": YARDSTICKS[name]}]))
     frame = pd.concat(rows, ignore_index=True)
-    check = results.study.get("data", {}).get("copy_check", {"threshold": 0.5})
+    check = results.data.get("copy_check", {"threshold": 0.5})
     columns = (
         tables.text("what", "images"),
         tables.Column("width", lambda row: _whole(row["width"])),
@@ -203,22 +200,6 @@ def seed_table(results: Results) -> tables.Table:
         trials,
         columns,
         f"Every trial. {_shown_epoch(results)}; copies are of its stored samples.",
-    )
-
-
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.PUBLISHED, columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results**, not measured here; FID is with Inception's features.",
-        answers.PUBLISHED_LINKS,
     )
 
 
@@ -307,7 +288,7 @@ def _from_images(stored: Stored, train: tuple[Tensor, CopyCheck] | None) -> dict
 
 def _training_images(results: Results) -> tuple[Tensor, CopyCheck] | None:
     """The training images where they come with labtune: the embedded digits, if unchanged."""
-    about = results.study.get("data", {})
+    about = results.data
     if about.get("kind") != "embedded" or "copy_check" not in about:
         return None
     config = results.study["trials"][0]["config"]
@@ -330,91 +311,51 @@ def _balance(predicted: np.ndarray, classes: int) -> float:
 
 
 def _sections(
-    results: Results,
-    numbers: pd.DataFrame,
-    table: tables.Table,
-    copies: tables.Table,
-    every: tables.Table,
-    checked: Recomputed,
-) -> list[Section]:
-    shown, known = shown_trials(results, numbers), yardsticks(results)
-    sections = [_result(results, numbers, table, known)]
+    results: Results, numbers: pd.DataFrame, written: Sequence[tables.Table], checked: Recomputed
+) -> list[Section | None]:
+    (table, copies, every), known = written, yardsticks(results)
+    shown = shown_trials(results, numbers)
+    first, limits = _result(results, numbers, table), section("Limits", answers.limits(results))
     if not shown:
-        return [*sections, Section("Limits", (Text(answers.limits(results)),))]
-    best = next(iter(shown.values()))
-    sections.append(
-        Section("Images", (Text(answers.looks(shown)), figures.samples_figure(results, shown)))
-    )
-    sections.append(
-        Section(
-            "Made or copied?",
-            (
-                Text(answers.copied(results, numbers, known)),
-                copies,
-                figures.neighbours_figure(results, best),
-                figures.distances_figure(results, shown),
-            ),
-        )
-    )
-    sections.append(
-        Section(
-            "Over the training",
-            (figures.curves_figure(results, known), figures.progress_figure(results, shown)),
-        )
-    )
-    through: list[Block] = [figures.interpolation_figure(results, shown)]
+        return [first, limits]
+    through = [figures.interpolation_figure(results, shown)]
     if "flow" in shown:
         through.append(figures.trajectory_figure(results, shown["flow"]))
-    sections.append(Section("Ways through the latents", tuple(through)))
-    sections.append(
-        Section(
-            "What the measures mean",
-            (
-                Equation(
-                    r"d^2 = |\mu_r - \mu_g|^2 + \mathrm{tr}\left(\Sigma_r + \Sigma_g - 2\,"
-                    r"(\Sigma_r \Sigma_g)^{1/2}\right)",
-                    "Squared Fréchet distance: squared distance of the means plus the trace of "
-                    "both covariances less twice the root of their product",
-                ),
-                Text(answers.measures(results, checked)),
+    return [
+        first,
+        section("Images", answers.looks(shown), figures.samples_figure(results, shown)),
+        section(
+            "Made or copied?",
+            answers.copied(results, numbers, known),
+            copies,
+            figures.neighbours_figure(results, next(iter(shown.values()))),
+            figures.distances_figure(results, shown),
+        ),
+        section(
+            "Over the training",
+            figures.curves_figure(results, known),
+            figures.progress_figure(results, shown),
+        ),
+        section("Ways through the latents", *through),
+        section("What the measures mean", FRECHET, answers.measures(results, checked)),
+        section(
+            "Beside published figures",
+            answers.beside(results),
+            tables.published(
+                answers.PUBLISHED,
+                answers.PUBLISHED_LINKS,
+                "**Other people's results**, not measured here; FID is with Inception's features.",
             ),
-        )
-    )
-    sections.append(
-        Section("Beside published figures", (Text(answers.beside(results)), published_table()))
-    )
-    sections.append(Section("Limits", (Text(answers.limits(results)),)))
-    sections.append(Section("Every trial", (every,), optional=True))
-    return sections
+        ),
+        limits,
+        section("Every trial", every, optional=True),
+    ]
 
 
-def _result(
-    results: Results,
-    numbers: pd.DataFrame,
-    table: tables.Table,
-    known: Mapping[str, Mapping[str, float]],
-) -> Section:
-    main = table.show(
-        "images",
-        "width",
-        "seeds",
-        "Fréchet distance",
-        "of noise (%)",
-        *(["in Inception's features"] if "inception_frechet" in numbers else []),
-        "weights",
-        "s/epoch",
-        "peak MiB",
-    )
-    others = table.show(
-        "images",
-        "width",
-        "precision (%)",
-        "recall (%)",
-        "density",
-        "coverage (%)",
-        "right class (%)",
-        "class balance",
-    )
+def _result(results: Results, numbers: pd.DataFrame, table: tables.Table) -> Section | None:
+    inception = ["in Inception's features"] if "inception_frechet" in numbers else []
+    others = table.show(*_ROW, "precision (%)", "recall (%)", "density", "coverage (%)",
+                        "right class (%)", "class balance")  # fmt: skip
     others = replace(
         others,
         caption="Fidelity, variety and classes of the same images.",
@@ -422,22 +363,19 @@ def _result(
         "classifier takes for what was asked. Class balance: entropy of its classes, 1 when all "
         "are equal.",
     )
-    blocks: list[Block] = [Text(answers.summary(results, numbers, known)), main, others]
-    blocks.append(Text(answers.questions(results, numbers, known)))
-    return Section("Result", tuple(blocks))
+    known = yardsticks(results)
+    return section(
+        "Result",
+        answers.summary(results, numbers, known),
+        table.show(*_ROW, "seeds", *_DISTANCE, *inception, "weights", "s/epoch", "peak MiB"),
+        others,
+        answers.questions(results, numbers, known),
+    )
 
 
 def _headline(table: tables.Table) -> tables.Table:
-    short = table.show(
-        "images",
-        "width",
-        "seeds",
-        "Fréchet distance",
-        "of noise (%)",
-        "coverage (%)",
-    )
     return replace(
-        short,
+        table.show(*_ROW, "seeds", *_DISTANCE, "coverage (%)"),
         caption="Generation: Fréchet distance in classifier features (not FID), smallest first.",
         note="Mean [95 % t interval].",
     )

@@ -96,11 +96,6 @@ PUBLISHED_LINKS = (
 )
 
 
-def published() -> list[tuple[str, ...]]:
-    """Other people's results with per cent signs that stay with their numbers."""
-    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
-
-
 def summary(results: Results, numbers: pd.DataFrame) -> str:
     """The result in one paragraph."""
     ranked = numbers[numbers["n"] > 0]
@@ -262,7 +257,7 @@ def beside(results: Results) -> str:
         "magnitude. The highest accuracy is batch norm's in its ImageNet row and batch-instance "
         "norm's on the lab's birds, both without an interval."
     )
-    if results.study.get("data", {}).get("kind") == "synthetic":
+    if results.synthetic:
         text += (
             " This study ran on generated images, so its levels cannot be compared with any of "
             "them."
@@ -292,13 +287,13 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
         "Seeds vary initial weights, order and augmentation; the split into training and "
         "validation images is the same for all."
     )
-    counts = image_counts(results.study.get("data", {}))
+    counts = image_counts(results.data)
     if counts.get("val"):
         items.append(
             f"{sampling(counts['val'])}. The intervals over seeds do not contain it; all norms "
             "share the images."
         )
-    if results.study.get("data", {}).get("kind") == "synthetic":
+    if results.synthetic:
         items.append(
             "Generated images, not photographs: the ranking need not hold for photographs."
         )
@@ -407,7 +402,7 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
         )
     place = _own(ranked)["norm"].tolist().index("none") + 1
     text += f", place {place} of {len(_own(ranked))}. "
-    curves = results.history[results.history["state"].isin(statistics.FINISHED)]
+    curves = statistics.finished(results.history)
     loss = "train_loss_running"
     first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
     if {"none", "bn"} <= set(getattr(first, "index", ())):
@@ -487,7 +482,7 @@ def _cost_sentence(ranked: pd.DataFrame) -> str:
 def _steps(results: Results, recipe: str) -> str:
     """How many optimiser steps a recipe took, where the batch size is known."""
     trials = results.trials[results.trials["recipe"] == recipe]
-    images = image_counts(results.study.get("data", {})).get("train")
+    images = image_counts(results.data).get("train")
     batch = trials.get("batch_size")
     if batch is None or batch.isna().all() or not images:
         return ""
@@ -497,7 +492,7 @@ def _steps(results: Results, recipe: str) -> str:
 
 
 def _classes(results: Results) -> int:
-    found = results.study.get("data", {}).get("classes")
+    found = results.data.get("classes")
     if isinstance(found, int):
         return found
     return len(found) if isinstance(found, Sequence) else 0

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.report import Block, Figure, Section, section
 from analysis.document.words import count, curve_note
 from analysis.results import statistics
 from analysis.results.folder import Results, load, load_predictions, train_metric
@@ -39,29 +38,24 @@ _SHOWN = {"val": "val", "best_train": "train"}  # validation of the last epoch, 
 
 
 @provenance.of_finished
-def report(path: Path, extra: Callable[[Results], list[Section]] = lambda results: []) -> None:
+def report(
+    results: Results, extra: Callable[[Results], list[Section]] = lambda results: []
+) -> None:
     """Write tables/, figures/, report.html and report.pdf of the norms study, print its headline.
 
     Args:
-        path: result folder with study.json, trials.csv and history.csv.
+        results: the study.
         extra: gives sections that follow the study's own.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
     """
-    results = load(path)
     main = main_recipe(results)
     table = norm_table(main)
     written = [table, splits_table(main), seed_table(results)]
     if _several(results):
         written += [recipe_table(results), *(splits_table(one) for one in other_recipes(results))]
-    for one in written:
-        tables.write(one, path / "tables")
     title = "Normalisation layers in a small ResNet"
     sections = [*_sections(results, main, table), *extra(results)]
     sources = ("predictions/", "gradcam.npz")
-    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
-    tables.print_table(_headline(table))
+    provenance.publish(results, title, sections, written, [_headline(table)], sources=sources)
 
 
 def headline(path: Path, console: Any = None) -> None:
@@ -141,7 +135,7 @@ def norm_numbers(results: Results) -> pd.DataFrame:
         against["p"].where(against["norm"] != "torch_bn").to_numpy(dtype=float)
     )
     table = table.merge(against, on="norm", how="left")
-    finished = results.trials[results.trials["state"].isin(statistics.FINISHED)]
+    finished = statistics.finished(results.trials)
     for column, summary in (("seconds_per_epoch", "mean"), ("peak_memory_mib", "max")):
         values = finished.groupby("norm")[column].agg(summary) if column in finished else {}
         table[column] = table["norm"].map(values).astype(float)
@@ -154,11 +148,9 @@ def norm_table(results: Results) -> tables.Table:
     columns = [tables.text("norm", "norm"), tables.count_of("n", "of")]
     for metric, words in METRICS.items():
         name = f"val_{metric}"
-        columns.append(tables.interval(name, f"{name}_low", f"{name}_high", f"val {words} (%)"))
+        columns.append(tables.interval(name, f"val {words} (%)"))
     columns += [
-        tables.difference(
-            "difference", "difference_low", "difference_high", f"minus {BASELINE} (points)"
-        ),
+        tables.difference("difference", f"minus {BASELINE} (points)"),
         tables.p_value("p_holm"),
         tables.number("seconds_per_epoch", "s/epoch", 2),
         tables.number("peak_memory_mib", "peak MiB", 0),
@@ -176,8 +168,7 @@ def splits_table(results: Results) -> tables.Table:
         for metric, words in {**METRICS, "loss": "loss (nats)"}.items():
             name, percent = f"best_{split}_{metric}", metric != "loss"
             digits, scale = (1, 100.0) if percent else (3, 1.0)
-            high = f"{name}_high"
-            columns.append(tables.plus_minus(name, high, f"{split} {words}", digits, scale))
+            columns.append(tables.plus_minus(name, f"{split} {words}", digits, scale))
     return tables.Table(
         f"splits{other}",
         numbers,
@@ -248,7 +239,7 @@ def recipe_numbers(results: Results) -> pd.DataFrame:
     for metric in ("best_val_accuracy", "best_train_accuracy", "best_train_loss"):
         mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
         table = table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
-    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(results.history)
     if "lr" in history:
         rates = history.groupby([*keys, "trial"])["lr"].agg(["first", "sum"]).groupby(keys).mean()
         rates.columns = ["lr", "lr_sum"]
@@ -267,9 +258,7 @@ def recipe_table(results: Results) -> tables.Table:
         tables.text("norm", "norm"),
         tables.text("recipe", "recipe"),
         tables.count_of("n", "of"),
-        tables.interval(
-            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
-        ),
+        tables.interval("val_accuracy", "val accuracy (%)"),
         tables.number("best_train_accuracy", "train accuracy (%)", 1, 100.0),
         tables.number("best_train_loss", "train loss (nats)", 3),
     ]
@@ -288,22 +277,6 @@ def recipe_table(results: Results) -> tables.Table:
     )
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.published(), columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results**, not measured here.",
-        answers.PUBLISHED_LINKS,
-    )
-
-
 # ---- checks ----
 
 
@@ -314,7 +287,7 @@ def own_against_torch(results: Results) -> pd.DataFrame:
         seed, epoch, and the differences of val_accuracy, train_accuracy_running, val_loss and
         train_loss_running; empty when either norm is missing.
     """
-    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(results.history)
     metrics = ["val_accuracy", "train_accuracy_running", "val_loss", "train_loss_running"]
     history = history.reindex(columns=[*history, *(m for m in metrics if m not in history)])
     own, torch = (
@@ -330,7 +303,7 @@ def recompute(results: Results) -> Recomputed | None:
     They are compared with the metrics of the epoch that the file names, or of the last.
     """
     worst = {"accuracy": 0.0, "macro_f1": 0.0}
-    trials = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
+    trials = set(statistics.finished(results.trials)["trial"])
     checked = [trial for trial in results.with_predictions() if trial in trials]
     images = 0
     for trial in checked:
@@ -410,7 +383,7 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
 @figures.styled
 def sanity_figure(results: Results) -> Figure:
     """Own and torch's batch norm on top of each other, seed by seed."""
-    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(results.history)
     look = figures.NORM_STYLES
     figure, axes = figures.panels(2, height=2.1)
     for panel, (metric, label, scale) in zip(
@@ -435,9 +408,8 @@ def sanity_figure(results: Results) -> Figure:
         panel.set_ylabel(label)
         figures.whole_numbers(panel)
     figures.legend_below(figure, axes[0], 2)
-    path = figures.save(figure, results.path / "figures", "sanity")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "sanity"),
         "Own bn (blue, dashed) over torch's (grey, wide): a line per seed. Where only blue on grey "
         "is seen, the two agree.",
         "Curves of own batch norm drawn over those of torch's batch norm.",
@@ -459,10 +431,9 @@ def cost_figure(results: Results) -> Figure:
     figure, axes = figures.panels(max(1, len(shown)), height=0.55 + 0.2 * len(norms))
     for panel, (column, label) in zip(axes, shown.items(), strict=False):
         figures.dots(panel, results.trials, "norm", norms, column, label)
-    path = figures.save(figure, results.path / "figures", "cost")
     words = " and ".join(shown.values())
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "cost"),
         f"{words[0].upper()}{words[1:]} of each norm: bar, mean over seeds; marks, "
         f"single seeds ({figures.seeds_text(results.trials, 'norm')}).",
         f"Bars per norm of {words}.",
@@ -485,14 +456,13 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
         high=100,
         label="recall (%)",
     )
-    path = figures.save(figure, results.path / "figures", "classes")
     cut = (
         ""
         if len(shown) == len(recalls)
         else f" The {len(shown)} hardest of {len(recalls)} classes."
     )
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "classes"),
         "Recall (%) of each class on validation images, hardest class first, for the best trial of "
         f"each norm (one seed each), at the epoch whose scores are stored.{cut}",
         "Heat map of recall per class and norm.",
@@ -523,10 +493,9 @@ def recipe_figure(results: Results) -> Figure:
     axes[0].set_ylabel("validation accuracy (%)")
     figures.fit_to_lines(axes[0], results.history, ["val_accuracy"], 100.0)
     figures.legend_below(figure, axes[0], len(norms))
-    path = figures.save(figure, results.path / "figures", "recipes")
     band = figures.band_text(results.history, ["recipe", "norm"])
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "recipes"),
         f"Validation accuracy under each recipe. {band}",
         "Curves of validation accuracy over epochs, one panel per recipe.",
     )
@@ -535,52 +504,51 @@ def recipe_figure(results: Results) -> Figure:
 # ---- the report ----
 
 
-def _sections(results: Results, main: Results, table: tables.Table) -> list[Section]:
-    differences = own_against_torch(main)
-    checked = recompute(results)
-    found = class_recall(main)
-    sections = [
-        _result(main, table, checked),
-        Section(
-            "The questions, answered",
-            (Text(answers.answers(main, table.numbers, differences)),),
+def _sections(results: Results, main: Results, table: tables.Table) -> list[Section | None]:
+    numbers, differences, found = table.numbers, own_against_torch(main), class_recall(main)
+    against = ["minus bn (points)", "p (Holm)"] if _has_baseline(numbers) else []
+    return [
+        section(
+            "Result",
+            answers.summary(main, numbers),
+            table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB"),
+            splits_table(main),
+            answers.recomputed(recompute(results)),
         ),
+        section("The questions, answered", answers.answers(main, numbers, differences)),
         Section("Curves", tuple(curve_figures(main))),
+        None
+        if differences.empty
+        else section(
+            "Sanity check: own bn against torch's",
+            answers.identical(differences),
+            sanity_figure(main),
+        ),
+        section("Time and memory", answers.cost(main, numbers), cost_figure(main)),
+        section("Classes", answers.classes(*found), class_figure(main, found[0]))
+        if found
+        else None,
+        section("Recipes", *_recipes(results)) if _several(results) else None,
+        section(
+            "Beside published figures",
+            answers.beside(results),
+            tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS),
+        ),
+        section("Limits", answers.limits(main, numbers)),
+        section("Every trial", _seeds_shown(results), optional=True),
     ]
-    if not differences.empty:
-        text = answers.identical(differences)
-        sections.append(
-            Section("Sanity check: own bn against torch's", (Text(text), sanity_figure(main)))
-        )
-    sections.append(
-        Section("Time and memory", (Text(answers.cost(main, table.numbers)), cost_figure(main)))
-    )
-    if found:
-        recalls, matrix = found
-        text = answers.classes(recalls, matrix)
-        sections.append(Section("Classes", (Text(text), class_figure(main, recalls))))
-    if _several(results):
-        recipes = recipe_table(results)
-        text = answers.recipes(results, recipes.numbers)
-        blocks: list[Block] = [Text(text), recipes, recipe_figure(results)]
-        for other in other_recipes(results):
-            blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
-        sections.append(Section("Recipes", tuple(blocks)))
-    sections.append(
-        Section("Beside published figures", (Text(answers.beside(results)), published_table()))
-    )
-    sections.append(Section("Limits", (Text(answers.limits(main, table.numbers)),)))
-    sections.append(Section("Every trial", (_seeds_shown(results),), optional=True))
-    return sections
 
 
-def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> Section:
-    against = ["minus bn (points)", "p (Holm)"] if _has_baseline(table.numbers) else []
-    compared = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB")
-    summary = Text(answers.summary(main, table.numbers))
-    blocks: list[Block] = [summary, compared, splits_table(main)]
-    blocks.append(Text(answers.recomputed(checked)))
-    return Section("Result", tuple(blocks))
+def _recipes(results: Results) -> list[Block | str]:
+    table = recipe_table(results)
+    blocks: list[Block | str] = [
+        answers.recipes(results, table.numbers),
+        table,
+        recipe_figure(results),
+    ]
+    for other in other_recipes(results):
+        blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
+    return blocks
 
 
 def _seeds_shown(results: Results) -> tables.Table:

@@ -6,7 +6,6 @@ best_config.json of one result folder. The trial "default" ran beside the search
 
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
 from analysis.document.markup import escape
-from analysis.document.report import Block, Code, Figure, Section, Text, join
+from analysis.document.report import Block, Code, Figure, Section, join, section
 from analysis.document.tables import decimal, significant
 from analysis.document.words import (
     bracket,
@@ -30,7 +28,7 @@ from analysis.document.words import (
     stopping_text,
 )
 from analysis.results import statistics
-from analysis.results.folder import Results, load
+from analysis.results.folder import Results
 from core.errors import UserError
 from core.storage.files import read_json
 
@@ -43,33 +41,30 @@ _EDGE = 0.05  # share of a range: a best value closer to an end than this lies a
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
+def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
 
-    Args:
-        path: result folder with study.json, trials.csv, history.csv and search.json.
-
     Raises:
-        UserError: a file of the folder is missing or damaged, or it holds no search.
+        UserError: the folder holds no search.
     """
-    results = load(path)
     if not results.study.get("search"):
-        raise UserError(f"{path / 'study.json'} holds no search: it was not made with --search")
-    settings, every, final = (
-        settings_table(results), trial_table(results), reported_table(results)
-    )  # fmt: skip
-    for table in (settings, every, *([final] if final else [])):
-        tables.write(table, path / "tables")
-    title = f"Search for the best settings of {results.study['study']}"
-    sections = _sections(results, settings, every, final)
-    sources = ("search.json", "best_config.json")
-    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
-    tables.print_table(replace(settings, note=_plain(verdict(results))))
+        file = results.path / "study.json"
+        raise UserError(f"{file} holds no search: it was not made with --search")
+    settings, every, final = settings_table(results), trial_table(results), reported_table(results)
+    printed = [replace(settings, note=_plain(verdict(results)))]
     if final:
-        tables.print_table(replace(final, note=_plain(outcome(results))))
+        printed.append(replace(final, note=_plain(outcome(results))))
+    provenance.publish(
+        results,
+        f"Search for the best settings of {results.study['study']}",
+        _sections(results, settings, every, final),
+        [settings, every, final],
+        printed,
+        sources=("search.json", "best_config.json"),
+    )
     best, default = best_trial(results), default_trial(results)
     if best is not None and (default is None or best["value"] > default["value"]):
-        file = shlex.quote(str(path / "best_config.json"))
+        file = shlex.quote(str(results.path / "best_config.json"))
         print(f"use it: python {_script(results)} --config {file}")
 
 
@@ -367,9 +362,8 @@ def history_figure(results: Results) -> Figure:
     axes.set_ylabel(_best_value(results).removeprefix("best "))  # the height is short
     figures.whole_numbers(axes)
     figures.legend_below(figure, axes, 5)
-    path = figures.save(figure, results.path / "figures", "search_history")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "search_history"),
         f"Best {measured_words(results.study)} of each configuration over its epochs, in the order "
         "of the search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One "
         "seed each.",
@@ -414,9 +408,8 @@ def settings_figure(results: Results) -> Figure:
     # The default lies on an axis only where it has a value; the fullest legend names all marks.
     fullest = max(axes, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
     figures.legend_below(figure, fullest, 5)
-    path = figures.save(figure, results.path / "figures", "search_settings")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "search_settings"),
         "The same values against each searched setting; the other settings differ from mark to "
         "mark.",
         "Scatter plots of the value against each searched setting.",
@@ -467,9 +460,8 @@ def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
     axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
     axes.set_xlabel("importance (share of the explained variance)")
     axes.grid(visible=False, axis="y")
-    path = figures.save(figure, results.path / "figures", "importances")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "importances"),
         f"Importance of each setting for the best {measured_words(results.study)} within the "
         "searched ranges (fANOVA over the configurations with a value).",
         f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
@@ -557,7 +549,7 @@ def outcome(results: Results) -> str:
 
 def _images(results: Results) -> int:
     """How many images the search is scored on."""
-    data = results.study.get("data") or {}
+    data = results.data
     if held_out(results):
         return (data.get("holdout") or {}).get("scored", 0)
     return provenance.image_counts(data).get("val", 0)
@@ -615,7 +607,7 @@ def _chosen_on(results: Results) -> str:
             "Settings are chosen on the validation images, so the best value is no estimate for "
             "new images; a test set or other seeds have to confirm it."
         )
-    absent = ((results.study.get("data") or {}).get("holdout") or {}).get("missing") or []
+    absent = (results.data.get("holdout") or {}).get("missing") or []
     few = f" None of them shows {join([escape(name) for name in absent])}." if absent else ""
     return (
         f"Settings are chosen on {_images(results):,} images held out of the training images, so "
@@ -638,7 +630,7 @@ def limits(results: Results) -> str:
             "Configurations that were stopped early count with the epochs they ran: a setting that "
             "starts slowly is at a disadvantage."
         )
-    data = results.study.get("data") or {}
+    data = results.data
     if data.get("kind") == "synthetic":
         items.append("Generated images, not photographs: the best settings need not carry over.")
     smaller = "fewer epochs and smaller images may favour other settings than the full scale."
@@ -650,45 +642,36 @@ def limits(results: Results) -> str:
 
 def _sections(
     results: Results, settings: tables.Table, every: tables.Table, final: tables.Table | None
-) -> list[Section]:
-    drawn: Sequence[Block] = (
-        (history_figure(results), settings_figure(results)) if best_trial(results) else ()
-    )
+) -> list[Section | None]:
+    drawn = [history_figure(results), settings_figure(results)] if best_trial(results) else []
     weights = importances(results)[0]
-    words = "\n\n".join(part for part in (summary(results), edges(results)) if part)
-    shown = replace(every, numbers=every.numbers.head(_MOST_ROWS))
     rest = len(every.numbers) - _MOST_ROWS
-    if rest > 0:
-        shown = replace(shown, note=f"{rest} more are in tables/search_trials.csv.")
+    note = f"{rest} more are in tables/search_trials.csv." if rest > 0 else every.note
+    shown = replace(every, numbers=every.numbers.head(_MOST_ROWS), note=note)
+    words = "\n\n".join(filter(None, (summary(results), edges(results))))
     return [
-        Section("Result", (Text(words), *([final] if final else []), settings)),
-        Section("Use it", _use(results)),
-        Section(
-            "What was tried", (*drawn, Text(f"Early stopping. {stopping_text(results.study)}"))
-        ),
-        Section(
+        section("Result", words, final, settings),
+        section("Use it", *_use(results)),
+        section("What was tried", *drawn, f"Early stopping. {stopping_text(results.study)}"),
+        section(
             "What mattered",
-            (
-                Text(importance_text(results)),
-                *([importance_figure(results, weights)] if weights else []),
-            ),
+            importance_text(results),
+            importance_figure(results, weights) if weights else None,
         ),
-        Section("Limits", (Text(limits(results)),)),
-        Section("Every configuration", (shown,), optional=True),
+        section("Limits", limits(results)),
+        section("Every configuration", shown, optional=True),
     ]
 
 
-def _use(results: Results) -> tuple[Block, ...]:
+def _use(results: Results) -> list[Block | str]:
     """The command, and what its file holds."""
     file, best = results.path / "best_config.json", best_trial(results)
     if best is None or not file.exists():
-        return (Text("There is no `best_config.json` yet."),)
+        return ["There is no `best_config.json` yet."]
     held = read_json(file)
-    blocks: list[Block] = [
-        Text(
-            "The best settings are in `best_config.json` beside this report; the command takes its "
-            f"path. It holds {_held(held)}."
-        ),
+    blocks: list[Block | str] = [
+        "The best settings are in `best_config.json` beside this report; the command takes its "
+        f"path. It holds {_held(held)}.",
         Code(f"python {_script(results)} --config best_config.json"),
     ]
     other = [
@@ -698,8 +681,8 @@ def _use(results: Results) -> tuple[Block, ...]:
     ]
     if other:
         keys = join([f"`{key}`" for key in other])
-        blocks.append(Text(f"**It differs from the best configuration of trials.csv in {keys}.**"))
-    return tuple(blocks)
+        blocks.append(f"**It differs from the best configuration of trials.csv in {keys}.**")
+    return blocks
 
 
 def _held(held: Any) -> str:

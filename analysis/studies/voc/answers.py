@@ -95,7 +95,7 @@ def author(name: str) -> str:
 
 def summary(results: Results, total: Mapping[str, Any], trials: int, best: str) -> str:
     """The result in one paragraph."""
-    images = image_counts(results.study.get("data") or {})
+    images = image_counts(results.data)
     counts = join([f"{number:,} {split} images" for split, number in images.items()])
     over = f"over {trials} seeds" if trials > 1 else "of one trial"
     interval = (

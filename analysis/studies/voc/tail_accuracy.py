@@ -201,9 +201,8 @@ def figure(tail: TailAccuracy, folder: Path, name: str = "tail_accuracy") -> Fig
     right.set_xlabel("threshold t")
     right.set_ylabel("above the threshold")
     right.legend(loc="best")
-    path = figures.save(drawn, folder, name)
     return Figure(
-        path,
+        figures.save(drawn, folder, name),
         "Left: tail accuracy, mean over classes (blue) and single classes (grey). Right: what "
         "stands behind each point, image-class pairs and classes (logarithmic).",
         "Tail accuracy over the threshold; beside it the numbers of images and classes left.",

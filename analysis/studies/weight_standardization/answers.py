@@ -45,7 +45,7 @@ def summary(results: Results, numbers: pd.DataFrame, losses: pd.DataFrame) -> st
 
 def chance(results: Results) -> str:
     """What ranking the images at random would give: the share of images with a class."""
-    data = results.study.get("data", {})
+    data = results.data
     counts, images = data.get("counts", {}).get("val"), data.get("images", {}).get("val")
     if not counts or not images:
         return ""
@@ -166,7 +166,7 @@ def spread(values: pd.Series) -> str:
 
 def flag(results: Results, numbers: pd.DataFrame) -> str:
     """The lab's threshold, on real data only."""
-    if results.study.get("data", {}).get("kind") == "synthetic":
+    if results.synthetic:
         return (
             "The lab's rule that a mAP below 35 % means a mistake is for Pascal VOC and ImageNet "
             "weights; it says nothing about these generated pictures."
