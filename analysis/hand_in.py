@@ -8,8 +8,6 @@ Every path in it is relative, and the same files give the same bytes. What only 
 stays out: the engine's own files, the note of where the images are, and the images.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import io
 import json
@@ -120,9 +118,6 @@ def pack(opts: Options) -> tuple[Path, int]:
     return out, len(files)
 
 
-# ---- what goes in ----
-
-
 def _result_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Yield what a reader needs of a result folder, texts without absolute paths."""
     for name in _NEEDED:
@@ -207,9 +202,6 @@ def _pages(opts: Options) -> Iterator[tuple[str, bytes]]:
         for path in sorted((Path(made) / "pages").rglob("*")):
             if path.is_file():
                 yield path.relative_to(Path(made) / "pages").as_posix(), path.read_bytes()
-
-
-# ---- what must not be in it ----
 
 
 def check(files: Mapping[str, bytes], places: Sequence[str]) -> None:

@@ -4,8 +4,6 @@ Everything is made on the server from stored predictions; the address says all t
 link can be passed on. Images are asked for by their place in the stored list, never by name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -224,8 +224,7 @@ def how_made(results: Results, timed: bool = True) -> Section:
     if not timed:
         command = _repeatable(command)
     return Section(
-        "How this was made",
-        (*([Code(wrap_command(command))] if command else []), table),
+        "How this was made", (*([Code(wrap_command(command))] if command else []), table)
     )
 
 

@@ -153,9 +153,6 @@ def page_count(pdf: bytes) -> int:
     return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
-# ---- the document: plain data that both templates read ----
-
-
 def _document(report: Report, files: _Files) -> dict[str, Any]:
     numbers = {"Figure": 0, "Table": 0}
     sections = []
@@ -240,9 +237,6 @@ def _numbered(kind: str, numbers: dict[str, int]) -> str:
     return f"{kind} {numbers[kind]}"
 
 
-# ---- HTML ----
-
-
 def _html(document: dict[str, Any], files: _Files) -> str:
     import jinja2
     from markupsafe import Markup
@@ -281,9 +275,6 @@ def _inline_svg(svg: str, name: str, alt: str) -> str:
     # Matplotlib breaks paths into a line per point; as one line the page is a third smaller.
     svg = re.sub(r"\s*\n\s*", " ", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
-
-
-# ---- PDF ----
 
 
 def _pdf(document: dict[str, Any], files: _Files, max_pages: int) -> bytes:

@@ -79,6 +79,11 @@ def number(key: str, header: str, digits: int = 0, scale: float = 1.0) -> Column
     return Column(header, lambda row: decimal(row[key] * scale, digits))
 
 
+def blank(key: str, column: Column) -> Column:
+    """The same column with nothing in its cells where `key` is NaN."""
+    return replace(column, cell=lambda row: "" if math.isnan(row[key]) else column.cell(row))
+
+
 def scientific(key: str, header: str) -> Column:
     """A column of numbers over several magnitudes, in three significant digits."""
     return Column(header, lambda row: significant(row[key]))
@@ -133,11 +138,14 @@ def p_value(key: str, header: str = "p (Holm)") -> Column:
 
 
 def count_of(n: str, of: str, header: str = "seeds") -> Column:
-    """A column "3", or "2 of 3" where some trials could not be counted."""
-    return Column(
-        header,
-        lambda row: f"{row[n]:.0f}" if row[n] == row[of] else f"{row[n]:.0f} of {row[of]:.0f}",
-    )
+    """A column "3", or "2 of 3" where some trials could not be counted; "-" for NaN."""
+
+    def cell(row: Mapping[Any, Any]) -> str:
+        if math.isnan(row[n]):
+            return MISSING
+        return f"{row[n]:.0f}" if row[n] == row[of] else f"{row[n]:.0f} of {row[of]:.0f}"
+
+    return Column(header, cell)
 
 
 def published(

@@ -1,7 +1,5 @@
 """Numbers and common facts in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,8 +59,8 @@ def answered(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def listed(items: Iterable[str]) -> str:
-    """Sentences as a list."""
-    return "\n".join(f"- {item}" for item in items)
+    """Sentences as a list; empty ones are left out."""
+    return "\n".join(f"- {item}" for item in items if item)
 
 
 def scaled(study: Mapping[str, Any], meaning: str) -> list[str]:

@@ -97,10 +97,11 @@ class Results:
         row = table[table["trial"] == trial].iloc[0]
         return {str(key): value for key, value in row.items()}
 
-    def with_predictions(self) -> list[str]:
-        """Names of the trials whose scores are stored."""
+    def with_predictions(self, states: Collection[str] = ()) -> list[str]:
+        """Names of the trials (in one of `states`, if any are given) whose scores are stored."""
         stored = {file.stem for file in (self.path / "predictions").glob("*.npz")}
-        return [trial for trial in self.trials["trial"] if trial in stored]
+        trials = self.trials[self.trials["state"].isin(states)] if states else self.trials
+        return [trial for trial in trials["trial"] if trial in stored]
 
 
 @dataclass(frozen=True)

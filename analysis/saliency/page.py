@@ -129,9 +129,6 @@ def _file_names(found: Maps) -> list[str]:
     ]
 
 
-# ---- tables ----
-
-
 def headline(found: Maps) -> tables.Table:
     """The columns of `summary` that fit a terminal."""
     table = summary(found)
@@ -235,9 +232,6 @@ def image_table(found: Maps) -> tables.Table:
     kept = ["file", "true", "predicted", "true_probability", "predicted_probability"]
     numbers = rows[[*kept, "inside", "area", "half", *_SCORES]].reset_index(drop=True)
     return tables.Table("gradcam_images", numbers, columns, "The images shown, by class.")
-
-
-# ---- texts ----
 
 
 def _about(found: Maps) -> str:
@@ -364,9 +358,6 @@ def class_text(found: Maps, label: int) -> str:
 
 def _be(group: pd.DataFrame) -> str:
     return "is" if len(group) == 1 else "are"
-
-
-# ---- figures ----
 
 
 def _class_figure(results: Results, found: Maps, label: int, name: str) -> Figure:

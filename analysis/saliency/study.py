@@ -172,9 +172,6 @@ def _aggregated(model: ResNet, val: data_images.ImageSet, number: np.ndarray) ->
     )
 
 
-# ---- what the study left behind ----
-
-
 def _checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of checkpoints/best.json with the SHA-256 of best.pt as "sha256"."""
     weights, told = path / "checkpoints" / "best.pt", path / "checkpoints" / "best.json"
@@ -230,9 +227,8 @@ def _root(results: Results, data_dir: Path | str | None) -> Path:
 
 def _images(results: Results, root: Path, config: dict[str, Any]) -> data_images.ImageSet:
     """Return the validation images of the study, labelled as in its training."""
-    listing = folders.scan(
-        root
-    )  # of both splits: where they spell a class in two ways, train's counts
+    # of both splits: where they spell a class in two ways, train's counts
+    listing = folders.scan(root)
     recorded = results.data
     classes = recorded.get("classes")
     if classes is not None and tuple(classes) != listing.classes:
@@ -240,11 +236,9 @@ def _images(results: Results, root: Path, config: dict[str, Any]) -> data_images
             f"--data-dir {root} holds other classes than the study's ({len(listing.classes)} and "
             f"{len(classes)}, as {listing.classes[0]} and {classes[0]}): give the one it was run on"
         )
-    limit = {"val": config.get("val_images")}
-    skip = bool(recorded.get("skipped"))
-    val = data_images.load(root, config["image_size"], ("val",), limit=limit, skip_broken=skip)[
-        "val"
-    ]
+    limit, skip = {"val": config.get("val_images")}, bool(recorded.get("skipped"))
+    sets = data_images.load(root, config["image_size"], ("val",), limit=limit, skip_broken=skip)
+    val = sets["val"]
     label = {file.path: file.label for file in listing.files["val"]}
     labels = np.array([label[file] for file in val.files], dtype=np.int64)
     return dataclasses.replace(val, labels=labels, classes=listing.classes)
@@ -329,9 +323,6 @@ def _check(
         "recorded": None if recorded is None else float(recorded),
         "difference": difference,
     }
-
-
-# ---- images to show ----
 
 
 def frame_of(

@@ -21,6 +21,7 @@ from analysis.document.report import Block, Figure, Section, section
 from analysis.document.words import answered, count
 from analysis.results import statistics
 from analysis.results.folder import Results, load_predictions, private
+from analysis.results.recomputed import Recomputed
 from analysis.studies.adaptation import answers
 from core.errors import UserError
 
@@ -64,18 +65,22 @@ def headline(found: Mapping[str, tables.Table]) -> tables.Table:
 
 def all_tables(results: Results) -> dict[str, tables.Table]:
     """Every table of the parts that have finished trials, the most important first."""
-    makers: dict[str, Callable[[Results], tables.Table | None]] = {
-        "severity": severity_table,
-        "corruptions": corruption_table,
-        "updates": lambda r: sweep_table(r, "updates", "num_bn_updates", "updates"),
-        "batch_size": lambda r: sweep_table(r, "batch-size", "batch_size", "batch size"),
-        "methods": method_table,
-        "clean": clean_table,
-        "stream": stream_table,
+    makers: dict[str, tuple[str, Callable[..., tables.Table | None]]] = {
+        "severity": ("severity", severity_table),
+        "corruptions": ("severity", corruption_table),
+        "updates": ("updates", sweep_table),
+        "batch_size": ("batch-size", sweep_table),
+        "methods": ("methods", method_table),
+        "clean": ("clean", clean_table),
+        "stream": ("stream", stream_table),
     }
-    found = {name: make(results) for name, make in makers.items()}
-    made = {name: table for name, table in found.items() if table is not None}
-    return made or {"trials": _trial_table(results)}
+    found = {}
+    for name, (part, make) in makers.items():
+        trials = finished(results, part)
+        table = None if trials.empty else make(results, trials)
+        if table is not None:
+            found[name] = table
+    return found or {"trials": _trial_table(results)}
 
 
 def finished(results: Results, part: str) -> pd.DataFrame:
@@ -84,9 +89,6 @@ def finished(results: Results, part: str) -> pd.DataFrame:
     if "acc_adapted" not in trials:
         return trials.iloc[:0]
     return trials[(trials["part"] == part) & trials["state"].isin(statistics.FINISHED)]
-
-
-# ---- numbers ----
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:
@@ -207,28 +209,24 @@ def layer_changes(results: Results, trial: str) -> pd.DataFrame:
 
 def recomputed(results: Results) -> str:
     """A sentence on accuracies computed again from the stored scores."""
-    done = set(statistics.finished(results.trials)["trial"])
-    checked = [trial for trial in results.with_predictions() if trial in done]
-    if not checked:
+    stored = results.with_predictions(statistics.FINISHED)
+    if not stored:
         return "No scores are stored, so the accuracies could not be computed again."
-    reported = results.trials.set_index("trial")["acc_adapted"].astype(float)
-    worst = 0.0
-    for trial in checked:
-        stored = load_predictions(results.path, trial)
-        again = float((stored.scores.argmax(1) == stored.labels).mean())
-        worst = max(worst, abs(again - reported[trial]))
+    checked, reported = Recomputed(), results.trials.set_index("trial")
+    for trial in stored:
+        scores = load_predictions(results.path, trial)
+        again = float((scores.scores.argmax(1) == scores.labels).mean())
+        checked.compare(trial, {"acc_adapted": again}, reported.loc[trial])
+    worst = checked.largest()
     if worst > 1e-9:
         return (
             f"**Accuracies computed again from the stored scores differ from those reported by up "
             f"to {worst:.2g}: the scores do not belong to this table.**"
         )
     return (
-        f"Computed again from the stored scores of {count(len(checked), 'trial')}, the "
+        f"Computed again from the stored scores of {count(len(stored), 'trial')}, the "
         "accuracies with adaptation are those reported."
     )
-
-
-# ---- tables ----
 
 
 def _cells_shown(with_losses: bool = False) -> list[tables.Column]:
@@ -243,13 +241,9 @@ def _cells_shown(with_losses: bool = False) -> list[tables.Column]:
     return columns
 
 
-def severity_table(results: Results) -> tables.Table | None:
+def severity_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """The main table: tables/severity."""
-    numbers = severity_numbers(results)
-    if numbers.empty:
-        return None
-    columns = _setting_columns(numbers)
-    method = finished(results, "severity").iloc[0]
+    numbers, method = severity_numbers(results), trials.iloc[0]
     how = (
         f"{int(method['num_bn_updates'])} updates of {int(method['batch_size'])} images"
         if method["method"] == "running"
@@ -258,14 +252,14 @@ def severity_table(results: Results) -> tables.Table | None:
     return tables.Table(
         "severity",
         numbers,
-        (*columns, *_cells_shown(with_losses=True)),
+        (*_setting_columns(numbers), *_cells_shown(with_losses=True)),
         f"Accuracy without and with adaptation ({how}), clean images first.",
         f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}; in brackets "
         "95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss in nats.",
     )
 
 
-def corruption_table(results: Results) -> tables.Table | None:
+def corruption_table(results: Results, trials: pd.DataFrame) -> tables.Table | None:
     """Errors per corruption: tables/corruptions."""
     numbers, reference = corruption_errors(results)
     if numbers.empty:
@@ -287,11 +281,10 @@ def corruption_table(results: Results) -> tables.Table | None:
     )
 
 
-def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Table | None:
+def sweep_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Accuracy against one setting, mean over seeds: tables/updates and tables/batch_size."""
-    trials = finished(results, part)
-    if trials.empty:
-        return None
+    updates = trials["part"].iloc[0] == "updates"
+    key, header = ("num_bn_updates", "updates") if updates else ("batch_size", "batch size")
     numbers = _over_seeds(trials, [key])
     columns = (
         *_cell_columns(numbers, key),
@@ -301,8 +294,7 @@ def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Ta
         tables.difference("gain", "gain (points)"),
     )
     cell = reports.join(_cells_of(trials))
-    fixed = "batch_size" if key == "num_bn_updates" else "num_bn_updates"
-    word = {"batch_size": "batches of", "num_bn_updates": "updates:"}[fixed]
+    fixed, word = ("batch_size", "batches of") if updates else ("num_bn_updates", "updates:")
     held = ", ".join(str(value) for value in sorted(trials[fixed].unique()))
     return tables.Table(
         key.replace("num_bn_", ""),
@@ -313,11 +305,8 @@ def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Ta
     )
 
 
-def method_table(results: Results) -> tables.Table | None:
+def method_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method under every corruption: tables/methods."""
-    trials = finished(results, "methods")
-    if trials.empty:
-        return None
     numbers = cell_numbers(trials, ("corruption", "severity", "method"))
     keys = [k for k in told_apart(trials, ("corruption", "method")) if k in numbers]
     return tables.Table(
@@ -329,11 +318,8 @@ def method_table(results: Results) -> tables.Table | None:
     )
 
 
-def clean_table(results: Results) -> tables.Table | None:
+def clean_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method on clean images: tables/clean."""
-    trials = finished(results, "clean")
-    if trials.empty:
-        return None
     numbers = cell_numbers(trials, ("method",))
     return tables.Table(
         "clean",
@@ -344,11 +330,8 @@ def clean_table(results: Results) -> tables.Table | None:
     )
 
 
-def stream_table(results: Results) -> tables.Table | None:
+def stream_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Methods under orders of the images: tables/stream."""
-    trials = finished(results, "stream")
-    if trials.empty:
-        return None
     numbers = _over_seeds(trials, ["method", "order"])
     columns = (
         *_cell_columns(numbers, "method", "order"),
@@ -439,9 +422,6 @@ def _listed(values: pd.Series) -> str:
     return reports.join(sorted(values.unique()))
 
 
-# ---- figures ----
-
-
 @figures.styled
 def heat_figures(results: Results) -> list[Figure]:
     """Corruption x severity: accuracy without and with, and gain."""
@@ -470,7 +450,7 @@ def heat_figures(results: Results) -> list[Figure]:
             wide[key].to_numpy(),
             names if panel is axes[0] else [""] * len(names),
             severities,
-            _signed if signed else _whole,
+            _signed if signed else "{:.0f}".format,
             low=None if signed else low,
             high=None if signed else high,
         )
@@ -486,10 +466,6 @@ def heat_figures(results: Results) -> list[Figure]:
             "the gain.",
         )
     ]
-
-
-def _whole(value: float) -> str:
-    return f"{value:.0f}"
 
 
 def _signed(value: float) -> str:
@@ -564,15 +540,11 @@ def statistics_figure(results: Results) -> Figure | None:
                 x, moved[key], color=style.color, marker=style.marker, label=answers.cell(row)
             )
     for panel, value, label in zip(
-        axes,
-        (0, 1),
-        ("change of the mean (std)", "std after over before"),
-        strict=True,
+        axes, (0, 1), ("change of the mean (std)", "std after over before"), strict=True
     ):
         panel.axhline(value, color="#555555", linewidth=0.7)
-        panel.set_xlabel("batch-norm layer, input side first")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "batch-norm layer, input side first")
     figures.legend_below(figure, axes[0], 2)
     names = reports.join([answers.cell(row) for row in chosen])
     return Figure(
@@ -618,20 +590,15 @@ def method_figure(results: Results) -> Figure:
     wide.loc["mean"] = wide.mean()
     figure, (axes, *_) = figures.panels(width=4.4, height=0.6 + 0.21 * len(wide))
     names = [str(name).replace("_", " ") for name in wide.index]
-    figures.heatmap(axes, wide.to_numpy(), names, list(wide.columns), _tenth, label="accuracy (%)")
+    figures.heatmap(
+        axes, wide.to_numpy(), names, list(wide.columns), "{:.1f}".format, label="accuracy (%)"
+    )
     return Figure(
         figures.save(figure, results.path / "figures", "methods"),
         f"Accuracy of each method at severity {_listed(trials['severity'])}; "
         f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}.",
         "Heat map of accuracy by corruption and method.",
     )
-
-
-def _tenth(value: float) -> str:
-    return f"{value:.1f}"
-
-
-# ---- the corrupted photographs ----
 
 
 def photo_figure(results: Results) -> Figure | str:
@@ -730,9 +697,6 @@ def _draw_photos(results: Results, pixels: np.ndarray, names: Sequence[str]) -> 
     return figures.save(figure, results.path / "figures", "photos")
 
 
-# ---- the report ----
-
-
 def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section | None]:
     if "trials" in found:
         return [section("Result", "**No trial has finished, so there is no result yet.**")]
@@ -763,8 +727,7 @@ def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Secti
         section("Clean images", found.get("clean")),
         section("What the corruptions look like", photo_figure(results)),
         section(
-            "Beside published figures",
-            tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS),
+            "Beside published figures", tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS)
         ),
         section("Limits", answers.limits(results, list(results.trials["part"].drop_duplicates()))),
     ]

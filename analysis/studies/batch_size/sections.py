@@ -4,12 +4,9 @@ A cell is one norm with one batch size; its seeds may end early (ASHA, plateau),
 Cells are compared twice: at the last epoch that every trial reached, and each trial at its best.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +32,7 @@ from analysis.document.words import (
     stopping_text,
 )
 from analysis.results import statistics
-from analysis.results.folder import Results, load, train_metric
+from analysis.results.folder import Results, train_metric
 
 COUNTED = ("finished", "stopped")  # states whose epochs enter means
 REASONS = ("ASHA", "plateau", "other")  # why a trial was stopped
@@ -83,15 +80,7 @@ def report(results: Results, extra: Extra = lambda results: []) -> None:
     written = [one for one in made if one is not None and len(one.numbers)]
     sections = _sections(results, table, extra(results))
     title, sources = "Batch size and normalisation", ("gradcam.npz",)
-    provenance.publish(results, title, sections, written, [_short(table)], sources=sources)
-
-
-def headline(path: Path, console: Any = None) -> None:
-    """Print the short table of the study in `path` within 100 columns."""
-    tables.print_table(_short(cell_table(load(path))), console)
-
-
-# ---- trials and epochs ----
+    provenance.publish(results, title, sections, written, [headline(table)], sources=sources)
 
 
 def equal_epoch(results: Results) -> int | None:
@@ -171,9 +160,6 @@ def _cells(results: Results, trials: pd.DataFrame) -> list[tuple[Any, Any, pd.Da
 def sizes(results: Results) -> list[int]:
     """The batch sizes of the study, smallest first."""
     return sorted(int(size) for size in results.levels("batch_size"))
-
-
-# ---- tables ----
 
 
 def cell_numbers(results: Results) -> pd.DataFrame:
@@ -492,19 +478,16 @@ def memory_table(results: Results) -> tables.Table:
         rows.append(row)
     numbers = pd.DataFrame(rows)
     columns = [tables.text("norm", "norm"), tables.number("batch_size", "batch")]
-    shown = (
-        tables.number("plain_mib", "plain estimate (MiB)"),
-        tables.number("slot_mib", "slot (MiB)"),
-        tables.text("chosen_precision", "precision"),
-        tables.text("chosen_recompute", "recompute"),
-        tables.number("estimated_mib", "estimate as run (MiB)"),
-        tables.number("peak_memory_mib", "measured peak (MiB)"),
-    )
-    keys = [key for key in numbers if key not in ("norm", "batch_size")]
-    order = ["plain_mib", "slot_mib", "chosen_precision", "chosen_recompute"]
-    order += ["estimated_mib", "peak_memory_mib"]
-    for key, column in zip(order, shown, strict=True):
-        if key in keys and (numbers[key].notna() & (numbers[key] != "")).any():
+    shown = {
+        "plain_mib": tables.number("plain_mib", "plain estimate (MiB)"),
+        "slot_mib": tables.number("slot_mib", "slot (MiB)"),
+        "chosen_precision": tables.text("chosen_precision", "precision"),
+        "chosen_recompute": tables.text("chosen_recompute", "recompute"),
+        "estimated_mib": tables.number("estimated_mib", "estimate as run (MiB)"),
+        "peak_memory_mib": tables.number("peak_memory_mib", "measured peak (MiB)"),
+    }
+    for key, column in shown.items():
+        if key in numbers and (numbers[key].notna() & (numbers[key] != "")).any():
             columns.append(column)
     counted = "optimizer" in results.trials  # commits before took what the process had grown by
     cpu = "that of the tensors of a training step" if counted else "the growth of its process"
@@ -535,9 +518,6 @@ def trial_table(results: Results) -> tables.Table:
         tables.number("per_epoch", "s/epoch", 2),
     )
     return tables.Table("batch_size_by_seed", numbers, columns, "Every trial.")
-
-
-# ---- figures ----
 
 
 @figures.styled
@@ -693,12 +673,12 @@ def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure
         panel.set_title(
             f"batch size {size}" + (f" ({seen})" if seen and columns < 4 else ""), loc="left"
         )
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "")
     for panel in axes[max(0, len(sizes(results)) - columns) : len(sizes(results))]:
         panel.set_xlabel("epoch")
     for panel in axes[::columns]:
         panel.set_ylabel(label)
-    figures.fit_to_lines(axes[0], history, [metric], 100.0)
+    figures.fit_to_lines(axes[0], history[metric], 100.0)
     _curve_legend(figure, axes, look, trials)
     path = figures.save(figure, results.path / "figures", name)
     words = label.split(" (")[0]
@@ -789,12 +769,9 @@ def epochs_figure(results: Results) -> Figure | None:
         if why:
             axes.text(trial["ran"], row, f" {why}", va="center", fontsize=6.5)
     names = [f"{t['norm']} {t['batch_size']:.0f}, {t['seed']}" for t in order.to_dict("records")]
-    axes.set_yticks(range(len(order)), names, fontsize=6.5 if len(order) > 20 else 7.5)
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlabel("epochs")
-    figures.whole_numbers(axes)
+    figures.named_rows(axes, names, fontsize=6.5 if len(order) > 20 else 7.5)
+    figures.whole_numbers(axes, "epochs")
     axes.set_ylabel("norm, batch size, seed")
-    axes.grid(visible=False, axis="y")
     return Figure(
         figures.save(figure, results.path / "figures", "epochs_run"),
         "Epochs run (filled) of those planned (outline), with what ended a trial early.",
@@ -1028,56 +1005,42 @@ def memory_text(results: Results) -> str:
 
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
-    items = []
     most = int(numbers["n"].max()) if len(numbers) else 0
-    if most <= 1:
-        items.append(ONE_SEED)
-    else:
-        items.append(
-            f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
-            "they are wide, and a difference that they do not show may still be there."
-        )
-    stopped = _counted(results.trials)["state"].eq("stopped")
-    if stopped.any():
-        halved = (measured(results)["reason"] == "ASHA").any()
-        items.append(
-            f"{int(stopped.sum())} trials are censored. "
-            + (
-                "ASHA stops what is behind early, so it also cuts slow starters: a large batch "
-                "takes fewer steps per epoch. "
-                if halved
-                else ""
-            )
-            + "A cell with stopped trials might have done better, never worse, at its best."
-        )
-    items.append(
+    stopped = int(_counted(results.trials)["state"].eq("stopped").sum())
+    slow = (
+        "ASHA stops what is behind early, so it also cuts slow starters: a large batch takes fewer "
+        "steps per epoch. "
+        if (measured(results)["reason"] == "ASHA").any()
+        else ""
+    )
+    images = provenance.image_counts(results.data).get("val")
+    items = [
+        ONE_SEED
+        if most <= 1
+        else f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
+        "they are wide, and a difference that they do not show may still be there.",
+        f"{stopped} trials are censored. {slow}A cell with stopped trials might have done better, "
+        "never worse, at its best."
+        if stopped
+        else "",
         "The best epoch is chosen on the validation images that also measure it, and a trial with "
-        "more epochs has more to choose from: “best” is slightly optimistic."
-    )
-    if (results.study.get("stopping") or {}).get("scheduler") == "asha":
-        items.append(
-            "Which trial ASHA stops depends on the order in which trials reach a rung, hence on "
-            "the number of slots; another run of the same seeds may stop others."
-        )
-    items.append(
+        "more epochs has more to choose from: “best” is slightly optimistic.",
+        "Which trial ASHA stops depends on the order in which trials reach a rung, hence on the "
+        "number of slots; another run of the same seeds may stop others."
+        if (results.study.get("stopping") or {}).get("scheduler") == "asha"
+        else "",
         "Equal epochs are equal numbers of images, not of steps, and stand somewhere inside the "
-        "learning-rate schedule, not at its end."
-    )
-    items.append(
+        "learning-rate schedule, not at its end.",
         "One scaling rule for the learning rate; a rate tuned for each batch size and norm could "
         "change the gap. Batch sizes here are those of one device: published figures count images "
-        "per GPU, with more of them per step."
-    )
-    data = results.data
-    counts = provenance.image_counts(data)
-    if counts.get("val"):
-        items.append(f"{sampling(counts['val'])}, which the intervals over seeds do not contain.")
-    if data.get("kind") == "synthetic":
-        items.append("Generated images, not photographs: the gap need not hold for photographs.")
-    return listed(items + scaled(results.study, SMALLER))
-
-
-# ---- the report ----
+        "per GPU, with more of them per step.",
+        f"{sampling(images)}, which the intervals over seeds do not contain." if images else "",
+        "Generated images, not photographs: the gap need not hold for photographs."
+        if results.synthetic
+        else "",
+        *scaled(results.study, SMALLER),
+    ]
+    return listed(items)
 
 
 def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section | None]:
@@ -1136,7 +1099,8 @@ def _stopping_section(results: Results) -> Section | None:
     )
 
 
-def _short(table: tables.Table) -> tables.Table:
+def headline(table: tables.Table) -> tables.Table:
+    """The columns of the main table that fit a terminal."""
     columns = tuple(c for c in table.columns[:-2] if not c.header.startswith("best of"))
     missing = int((table.numbers["of"] - table.numbers["n"]).sum()) if len(table.numbers) else 0
     note = "Mean [95 % t interval] over seeds; stopped seeds count with the epochs they ran."

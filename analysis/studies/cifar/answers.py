@@ -1,10 +1,7 @@
 """Sentences of the CIFAR report, made from the study's own numbers, in markup."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -16,22 +13,7 @@ from analysis.document.tables import decimal, significant
 from analysis.document.words import answered, count, listed, percent, points, span
 from analysis.results import statistics
 from analysis.results.folder import Results
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """Validation metrics computed from stored scores, against those that the trials reported.
-
-    Attributes:
-        trials: how many trials have stored scores.
-        of: how many have finished.
-        worst: metric -> (largest absolute difference, the trial).
-    """
-
-    trials: int
-    of: int
-    worst: dict[str, tuple[float, str]]
-
+from analysis.results.recomputed import Recomputed
 
 FORMS = {
     "none": "without batch norm",
@@ -41,11 +23,7 @@ FORMS = {
 
 # Source, setting, result: as their authors give them.
 PUBLISHED = (
-    (
-        "mmpretrain",
-        "ResNet-18 for CIFAR, from scratch, 200 epochs",
-        "94.82 % (ResNet-50: 95.55 %)",
-    ),
+    ("mmpretrain", "ResNet-18 for CIFAR, from scratch, 200 epochs", "94.82 % (ResNet-50: 95.55 %)"),
     ("kuangliu/pytorch-cifar", "ResNet-18, 3x3 first convolution, no pool", "93.02 %"),
     ("huyvnphan/PyTorch_CIFAR10", "ResNet-18, 3x3 first convolution", "93.07 %"),
     (

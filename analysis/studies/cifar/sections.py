@@ -3,8 +3,6 @@
 Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +16,8 @@ from analysis.document import figures, provenance, tables
 from analysis.document.report import Figure, Section, section
 from analysis.results import statistics
 from analysis.results.folder import Predictions, Results, load_predictions, train_metric
+from analysis.results.recomputed import Recomputed
 from analysis.studies.cifar import answers
-from analysis.studies.cifar.answers import Recomputed
 from core.errors import UserError
 from core.layers.freezing import small_stem
 from core.layers.sizes import LayerSize, as_text, layer_sizes, times
@@ -62,26 +60,20 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
         UserError: a file of predictions/ is damaged.
     """
     trials = results.trials.set_index("trial")
-    finished = trials.index[trials["state"].isin(statistics.FINISHED)]
-    stored = [trial for trial in results.with_predictions() if trial in finished]
-    worst: dict[str, tuple[float, str]] = {}
+    stored = results.with_predictions(statistics.FINISHED)
+    checked = Recomputed(len(stored), of=len(statistics.finished(trials)))
     for trial in stored:
         history = results.history[results.history["trial"] == trial]
         scores = load_predictions(results.path, trial)
-        epoch = scores.epoch
-        there = history[history["epoch"] == epoch] if epoch else history.iloc[-1:]
+        there = history[history["epoch"] == scores.epoch] if scores.epoch else history.iloc[-1:]
         reported = there.iloc[0] if len(there) else trials.loc[trial]
-        if epoch:
-            trials.loc[trial, "scores_epoch"] = epoch
+        if scores.epoch:
+            trials.loc[trial, "scores_epoch"] = scores.epoch
             for metric in reported.index.intersection(trials.columns):
                 if str(metric).startswith("train_"):
                     trials.loc[trial, metric] = reported[metric]
-        for metric, value in score_metrics(scores).items():
-            if pd.notna(reported.get(metric)):
-                apart = abs(value - float(reported[metric]))
-                worst[metric] = max(worst.get(metric, (0.0, "")), (apart, trial))
-                trials.loc[trial, metric] = value
-    checked = Recomputed(len(stored), len(finished), worst)
+        for metric, value in checked.compare(trial, score_metrics(scores), reported).items():
+            trials.loc[trial, metric] = value
     return replace(results, trials=trials.reset_index()), checked
 
 
@@ -158,9 +150,6 @@ def _is_partial(row: Mapping[Any, Any]) -> bool:
     return row["variant"] in ("layer4", "head")
 
 
-# ---- tables ----
-
-
 def cnn_numbers(cnn: Results) -> pd.DataFrame:
     """A row per form of the CNN and learning rate, in the study's order.
 
@@ -171,7 +160,7 @@ def cnn_numbers(cnn: Results) -> pd.DataFrame:
         trainable_parameters; seconds_per_epoch.
     """
     trials, keys = cnn.trials, ["bn", "lr"]
-    table = _with_interval(trials, keys)
+    table = statistics.named(trials, keys, "val_accuracy")
     table = _with_training(table, cnn, keys)
     table = _with_mean(table, trials, keys, "seconds_per_epoch")
     against = []
@@ -179,8 +168,7 @@ def cnn_numbers(cnn: Results) -> pd.DataFrame:
         one = trials[trials["lr"] == lr]
         against.append(statistics.paired(one, "bn", "val_accuracy", "none").assign(lr=lr))
     table = _with_difference(table, against, keys)
-    for fact in ("dead_parameters", "trainable_parameters"):
-        table[fact] = _fact(table, trials, keys, fact)
+    table = _with_facts(table, trials, keys, ["dead_parameters", "trainable_parameters"])
     places = {key: {v: i for i, v in enumerate(cnn.levels(key))} for key in keys}
     return table.sort_values(
         ["lr", "bn"], key=lambda column: column.map(places[str(column.name)])
@@ -225,7 +213,7 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
         bit, "no" if not, "" where nothing was frozen.
     """
     trials, keys = tuned.trials, ["setup"]
-    table = _with_interval(trials, keys)
+    table = statistics.named(trials, keys, "val_accuracy")
     finished = trials["state"].isin(statistics.FINISHED)
     seconds = tuned.history.groupby("trial")["train_seconds"].mean()
     timed = trials.assign(train_seconds=trials["trial"].map(seconds))
@@ -234,8 +222,8 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
     table = _with_difference(
         table, [statistics.paired(trials, "setup", "val_accuracy", "all")], keys
     )
-    for fact in ("variant", "conv1", "statistics", "parameters", "trainable_parameters"):
-        table[fact] = _fact(table, trials, keys, fact)
+    facts = ["variant", "conv1", "statistics", "parameters", "trainable_parameters"]
+    table = _with_facts(table, trials, keys, facts)
     peaks = trials[finished].groupby("setup")["peak_memory_mib"].max()
     table["peak_memory_mib"] = table["setup"].map(peaks).astype(float)
     checked = frozen_numbers(tuned)
@@ -414,34 +402,21 @@ def layer_table(form: str) -> tables.Table:
     )
 
 
-# ---- figures ----
-
-
-@figures.styled
 def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
     """Validation curves of the CNN's forms, a panel per learning rate."""
-    rates, forms = cnn.levels("lr"), cnn.levels("bn")
-    figure, axes = figures.panels(len(rates), height=2.1, sharey=True)
-    for panel, lr in zip(axes, rates, strict=True):
+    shown = []
+    for lr in cnn.levels("lr"):
         part = cnn.history[cnn.history["lr"] == lr]
-        for form in forms:
-            group = part[part["bn"] == form]
-            if len(group):
-                look = _FORM_STYLES[form]
-                figures.curve(panel, group, metric, look, label=f"bn={form}", scale=scale)
-        panel.set_title(
-            f"lr {tables.significant(lr)} ({figures.seeds_text(part, 'bn')})", loc="left"
-        )
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel(label)
-    figures.fit_to_lines(axes[0], cnn.history, [metric], scale)
-    figures.legend_below(figure, axes[-1], len(forms))
-    name = f"cnn_{metric.removesuffix('_running')}"
+        title = f"lr {tables.significant(lr)} ({figures.seeds_text(part, 'bn')})"
+        shown.append((title, part, metric))
+    drawn = figures.curves(
+        shown, "bn", cnn.levels("bn"), label, scale=scale, height=2.1, look=_FORM_STYLES,
+        label=lambda form: f"bn={form}", dashed="none",
+    )  # fmt: skip
     words = label.split(" (")[0]
     band = figures.band_text(cnn.history, ["lr", "bn"])
     return Figure(
-        figures.save(figure, cnn.path / "figures", name),
+        figures.save(drawn, cnn.path / "figures", f"cnn_{metric.removesuffix('_running')}"),
         f"{words[0].upper()}{words[1:]} of the CNN, a panel per learning rate. {band}",
         f"Curves of {words} over epochs for each form of the CNN.",
     )
@@ -454,30 +429,17 @@ def _loss_figure(cnn: Results) -> Figure:
     return cnn_figure(cnn, metric, f"{label} (nats)", 1.0)
 
 
-@figures.styled
 def tuned_figure(tuned: Results) -> Figure:
     """Accuracy of every setup of ResNet-18 over epochs."""
-    order, history = setups(tuned), tuned.history
-    train = train_metric(history, "accuracy")
+    train = train_metric(tuned.history, "accuracy")
     running = "running " if train.endswith("_running") else ""
     titles = {train: f"{running}training", "val_accuracy": "validation"}
-    look = figures.styles(order)
-    figure, axes = figures.panels(2, height=2.6, sharey=True)
-    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
-        line = "--" if metric.startswith("train_") else "-"
-        for setup in order:
-            group = history[history["setup"] == setup]
-            if len(group):
-                style = look[setup]
-                figures.curve(panel, group, metric, style, label=setup, linestyle=line, scale=100.0)
-        panel.set_title(f"{title} ({figures.seeds_text(history, 'setup')})", loc="left")
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel("accuracy (%)")
-    figures.fit_to_lines(axes[0], history, list(titles), 100.0)
-    figures.legend_below(figure, axes[-1], columns=4)  # the names are long
+    drawn = figures.curves(
+        figures.splits(tuned.history, titles, "setup"), "setup", setups(tuned), "accuracy (%)",
+        scale=100.0, height=2.6, columns=4,  # the names are long
+    )  # fmt: skip
     return Figure(
-        figures.save(figure, tuned.path / "figures", "resnet18_accuracy"),
+        figures.save(drawn, tuned.path / "figures", "resnet18_accuracy"),
         "Accuracy of ResNet-18 retrained in full and in part; training left, validation right. "
         f"{figures.band_text(tuned.history, 'setup')}",
         "Curves of accuracy over epochs, a line per setup.",
@@ -501,9 +463,6 @@ def cost_figure(tuned: Results) -> Figure:
         f"({figures.seeds_text(trials, 'setup')}).",
         "Bars per setup of training seconds and memory.",
     )
-
-
-# ---- the report ----
 
 
 def _sections(
@@ -590,27 +549,19 @@ def _spread(numbers: pd.DataFrame) -> str:
     return "mean [95 % t interval] over seeds" if several else "one seed, no interval"
 
 
-def _with_interval(trials: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    table = statistics.compare(trials, keys, "val_accuracy").drop(columns="std")
-    names = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
-    return table.rename(columns=names)
-
-
 def _with_mean(
     table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], metric: str
 ) -> pd.DataFrame:
     if metric not in trials:
         return table.assign(**{metric: float("nan")})
-    mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
-    return table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
+    return statistics.joined(table, trials, keys, metric, ends=False)
 
 
 def _with_difference(
     table: pd.DataFrame, against: Sequence[pd.DataFrame], keys: list[str]
 ) -> pd.DataFrame:
     """Add paired differences, with Holm's correction over all of them."""
-    names = {"low": "difference_low", "high": "difference_high", "n": "pairs"}
-    both = pd.concat(against).drop(columns="std").rename(columns=names)
+    both = pd.concat(against).drop(columns="std").rename(columns=statistics.DIFFERENCE)
     both["p_holm"] = statistics.holm(both["p"].to_numpy(dtype=float))
     return table.merge(both, on=keys, how="left")
 
@@ -633,16 +584,12 @@ def training_note(part: Results) -> str:
     return "Training values: best epoch, fixed weights, images without augmentation."
 
 
-def _fact(table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], name: str) -> list[Any]:
-    """What all trials of a row have in common, such as their number of parameters."""
-    found = []
-    for row in table.to_dict("records"):
-        group = trials
-        for key in keys:
-            group = group[group[key] == row[key]]
-        values = list(group[name].dropna()) if name in group else []
-        found.append(values[0] if values else float("nan"))
-    return found
+def _with_facts(
+    table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], facts: list[str]
+) -> pd.DataFrame:
+    """Add what all trials of a row have in common, such as their number of parameters."""
+    known = trials.reindex(columns=[*keys, *facts]).groupby(keys)[facts].first().reset_index()
+    return table.merge(known, on=keys, how="left")
 
 
 def _verdict(checked: pd.DataFrame) -> str:

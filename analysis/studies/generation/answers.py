@@ -1,7 +1,5 @@
 """Sentences of the generation report, made from the study's own numbers, in markup."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,27 +12,24 @@ from analysis.document.provenance import image_counts
 from analysis.document.report import join
 from analysis.document.tables import decimal, significant
 from analysis.document.words import answered, count, listed, percent, scaled
-from analysis.results import statistics
+from analysis.results import recomputed, statistics
 from analysis.results.folder import Results
 from analysis.studies.generation.figures import NAMES
 from analysis.studies.generation.samples import Stored
 
 
-@dataclass(frozen=True)
-class Recomputed:
-    """Measures computed from what the trials stored, against those that they reported.
+@dataclass
+class Recomputed(recomputed.Recomputed):
+    """Measures computed from what the trials stored.
 
     Attributes:
         features: trials whose distance, precision and kin come from stored features.
         scores: trials whose right class and class balance come from stored scores.
         images: trials whose nearest training images were searched again.
-        worst: measure -> (largest absolute difference, the trial).
     """
 
-    features: int
-    scores: int
-    images: int
-    worst: dict[str, tuple[float, str]]
+    features: int = 0
+    scores: int = 0
 
 
 Known = Mapping[str, Mapping[str, float]]
@@ -175,10 +170,10 @@ def measures(results: Results, checked: Recomputed) -> str:
         f"{compared} images of each kind.\n- The floor is held-out real images; training images "
         "once more show what learning them by heart would give."
     )
-    return f"{text}\n\n{recomputed(checked)}"
+    return f"{text}\n\n{stored_measures(checked)}"
 
 
-def recomputed(checked: Recomputed) -> str:
+def stored_measures(checked: Recomputed) -> str:
     """Which numbers come from stored files, and whether they are those that were reported."""
     come, reported = [], []
     for trials, kind, names in (

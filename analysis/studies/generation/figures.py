@@ -133,9 +133,8 @@ def curves_figure(results: Results, yardsticks: Mapping[str, Mapping[str, float]
                 panel.axhline(
                     yardsticks[row][metric], color="#777777", linestyle=line, linewidth=0.9
                 )
-        panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "epoch")
     axes[0].set_yscale("log")
     figures.legend_below(figure, axes[0], min(len(order), 6))
     return Figure(

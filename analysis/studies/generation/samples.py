@@ -1,7 +1,5 @@
 """Images of a finished generation study: those it stored, and new ones of its best network."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path

@@ -5,11 +5,8 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 that labtune trained on the same data, never FID.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,9 +70,6 @@ def yardsticks(results: Results) -> dict[str, dict[str, float]]:
     return results.data.get("yardsticks", {})
 
 
-# ---- tables ----
-
-
 def generation_numbers(results: Results) -> pd.DataFrame:
     """Every number of the main table in full precision, a row per family and width, best first.
 
@@ -87,15 +81,10 @@ def generation_numbers(results: Results) -> pd.DataFrame:
     trials = results.trials
     if "frechet" not in trials:  # nothing has reported yet
         trials = trials.assign(frechet=np.nan)
-    table = statistics.compare(trials, KEYS, "frechet", mode="min")
-    table = table.rename(columns={"mean": "frechet", "low": "frechet_low", "high": "frechet_high"})
-    table = table.drop(columns="std")
+    table = statistics.named(trials, KEYS, "frechet", mode="min")
     for metric in (*METRICS[1:], "copies"):
-        if metric not in trials:
-            continue
-        found = statistics.compare(trials, KEYS, metric)[[*KEYS, "mean", "low", "high"]]
-        found.columns = [*KEYS, metric, f"{metric}_low", f"{metric}_high"]
-        table = table.merge(found, on=KEYS, how="left")
+        if metric in trials:
+            table = statistics.joined(table, trials, KEYS, metric)
     done = statistics.finished(trials)
     averaged = ("parameters", "seconds_per_epoch", "sample_seconds", *COPYING[:2])
     kinds = dict.fromkeys(averaged, "mean")
@@ -121,8 +110,8 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *wanted])])
     columns = [
         tables.text("what", "images"),
-        tables.Column("width", lambda row: _whole(row["width"])),
-        tables.Column("seeds", lambda row: _seeds(row)),
+        tables.number("width", "width"),
+        tables.count_of("n", "of"),
         tables.interval("frechet", "Fréchet distance", 3, 1.0),
         tables.number("share", "of noise (%)", 1, 100.0),
         *(tables.plus_minus(m, f"{m} (%)", 0) for m in ("precision", "recall")),
@@ -161,7 +150,7 @@ def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     check = results.data.get("copy_check", {"threshold": 0.5})
     columns = (
         tables.text("what", "images"),
-        tables.Column("width", lambda row: _whole(row["width"])),
+        tables.number("width", "width"),
         tables.number("nearest_distance", "distance to the nearest (grey levels)", 1),
         tables.number("nearest_ratio", "nearest / mean of 50", 2),
         tables.number("copies", f"below {tables.significant(check['threshold'])} (%)", 1, 100.0),
@@ -203,9 +192,6 @@ def seed_table(results: Results) -> tables.Table:
     )
 
 
-# ---- what is shown, and checks ----
-
-
 def shown_trials(results: Results, numbers: pd.DataFrame) -> dict[str, Stored]:
     """Of each family the trial that figures show: its best width, its first finished seed.
 
@@ -234,30 +220,21 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
         The results with these numbers in `trials`, beside all else that the trial reported at the
         epoch whose weights made the samples, and how far they are from those reported.
     """
-    trials = results.trials.set_index("trial")
-    counts, worst = dict.fromkeys(("features", "scores", "images"), 0), {}
+    trials, checked = results.trials.set_index("trial"), Recomputed()
     train = _training_images(results)
-    for trial in results.with_predictions():
-        if trials.loc[trial, "state"] not in statistics.FINISHED:
-            continue
+    for trial in results.with_predictions(statistics.FINISHED):
         stored = load_stored(results.path, trial)
         there = results.reported(trial, stored.epoch)
         for name in trials.columns.intersection(list(there)):
             trials.loc[trial, name] = there[name]
-        reported = trials.loc[trial].to_dict()
-        found = {
-            "features": _from_features(stored),
-            "scores": _from_scores(stored),
-            "images": _from_images(stored, train),
-        }
-        for kind, measures in found.items():
-            counts[kind] += bool(measures)
-            for name, value in measures.items():
-                if name in reported and pd.notna(reported[name]):
-                    apart = abs(value - float(reported[name]))
-                    worst[name] = max(worst.get(name, (0.0, "")), (apart, trial))
-                    trials.loc[trial, name] = value
-    return replace(results, trials=trials.reset_index()), Recomputed(**counts, worst=worst)
+        found = _from_features(stored), _from_scores(stored), _from_images(stored, train)
+        checked.features += bool(found[0])
+        checked.scores += bool(found[1])
+        checked.images += bool(found[2])
+        again = found[0] | found[1] | found[2]
+        for name, value in checked.compare(trial, again, trials.loc[trial].to_dict()).items():
+            trials.loc[trial, name] = value
+    return replace(results, trials=trials.reset_index()), checked
 
 
 def _from_features(stored: Stored) -> dict[str, float]:
@@ -305,9 +282,6 @@ def _balance(predicted: np.ndarray, classes: int) -> float:
     shares = np.bincount(predicted, minlength=classes) / len(predicted)
     some = shares[shares > 0]
     return float(-(some * np.log(some)).sum() / np.log(classes))
-
-
-# ---- the report ----
 
 
 def _sections(
@@ -379,13 +353,3 @@ def _headline(table: tables.Table) -> tables.Table:
         caption="Generation: Fréchet distance in classifier features (not FID), smallest first.",
         note="Mean [95 % t interval].",
     )
-
-
-def _whole(value: Any) -> str:
-    return tables.MISSING if pd.isna(value) else f"{value:.0f}"
-
-
-def _seeds(row: Mapping[Any, Any]) -> str:
-    if pd.isna(row["n"]):
-        return tables.MISSING
-    return f"{row['n']:.0f}" if row["n"] == row["of"] else f"{row['n']:.0f} of {row['of']:.0f}"

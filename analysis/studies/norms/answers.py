@@ -1,10 +1,7 @@
 """Sentences of the norms report, made from the study's own numbers, in markup."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -28,24 +25,7 @@ from analysis.document.words import (
 )
 from analysis.results import statistics
 from analysis.results.folder import Results, train_metric
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """Validation metrics from the stored scores, against those the trials reported.
-
-    Attributes:
-        trials: number of trials checked.
-        images: images per trial.
-        accuracy: largest absolute difference of accuracy.
-        macro_f1: largest absolute difference of macro-F1.
-    """
-
-    trials: int
-    images: int
-    accuracy: float
-    macro_f1: float
-
+from analysis.results.recomputed import Recomputed
 
 NAMES = {
     "torch_bn": "torch's batch norm",
@@ -119,12 +99,13 @@ def recomputed(checked: Recomputed | None) -> str:
         f"Computed again from the stored scores of {count(checked.trials, 'trial')} "
         f"({checked.images:,} validation images each), accuracy and macro-F1"
     )
-    worst = max(checked.accuracy, checked.macro_f1)
+    worst = checked.largest()
     sentence = (
         f"{subject} are those reported, to the last digit."
         if worst == 0
-        else f"{subject} differ from those reported by at most {significant(checked.accuracy)} and "
-        f"{significant(checked.macro_f1)} (as fractions)."
+        else f"{subject} differ from those reported by at most "
+        f"{significant(checked.largest('val_accuracy'))} and "
+        f"{significant(checked.largest('val_macro_f1'))} (as fractions)."
     )
     if worst > 1e-6:
         return f"**{sentence} The stored scores do not belong to the reported metrics.**"
@@ -268,41 +249,33 @@ def beside(results: Results) -> str:
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
     ranked = numbers[numbers["n"] > 0]
-    items = []
     most = int(ranked["n"].max()) if len(ranked) else 0
     more = "With three it is 2.5: `--seeds 3`. " if most == 2 else ""
-    if most <= 1:
-        items.append(ONE_SEED)
-    else:
-        items.append(
-            f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
-            f"deviations wide on each side. {more}{_overlap(ranked)}"
-        )
-    if (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any():
-        items.append(
-            "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
-            "says here how little so few seeds tell."
-        )
-    items.append(
+    beyond = (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any()
+    images = image_counts(results.data).get("val")
+    items = [
+        ONE_SEED
+        if most <= 1
+        else f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
+        f"deviations wide on each side. {more}{_overlap(ranked)}",
+        "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
+        "says here how little so few seeds tell."
+        if beyond
+        else "",
         "Seeds vary initial weights, order and augmentation; the split into training and "
-        "validation images is the same for all."
-    )
-    counts = image_counts(results.data)
-    if counts.get("val"):
-        items.append(
-            f"{sampling(counts['val'])}. The intervals over seeds do not contain it; all norms "
-            "share the images."
-        )
-    if results.synthetic:
-        items.append(
-            "Generated images, not photographs: the ranking need not hold for photographs."
-        )
-    items += scaled(results.study, SMALLER)
-    items.append(
+        "validation images is the same for all.",
+        f"{sampling(images)}. The intervals over seeds do not contain it; all norms share the "
+        "images."
+        if images
+        else "",
+        "Generated images, not photographs: the ranking need not hold for photographs."
+        if results.synthetic
+        else "",
+        *scaled(results.study, SMALLER),
         "One learning rate for all norms; a rate tuned for each could change the order. Results "
         "are of the last epoch, where nothing is chosen on the validation images; what is said of "
-        "a best epoch (training values, stored scores, weights) has its epoch chosen on them."
-    )
+        "a best epoch (training values, stored scores, weights) has its epoch chosen on them.",
+    ]
     return listed(items)
 
 

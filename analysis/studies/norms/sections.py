@@ -4,12 +4,8 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 Where the study holds several recipes, its main tables and curves are those of the recipe "good".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +14,9 @@ from analysis.document import figures, provenance, tables
 from analysis.document.report import Block, Figure, Section, section
 from analysis.document.words import count, curve_note
 from analysis.results import statistics
-from analysis.results.folder import Results, load, load_predictions, train_metric
+from analysis.results.folder import Predictions, Results, load_predictions, train_metric
+from analysis.results.recomputed import Recomputed
 from analysis.studies.norms import answers
-from analysis.studies.norms.answers import Recomputed
 
 BASELINE = "bn"
 MAIN_RECIPE = "good"
@@ -50,24 +46,26 @@ def report(
     main = main_recipe(results)
     table = norm_table(main)
     written = [table, splits_table(main), seed_table(results)]
-    if _several(results):
+    if len(results.levels("recipe")) > 1:
         written += [recipe_table(results), *(splits_table(one) for one in other_recipes(results))]
     title = "Normalisation layers in a small ResNet"
     sections = [*_sections(results, main, table), *extra(results)]
     sources = ("predictions/", "gradcam.npz")
-    provenance.publish(results, title, sections, written, [_headline(table)], sources=sources)
+    provenance.publish(results, title, sections, written, [headline(table)], sources=sources)
 
 
-def headline(path: Path, console: Any = None) -> None:
-    """Print the short table of the norms study in `path`, best first, within 100 columns."""
-    tables.print_table(_headline(norm_table(main_recipe(load(path)))), console)
-
-
-def _headline(table: tables.Table) -> tables.Table:
+def headline(table: tables.Table) -> tables.Table:
+    """The columns of the main table that fit a terminal, best first."""
     against = ["minus bn (points)"] if _has_baseline(table.numbers) else ["val macro-F1 (%)"]
     short = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch")
-    caption = f"Norms: {_subject(table.numbers)}."
-    return replace(short, caption=caption, note=_short_note(table.numbers))
+    numbers, note = table.numbers, "Mean [95 % t interval]."
+    seeds = count(int(numbers["of"].max()) if len(numbers) else 0, "seed")
+    missing = int((numbers["of"] - numbers["n"]).sum())
+    if missing:
+        be = "trial is" if missing == 1 else "trials are"
+        note += f" {missing} {be} in no mean; the report names them."
+    caption = f"Norms: validation accuracy over {seeds}, best first."
+    return replace(short, caption=caption, note=note)
 
 
 def main_recipe(results: Results) -> Results:
@@ -83,9 +81,6 @@ def other_recipes(results: Results) -> list[Results]:
     names = results.levels("recipe")
     main = MAIN_RECIPE if MAIN_RECIPE in names else names[0]
     return [results.where(recipe=name) for name in names if name != main]
-
-
-# ---- tables ----
 
 
 def with_best(results: Results) -> pd.DataFrame:
@@ -116,20 +111,10 @@ def norm_numbers(results: Results) -> pd.DataFrame:
     trials = with_best(results)
     best = [f"best_{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
     for name in (*(f"val_{metric}" for metric in METRICS), *best):
-        interval = statistics.compare(trials, "norm", name)[["norm", "mean", "low", "high"]]
-        interval.columns = ["norm", name, f"{name}_low", f"{name}_high"]
-        table = table.merge(interval, on="norm", how="left")
+        table = statistics.joined(table, trials, ["norm"], name)
     against = statistics.paired(results.trials, "norm", "val_accuracy", BASELINE)
     against = against[["norm", "difference", "low", "high", "p", "p_holm", "n"]]
-    against.columns = [
-        "norm",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "p",
-        "p_holm",
-        "pairs",
-    ]
+    against = against.rename(columns=statistics.DIFFERENCE)
     # torch_bn checks bn and is no rival of it: it must not weaken the tests of the others.
     against["p_holm"] = statistics.holm(
         against["p"].where(against["norm"] != "torch_bn").to_numpy(dtype=float)
@@ -155,7 +140,9 @@ def norm_table(results: Results) -> tables.Table:
         tables.number("seconds_per_epoch", "s/epoch", 2),
         tables.number("peak_memory_mib", "peak MiB", 0),
     ]
-    return tables.Table("norms", numbers, tuple(columns), _caption(results), _note(numbers))
+    recipe = "".join(f", recipe {name}" for name in results.levels("recipe")[:1])
+    caption = f"Norms compared{recipe}, best validation accuracy first."
+    return tables.Table("norms", numbers, tuple(columns), caption, _note(numbers))
 
 
 def splits_table(results: Results) -> tables.Table:
@@ -232,13 +219,9 @@ def recipe_numbers(results: Results) -> pd.DataFrame:
         of the learning rates over the epochs).
     """
     trials, keys = with_best(results), ["norm", "recipe"]
-    table = statistics.compare(trials, keys, "val_accuracy")
-    table = table.rename(
-        columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
-    ).drop(columns="std")
+    table = statistics.named(trials, keys, "val_accuracy")
     for metric in ("best_val_accuracy", "best_train_accuracy", "best_train_loss"):
-        mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
-        table = table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
+        table = statistics.joined(table, trials, keys, metric, ends=False)
     history = statistics.finished(results.history)
     if "lr" in history:
         rates = history.groupby([*keys, "trial"])["lr"].agg(["first", "sum"]).groupby(keys).mean()
@@ -277,9 +260,6 @@ def recipe_table(results: Results) -> tables.Table:
     )
 
 
-# ---- checks ----
-
-
 def own_against_torch(results: Results) -> pd.DataFrame:
     """Curves of bn minus those of torch_bn for every shared seed and epoch.
 
@@ -302,21 +282,22 @@ def recompute(results: Results) -> Recomputed | None:
 
     They are compared with the metrics of the epoch that the file names, or of the last.
     """
-    worst = {"accuracy": 0.0, "macro_f1": 0.0}
-    trials = set(statistics.finished(results.trials)["trial"])
-    checked = [trial for trial in results.with_predictions() if trial in trials]
-    images = 0
-    for trial in checked:
-        stored = load_predictions(results.path, trial)
-        matrix = statistics.confusion(
-            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
-        )
-        images = len(stored.labels)
-        reported = results.reported(trial, stored.epoch)
-        again = {"accuracy": statistics.accuracy(matrix), "macro_f1": statistics.macro_f1(matrix)}
-        for metric, value in again.items():
-            worst[metric] = max(worst[metric], abs(value - float(reported[f"val_{metric}"])))
-    return Recomputed(len(checked), images, **worst) if checked else None
+    stored = results.with_predictions(statistics.FINISHED)
+    checked = Recomputed(trials=len(stored))
+    for trial in stored:
+        scores = load_predictions(results.path, trial)
+        checked.images, matrix = len(scores.labels), confusion(scores)
+        again = {
+            "val_accuracy": statistics.accuracy(matrix),
+            "val_macro_f1": statistics.macro_f1(matrix),
+        }
+        checked.compare(trial, again, results.reported(trial, scores.epoch))
+    return checked if stored else None
+
+
+def confusion(stored: Predictions) -> np.ndarray:
+    """Count matrix of the predictions of one class per image, see `statistics.confusion`."""
+    return statistics.confusion(stored.labels, stored.scores.argmax(1), len(stored.classes))
 
 
 def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
@@ -338,17 +319,12 @@ def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
         if group.empty:
             continue
         stored = load_predictions(results.path, group.iloc[0]["trial"])
-        matrix = statistics.confusion(
-            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
-        )
+        matrix = confusion(stored)
         recalls[norm] = pd.Series(statistics.recall(matrix), index=list(stored.classes))
         if group.iloc[0]["trial"] == trials.iloc[0]["trial"]:
             best = matrix
     assert best is not None
     return pd.DataFrame(recalls), best
-
-
-# ---- figures ----
 
 
 def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
@@ -357,6 +333,8 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
     norms = results.levels("norm")
     history = results.history
     of = f", recipe {results.levels('recipe')[0]}" if suffix else ""
+    whole = history["state"].isin(statistics.FINISHED).all()
+    broken = "" if whole else " Thin lines that end in a cross: trials that did not finish."
     for metric, (label, scale) in CURVES.items():
         train = train_metric(history, metric)
         running = train.endswith("_running")
@@ -364,16 +342,16 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
         names |= {f"val_{metric}": "validation"}
         if not set(names) <= set(history):
             continue
-        drawn = figures.curves(history, names, "norm", norms, label, scale=scale, height=2.1)
+        shown = figures.splits(history, names, "norm")
+        drawn = figures.curves(shown, "norm", norms, label, scale=scale, height=2.1)
         path = figures.save(drawn, results.path / "figures", f"{metric}{suffix}")
         words = label.split(" (")[0]
         line = f"Curves of {words} over epochs, a line per norm; training left, validation right."
         found.append(
             Figure(
                 path,
-                f"{words[0].upper()}{words[1:]} of every norm on training and validation images"
-                f"{of}. {curve_note(running)}{figures.band_text(history, 'norm')}"
-                f"{_broken_text(history)}",
+                f"{words[0].upper()}{words[1:]} of every norm on training and validation "
+                f"images{of}. {curve_note(running)}{figures.band_text(history, 'norm')}{broken}",
                 line,
             )
         )
@@ -404,9 +382,8 @@ def sanity_figure(results: Results) -> Figure:
                     color="#aaaaaa" if norm == "torch_bn" else look[norm].color,
                     label=norm if number == 0 else None,
                 )
-        panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "epoch")
     figures.legend_below(figure, axes[0], 2)
     return Figure(
         figures.save(figure, results.path / "figures", "sanity"),
@@ -451,7 +428,7 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
         shown.to_numpy() * 100,
         [str(name) for name in shown.index],
         list(shown.columns),
-        lambda value: f"{value:.0f}",
+        "{:.0f}".format,
         low=np.floor(np.nanmin(shown.to_numpy()) * 10) * 10,
         high=100,
         label="recall (%)",
@@ -469,44 +446,30 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
     )
 
 
-@figures.styled
 def recipe_figure(results: Results) -> Figure:
     """Validation accuracy of every norm, a panel per recipe."""
-    recipes = results.levels("recipe")
-    norms = results.levels("norm")
-    figure, axes = figures.panels(len(recipes), height=2.1, sharey=True)
-    look = figures.styles(norms)
-    for panel, recipe in zip(axes, recipes, strict=True):
+    norms, shown = results.levels("norm"), []
+    for recipe in results.levels("recipe"):
         part = results.where(recipe=recipe).history
-        for norm in norms:
-            figures.curve(
-                panel,
-                part[part["norm"] == norm],
-                "val_accuracy",
-                look[norm],
-                label=norm,
-                scale=100.0,
-            )
-        panel.set_title(f"recipe {recipe} ({figures.seeds_text(part, 'norm')})", loc="left")
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel("validation accuracy (%)")
-    figures.fit_to_lines(axes[0], results.history, ["val_accuracy"], 100.0)
-    figures.legend_below(figure, axes[0], len(norms))
-    band = figures.band_text(results.history, ["recipe", "norm"])
+        title = f"recipe {recipe} ({figures.seeds_text(part, 'norm')})"
+        shown.append((title, part, "val_accuracy"))
+    label = "validation accuracy (%)"
+    drawn = figures.curves(shown, "norm", norms, label, scale=100.0, height=2.1)
     return Figure(
-        figures.save(figure, results.path / "figures", "recipes"),
-        f"Validation accuracy under each recipe. {band}",
+        figures.save(drawn, results.path / "figures", "recipes"),
+        "Validation accuracy under each recipe. "
+        + figures.band_text(results.history, ["recipe", "norm"]),
         "Curves of validation accuracy over epochs, one panel per recipe.",
     )
-
-
-# ---- the report ----
 
 
 def _sections(results: Results, main: Results, table: tables.Table) -> list[Section | None]:
     numbers, differences, found = table.numbers, own_against_torch(main), class_recall(main)
     against = ["minus bn (points)", "p (Holm)"] if _has_baseline(numbers) else []
+    every = seed_table(results)
+    shown = [key for key in ("recipe", "norm", "seed") if key in every.numbers]
+    shown += ["state", "val accuracy (%)", "val macro-F1 (%)", "val loss (nats)"]
+    shown += ["train accuracy (%)", "train loss (nats)", "s/epoch"]
     return [
         section(
             "Result",
@@ -528,14 +491,14 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
         section("Classes", answers.classes(*found), class_figure(main, found[0]))
         if found
         else None,
-        section("Recipes", *_recipes(results)) if _several(results) else None,
+        section("Recipes", *_recipes(results)) if len(results.levels("recipe")) > 1 else None,
         section(
             "Beside published figures",
             answers.beside(results),
             tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS),
         ),
         section("Limits", answers.limits(main, numbers)),
-        section("Every trial", _seeds_shown(results), optional=True),
+        section("Every trial", every.show(*shown), optional=True),
     ]
 
 
@@ -549,46 +512,3 @@ def _recipes(results: Results) -> list[Block | str]:
     for other in other_recipes(results):
         blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
     return blocks
-
-
-def _seeds_shown(results: Results) -> tables.Table:
-    table = seed_table(results)
-    keys = [key for key in ("recipe", "norm", "seed") if key in table.numbers]
-    return table.show(
-        *keys,
-        "state",
-        "val accuracy (%)",
-        "val macro-F1 (%)",
-        "val loss (nats)",
-        "train accuracy (%)",
-        "train loss (nats)",
-        "s/epoch",
-    )
-
-
-def _caption(results: Results) -> str:
-    recipes = results.levels("recipe")
-    recipe = f", recipe {recipes[0]}" if recipes else ""
-    return f"Norms compared{recipe}, best validation accuracy first."
-
-
-def _subject(numbers: pd.DataFrame) -> str:
-    seeds = int(numbers["of"].max()) if len(numbers) else 0
-    return f"validation accuracy over {count(seeds, 'seed')}, best first"
-
-
-def _short_note(numbers: pd.DataFrame) -> str:
-    missing = int((numbers["of"] - numbers["n"]).sum())
-    note = "Mean [95 % t interval]."
-    be = "trial is" if missing == 1 else "trials are"
-    return f"{note} {missing} {be} in no mean; the report names them." if missing else note
-
-
-def _broken_text(history: pd.DataFrame) -> str:
-    if history["state"].isin(statistics.FINISHED).all():
-        return ""
-    return " Thin lines that end in a cross: trials that did not finish."
-
-
-def _several(results: Results) -> bool:
-    return len(results.levels("recipe")) > 1

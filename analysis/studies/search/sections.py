@@ -79,9 +79,6 @@ def _script(results: Results) -> str:
     return named[0] if named else f"studies/{results.study['study']}.py"
 
 
-# ---- numbers ----
-
-
 def space(results: Results) -> dict[str, dict[str, Any]]:
     """The searched settings with their ranges."""
     return results.study["search"]["space"]
@@ -207,9 +204,6 @@ def gain(results: Results) -> dict[str, Any]:
     return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else {}
 
 
-# ---- tables ----
-
-
 def reported_table(results: Results) -> tables.Table | None:
     """Default and best, trained on all images and scored on the reported: tables/reported."""
     column, rows = f"best_{results.study['metric']}", []
@@ -221,29 +215,17 @@ def reported_table(results: Results) -> tables.Table | None:
         difference = gain(results) if part == "reported-best" else {}
         rows.append(
             {"settings": words, **found._asdict(), "of": len(trials)}
-            | {key: difference.get(key, math.nan) for key in ("difference",)}
+            | {"difference": difference.get("difference", math.nan)}
             | {f"difference_{key}": difference.get(key, math.nan) for key in ("low", "high")}
         )
     if not rows:
         return None
 
-    def interval(row: Any, mean: str, low: str, high: str, signed: bool = False) -> str:
-        return tables.bracketed(*(row[key] * 100 for key in (mean, low, high)), signed=signed)
-
     columns = (
         tables.text("settings", "settings"),
         tables.count_of("n", "of"),
-        tables.Column(
-            f"best val {measure(results)} (%)", lambda row: interval(row, "mean", "low", "high")
-        ),
-        tables.Column(
-            "minus default (points)",
-            lambda row: (
-                ""
-                if math.isnan(row["difference"])
-                else interval(row, "difference", "difference_low", "difference_high", True)
-            ),
-        ),
+        tables.interval("mean", f"best val {measure(results)} (%)", prefix=""),
+        tables.blank("difference", tables.difference("difference", "minus default (points)")),
     )
     note = (
         "Mean [95 % t interval] over seeds, at each trial's best epoch; the difference is paired "
@@ -259,22 +241,21 @@ def settings_table(results: Results) -> tables.Table:
     best, default = best_trial(results) or {}, default_trial(results) or {}
     weights = importances(results)[0] or {}
     given = results.study["search"].get("default") or {}
-    rows = []
-    for key, found in space(results).items():
-        rows.append(
-            {
-                "setting": key,
-                "low": found.get("low", math.nan),
-                "high": found.get("high", math.nan),
-                "log": bool(found.get("log")),
-                "default": default.get(key, _coded(found, given.get(key))),
-                "best": best.get(key, math.nan),
-                "importance": weights.get(key, math.nan),
-            }
-        )
-    value = {"setting": _best_value(results), "importance": math.nan, "low": math.nan}
+    rows = [
+        {
+            "setting": key,
+            "low": found.get("low", math.nan),
+            "high": found.get("high", math.nan),
+            "log": bool(found.get("log")),
+            "default": default.get(key, _coded(found, given.get(key))),
+            "best": best.get(key, math.nan),
+            "importance": weights.get(key, math.nan),
+        }
+        for key, found in space(results).items()
+    ]
+    value = {"setting": _best_value(results), "log": False}
     value |= {"default": default.get("value", math.nan), "best": best.get("value", math.nan)}
-    numbers = pd.DataFrame([*rows, value | {"high": math.nan, "log": False}])
+    numbers = pd.DataFrame([*rows, value])
     numbers["default"] = pd.to_numeric(numbers["default"], errors="coerce")
 
     def shown(key: str) -> Any:
@@ -285,27 +266,25 @@ def settings_table(results: Results) -> tables.Table:
 
         return cell
 
-    def span(row: Any) -> str:
-        choices = space(results).get(row["setting"], {}).get("values")
-        if choices is not None:
-            return ", ".join(escape(str(choice)) for choice in choices)
-        if math.isnan(row["low"]):
-            return ""
-        scale = ", log" if row["log"] else ""
-        return f"{significant(row['low'])} to {significant(row['high'])}{scale}"
-
     columns = (
         tables.text("setting", "setting"),
-        tables.Column("searched", span),
+        tables.Column("searched", lambda row: _range(space(results).get(row["setting"], {}))),
         tables.Column("default", shown("default")),
         tables.Column("best found", shown("best")),
-        tables.Column(
-            "importance",
-            lambda row: "" if math.isnan(row["importance"]) else decimal(row["importance"], 2),
-        ),
+        tables.blank("importance", tables.number("importance", "importance", 2)),
     )
     note = f"One seed each; the best is that of {len(configurations(results))} configurations."
     return tables.Table("search", numbers, columns, "The searched settings.", note)
+
+
+def _range(span: dict[str, Any]) -> str:
+    """What was searched of a setting: its choices, or the ends of its range."""
+    if (choices := span.get("values")) is not None:
+        return ", ".join(escape(str(choice)) for choice in choices)
+    if math.isnan(span.get("low", math.nan)):
+        return ""
+    scale = ", log" if span.get("log") else ""
+    return f"{significant(span['low'])} to {significant(span['high'])}{scale}"
 
 
 def trial_table(results: Results) -> tables.Table:
@@ -337,9 +316,6 @@ def importances(results: Results) -> tuple[dict[str, float] | None, str]:
     return {key: float(weight) for key, weight in weights.items()}, ""
 
 
-# ---- figures ----
-
-
 @figures.styled
 def history_figure(results: Results) -> Figure:
     """Values in the order of the search, and the best so far."""
@@ -358,9 +334,8 @@ def history_figure(results: Results) -> Figure:
         label = "default settings"
         axes.axhline(default["value"] * 100, color="#D55E00", ls="--", linewidth=1.1, label=label)
     _failures(axes, tried["number"], tried)
-    axes.set_xlabel("configuration, in the order of the search (from 0)")
     axes.set_ylabel(_best_value(results).removeprefix("best "))  # the height is short
-    figures.whole_numbers(axes)
+    figures.whole_numbers(axes, "configuration, in the order of the search (from 0)")
     figures.legend_below(figure, axes, 5)
     return Figure(
         figures.save(figure, results.path / "figures", "search_history"),
@@ -455,20 +430,15 @@ def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
     axes.barh(range(len(order)), values, color="#0072B2", alpha=0.6, height=0.6)
     for row, value in enumerate(values):
         axes.text(value, row, f" {value:.2f}", va="center")
-    axes.set_yticks(range(len(order)), order)
-    axes.set_ylim(len(order) - 0.4, -0.6)
+    figures.named_rows(axes, order)
     axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
     axes.set_xlabel("importance (share of the explained variance)")
-    axes.grid(visible=False, axis="y")
     return Figure(
         figures.save(figure, results.path / "figures", "importances"),
         f"Importance of each setting for the best {measured_words(results.study)} within the "
         "searched ranges (fANOVA over the configurations with a value).",
         f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
     )
-
-
-# ---- texts ----
 
 
 def summary(results: Results) -> str:
@@ -635,9 +605,6 @@ def limits(results: Results) -> str:
         items.append("Generated images, not photographs: the best settings need not carry over.")
     smaller = "fewer epochs and smaller images may favour other settings than the full scale."
     return listed(items + scaled(results.study, smaller))
-
-
-# ---- the report ----
 
 
 def _sections(

@@ -153,9 +153,6 @@ def difficult(config: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     return f"{subject} {rule}.{said}"
 
 
-# ---- training ----
-
-
 def last_layer(classes: int, features: int = 512) -> str:
     """What the last layer is."""
     weights = features * classes + classes
@@ -291,9 +288,6 @@ def folds(numbers: pd.DataFrame, study: Mapping[str, Any]) -> str:
         "score at the epoch that the folds chose), and averaging several networks that each saw "
         "fewer images."
     )
-
-
-# ---- metrics ----
 
 
 def accuracy(total: Mapping[str, Any], stored: Predictions) -> str:

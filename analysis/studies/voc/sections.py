@@ -97,9 +97,6 @@ def main_trials(results: Results) -> pd.DataFrame:
     return trials[trials["fold"].isna()] if "fold" in trials else trials
 
 
-# ---- tables ----
-
-
 def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
     """Every number of the per-class table, a row per class, then the mean over classes.
 
@@ -215,9 +212,6 @@ def _headline(table: tables.Table) -> tables.Table:
     return replace(short, note="Accuracy and “all no” are of the best trial.")
 
 
-# ---- checks ----
-
-
 def recompute(results: Results, scored: Sequence[Scored]) -> float:
     """Largest difference of mAP from the stored scores to what was reported of that epoch."""
     table, worst = results.trials.set_index("trial"), 0.0
@@ -229,9 +223,6 @@ def recompute(results: Results, scored: Sequence[Scored]) -> float:
         if reported is not None and pd.notna(reported) and np.isfinite(one.mean):
             worst = max(worst, abs(float(reported) - one.mean))
     return worst
-
-
-# ---- cross-validation ----
 
 
 def fold_numbers(results: Results) -> pd.DataFrame | None:
@@ -328,9 +319,6 @@ def fold_table(numbers: pd.DataFrame) -> tables.Table:
     )
 
 
-# ---- figures ----
-
-
 @figures.styled
 def curve_figure(results: Results) -> Figure | None:
     """Loss and mAP over epochs, training dashed and validation solid; None without any epoch."""
@@ -359,9 +347,8 @@ def curve_figure(results: Results) -> Figure | None:
                     scale=scale,
                     states=ENDED,
                 )
-        panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "epoch")
     figures.legend_below(drawn, axes[0], 2)
     every = history.assign(all="")
     training = "Training values are of these weights, on images without augmentation. "
@@ -373,9 +360,6 @@ def curve_figure(results: Results) -> Figure | None:
         f"{figures.band_text(every, 'all', ENDED)} {figures.seeds_text(every, 'all', ENDED)}.",
         "Curves of loss and mAP over epochs for training and validation images.",
     )
-
-
-# ---- the report ----
 
 
 def _sections(

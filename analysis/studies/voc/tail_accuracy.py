@@ -107,9 +107,6 @@ def thresholds(scores: np.ndarray, count: int = 15, start: float | None = None) 
     return np.unique(np.concatenate([[first], np.quantile(tail, levels)]))
 
 
-# ---- how it is shown ----
-
-
 def frame(tail: TailAccuracy) -> pd.DataFrame:
     """Return a row per threshold.
 

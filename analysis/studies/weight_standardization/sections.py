@@ -59,9 +59,6 @@ def report(results: Results) -> None:
     provenance.publish(results, title, sections, written, [short])
 
 
-# ---- numbers ----
-
-
 def load_watch(path: Path, trial: str) -> dict[str, np.ndarray]:
     """Return the arrays `watch_...` of a trial's predictions, without that prefix.
 
@@ -85,17 +82,14 @@ def map_numbers(results: Results) -> pd.DataFrame:
     table = statistics.compare(results.trials, keys, "val_map").drop(columns="std")
     for epoch in sorted(results.history["epoch"].unique()):
         group = results.history[results.history["epoch"] == epoch]
-        part = statistics.compare(group, keys, "val_map")[[*keys, "mean", "low", "high"]]
         name = f"map_{int(epoch)}"
-        part.columns = [*keys, name, f"{name}_low", f"{name}_high"]
-        table = table.merge(part, on=keys, how="left")
+        table = statistics.joined(table, group.rename(columns={"val_map": name}), keys, name)
     found = []
     for rate in results.levels("lr"):
         trials = results.trials[results.trials["lr"] == rate]
         pairs = statistics.paired(trials, "variant", "val_map", ORIGINAL).assign(lr=rate)
         found.append(pairs[["variant", "lr", "difference", "low", "high", "p"]])
-    against = pd.concat(found, ignore_index=True)
-    against.columns = [*keys, "difference", "difference_low", "difference_high", "p"]
+    against = pd.concat(found, ignore_index=True).rename(columns=statistics.DIFFERENCE)
     table = table.merge(against, on=keys, how="left")
     rates = {rate: place for place, rate in enumerate(results.levels("lr"))}
     place = table["lr"].map(rates) * len(VARIANTS) + table["variant"].map(VARIANTS.index)
@@ -113,10 +107,7 @@ def map_table(results: Results) -> tables.Table:
     for header in _shown(results):
         name = f"map_{header.split()[-1]}"
         columns.append(tables.interval(name, header))
-    columns += [
-        tables.difference("difference", "minus original"),
-        tables.p_value("p", "p"),
-    ]
+    columns += [tables.difference("difference", "minus original"), tables.p_value("p", "p")]
     note = (
         "mAP in per cent on the validation images; mean [95 % t interval] over seeds. “Minus "
         "original”: points at the last epoch, paired by seed, p of the paired t test."
@@ -225,28 +216,20 @@ def check_table(results: Results) -> tables.Table | None:
     return conversion.output_table(rows, "The study's weights on its first validation images")
 
 
-# ---- figures ----
-
-
-@figures.styled
 def map_figure(results: Results) -> Figure:
     """The mAP against the epoch, a panel per learning rate."""
-    rates = results.levels("lr")
-    figure, axes = figures.panels(len(rates), height=2.3, sharey=True)
-    for panel, rate in zip(axes, rates, strict=True):
-        part = results.history[results.history["lr"] == rate]
-        for variant in results.levels("variant"):
-            group = part[part["variant"] == variant]
-            figures.curve(panel, group, "val_map", LOOK[variant], label=_name(variant), scale=100.0)
-        panel.set_title(f"lr {tables.significant(rate)}", loc="left")
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel("validation mAP (%)")
-    figures.fit_to_lines(axes[0], results.history, ["val_map"], 100.0)
-    figures.legend_below(figure, axes[0], len(VARIANTS))
+    history = results.history
+    shown = [
+        (f"lr {tables.significant(rate)}", history[history["lr"] == rate], "val_map")
+        for rate in results.levels("lr")
+    ]
+    drawn = figures.curves(
+        shown, "variant", results.levels("variant"), "validation mAP (%)", scale=100.0, height=2.3,
+        look=LOOK, label=_name,
+    )  # fmt: skip
     return Figure(
-        figures.save(figure, results.path / "figures", "map"),
-        f"mAP against the epoch. {figures.band_text(results.history, ['variant', 'lr'])}",
+        figures.save(drawn, results.path / "figures", "map"),
+        f"mAP against the epoch. {figures.band_text(history, ['variant', 'lr'])}",
         "Curves of mean average precision over epochs for the original and both modes.",
     )
 
@@ -306,8 +289,7 @@ def mechanism_figure(results: Results, layers: pd.DataFrame) -> Figure:
                 )
         panel.set_yscale("log")
         panel.set_title(label, loc="left")
-        panel.set_xlabel("norm, from the input on")
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "norm, from the input on")
     figures.legend_below(figure, axes[0], len(VARIANTS))
     return Figure(
         figures.save(figure, results.path / "figures", "mechanism"),
@@ -319,9 +301,6 @@ def mechanism_figure(results: Results, layers: pd.DataFrame) -> Figure:
 
 def _name(variant: str) -> str:
     return variant if variant == ORIGINAL else f"mode {variant}"
-
-
-# ---- the report ----
 
 
 def _sections(
