@@ -3,8 +3,6 @@
 python analysis/generation_samples.py results/generation/demo --samples 1000
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -11,8 +11,6 @@ gradcam.npz into the result folder. All on the CPU: 20 seconds for the demo, som
 photographs of 256 x 256 pixels.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

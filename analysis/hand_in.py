@@ -8,8 +8,6 @@ Every path in it is relative, and the same files give the same bytes. What only 
 stays out: the engine's own files, the note of where the images are, and the images.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import io
 import json
@@ -29,7 +27,7 @@ import numpy as np
 import tyro
 
 from analysis.document.provenance import relative
-from analysis.results.folder import UNREADABLE, load, places
+from analysis.results.folder import UNREADABLE, load, private
 from core.errors import UserError
 from core.provenance import ROOT, git
 from core.storage.files import read_json, write_bytes
@@ -120,9 +118,6 @@ def pack(opts: Options) -> tuple[Path, int]:
     return out, len(files)
 
 
-# ---- what goes in ----
-
-
 def _result_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Yield what a reader needs of a result folder, texts without absolute paths."""
     for name in _NEEDED:
@@ -209,9 +204,6 @@ def _pages(opts: Options) -> Iterator[tuple[str, bytes]]:
                 yield path.relative_to(Path(made) / "pages").as_posix(), path.read_bytes()
 
 
-# ---- what must not be in it ----
-
-
 def check(files: Mapping[str, bytes], places: Sequence[str]) -> None:
     """Refuse files that name a place of this machine, or images by an absolute path.
 
@@ -250,8 +242,8 @@ def _check_arrays(name: str, data: bytes, places: Sequence[str]) -> None:
 def _places(folder: Path) -> list[str]:
     """Return the folders of this machine that no file may name."""
     known = {ROOT, Path.cwd(), Path(os.path.expanduser("~")), folder.resolve()}
-    noted = places(folder).values()
-    known |= {Path(value) for value in noted if isinstance(value, str) and value[:1] == "/"}
+    values = private(folder).values()
+    known |= {Path(value) for value in values if isinstance(value, str) and value[:1] == "/"}
     # /root or /tmp alone are words that code may well contain.
     return sorted(str(path) for path in known if len(path.parts) > 2)
 

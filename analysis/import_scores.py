@@ -19,8 +19,6 @@ their own (--labels), joined by the names, its columns the classes with or witho
 columns of scores need no score_ either.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import csv
@@ -168,9 +166,6 @@ def _taken(opts: Options, found: Scored, kind: str) -> list[str]:
             f"scores from {low:.9g} to {high:.9g} are taken for {kind} (present above {cut})"
         )
     return said
-
-
-# ---- reading ----
 
 
 def read(scores: Path, labels: Path | None = None, zero: Zero | None = None) -> Scored:
@@ -375,9 +370,6 @@ def _file(pattern: str, image: str) -> str:
     return path.as_posix()
 
 
-# ---- writing ----
-
-
 def _npz(found: Scored, files: list[str], config: dict[str, Any]) -> bytes:
     """Return what `core.trial.save_predictions` would have stored."""
     out = io.BytesIO()
@@ -394,9 +386,8 @@ def _npz(found: Scored, files: list[str], config: dict[str, Any]) -> bytes:
 
 def _row(found: Scored, kind: str, config: dict[str, Any]) -> dict[str, Any]:
     """Return the trial's row: its metrics are computed from the scores."""
-    from core.training.metrics import (
-        average_precision,  # brings torch: not needed to say what is wrong
-    )
+    # brings torch: not needed to say what is wrong
+    from core.training.metrics import average_precision
 
     ap = average_precision(found.scores, found.signs)
     predicted = found.scores > ranking.decision_threshold(found.scores, kind)
@@ -415,11 +406,7 @@ def _row(found: Scored, kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declaration(
-    opts: Options,
-    found: Scored,
-    config: dict[str, Any],
-    argv: Sequence[str],
-    taken: Sequence[str],
+    opts: Options, found: Scored, config: dict[str, Any], argv: Sequence[str], taken: Sequence[str]
 ) -> dict[str, Any]:
     from core import provenance
 

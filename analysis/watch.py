@@ -9,8 +9,6 @@ Any machine that sees the folder will do: neither Ray nor the cluster is asked. 
 view and leaves the study alone.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -4,8 +4,6 @@ Everything is made on the server from stored predictions; the address says all t
 link can be passed on. Images are asked for by their place in the stored list, never by name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math
@@ -276,7 +274,7 @@ def context(shown: Shown, view: View) -> dict[str, Any]:
     return {
         "title": shown.title,
         "question": shown.results.study["question"],
-        "synthetic": (shown.results.study.get("data") or {}).get("kind") == "synthetic",
+        "synthetic": shown.results.synthetic,
         "view": view,
         "name": ranked.classes[view.label],
         "classes": ranked.classes,

@@ -16,7 +16,7 @@ from analysis.browser.page import (
 )
 
 if TYPE_CHECKING:
-    from flask import Flask
+    import flask
 
 HOSTS = ["127.0.0.1", "localhost"]  # any other name for this server is an attack by DNS
 _POLICY = (
@@ -33,7 +33,7 @@ _HEADERS = {
 _KEPT_SECONDS = 3600  # that a browser keeps an image
 
 
-def make_app(shown: Shown) -> Flask:
+def make_app(shown: Shown) -> flask.Flask:
     """Return the server of the page: GET only, for this machine only, no file by its name."""
     import flask
     from werkzeug.exceptions import HTTPException
@@ -41,29 +41,14 @@ def make_app(shown: Shown) -> Flask:
     app = flask.Flask("labtune-browse", static_folder=None, template_folder=None)
     app.config["TRUSTED_HOSTS"] = HOSTS
     page = environment().get_template("browse.html.j2")
-    files = {
-        name: (TEMPLATES / name).read_bytes() for name in ("browse.css", "browse.js")
-    }  # read once: what is served does not depend on what a request names
+    # read once: what is served does not depend on what a request names
+    files = {kind: (TEMPLATES / f"browse.{kind}").read_bytes() for kind in ("css", "js")}
 
     def view() -> View:
         try:
             return view_of(shown, flask.request.args)
         except Unknown as e:
             flask.abort(404, str(e))
-
-    def picture(trial: int, number: int, large: bool) -> flask.Response:
-        if trial >= len(shown.trials):
-            flask.abort(404)
-        ranked = shown.ranked(shown.trials[trial])
-        if number >= len(ranked.files):
-            flask.abort(404)
-        pictures, file = ranked.pictures, ranked.files[number]
-        found = pictures.large(file) if large else pictures.thumbnail(file)
-        if found is None:
-            flask.abort(404, "This image is not there, or cannot be read.")
-        answer = flask.Response(found, mimetype="image/jpeg")
-        answer.headers["Cache-Control"] = f"private, max-age={_KEPT_SECONDS}"
-        return answer
 
     @app.get("/")
     def index() -> str:
@@ -74,32 +59,21 @@ def make_app(shown: Shown) -> Flask:
         asked = view()
         return {"text": point_text(shown.ranked(asked.trial), asked)}
 
-    @app.get("/image/<int:trial>/<int:number>")
-    def small(trial: int, number: int) -> flask.Response:
-        return picture(trial, number, large=False)
-
-    @app.get("/image/<int:trial>/<int:number>/large")
-    def large(trial: int, number: int) -> flask.Response:
-        return picture(trial, number, large=True)
+    @app.get("/image/<int:trial>/<int:number>", defaults={"large": False})
+    @app.get("/image/<int:trial>/<int:number>/large", defaults={"large": True})
+    def image(trial: int, number: int, large: bool) -> flask.Response:
+        return _picture(shown, trial, number, large)
 
     @app.get("/favicon.ico")  # a browser asks for it when it shows an image alone
     def icon() -> tuple[str, int]:
         return "", 204
 
-    @app.get("/browse.css")
-    def css() -> flask.Response:
-        return flask.Response(files["browse.css"], mimetype="text/css")
+    @app.get("/browse.<any(css, js):kind>")
+    def browse(kind: str) -> flask.Response:
+        mimetype = {"css": "text/css", "js": "text/javascript"}[kind]
+        return flask.Response(files[kind], mimetype=mimetype)
 
-    @app.get("/browse.js")
-    def js() -> flask.Response:
-        return flask.Response(files["browse.js"], mimetype="text/javascript")
-
-    @app.after_request
-    def guard(answer: flask.Response) -> flask.Response:
-        answer.headers.update(_HEADERS)
-        if answer.mimetype == "image/jpeg":  # a browser that shows it alone styles it inline
-            answer.headers.pop("Content-Security-Policy")
-        return answer
+    app.after_request(_guarded)
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> flask.Response:
@@ -107,3 +81,28 @@ def make_app(shown: Shown) -> Flask:
         return flask.Response(words, error.code, mimetype="text/plain")
 
     return app
+
+
+def _guarded(answer: flask.Response) -> flask.Response:
+    answer.headers.update(_HEADERS)
+    if answer.mimetype == "image/jpeg":  # a browser that shows it alone styles it inline
+        answer.headers.pop("Content-Security-Policy")
+    return answer
+
+
+def _picture(shown: Shown, trial: int, number: int, large: bool) -> flask.Response:
+    """Return an image by its place in the stored list of a trial, as JPEG."""
+    import flask
+
+    if trial >= len(shown.trials):
+        flask.abort(404)
+    ranked = shown.ranked(shown.trials[trial])
+    if number >= len(ranked.files):
+        flask.abort(404)
+    pictures, file = ranked.pictures, ranked.files[number]
+    found = pictures.large(file) if large else pictures.thumbnail(file)
+    if found is None:
+        flask.abort(404, "This image is not there, or cannot be read.")
+    answer = flask.Response(found, mimetype="image/jpeg")
+    answer.headers["Cache-Control"] = f"private, max-age={_KEPT_SECONDS}"
+    return answer

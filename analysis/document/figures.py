@@ -219,8 +219,7 @@ def curve(
 
 @styled
 def curves(
-    history: pd.DataFrame,
-    metrics: Mapping[str, str],
+    shown: Iterable[tuple[str, pd.DataFrame, str]],
     by: str,
     order: Sequence[Any],
     ylabel: str,
@@ -229,13 +228,16 @@ def curves(
     scale: float = 1.0,
     height: float = 2.25,
     look: Mapping[Any, Style] | None = None,
+    label: Callable[[Any], str] = str,
+    columns: int = 7,
+    dashed: str = "train_",
     states: Sequence[str] = FINISHED,
 ) -> "Figure":
-    """Curves of several groups, one panel per metric side by side, one legend below.
+    """Curves of several groups in panels side by side, one legend below.
 
     Args:
-        history: a row per trial and epoch, with `state`.
-        metrics: column to panel title, as {"val_loss": "validation"}; train_ columns are dashed.
+        shown: of each panel its title, its rows (one per trial and epoch, with `state`) and the
+            metric column.
         by: column that tells the groups apart.
         order: its values, in the order of the legend.
         ylabel: what is shown, with its unit.
@@ -243,38 +245,43 @@ def curves(
         scale: factor on the values, 100 for per cent.
         height: inches.
         look: styles by value instead of `styles(order)`.
+        label: from a value to its name in the legend.
+        columns: of the legend, at most.
+        dashed: how the names of metrics begin whose lines are dashed.
         states: trials that count for the mean.
     """
-    look = look or styles(order)
-    seen = seeds_text(history, by, states)
-    figure, axes = panels(len(metrics), height=height, sharey=True)
-    for panel, (metric, title) in zip(axes, metrics.items(), strict=True):
+    shown, look = list(shown), look or styles(order)
+    figure, axes = panels(len(shown), height=height, sharey=True)
+    for panel, (title, rows, metric) in zip(axes, shown, strict=True):
+        line = "--" if metric.startswith(dashed) else "-"
         for value in order:
-            curve(
-                panel,
-                history[history[by] == value],
-                metric,
-                look[value],
-                x=x,
-                label=str(value),
-                linestyle="--" if metric.startswith("train_") else "-",
-                scale=scale,
-                states=states,
-            )
-        panel.set_title(f"{title} ({seen})" if seen else title, loc="left")
-        panel.set_xlabel(x)
-        whole_numbers(panel)
+            group, style = rows[rows[by] == value], look[value]
+            if len(group):
+                curve(panel, group, metric, style, x=x, label=label(value), linestyle=line,
+                      scale=scale, states=states)  # fmt: skip
+        panel.set_title(title, loc="left")
+        whole_numbers(panel, x)
     axes[0].set_ylabel(ylabel)
-    fit_to_lines(axes[0], history, list(metrics), scale)
-    legend_below(figure, axes[-1], columns=min(len(order), 7))
+    fit_to_lines(axes[0], np.concatenate([rows[metric] for _, rows, metric in shown]), scale)
+    fullest = max(reversed(axes), key=lambda panel: len(panel.get_legend_handles_labels()[1]))
+    legend_below(figure, fullest, min(len(order), columns))
     return figure
 
 
-def fit_to_lines(
-    axes: "Axes", history: pd.DataFrame, metrics: list[str], scale: float = 1.0
-) -> None:
+def splits(
+    history: pd.DataFrame, metrics: Mapping[str, str], by: str
+) -> list[tuple[str, pd.DataFrame, str]]:
+    """What `curves` draws for {column: title}: a panel per column, with how many seeds it holds."""
+    seen = seeds_text(history, by)
+    return [
+        (f"{title} ({seen})" if seen else title, history, metric)
+        for metric, title in metrics.items()
+    ]
+
+
+def fit_to_lines(axes: "Axes", values: np.ndarray | pd.Series, scale: float = 1.0) -> None:
     """Limit the vertical axis to the measured values: a wide band must not flatten all curves."""
-    values = history[metrics].to_numpy(dtype=float) * scale
+    values = np.asarray(values, dtype=float) * scale
     values = values[np.isfinite(values)]
     if len(values):
         low, high = values.min(), np.quantile(values, 0.995)
@@ -282,11 +289,19 @@ def fit_to_lines(
         axes.set_ylim(low - room, high + room)
 
 
-def whole_numbers(axes: "Axes") -> None:
-    """Tick the horizontal axis at integers only (epochs, updates)."""
+def whole_numbers(axes: "Axes", label: str) -> None:
+    """Name the horizontal axis and tick it at integers only (epochs, updates)."""
     from matplotlib.ticker import MaxNLocator
 
+    axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def named_rows(axes: "Axes", names: Sequence[str], **text: Any) -> None:
+    """Name the rows of a figure of horizontal bars, from the top down."""
+    axes.set_yticks(range(len(names)), names, **text)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
 
 
 @styled
@@ -343,11 +358,9 @@ def dots(
                 color=look[value].color,
                 linestyle="none",
             )
-    axes.set_yticks(range(len(order)), [literal(value) for value in order])
-    axes.set_ylim(len(order) - 0.4, -0.6)
+    named_rows(axes, [literal(value) for value in order])
     axes.set_xlim(left=0)
     axes.set_xlabel(label)
-    axes.grid(visible=False, axis="y")
 
 
 @styled

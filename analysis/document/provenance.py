@@ -28,14 +28,19 @@ _ALONE = ("--local", "--resume")
 
 
 def of_finished(write: Callable[..., None]) -> Callable[..., None]:
-    """Have `write` report a folder in which a trial has ended with numbers; else say why none."""
+    """From `write`, which reports results, the function of a study that reports a result folder.
+
+    It takes the folder, with study.json, trials.csv and history.csv, and what `write` takes beside
+    the results; where no trial has ended with numbers, it says why and calls `write` not. It raises
+    UserError where a file of the folder is missing or damaged.
+    """
 
     @functools.wraps(write)
     def report(path: Path, *arguments: Any, **named: Any) -> None:
         results = load(path)
         ended = set(results.trials.loc[results.trials["state"].isin(_ENDED), "trial"])
         if ended & {*results.history["trial"], *results.with_predictions()}:
-            write(path, *arguments, **named)
+            write(results, *arguments, **named)
         else:
             report_reasons(results)
 
@@ -45,11 +50,34 @@ def of_finished(write: Callable[..., None]) -> Callable[..., None]:
 def report_reasons(results: Results) -> None:
     """Write tables/reasons and a report that says why trials did not finish, and nothing else."""
     reasons = _reasons(results)
-    tables.write(reasons, results.path / "tables")
     sections = [Section("Why nothing can be compared", (reasons,))]
     title = f"{results.study['study']}: no numbers"
-    reports.write(study_report(results, title, sections, sources=()), results.path)
-    tables.print_table(reasons)
+    publish(results, title, sections, [reasons], [reasons], sources=())
+
+
+def publish(
+    results: Results,
+    title: str,
+    sections: Sequence[Section | None],
+    written: Sequence[tables.Table | None],
+    printed: Sequence[tables.Table],
+    **about: Any,
+) -> None:
+    """Write tables/, report.html and report.pdf of a study and print its short tables.
+
+    Args:
+        results: the study.
+        title: plain text.
+        sections: top to bottom; None for what there is not.
+        written: tables for tables/; None for what there is not.
+        printed: tables for the terminal.
+        **about: further arguments of `study_report`.
+    """
+    for table in filter(None, written):
+        tables.write(table, results.path / "tables")
+    reports.write(study_report(results, title, sections, **about), results.path)
+    for table in printed:
+        tables.print_table(table)
 
 
 def _reasons(results: Results) -> tables.Table:
@@ -73,7 +101,7 @@ def _reasons(results: Results) -> tables.Table:
 def study_report(
     results: Results,
     title: str,
-    sections: Sequence[Section],
+    sections: Sequence[Section | None],
     timed: bool = True,
     sources: Sequence[str] = ("predictions/",),
     elsewhere: str = "",
@@ -83,19 +111,19 @@ def study_report(
     Args:
         results: the study.
         title: plain text.
-        sections: top to bottom.
+        sections: top to bottom; None for what there is not.
         timed: see `how_made`.
         sources: what of the folder the sections are made of, beside study.json, trials.csv and
             history.csv.
         elsewhere: what else they are made of, with the "and" before it, in markup.
     """
-    broken = broken_trials(results)
+    kept = [one for one in (*sections, broken_trials(results)) if one]
     files = ["study.json", "trials.csv", "history.csv", *sources]
     files = [f"`{name}`" for name in files if (results.path / name).exists()]
     return Report(
         title=title,
         question=escape(results.study["question"]),
-        sections=(*sections, *([broken] if broken else []), how_made(results, timed)),
+        sections=(*kept, how_made(results, timed)),
         banners=banners(results),
         footer=f"Every number that this study measured is computed from {join(files)} beside this "
         f"file{elsewhere}; tables and figures are in `tables/` and `figures/`.",
@@ -105,7 +133,7 @@ def study_report(
 def banners(results: Results) -> tuple[str, ...]:
     """Warnings that a reader must see first, as markup."""
     found = []
-    if results.study.get("data", {}).get("kind") == "synthetic":
+    if results.synthetic:
         found.append(
             "**Synthetic data: generated images, not photographs.** The numbers compare the "
             "settings with each other on these images and say nothing about real ones."
@@ -196,8 +224,7 @@ def how_made(results: Results, timed: bool = True) -> Section:
     if not timed:
         command = _repeatable(command)
     return Section(
-        "How this was made",
-        (*([Code(wrap_command(command))] if command else []), table),
+        "How this was made", (*([Code(wrap_command(command))] if command else []), table)
     )
 
 

@@ -89,6 +89,12 @@ class Section:
     optional: bool = False
 
 
+def section(title: str, *blocks: Block | str | None, optional: bool = False) -> Section | None:
+    """A section of what there is of `blocks`, strings as `Text`; None where there is nothing."""
+    kept = [Text(block) if isinstance(block, str) else block for block in blocks if block]
+    return Section(title, tuple(kept), optional) if kept else None
+
+
 @dataclass(frozen=True)
 class Report:
     """Title, question, warnings and sections.
@@ -145,9 +151,6 @@ def write(report: Report, path: Path, max_pages: int = MAX_PAGES, name: str = "r
 def page_count(pdf: bytes) -> int:
     """Number of pages of a PDF made by `write`."""
     return len(re.findall(rb"/Type\s*/Page\b", pdf))
-
-
-# ---- the document: plain data that both templates read ----
 
 
 def _document(report: Report, files: _Files) -> dict[str, Any]:
@@ -234,9 +237,6 @@ def _numbered(kind: str, numbers: dict[str, int]) -> str:
     return f"{kind} {numbers[kind]}"
 
 
-# ---- HTML ----
-
-
 def _html(document: dict[str, Any], files: _Files) -> str:
     import jinja2
     from markupsafe import Markup
@@ -275,9 +275,6 @@ def _inline_svg(svg: str, name: str, alt: str) -> str:
     # Matplotlib breaks paths into a line per point; as one line the page is a third smaller.
     svg = re.sub(r"\s*\n\s*", " ", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
-
-
-# ---- PDF ----
 
 
 def _pdf(document: dict[str, Any], files: _Files, max_pages: int) -> bytes:

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -79,39 +79,57 @@ def number(key: str, header: str, digits: int = 0, scale: float = 1.0) -> Column
     return Column(header, lambda row: decimal(row[key] * scale, digits))
 
 
+def blank(key: str, column: Column) -> Column:
+    """The same column with nothing in its cells where `key` is NaN."""
+    return replace(column, cell=lambda row: "" if math.isnan(row[key]) else column.cell(row))
+
+
 def scientific(key: str, header: str) -> Column:
     """A column of numbers over several magnitudes, in three significant digits."""
     return Column(header, lambda row: significant(row[key]))
 
 
 def interval(
-    mean: str, low: str, high: str, header: str, digits: int = 1, scale: float = 100.0
+    mean: str,
+    header: str,
+    digits: int = 1,
+    scale: float = 100.0,
+    prefix: str | None = None,
+    signed: bool = False,
 ) -> Column:
-    """A column "mean [low, high]"; the mean alone where the interval is undefined."""
-    keys = (mean, low, high)
-    return Column(header, lambda row: bracketed(*(row[key] * scale for key in keys), digits=digits))
+    """A column "mean [low, high]"; the mean alone where the interval is undefined.
 
-
-def plus_minus(mean: str, high: str, header: str, digits: int = 1, scale: float = 100.0) -> Column:
-    """A narrow column "mean ± half the interval", for symmetric intervals."""
+    Args:
+        mean: key of the middle.
+        header: what stands above it, with the unit.
+        digits: decimals.
+        scale: factor on all three, 100 for per cent.
+        prefix: of the keys of the ends, `prefix`low and `prefix`high; by default `mean`_.
+        signed: with a plus before what is above 0.
+    """
+    before = f"{mean}_" if prefix is None else prefix
+    keys = (mean, f"{before}low", f"{before}high")
 
     def cell(row: Mapping[Any, Any]) -> str:
-        half = (row[high] - row[mean]) * scale
+        return bracketed(*(row[key] * scale for key in keys), digits=digits, signed=signed)
+
+    return Column(header, cell)
+
+
+def plus_minus(mean: str, header: str, digits: int = 1, scale: float = 100.0) -> Column:
+    """A narrow column "mean ± half the interval", for symmetric intervals up to `mean`_high."""
+
+    def cell(row: Mapping[Any, Any]) -> str:
+        half = (row[f"{mean}_high"] - row[mean]) * scale
         middle = decimal(row[mean] * scale, digits)
         return middle if math.isnan(half) else f"{middle} ± {decimal(half, digits)}"
 
     return Column(header, cell)
 
 
-def difference(
-    mean: str, low: str, high: str, header: str, digits: int = 1, scale: float = 100.0
-) -> Column:
-    """A column of signed differences "+mean [low, high]"."""
-    keys = (mean, low, high)
-    return Column(
-        header,
-        lambda row: bracketed(*(row[key] * scale for key in keys), digits=digits, signed=True),
-    )
+def difference(mean: str, header: str, prefix: str | None = None) -> Column:
+    """A column of signed differences of shares in points "+mean [low, high]"; see `interval`."""
+    return interval(mean, header, prefix=prefix, signed=True)
 
 
 def p_value(key: str, header: str = "p (Holm)") -> Column:
@@ -120,11 +138,39 @@ def p_value(key: str, header: str = "p (Holm)") -> Column:
 
 
 def count_of(n: str, of: str, header: str = "seeds") -> Column:
-    """A column "3", or "2 of 3" where some trials could not be counted."""
-    return Column(
-        header,
-        lambda row: f"{row[n]:.0f}" if row[n] == row[of] else f"{row[n]:.0f} of {row[of]:.0f}",
+    """A column "3", or "2 of 3" where some trials could not be counted; "-" for NaN."""
+
+    def cell(row: Mapping[Any, Any]) -> str:
+        if math.isnan(row[n]):
+            return MISSING
+        return f"{row[n]:.0f}" if row[n] == row[of] else f"{row[n]:.0f} of {row[of]:.0f}"
+
+    return Column(header, cell)
+
+
+def published(
+    rows: Iterable[Sequence[str]],
+    links: str,
+    caption: str = "**Other people's results**, not measured here.",
+    result: Column | None = None,
+) -> Table:
+    """Figures of other people, for orientation.
+
+    Args:
+        rows: source, setting and result, as their authors give them.
+        links: where they stand, in markup.
+        caption: of the table.
+        result: how results are shown, where they are no text that may wrap.
+    """
+    keys = ["source", "setting", "result"]
+    # A per cent sign stays with its number: cells are not markup, which sees to that elsewhere.
+    cells = [[cell.replace(" %", "\u00a0%") for cell in row] for row in rows]
+    columns = (
+        text("source", "source"),
+        text("setting", "setting", wrap=True),
+        result or text("result", "result", wrap=True),
     )
+    return Table("published", pd.DataFrame(cells, columns=keys), columns, caption, links)
 
 
 def decimal(value: float, digits: int, signed: bool = False) -> str:

@@ -1,7 +1,5 @@
 """A running study drawn as lines of a terminal."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from pathlib import Path

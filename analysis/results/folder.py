@@ -10,8 +10,9 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ class Results:
     trials: pd.DataFrame
     history: pd.DataFrame
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the study recorded of its images."""
+        return self.study.get("data") or {}
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images were generated."""
+        return self.data.get("kind") == "synthetic"
+
     def levels(self, key: str) -> list[Any]:
         """Values of a grid key that occur among the trials, in the order the study lists them."""
         if key not in self.trials:
@@ -61,9 +72,8 @@ class Results:
         for key, value in config.items():
             trials = trials[trials[key] == value]
         history = history[history["trial"].isin(trials["trial"])]
-        return Results(
-            self.path, self.study, trials.reset_index(drop=True), history.reset_index(drop=True)
-        )
+        history = history.reset_index(drop=True)
+        return replace(self, trials=trials.reset_index(drop=True), history=history)
 
     def at_best(self) -> pd.DataFrame:
         """`trials` with the metrics of each trial's best epoch, whose weights and scores are kept.
@@ -88,10 +98,11 @@ class Results:
         row = table[table["trial"] == trial].iloc[0]
         return {str(key): value for key, value in row.items()}
 
-    def with_predictions(self) -> list[str]:
-        """Names of the trials whose scores are stored."""
+    def with_predictions(self, states: Collection[str] = ()) -> list[str]:
+        """Names of the trials (in one of `states`, if any are given) whose scores are stored."""
         stored = {file.stem for file in (self.path / "predictions").glob("*.npz")}
-        return [trial for trial in self.trials["trial"] if trial in stored]
+        trials = self.trials[self.trials["state"].isin(states)] if states else self.trials
+        return [trial for trial in trials["trial"] if trial in stored]
 
 
 @dataclass(frozen=True)
@@ -151,46 +162,64 @@ def _named_running(table: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={f"train_{m}": f"train_{m}_running" for m in scored})
 
 
-def load_predictions(path: Path, trial: str) -> Predictions:
-    """Read `path`/predictions/`trial`.npz; pickled content is refused.
+def private(path: Path) -> dict[str, Any]:
+    """Return the engine's note of where images and weights were (.private.json), if it is there.
 
     Raises:
-        UserError: the file is missing or damaged, or holds scores that are not finite.
+        StorageError: the note is there and cannot be read.
+    """
+    file = path / ".private.json"
+    return read_json(file) if file.is_file() else {}
+
+
+@contextmanager
+def arrays(path: Path, trial: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """Open `path`/predictions/`trial`.npz to read arrays by their names; pickled ones are refused.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks an array that is asked for.
     """
     name = f"predictions/{trial}.npz"
     try:
         # By way of memory: np.load leaves a damaged file open.
         content = io.BytesIO((path / name).read_bytes())
         with np.load(content, allow_pickle=False) as stored:
-            found = Predictions(
-                scores=stored["scores"],
-                labels=stored["labels"],
-                files=tuple(stored["files"].tolist()),
-                classes=tuple(stored["classes"].tolist()),
-                config=json.loads(str(stored["config"])),
-                epoch=int(stored["epoch"]) if "epoch" in stored else None,
-            )
+            yield stored
+    except UserError:
+        raise
     except UNREADABLE as error:
         raise UserError(
             f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
             "without it"
         ) from error
+
+
+def about_arrays(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return classes, config and epoch of an opened file, as `Predictions` has them."""
+    return {
+        "classes": tuple(stored["classes"].tolist()),
+        "config": json.loads(str(stored["config"])),
+        "epoch": int(stored["epoch"]) if "epoch" in stored else None,
+    }
+
+
+def load_predictions(path: Path, trial: str) -> Predictions:
+    """Read the scores of a trial.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds scores that are not finite.
+    """
+    name = f"predictions/{trial}.npz"
+    with arrays(path, trial) as stored:
+        files = tuple(stored["files"].tolist())
+        about = about_arrays(stored)
+        found = Predictions(stored["scores"], stored["labels"], files, **about)
     if len(found.scores) != len(found.labels) or not np.isfinite(found.scores).all():
         raise UserError(
             f"{name} holds scores that are not finite or not one row per label: restore it, or "
             "delete it to report without it"
         )
     return found
-
-
-def places(path: Path) -> dict[str, Any]:
-    """Return the engine's note of where things were on its machine (data_dir, frost_dir), if any.
-
-    Raises:
-        StorageError: the note is there and cannot be read.
-    """
-    note = path / ".private.json"
-    return read_json(note) if note.is_file() else {}
 
 
 def _read_study(file: Path) -> dict[str, Any]:

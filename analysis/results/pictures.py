@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from analysis.results.folder import Results, places
+from analysis.results.folder import Results, private
 from core.data.synthetic import birds
 from core.errors import UserError
 from core.storage import cache
@@ -141,9 +141,9 @@ def find_root(results: Results, given: Path | None = None) -> Path | None:
     """
     if given is not None:
         return _opened(given)
-    if (results.study.get("data") or {}).get("kind") == "synthetic":
+    if results.synthetic:
         return _embedded(str(results.study["study"]))
-    recorded = places(results.path).get("data_dir")
+    recorded = private(results.path).get("data_dir")
     return _opened(Path(recorded)) if recorded is not None and Path(recorded).exists() else None
 
 

@@ -1,32 +1,18 @@
 """A look at a study's folder while it runs: which trials are where."""
 
-from __future__ import annotations
-
 import datetime
 import math
 import os
-import shlex
-import signal
-import socket
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-import tyro
-from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from typing import Any
+
 import analysis  # noqa: F401  before core, so that it is ours
 from core.errors import UserError
 from core.storage.files import read_json
+from core.storage.lock import is_alive
 
-
-
-BEAT = 120.0  # seconds without a sign of life after which a driver counts as gone (it beats at 30)
 SKEW = 5.0  # seconds by which the clocks of two hosts may differ
 
 
@@ -226,23 +212,6 @@ def read_declaration(folder: Path) -> dict[str, Any]:
             f"{file} is damaged (not a study's declaration): restore it or start a new study name"
         )
     return known
-
-
-def is_alive(driver: Mapping[str, Any], now: float) -> bool:
-    """Return whether the process that wrote driver.json still runs the study."""
-    beat = _moment(driver.get("beat"))
-    if beat is None or now - beat > BEAT:
-        return False
-    pid = driver.get("pid")
-    if driver.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
-        return True  # its pid says nothing here
-    try:
-        os.kill(pid, 0)  # signal 0 asks and does nothing
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass  # somebody else's process is alive too
-    return True
 
 
 def look(

@@ -12,6 +12,8 @@ import pandas as pd
 import scipy
 
 FINISHED = ("finished",)
+# What columns of `paired` are called in a table that holds other means and intervals too.
+DIFFERENCE = {"low": "difference_low", "high": "difference_high", "n": "pairs"}
 
 
 class Interval(NamedTuple):
@@ -67,6 +69,16 @@ def no_interval(n: float) -> str:
     return f"the same in all {n:.0f} seeds, which gives no interval"
 
 
+def side(low: float, high: float) -> int:
+    """Sign of a difference whose interval leaves out zero; 0 for others and without interval."""
+    return int(low > 0) - int(high < 0)
+
+
+def finished(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trials that have finished."""
+    return table[table["state"].isin(FINISHED)]
+
+
 def usable(trials: pd.DataFrame, metric: str, states: Sequence[str] = FINISHED) -> pd.DataFrame:
     """Rows that may enter a mean: in one of `states`, `metric` finite."""
     return trials[trials["state"].isin(states) & np.isfinite(trials[metric].astype(float))]
@@ -104,6 +116,22 @@ def compare(
     return table.sort_values(
         "mean", ascending=mode == "min", na_position="last", kind="stable"
     ).reset_index(drop=True)
+
+
+def named(
+    trials: pd.DataFrame, by: str | Sequence[str], metric: str, mode: str = "max"
+) -> pd.DataFrame:
+    """`compare` with the mean called `metric` and its ends `metric`_low and `metric`_high."""
+    names = {"mean": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
+    return compare(trials, by, metric, mode).drop(columns="std").rename(columns=names)
+
+
+def joined(
+    table: pd.DataFrame, trials: pd.DataFrame, by: Sequence[str], metric: str, ends: bool = True
+) -> pd.DataFrame:
+    """`table` with a further metric of `trials`: its mean per `by` and, if asked, its interval."""
+    kept = [metric, *([f"{metric}_low", f"{metric}_high"] if ends else [])]
+    return table.merge(named(trials, by, metric)[[*by, *kept]], on=list(by), how="left")
 
 
 def paired(

@@ -39,9 +39,6 @@ def probabilities_of(model: ResNet, val: data_images.ImageSet, results: Path) ->
     return logits.double().softmax(1).numpy()
 
 
-# ---- maps ----
-
-
 def layer_maps(model: ResNet, images: Tensor, labels: np.ndarray) -> np.ndarray:
     """Grad-CAM of each of the last 2n convolution layers, at their own resolution.
 
@@ -114,9 +111,6 @@ def shares(
         running = np.cumsum(np.sort(heat, axis=None)[::-1])
         half.append(nan if mass == 0 else (np.searchsorted(running, mass / 2) + 1) / heat.size)
     return {"inside": np.array(inside), "area": np.array(area), "half": np.array(half)}
-
-
-# ---- deletion and insertion ----
 
 
 def faithfulness(

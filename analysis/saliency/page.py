@@ -129,9 +129,6 @@ def _file_names(found: Maps) -> list[str]:
     ]
 
 
-# ---- tables ----
-
-
 def headline(found: Maps) -> tables.Table:
     """The columns of `summary` that fit a terminal."""
     table = summary(found)
@@ -181,7 +178,7 @@ def summary(found: Maps) -> tables.Table:
     ]
     if masked:
         columns += [
-            tables.plus_minus("inside", "inside_high", INSIDE),
+            tables.plus_minus("inside", INSIDE),
             tables.number("area", "object (%)", 1, 100.0),
         ]
     columns += [
@@ -237,9 +234,6 @@ def image_table(found: Maps) -> tables.Table:
     return tables.Table("gradcam_images", numbers, columns, "The images shown, by class.")
 
 
-# ---- texts ----
-
-
 def _about(found: Maps) -> str:
     """What was mapped, how, of which images, and whether the network is the recorded one."""
     about, (height, width) = found.about, found.maps.shape[1:]
@@ -254,18 +248,16 @@ def _about(found: Maps) -> str:
     return (
         f"The best network of all trials (`{about['trial']}`, weights of epoch {about['epoch']}) "
         "and where in an image it finds the **true** class, also where it chose another. "
-        f"{_checked(about)}\n\n"
-        "A layer's map is the sum of its channels, each weighted by the mean gradient of the true "
-        "class's logit, with what is below 0 cut off ([Selvaraju et al. "
+        f"{_checked(about)}\n\nA layer's map is the sum of its channels, each weighted by the mean "
+        "gradient of the true class's logit, with what is below 0 cut off ([Selvaraju et al. "
         "2017](https://arxiv.org/abs/1610.02391), equations 1 and 2). The maps of the last "
         f"{about['layers']} convolution layers (all of the last stage, {height} x {width} values "
         "each, read after the convolution's norm) are scaled to 0 to 1, averaged, scaled again and "
-        f"enlarged to the image.\n\n{note}"
-        f"Of each class up to {EACH} right and {EACH} wrong validation images are shown, "
-        f"those {rule}. Deletion replaces pixels by the mean colour of the normalisation, "
-        f"insertion brings them back into the image blurred by {sigma:.3g} pixels, in "
-        f"{about['steps']} steps ([Petsiuk et al. 2018](https://arxiv.org/abs/1806.07421), section "
-        "4.2)."
+        f"enlarged to the image.\n\n{note}Of each class up to {EACH} right and {EACH} wrong "
+        f"validation images are shown, those {rule}. Deletion replaces pixels by the mean colour "
+        f"of the normalisation, insertion brings them back into the image blurred by {sigma:.3g} "
+        f"pixels, in {about['steps']} steps ([Petsiuk et al. "
+        "2018](https://arxiv.org/abs/1806.07421), section 4.2)."
     )
 
 
@@ -368,11 +360,7 @@ def _be(group: pd.DataFrame) -> str:
     return "is" if len(group) == 1 else "are"
 
 
-# ---- figures ----
-
-
 def _class_figure(results: Results, found: Maps, label: int, name: str) -> Figure:
-    path = figures.save(class_figure(found, label), results.path / "figures", name)
     counts = [
         f"{len(found.shown(label, right))} of {len(found.group(label, right))} {kind}"
         for right, kind in ((True, "right"), (False, "wrong"))
@@ -380,7 +368,7 @@ def _class_figure(results: Results, found: Maps, label: int, name: str) -> Figur
     ]
     shown = escape(found.classes[label])
     return Figure(
-        path,
+        figures.save(class_figure(found, label), results.path / "figures", name),
         f"{shown}: {join(counts)} validation images, each with its map for the true class below "
         "it, laid over the image in grey. The colour is the map's value, from 0 (dark) to 1 "
         "(bright) in each image.",

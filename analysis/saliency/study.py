@@ -15,7 +15,7 @@ from PIL import Image
 from analysis.document import provenance
 from analysis.document.markup import escape
 from analysis.document.report import Section, Text
-from analysis.results.folder import Results, load_predictions, places
+from analysis.results.folder import Results, load_predictions, private
 from analysis.saliency import page
 from analysis.saliency.maps import (
     BLUR,
@@ -172,9 +172,6 @@ def _aggregated(model: ResNet, val: data_images.ImageSet, number: np.ndarray) ->
     )
 
 
-# ---- what the study left behind ----
-
-
 def _checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of checkpoints/best.json with the SHA-256 of best.pt as "sha256"."""
     weights, told = path / "checkpoints" / "best.pt", path / "checkpoints" / "best.json"
@@ -217,9 +214,9 @@ def _network(path: Path, config: dict[str, Any], num_classes: int) -> ResNet:
 def _root(results: Results, data_dir: Path | str | None) -> Path:
     if data_dir is not None:
         return Path(data_dir)
-    if (results.study.get("data") or {}).get("kind") == "synthetic":
+    if results.synthetic:
         return birds.default_birds()
-    recorded = places(results.path).get("data_dir")
+    recorded = private(results.path).get("data_dir")
     if recorded is not None and Path(recorded).is_dir():
         return Path(recorded)
     raise UserError(
@@ -230,21 +227,18 @@ def _root(results: Results, data_dir: Path | str | None) -> Path:
 
 def _images(results: Results, root: Path, config: dict[str, Any]) -> data_images.ImageSet:
     """Return the validation images of the study, labelled as in its training."""
-    listing = folders.scan(
-        root
-    )  # of both splits: where they spell a class in two ways, train's counts
-    recorded = results.study.get("data") or {}
+    # of both splits: where they spell a class in two ways, train's counts
+    listing = folders.scan(root)
+    recorded = results.data
     classes = recorded.get("classes")
     if classes is not None and tuple(classes) != listing.classes:
         raise UserError(
             f"--data-dir {root} holds other classes than the study's ({len(listing.classes)} and "
             f"{len(classes)}, as {listing.classes[0]} and {classes[0]}): give the one it was run on"
         )
-    limit = {"val": config.get("val_images")}
-    skip = bool(recorded.get("skipped"))
-    val = data_images.load(root, config["image_size"], ("val",), limit=limit, skip_broken=skip)[
-        "val"
-    ]
+    limit, skip = {"val": config.get("val_images")}, bool(recorded.get("skipped"))
+    sets = data_images.load(root, config["image_size"], ("val",), limit=limit, skip_broken=skip)
+    val = sets["val"]
     label = {file.path: file.label for file in listing.files["val"]}
     labels = np.array([label[file] for file in val.files], dtype=np.int64)
     return dataclasses.replace(val, labels=labels, classes=listing.classes)
@@ -329,9 +323,6 @@ def _check(
         "recorded": None if recorded is None else float(recorded),
         "difference": difference,
     }
-
-
-# ---- images to show ----
 
 
 def frame_of(

@@ -108,15 +108,18 @@ def _announced(
             files.remove(folder / "driver.json")
 
 
-def is_alive(driver: dict[str, Any]) -> bool:
-    """Return whether the driver that wrote a `driver.json` still runs, as far as can be seen."""
+def is_alive(driver: dict[str, Any], now: float | None = None) -> bool:
+    """Return whether the driver that wrote a `driver.json` still runs, as far as can be seen.
+
+    Args:
+        driver: what it wrote.
+        now: the Unix time; None to ask for it.
+    """
     try:
-        beat = datetime.datetime.fromisoformat(driver["beat"])
-        pid = int(driver["pid"])
-        age = datetime.datetime.now(datetime.UTC) - beat
+        beat, pid = datetime.datetime.fromisoformat(driver["beat"]), int(driver["pid"])
     except (KeyError, TypeError, ValueError):
         return False
-    if age.total_seconds() > DEAD_AFTER:
+    if (time.time() if now is None else now) - beat.timestamp() > DEAD_AFTER:
         return False
     if driver.get("host") != os.uname().nodename:
         return True
@@ -124,7 +127,7 @@ def is_alive(driver: dict[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         pass
     return True
 

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.document.markup import escape
 from analysis.document.report import join
 from analysis.document.tables import bracketed, decimal, significant
+from analysis.document.words import count, listed, percent, signed
 from analysis.results import statistics
 from analysis.results.folder import Results
 
@@ -49,33 +50,27 @@ PUBLISHED = (
     ),
 )
 PUBLISHED_LINKS = (
-    "Sources: [Schneider et al.](https://arxiv.org/abs/2006.16971); "
-    "[Benz et al.](https://arxiv.org/abs/2010.03630); "
-    "[Wang et al.](https://arxiv.org/abs/2006.10726), with its "
-    "[code](https://github.com/DequanWang/tent); "
+    "Sources: [Schneider et al.](https://arxiv.org/abs/2006.16971); [Benz et "
+    "al.](https://arxiv.org/abs/2010.03630); [Wang et al.](https://arxiv.org/abs/2006.10726), with "
+    "its [code](https://github.com/DequanWang/tent); "
     "[test-time-adaptation](https://github.com/mariodoebler/test-time-adaptation)."
 )
-
-
-def published() -> list[tuple[str, ...]]:
-    """Other people's results with per cent signs that stay with their numbers."""
-    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
 
 
 def summary(results: Results, cells: pd.DataFrame) -> str:
     """The result in one paragraph; `cells` has no clean row."""
     if cells.empty:
         return "No cell of the severity table was run; the parts that were follow."
-    model = escape(results.study.get("data", {}).get("model", "the model"))
+    model = escape(results.data.get("model", "the model"))
     better = int((cells["gain_low"] > 0).sum())
     worse = int((cells["gain_high"] < 0).sum())
     mean = {key: cells[key].mean() for key in ("acc_unadapted", "acc_adapted", "gain")}
     return (
         f"{model}, {int(cells['n'].max()):,} images a cell. Over {count(len(cells), 'cell')} the "
         f"mean accuracy is **{percent(mean['acc_unadapted'])} without and "
-        f"{percent(mean['acc_adapted'])} with** adaptation ({points(mean['gain'])}). Adaptation "
-        f"helps in {better} of them and harms in {worse} (95 % interval over images clear of "
-        f"zero).{_most(cells)}"
+        f"{percent(mean['acc_adapted'])} with** adaptation ({signed(mean['gain'])} points). "
+        f"Adaptation helps in {better} of them and harms in {worse} (95 % interval over images "
+        f"clear of zero).{_most(cells)}"
     )
 
 
@@ -91,7 +86,7 @@ def _most(cells: pd.DataFrame) -> str:
 
 def normalisation(results: Results) -> str:
     """How pixels were normalised, and why so; nothing for studies that did not record it."""
-    return escape(results.study.get("data", {}).get("normalisation", {}).get("sentence", ""))
+    return escape(results.data.get("normalisation", {}).get("sentence", ""))
 
 
 def corruption_error(errors: pd.DataFrame, reference: str) -> str:
@@ -118,33 +113,32 @@ def changed(results: Results) -> str:
         return ""
     kinds = {part.split()[0] for text in told for part in text.split(", ")}
     only = kinds <= {"running_mean", "running_var", "num_batches_tracked"}
-    listed = join([f"`{kind}`" for kind in sorted(kinds)])
+    named = join([f"`{kind}`" for kind in sorted(kinds)])
     if not only:
-        return f"**Adaptation by running statistics changed other tensors too: {listed}.**"
+        return f"**Adaptation by running statistics changed other tensors too: {named}.**"
     return (
         "No weight is trained: compared bit by bit with the source model after each trial, "
-        f"adaptation by running statistics changed nothing but {listed} ({told[0]} tensors)."
+        f"adaptation by running statistics changed nothing but {named} ({told[0]} tensors)."
     )
 
 
 def updates(trials: pd.DataFrame, momentum: float | None) -> str:
     """What more updates bring; `trials` are those of one cell."""
     means = trials.groupby("num_bn_updates")["acc_adapted"].mean()
-    listed = join([f"{percent(value)} after {number}" for number, value in means.items()])
-    text = f"{_unadapted(trials)}; {listed}. "
+    each = join([f"{percent(value)} after {number}" for number, value in means.items()])
+    text = f"{_unadapted(trials)}; {each}. "
     best, last = means.idxmax(), means.index[-1]
     if best != last:
         gap = _pair(trials, "num_bn_updates", best, last)
         text += f"{best} updates against {last}: {_told(gap)}"
-        text += ": more updates are not better without end. " if clear(gap) > 0 else ". "
+        text += ": more updates are not better without end. " if _clear(gap) > 0 else ". "
     if momentum and (trials["method"] == "running").all():
         left = [f"{significant((1 - momentum) ** number)} after {number}" for number in means.index]
         text += (
             f"Each update keeps {significant(1 - momentum)} of the old statistics, so that the "
             f"source's still weigh {join(left)}. Few updates are therefore a blend of source and "
             f"target; many leave the last {effective(momentum)} batches or so (the memory of the "
-            "average, (2 − m)/m), "
-            "however many went before."
+            "average, (2 − m)/m), however many went before."
         )
     return text
 
@@ -159,8 +153,8 @@ def batch_sizes(trials: pd.DataFrame, moved: pd.DataFrame) -> str:
     sizes = sorted(trials["batch_size"].unique())
     gains = statistics.compare(trials, "batch_size", "gain").set_index("batch_size")
     gains = gains.rename(columns={"mean": "difference"})
-    listed = "; ".join(f"{size}: {_told(gains.loc[size])}" for size in sizes)
-    text = f"{_unadapted(trials)}. Gain by batches of {listed}. "
+    each = "; ".join(f"{size}: {_told(gains.loc[size])}" for size in sizes)
+    text = f"{_unadapted(trials)}. Gain by batches of {each}. "
     if len(sizes) > 1:
         gap = _pair(trials, "batch_size", sizes[0], sizes[-1])
         text += f"Batches of {sizes[0]} against {sizes[-1]}: {_told(gap)}. "
@@ -182,13 +176,15 @@ def clean(numbers: pd.Series | None) -> str:
     """What adaptation costs on clean images."""
     if numbers is None:
         return ""
-    interval = f"[{points(numbers['gain_low'])}, {points(numbers['gain_high'])}] over images"
+    interval = (
+        f"[{signed(numbers['gain_low'])} points, {signed(numbers['gain_high'])} points] over images"
+    )
     both = (
         f"{percent(numbers['acc_unadapted'])} without and {percent(numbers['acc_adapted'])} with "
-        f"it, {points(numbers['gain'])} {interval}"
+        f"it, {signed(numbers['gain'])} points {interval}"
     )
     verdict = "makes no clear difference"
-    if side := clear(numbers, "gain_"):
+    if side := statistics.side(numbers["gain_low"], numbers["gain_high"]):
         verdict = "brings accuracy" if side > 0 else "costs accuracy"
     return f"On clean images adaptation {verdict}: {both}."
 
@@ -198,11 +194,11 @@ def streams(trials: pd.DataFrame) -> str:
     sentences, worse = [], False
     for method, group in trials.groupby("method", sort=False):
         means = group.groupby("order", sort=False)["acc_adapted"].mean()
-        listed = join([f"{percent(value)} {order}" for order, value in means.items()])
-        sentences.append(f"`{method}`: {listed}.")
+        each = join([f"{percent(value)} {order}" for order, value in means.items()])
+        sentences.append(f"`{method}`: {each}.")
         for order in means.index.drop("shuffled") if "shuffled" in means else ():
             gap = _pair(group, "order", order, "shuffled")
-            worse |= order == "sorted" and clear(gap) < 0
+            worse |= order == "sorted" and _clear(gap) < 0
             sentences.append(f"{str(order).capitalize()} against shuffled: {_told(gap)}.")
     if worse:
         sentences.append("A folder lists its files by class: shuffle them before adapting.")
@@ -211,10 +207,10 @@ def streams(trials: pd.DataFrame) -> str:
 
 def methods(table: pd.DataFrame) -> str:
     """The methods by their mean over corruptions, and how often each gains and loses."""
-    listed = []
+    found = []
     for method, group in table.groupby("method", sort=False):
         better, worse = (group["gain_low"] > 0).sum(), (group["gain_high"] < 0).sum()
-        listed.append(
+        found.append(
             f"`{method}` ({METHODS.get(str(method), method)}) "
             + percent(group["acc_adapted"].mean())
             + (f", gains in {better} and loses in {worse}" if method != "none" else "")
@@ -223,7 +219,7 @@ def methods(table: pd.DataFrame) -> str:
     return (
         f"Mean accuracy over {count(cells, 'cell')} at severity "
         f"{join(sorted(table['severity'].unique()))}, and cells in which the 95 % interval over "
-        f"images of the gain is clear of zero: {'; '.join(listed)}."
+        f"images of the gain is clear of zero: {'; '.join(found)}."
     )
 
 
@@ -234,9 +230,9 @@ def breaks(cells: pd.DataFrame) -> str:
         lowest = cells.loc[cells["gain"].idxmin()].to_dict()
         return (
             "In no cell is adaptation worse than none by more than chance; the smallest gain is "
-            f"{points(lowest['gain'])} at {cell(lowest)}."
+            f"{signed(lowest['gain'])} points at {cell(lowest)}."
         )
-    shown = [f"{cell(row)} ({points(row['gain'])})" for _, row in harmed.head(6).iterrows()]
+    shown = [f"{cell(row)} ({signed(row['gain'])} points)" for _, row in harmed.head(6).iterrows()]
     mild = harmed["acc_unadapted"].mean()
     return (
         f"Adaptation harms in {count(len(harmed), 'cell')}: {join(shown)}"
@@ -268,10 +264,10 @@ def limits(results: Results, parts: Sequence[str]) -> str:
             "Methods that look at the test batch also do so at the last batch, which holds the "
             "rest of the images and may be small."
         )
-    frost = results.study.get("data", {}).get("frost")
+    frost = results.data.get("frost")
     if frost and "frost" in set(trials["corruption"]):
         lines.append(f"Frost is made with {escape(frost)}.")
-    return "\n".join(f"- {line}" for line in lines)
+    return listed(lines)
 
 
 def effective(momentum: float) -> int:
@@ -284,14 +280,8 @@ def cell(row: Any) -> str:
     return f"{str(row['corruption']).replace('_', ' ')} {int(row['severity'])}"
 
 
-def count(number: float, noun: str) -> str:
-    """The text "1 cell" or "40 cells"."""
-    return f"{int(number):,} {noun}" + ("" if number == 1 else "s")
-
-
-def clear(row: Any, prefix: str = "") -> int:
-    """The sign of a difference whose interval leaves out zero; 0 for others and without one."""
-    return int(row[f"{prefix}low"] > 0) - int(row[f"{prefix}high"] < 0)
+def _clear(row: Any) -> int:
+    return statistics.side(row["low"], row["high"])
 
 
 def _pair(trials: pd.DataFrame, by: str, value: Any, baseline: Any) -> Any:
@@ -303,21 +293,11 @@ def _pair(trials: pd.DataFrame, by: str, value: Any, baseline: Any) -> Any:
 def _told(row: Any) -> str:
     """A difference over seeds in words, with its interval and whether that leaves out zero."""
     if pd.isna(row["low"]):
-        return f"{points(row['difference'])} ({statistics.no_interval(row['n'])})"
+        return f"{signed(row['difference'])} points ({statistics.no_interval(row['n'])})"
     numbers = [100 * row[key] for key in ("difference", "low", "high")]
     text = f"{bracketed(*numbers, signed=True)} points"
-    return text if clear(row) else f"{text}, which cannot be told from 0"
+    return text if _clear(row) else f"{text}, which cannot be told from 0"
 
 
 def _unadapted(trials: pd.DataFrame) -> str:
     return f"Unadapted {percent(trials['acc_unadapted'].astype(float).mean())}"
-
-
-def percent(value: float) -> str:
-    """A fraction as "81.4 %"."""
-    return f"{decimal(value * 100, 1)} %"
-
-
-def points(value: float, signed: bool = True) -> str:
-    """A difference of fractions as "+1.2 points"."""
-    return f"{decimal(value * 100, 1, signed)} points"

@@ -17,9 +17,11 @@ from pandas.api.types import is_numeric_dtype
 from analysis.document import figures, provenance, tables
 from analysis.document import report as reports
 from analysis.document.markup import escape
-from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.report import Block, Figure, Section, section
+from analysis.document.words import answered, count
 from analysis.results import statistics
-from analysis.results.folder import Results, load, load_predictions, places
+from analysis.results.folder import Results, load_predictions, private
+from analysis.results.recomputed import Recomputed
 from analysis.studies.adaptation import answers
 from core.errors import UserError
 
@@ -45,23 +47,11 @@ ALEXNET = {
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf of the study, print its headline.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results = load(path)
+def report(results: Results) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the study, print its headline."""
     found = all_tables(results)
-    for table in found.values():
-        tables.write(table, path / "tables")
-    sections = _sections(results, found)
-    title = "Adapting batch norm to shifted images"
-    reports.write(provenance.study_report(results, title, sections), path)
-    tables.print_table(headline(found))
+    sections, title = _sections(results, found), "Adapting batch norm to shifted images"
+    provenance.publish(results, title, sections, list(found.values()), [headline(found)])
 
 
 def headline(found: Mapping[str, tables.Table]) -> tables.Table:
@@ -75,18 +65,22 @@ def headline(found: Mapping[str, tables.Table]) -> tables.Table:
 
 def all_tables(results: Results) -> dict[str, tables.Table]:
     """Every table of the parts that have finished trials, the most important first."""
-    makers: dict[str, Callable[[Results], tables.Table | None]] = {
-        "severity": severity_table,
-        "corruptions": corruption_table,
-        "updates": lambda r: sweep_table(r, "updates", "num_bn_updates", "updates"),
-        "batch_size": lambda r: sweep_table(r, "batch-size", "batch_size", "batch size"),
-        "methods": method_table,
-        "clean": clean_table,
-        "stream": stream_table,
+    makers: dict[str, tuple[str, Callable[..., tables.Table | None]]] = {
+        "severity": ("severity", severity_table),
+        "corruptions": ("severity", corruption_table),
+        "updates": ("updates", sweep_table),
+        "batch_size": ("batch-size", sweep_table),
+        "methods": ("methods", method_table),
+        "clean": ("clean", clean_table),
+        "stream": ("stream", stream_table),
     }
-    found = {name: make(results) for name, make in makers.items()}
-    made = {name: table for name, table in found.items() if table is not None}
-    return made or {"trials": _trial_table(results)}
+    found = {}
+    for name, (part, make) in makers.items():
+        trials = finished(results, part)
+        table = None if trials.empty else make(results, trials)
+        if table is not None:
+            found[name] = table
+    return found or {"trials": _trial_table(results)}
 
 
 def finished(results: Results, part: str) -> pd.DataFrame:
@@ -95,9 +89,6 @@ def finished(results: Results, part: str) -> pd.DataFrame:
     if "acc_adapted" not in trials:
         return trials.iloc[:0]
     return trials[(trials["part"] == part) & trials["state"].isin(statistics.FINISHED)]
-
-
-# ---- numbers ----
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:
@@ -194,7 +185,7 @@ def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
     cells = severity_numbers(results)
     if cells.empty:
         return pd.DataFrame(), ""
-    imagenet = len(results.study.get("data", {}).get("classes", ())) == 1000
+    imagenet = len(results.data.get("classes", ())) == 1000
     rows = []
     by = ["corruption", *(k for k in cells if k in SETTINGS[2:])]
     for values, group in cells[cells["corruption"] != CLEAN].groupby(by, sort=False):
@@ -218,35 +209,31 @@ def layer_changes(results: Results, trial: str) -> pd.DataFrame:
 
 def recomputed(results: Results) -> str:
     """A sentence on accuracies computed again from the stored scores."""
-    done = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
-    checked = [trial for trial in results.with_predictions() if trial in done]
-    if not checked:
+    stored = results.with_predictions(statistics.FINISHED)
+    if not stored:
         return "No scores are stored, so the accuracies could not be computed again."
-    reported = results.trials.set_index("trial")["acc_adapted"].astype(float)
-    worst = 0.0
-    for trial in checked:
-        stored = load_predictions(results.path, trial)
-        again = float((stored.scores.argmax(1) == stored.labels).mean())
-        worst = max(worst, abs(again - reported[trial]))
+    checked, reported = Recomputed(), results.trials.set_index("trial")
+    for trial in stored:
+        scores = load_predictions(results.path, trial)
+        again = float((scores.scores.argmax(1) == scores.labels).mean())
+        checked.compare(trial, {"acc_adapted": again}, reported.loc[trial])
+    worst = checked.largest()
     if worst > 1e-9:
         return (
             f"**Accuracies computed again from the stored scores differ from those reported by up "
             f"to {worst:.2g}: the scores do not belong to this table.**"
         )
     return (
-        f"Computed again from the stored scores of {answers.count(len(checked), 'trial')}, the "
+        f"Computed again from the stored scores of {count(len(stored), 'trial')}, the "
         "accuracies with adaptation are those reported."
     )
 
 
-# ---- tables ----
-
-
 def _cells_shown(with_losses: bool = False) -> list[tables.Column]:
     columns = [
-        tables.interval("acc_unadapted", "acc_unadapted_low", "acc_unadapted_high", "without (%)"),
-        tables.interval("acc_adapted", "acc_adapted_low", "acc_adapted_high", "with (%)"),
-        tables.difference("gain", "gain_low", "gain_high", "gain (points)"),
+        tables.interval("acc_unadapted", "without (%)"),
+        tables.interval("acc_adapted", "with (%)"),
+        tables.difference("gain", "gain (points)"),
     ]
     if with_losses:
         columns.append(tables.number("loss_unadapted", "loss without", 2))
@@ -254,13 +241,9 @@ def _cells_shown(with_losses: bool = False) -> list[tables.Column]:
     return columns
 
 
-def severity_table(results: Results) -> tables.Table | None:
+def severity_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """The main table: tables/severity."""
-    numbers = severity_numbers(results)
-    if numbers.empty:
-        return None
-    columns = _setting_columns(numbers)
-    method = finished(results, "severity").iloc[0]
+    numbers, method = severity_numbers(results), trials.iloc[0]
     how = (
         f"{int(method['num_bn_updates'])} updates of {int(method['batch_size'])} images"
         if method["method"] == "running"
@@ -269,15 +252,14 @@ def severity_table(results: Results) -> tables.Table | None:
     return tables.Table(
         "severity",
         numbers,
-        (*columns, *_cells_shown(with_losses=True)),
+        (*_setting_columns(numbers), *_cells_shown(with_losses=True)),
         f"Accuracy without and with adaptation ({how}), clean images first.",
-        f"{int(numbers['n'].max()):,} images, {answers.count(numbers['seeds'].max(), 'seed')}; in "
-        "brackets 95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss "
-        "in nats.",
+        f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}; in brackets "
+        "95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss in nats.",
     )
 
 
-def corruption_table(results: Results) -> tables.Table | None:
+def corruption_table(results: Results, trials: pd.DataFrame) -> tables.Table | None:
     """Errors per corruption: tables/corruptions."""
     numbers, reference = corruption_errors(results)
     if numbers.empty:
@@ -299,22 +281,20 @@ def corruption_table(results: Results) -> tables.Table | None:
     )
 
 
-def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Table | None:
+def sweep_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Accuracy against one setting, mean over seeds: tables/updates and tables/batch_size."""
-    trials = finished(results, part)
-    if trials.empty:
-        return None
+    updates = trials["part"].iloc[0] == "updates"
+    key, header = ("num_bn_updates", "updates") if updates else ("batch_size", "batch size")
     numbers = _over_seeds(trials, [key])
     columns = (
         *_cell_columns(numbers, key),
         tables.number(key, header),
         tables.count_of("n", "of"),
-        tables.interval("mean", "low", "high", "with (%)"),
-        tables.difference("gain", "gain_low", "gain_high", "gain (points)"),
+        tables.interval("mean", "with (%)", prefix=""),
+        tables.difference("gain", "gain (points)"),
     )
     cell = reports.join(_cells_of(trials))
-    fixed = "batch_size" if key == "num_bn_updates" else "num_bn_updates"
-    word = {"batch_size": "batches of", "num_bn_updates": "updates:"}[fixed]
+    fixed, word = ("batch_size", "batches of") if updates else ("num_bn_updates", "updates:")
     held = ", ".join(str(value) for value in sorted(trials[fixed].unique()))
     return tables.Table(
         key.replace("num_bn_", ""),
@@ -325,11 +305,8 @@ def sweep_table(results: Results, part: str, key: str, header: str) -> tables.Ta
     )
 
 
-def method_table(results: Results) -> tables.Table | None:
+def method_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method under every corruption: tables/methods."""
-    trials = finished(results, "methods")
-    if trials.empty:
-        return None
     numbers = cell_numbers(trials, ("corruption", "severity", "method"))
     keys = [k for k in told_apart(trials, ("corruption", "method")) if k in numbers]
     return tables.Table(
@@ -341,11 +318,8 @@ def method_table(results: Results) -> tables.Table | None:
     )
 
 
-def clean_table(results: Results) -> tables.Table | None:
+def clean_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method on clean images: tables/clean."""
-    trials = finished(results, "clean")
-    if trials.empty:
-        return None
     numbers = cell_numbers(trials, ("method",))
     return tables.Table(
         "clean",
@@ -356,18 +330,15 @@ def clean_table(results: Results) -> tables.Table | None:
     )
 
 
-def stream_table(results: Results) -> tables.Table | None:
+def stream_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Methods under orders of the images: tables/stream."""
-    trials = finished(results, "stream")
-    if trials.empty:
-        return None
     numbers = _over_seeds(trials, ["method", "order"])
     columns = (
         *_cell_columns(numbers, "method", "order"),
         tables.text("method", "method"),
         tables.text("order", "order of the images"),
         tables.count_of("n", "of"),
-        tables.interval("mean", "low", "high", "accuracy (%)"),
+        tables.interval("mean", "accuracy (%)", prefix=""),
     )
     return tables.Table(
         "stream",
@@ -377,22 +348,6 @@ def stream_table(results: Results) -> tables.Table | None:
         f"{_listed(trials['batch_size'])}).",
         f"Mean over seeds [95 % t interval]; unadapted {_unadapted_text(numbers)}. Sorted: by "
         "class. Dirichlet: classes in bursts.",
-    )
-
-
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.published(), columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results**, not measured here.",
-        answers.PUBLISHED_LINKS,
     )
 
 
@@ -449,9 +404,13 @@ def _setting_columns(numbers: pd.DataFrame) -> list[tables.Column]:
 def _unadapted_text(numbers: pd.DataFrame) -> str:
     cells = numbers.drop_duplicates(["corruption", "severity"])
     if len(cells) == 1:
-        return answers.percent(cells["acc_unadapted"].iloc[0])
+        return _percent(cells["acc_unadapted"].iloc[0])
     told = zip(_cells_of(cells), cells["acc_unadapted"], strict=True)
-    return reports.join([f"{answers.percent(value)} ({name})" for name, value in told])
+    return reports.join([f"{_percent(value)} ({name})" for name, value in told])
+
+
+def _percent(fraction: float) -> str:
+    return f"{tables.decimal(fraction * 100, 1)} %"  # in a note that Markdown shows as it is
 
 
 def _cells_of(trials: pd.DataFrame) -> list[str]:
@@ -461,9 +420,6 @@ def _cells_of(trials: pd.DataFrame) -> list[str]:
 
 def _listed(values: pd.Series) -> str:
     return reports.join(sorted(values.unique()))
-
-
-# ---- figures ----
 
 
 @figures.styled
@@ -494,7 +450,7 @@ def heat_figures(results: Results) -> list[Figure]:
             wide[key].to_numpy(),
             names if panel is axes[0] else [""] * len(names),
             severities,
-            _signed if signed else _whole,
+            _signed if signed else "{:.0f}".format,
             low=None if signed else low,
             high=None if signed else high,
         )
@@ -505,15 +461,11 @@ def heat_figures(results: Results) -> list[Figure]:
             path,
             "Accuracy without and with adaptation, and gain, per corruption (rows) and severity "
             f"(columns); {int(cells['n'].max()):,} images a cell, "
-            f"{answers.count(cells['seeds'].max(), 'seed')}.",
+            f"{count(cells['seeds'].max(), 'seed')}.",
             "Three heat maps of corruption by severity: accuracy without adaptation, with it, and "
             "the gain.",
         )
     ]
-
-
-def _whole(value: float) -> str:
-    return f"{value:.0f}"
 
 
 def _signed(value: float) -> str:
@@ -544,12 +496,11 @@ def sweep_figure(results: Results, part: str, key: str, label: str) -> Figure:
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%)")
     figures.legend_below(figure, axes, 3)
-    path = figures.save(figure, results.path / "figures", key.replace("num_bn_", ""))
     seeds = int(table["n"].max())
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", key.replace("num_bn_", "")),
         f"Accuracy against {label} ({reports.join(_cells_of(trials))}). Line: mean over "
-        f"{answers.count(seeds, 'seed')}"
+        f"{count(seeds, 'seed')}"
         + ("; band: 95 % t interval" if seeds > 2 else "")
         + "; dotted: unadapted; dashed: unadapted on clean images.",
         f"Curve of accuracy against {label}, with lines for clean images and no adaptation.",
@@ -589,20 +540,15 @@ def statistics_figure(results: Results) -> Figure | None:
                 x, moved[key], color=style.color, marker=style.marker, label=answers.cell(row)
             )
     for panel, value, label in zip(
-        axes,
-        (0, 1),
-        ("change of the mean (std)", "std after over before"),
-        strict=True,
+        axes, (0, 1), ("change of the mean (std)", "std after over before"), strict=True
     ):
         panel.axhline(value, color="#555555", linewidth=0.7)
-        panel.set_xlabel("batch-norm layer, input side first")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "batch-norm layer, input side first")
     figures.legend_below(figure, axes[0], 2)
-    path = figures.save(figure, results.path / "figures", "statistics")
     names = reports.join([answers.cell(row) for row in chosen])
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "statistics"),
         "Running statistics after adaptation against those of the source, layer by layer: root "
         "mean square over channels of the change of the mean, in standard deviations of the "
         "source's channel, and median over channels of the standard deviation's ratio. 0 and 1: "
@@ -625,9 +571,8 @@ def stream_figure(results: Results) -> Figure:
         panel.axvline(plain, color="#D55E00", linestyle=":", linewidth=1.3)
         panel.set_xlim(0, 100)
         panel.set_title(f"{method} ({figures.seeds_text(group, 'order')})", loc="left")
-    path = figures.save(figure, results.path / "figures", "stream")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "stream"),
         f"Accuracy with adaptation ({_cells_of(trials)[0]}) when the images come shuffled, in "
         "bursts of classes, or sorted by class. Bar: mean over seeds; marks: seeds; dotted "
         "line: unadapted.",
@@ -645,21 +590,15 @@ def method_figure(results: Results) -> Figure:
     wide.loc["mean"] = wide.mean()
     figure, (axes, *_) = figures.panels(width=4.4, height=0.6 + 0.21 * len(wide))
     names = [str(name).replace("_", " ") for name in wide.index]
-    figures.heatmap(axes, wide.to_numpy(), names, list(wide.columns), _tenth, label="accuracy (%)")
-    path = figures.save(figure, results.path / "figures", "methods")
+    figures.heatmap(
+        axes, wide.to_numpy(), names, list(wide.columns), "{:.1f}".format, label="accuracy (%)"
+    )
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "methods"),
         f"Accuracy of each method at severity {_listed(trials['severity'])}; "
-        f"{int(numbers['n'].max()):,} images, {answers.count(numbers['seeds'].max(), 'seed')}.",
+        f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}.",
         "Heat map of accuracy by corruption and method.",
     )
-
-
-def _tenth(value: float) -> str:
-    return f"{value:.1f}"
-
-
-# ---- the corrupted photographs ----
 
 
 def photo_figure(results: Results) -> Figure | str:
@@ -691,7 +630,7 @@ def _corrupted_photo(results: Results) -> tuple[np.ndarray, tuple[str, ...]]:
 
     photo = torch.from_numpy(np.array(_first_image(results)[None]))
     seed = int(results.trials.iloc[0].get("corruption_seed", 0))
-    frost = places(results.path).get("frost_dir")
+    frost = private(results.path).get("frost_dir")
     rows = []
     for name in CORRUPTIONS:
         index = torch.tensor([0])
@@ -711,16 +650,15 @@ def _first_image(results: Results) -> np.ndarray:
     from core.data import decoding, folders, small
     from core.models import classifier
 
-    recorded = results.study.get("data", {})
-    root = places(results.path).get("data_dir")
-    if recorded.get("kind") == "synthetic":
+    root = private(results.path).get("data_dir")
+    if results.synthetic:
         return classifier.embedded_images()["val"].images[0]
     if root is None or not Path(root).is_dir():
         raise UserError("the images are not where the study found them")
     if (published := small.cifar10_test(root)) is not None:
         return published.images[np.flatnonzero(published.labels == 0)[0]]
     listing = folders.scan(root, ["val"])
-    size = int(recorded["image_size"])
+    size = int(results.data["image_size"])
     # the sizes from which on pictures are prepared as for ImageNet
     fit = "crop" if size == 224 else "squash"
     images, _ = decoding.decoded(listing.root, listing.files["val"][:1], size, fit)
@@ -748,64 +686,49 @@ def _draw_photos(results: Results, pixels: np.ndarray, names: Sequence[str]) -> 
     return figures.save(figure, results.path / "figures", "photos")
 
 
-# ---- the report ----
-
-
-def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section]:
+def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section | None]:
     if "trials" in found:
-        return [Section("Result", (Text("**No trial has finished, so there is no result yet.**"),))]
+        return [section("Result", "**No trial has finished, so there is no result yet.**")]
     cells = severity_numbers(results)
     clean = _clean_row(results, cells)
     cells = cells[cells["corruption"] != CLEAN] if len(cells) else cells
-    first: list[Block] = [Text(answers.summary(results, cells)), *heat_figures(results)]
     errors, reference = corruption_errors(results)
-    if len(errors):
-        whole = errors.dropna(subset=["ce_unadapted"])
-        first.append(Text(answers.corruption_error(whole, reference)))
-    first += [Text(answers.normalisation(results)), Text(recomputed(results))]
-    sections = [
-        Section("Result", tuple(block for block in first if block != Text(""))),
-        Section("The questions, answered", (Text(_answers(results, found, cells, clean)),)),
+    whole = errors.dropna(subset=["ce_unadapted"]) if len(errors) else errors
+    return [
+        section(
+            "Result",
+            answers.summary(results, cells),
+            *heat_figures(results),
+            answers.corruption_error(whole, reference),
+            answers.normalisation(results),
+            recomputed(results),
+        ),
+        section("The questions, answered", _answers(results, found, cells, clean)),
+        section("Updates and batch size", *_sweeps(results, found)),
+        section("Corruptions and severities", found["corruptions"], found["severity"])
+        if "corruptions" in found
+        else None,
+        section("How far the statistics moved", statistics_figure(results)),
+        section("The order of the images", stream_figure(results), found["stream"])
+        if "stream" in found
+        else None,
+        section("Methods", method_figure(results)) if "methods" in found else None,
+        section("Clean images", found.get("clean")),
+        section("What the corruptions look like", photo_figure(results)),
+        section(
+            "Beside published figures", tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS)
+        ),
+        section("Limits", answers.limits(results, list(results.trials["part"].drop_duplicates()))),
     ]
-    sections += _sweeps(results, found)
-    if "corruptions" in found:
-        main = found["severity"]
-        sections.append(Section("Corruptions and severities", (found["corruptions"], main)))
-    sections += _extras(results, found)
-    photos = photo_figure(results)
-    block = Text(photos) if isinstance(photos, str) else photos
-    sections.append(Section("What the corruptions look like", (block,)))
-    beside: Block = published_table()
-    sections.append(Section("Beside published figures", (beside,)))
-    parts = list(results.trials["part"].drop_duplicates())
-    sections.append(Section("Limits", (Text(answers.limits(results, parts)),)))
-    return sections
 
 
-def _sweeps(results: Results, found: Mapping[str, tables.Table]) -> list[Section]:
+def _sweeps(results: Results, found: Mapping[str, tables.Table]) -> list[Block]:
     blocks: list[Block] = []
     if "updates" in found:
         blocks.append(sweep_figure(results, "updates", "num_bn_updates", "number of updates"))
     if "batch_size" in found:
         blocks.append(sweep_figure(results, "batch-size", "batch_size", "batch size"))
-    blocks += [found[name] for name in ("updates", "batch_size") if name in found]
-    return [Section("Updates and batch size", tuple(blocks))] if blocks else []
-
-
-def _extras(results: Results, found: Mapping[str, tables.Table]) -> list[Section]:
-    sections = []
-    moved = statistics_figure(results)
-    if moved is not None:
-        sections.append(Section("How far the statistics moved", (moved,)))
-    if "stream" in found:
-        blocks: tuple[Block, ...] = (stream_figure(results), found["stream"])
-        sections.append(Section("The order of the images", blocks))
-    if "methods" in found:
-        blocks = (method_figure(results),)
-        sections.append(Section("Methods", blocks))
-    if "clean" in found:
-        sections.append(Section("Clean images", (found["clean"],)))
-    return sections
+    return [*blocks, *(found[name] for name in ("updates", "batch_size") if name in found)]
 
 
 def _clean_row(results: Results, cells: pd.DataFrame) -> pd.Series | None:
@@ -822,7 +745,7 @@ def _momentum(results: Results) -> float | None:
     constants = results.study.get("constants", {})
     if constants.get("cumulative"):
         return None
-    return constants.get("momentum") or results.study.get("data", {}).get("bn_momentum")
+    return constants.get("momentum") or results.data.get("bn_momentum")
 
 
 def _answers(
@@ -852,4 +775,4 @@ def _answers(
     if "methods" in found:
         numbers = first_cell(found["methods"].numbers, "corruption", "severity", "method")
         pairs.append(("How do the methods compare?", answers.methods(numbers)))
-    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs if answer)
+    return answered(pairs)

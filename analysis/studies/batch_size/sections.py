@@ -4,26 +4,35 @@ A cell is one norm with one batch size; its seeds may end early (ASHA, plateau),
 Cells are compared twice: at the last epoch that every trial reached, and each trial at its best.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
 from analysis.document.markup import escape
 from analysis.document.provenance import duration
-from analysis.document.report import Block, Figure, Section, Text, join
+from analysis.document.report import Figure, Section, join, section
 from analysis.document.tables import decimal, significant
-from analysis.document.words import curve_note, percent, stopping_text
+from analysis.document.words import (
+    ONE_SEED,
+    SMALLER,
+    bracket,
+    count,
+    curve_note,
+    listed,
+    percent,
+    sampling,
+    scaled,
+    signed,
+    span,
+    stopping_text,
+)
 from analysis.results import statistics
-from analysis.results.folder import Results, load, train_metric
+from analysis.results.folder import Results, train_metric
 
 COUNTED = ("finished", "stopped")  # states whose epochs enter means
 REASONS = ("ASHA", "plateau", "other")  # why a trial was stopped
@@ -45,29 +54,21 @@ _PUBLISHED_LINKS = (
     "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
     "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
 )
+Extra = Callable[[Results], list[Section]]
 _MOST_ROWS = 30  # trials listed in the report; the files in tables/ hold all
 _MOST_BARS = 36  # trials with a bar of their own
 
 
-def no_sections(results: Results) -> list[Section]:
-    """Nothing to add to the report."""
-    return []
-
-
 @provenance.of_finished
-def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) -> None:
+def report(results: Results, extra: Extra = lambda results: []) -> None:
     """Write tables/, figures/, report.html and report.pdf of the study, print its short table.
 
     Args:
-        path: result folder with study.json, trials.csv and history.csv.
+        results: the study.
         extra: makes further sections, which stand before the limits.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
     """
-    results = load(path)
     table = cell_table(results)
-    written = [
+    made = [
         table,
         gap_table(results),
         savings_table(results),
@@ -76,22 +77,10 @@ def report(path: Path, extra: Callable[[Results], list[Section]] = no_sections) 
         memory_table(results),
         trial_table(results),
     ]
-    for one in written:
-        if one is not None and len(one.numbers):
-            tables.write(one, path / "tables")
-    title = "Batch size and normalisation"
+    written = [one for one in made if one is not None and len(one.numbers)]
     sections = _sections(results, table, extra(results))
-    made = provenance.study_report(results, title, sections, sources=("gradcam.npz",))
-    reports.write(made, path)
-    tables.print_table(_short(table))
-
-
-def headline(path: Path, console: Any = None) -> None:
-    """Print the short table of the study in `path` within 100 columns."""
-    tables.print_table(_short(cell_table(load(path))), console)
-
-
-# ---- trials and epochs ----
+    title, sources = "Batch size and normalisation", ("gradcam.npz",)
+    provenance.publish(results, title, sections, written, [headline(table)], sources=sources)
 
 
 def equal_epoch(results: Results) -> int | None:
@@ -171,9 +160,6 @@ def _cells(results: Results, trials: pd.DataFrame) -> list[tuple[Any, Any, pd.Da
 def sizes(results: Results) -> list[int]:
     """The batch sizes of the study, smallest first."""
     return sorted(int(size) for size in results.levels("batch_size"))
-
-
-# ---- tables ----
 
 
 def cell_numbers(results: Results) -> pd.DataFrame:
@@ -265,7 +251,7 @@ def _equal_words(results: Results) -> str:
     )
     return (
         f"Epoch {epoch} is the last that all {len(trials)} finished or stopped trials reached "
-        f"(set by {_span(len(least), len(least), 'trial')} of {cells})."
+        f"(set by {count(len(least), 'trial')} of {cells})."
         if epoch < trials["ran"].max()
         else f"All {len(trials)} finished or stopped trials reached epoch {epoch}."
     )
@@ -472,7 +458,7 @@ def rate_table(results: Results) -> tables.Table:
 
 def _steps(results: Results, group: pd.DataFrame) -> float:
     """Optimiser steps of an epoch; the last batch holds the rest. NaN without image counts."""
-    images = provenance.image_counts(results.study.get("data") or {}).get("train")
+    images = provenance.image_counts(results.data).get("train")
     return math.ceil(images / group["batch_size"].iloc[0]) if images else math.nan
 
 
@@ -492,19 +478,16 @@ def memory_table(results: Results) -> tables.Table:
         rows.append(row)
     numbers = pd.DataFrame(rows)
     columns = [tables.text("norm", "norm"), tables.number("batch_size", "batch")]
-    shown = (
-        tables.number("plain_mib", "plain estimate (MiB)"),
-        tables.number("slot_mib", "slot (MiB)"),
-        tables.text("chosen_precision", "precision"),
-        tables.text("chosen_recompute", "recompute"),
-        tables.number("estimated_mib", "estimate as run (MiB)"),
-        tables.number("peak_memory_mib", "measured peak (MiB)"),
-    )
-    keys = [key for key in numbers if key not in ("norm", "batch_size")]
-    order = ["plain_mib", "slot_mib", "chosen_precision", "chosen_recompute"]
-    order += ["estimated_mib", "peak_memory_mib"]
-    for key, column in zip(order, shown, strict=True):
-        if key in keys and (numbers[key].notna() & (numbers[key] != "")).any():
+    shown = {
+        "plain_mib": tables.number("plain_mib", "plain estimate (MiB)"),
+        "slot_mib": tables.number("slot_mib", "slot (MiB)"),
+        "chosen_precision": tables.text("chosen_precision", "precision"),
+        "chosen_recompute": tables.text("chosen_recompute", "recompute"),
+        "estimated_mib": tables.number("estimated_mib", "estimate as run (MiB)"),
+        "peak_memory_mib": tables.number("peak_memory_mib", "measured peak (MiB)"),
+    }
+    for key, column in shown.items():
+        if key in numbers and (numbers[key].notna() & (numbers[key] != "")).any():
             columns.append(column)
     counted = "optimizer" in results.trials  # commits before took what the process had grown by
     cpu = "that of the tensors of a training step" if counted else "the growth of its process"
@@ -535,22 +518,6 @@ def trial_table(results: Results) -> tables.Table:
         tables.number("per_epoch", "s/epoch", 2),
     )
     return tables.Table("batch_size_by_seed", numbers, columns, "Every trial.")
-
-
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    rows = [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in _PUBLISHED_ROWS]
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    frame = pd.DataFrame(rows, columns=["source", "setting", "result"])
-    caption = "**Other people's results**, not measured here."
-    return tables.Table("published", frame, columns, caption, _PUBLISHED_LINKS)
-
-
-# ---- figures ----
 
 
 @figures.styled
@@ -585,11 +552,10 @@ def accuracy_figure(results: Results) -> Figure:
         cut |= _limit(panel, trials[metric], numbers, metric)
     axes[0].set_ylabel("validation accuracy (%)")
     figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
-    path = figures.save(figure, results.path / "figures", "accuracy_by_batch_size")
     some = numbers[numbers["n"] > 0]["n"]
-    seeds = _span(some.min(), some.max(), "seed") if len(some) else "no seed"
+    seeds = count(some.min(), "seed", some.max()) if len(some) else "no seed"
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "accuracy_by_batch_size"),
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
         f"95 % t interval (n = {seeds}; one seed has no interval); small marks: single seeds, "
         "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
@@ -670,22 +636,14 @@ def gap_figure(results: Results) -> Figure:
         cut |= _limit(panel, values, numbers, metric)
     axes[0].set_ylabel("bn minus gn (points)")
     figures.legend_below(figure, axes[0], 2)
-    path = figures.save(figure, results.path / "figures", "bn_minus_gn")
     pairs = numbers["best_pairs"]
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "bn_minus_gn"),
         "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
-        f"({_span(pairs.min(), pairs.max(), 'pair')} of seeds). Grey: published ImageNet figures, "
+        f"({count(pairs.min(), 'pair', pairs.max())} of seeds). Grey: published ImageNet figures, "
         "images per GPU." + (_CUT if cut else ""),
         "Difference of batch norm and group norm against batch size, with the published one.",
     )
-
-
-def _span(low: float, high: float, word: str) -> str:
-    """A count in words: "3 seeds", "1 seed" or "2 to 3 seeds"."""
-    if low == high:
-        return f"{low:.0f} {word}" + ("" if low == 1 else "s")
-    return f"{low:.0f} to {high:.0f} {word}s"
 
 
 @figures.styled
@@ -715,12 +673,12 @@ def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure
         panel.set_title(
             f"batch size {size}" + (f" ({seen})" if seen and columns < 4 else ""), loc="left"
         )
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "")
     for panel in axes[max(0, len(sizes(results)) - columns) : len(sizes(results))]:
         panel.set_xlabel("epoch")
     for panel in axes[::columns]:
         panel.set_ylabel(label)
-    figures.fit_to_lines(axes[0], history, [metric], 100.0)
+    figures.fit_to_lines(axes[0], history[metric], 100.0)
     _curve_legend(figure, axes, look, trials)
     path = figures.save(figure, results.path / "figures", name)
     words = label.split(" (")[0]
@@ -811,15 +769,11 @@ def epochs_figure(results: Results) -> Figure | None:
         if why:
             axes.text(trial["ran"], row, f" {why}", va="center", fontsize=6.5)
     names = [f"{t['norm']} {t['batch_size']:.0f}, {t['seed']}" for t in order.to_dict("records")]
-    axes.set_yticks(range(len(order)), names, fontsize=6.5 if len(order) > 20 else 7.5)
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlabel("epochs")
-    figures.whole_numbers(axes)
+    figures.named_rows(axes, names, fontsize=6.5 if len(order) > 20 else 7.5)
+    figures.whole_numbers(axes, "epochs")
     axes.set_ylabel("norm, batch size, seed")
-    axes.grid(visible=False, axis="y")
-    path = figures.save(figure, results.path / "figures", "epochs_run")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "epochs_run"),
         "Epochs run (filled) of those planned (outline), with what ended a trial early.",
         "A bar per trial with the epochs it ran.",
     )
@@ -899,7 +853,7 @@ def gap_sentence(results: Results) -> str:
     )
     if math.isnan(change.low):
         return f"{seen} ({statistics.no_interval(change.n)}, so it may be chance); {theirs}."
-    seen += f" [{decimal(change.low * 100, 1, True)}, {decimal(change.high * 100, 1, True)}]"
+    seen += bracket(change.low, change.high)
     if change.high < 0:
         verdict = "so batch norm loses ground with small batches here too, as published"
     elif change.low > 0:
@@ -916,12 +870,12 @@ def gap_sentence(results: Results) -> str:
 
 def _points_of(fraction: float) -> str:
     """A signed difference rounded as in the tables."""
-    return f"{decimal(fraction * 100, 1, True)}\u00a0points"
+    return f"{signed(fraction)}\u00a0points"
 
 
 def _gap(row: Any, metric: str) -> str:
-    span = _interval_words(row[f"{metric}_low"], row[f"{metric}_high"])
-    return f"{_points_of(row[metric])} ({span})"
+    ends = span(row[f"{metric}_low"], row[f"{metric}_high"])
+    return f"{_points_of(row[metric])} ({ends})"
 
 
 def gap_text(results: Results) -> str:
@@ -932,26 +886,20 @@ def gap_text(results: Results) -> str:
     parts = []
     for metric, where in (("equal", f"At epoch {equal_epoch(results)}"), ("best", "At the best")):
         rows = _ends(numbers[numbers[metric].notna()].to_dict("records"))
-        listed = join([f"{_gap(row, metric)} at batch size {row['batch_size']}" for row in rows])
+        gaps = join([f"{_gap(row, metric)} at batch size {row['batch_size']}" for row in rows])
         change = gap_change(results, metric)
         moved = ""
         if change is not None:
             moved = (
                 f"; from the largest to the smallest batch size it changes by "
-                f"{_points_of(change.mean)} ({_interval_words(change.low, change.high)})"
+                f"{_points_of(change.mean)} ({span(change.low, change.high)})"
             )
-        parts.append(f"{where} `bn` minus `gn` is {listed}{moved}.")
+        parts.append(f"{where} `bn` minus `gn` is {gaps}{moved}.")
     return (
         f"{' '.join(parts)} The first comparison is free of censoring, but equal epochs are not "
         "equal steps, and it may fall early in training; the second holds the epochs each trial "
         "was granted."
     )
-
-
-def _interval_words(low: float, high: float) -> str:
-    if math.isnan(low):
-        return "no interval"
-    return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
 
 
 def saved_text(results: Results) -> str:
@@ -961,7 +909,7 @@ def saved_text(results: Results) -> str:
     if not stopped:
         return "No trial was stopped early, so nothing was saved."
     return (
-        f"{stopped} of {_span(ran, ran, 'trial')} ended early (failed ones are not counted). That "
+        f"{stopped} of {count(ran, 'trial')} ended early (failed ones are not counted). That "
         f"saved {decimal(saved['epochs'], 0)} of "
         f"{decimal(saved['full_epochs'], 0)} trial-epochs ({percent(saved['epochs_share'])}) and, "
         f"at each trial's own seconds per epoch, {_time(saved['seconds'])} of about "
@@ -1057,133 +1005,102 @@ def memory_text(results: Results) -> str:
 
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
-    items = []
     most = int(numbers["n"].max()) if len(numbers) else 0
-    if most <= 1:
-        items.append(
-            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` "
-            "or more."
-        )
-    else:
-        items.append(
-            f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
-            "they are wide, and a difference that they do not show may still be there."
-        )
-    stopped = _counted(results.trials)["state"].eq("stopped")
-    if stopped.any():
-        halved = (measured(results)["reason"] == "ASHA").any()
-        items.append(
-            f"{int(stopped.sum())} trials are censored. "
-            + (
-                "ASHA stops what is behind early, so it also cuts slow starters: a large batch "
-                "takes fewer steps per epoch. "
-                if halved
-                else ""
-            )
-            + "A cell with stopped trials might have done better, never worse, at its best."
-        )
-    items.append(
+    stopped = int(_counted(results.trials)["state"].eq("stopped").sum())
+    slow = (
+        "ASHA stops what is behind early, so it also cuts slow starters: a large batch takes fewer "
+        "steps per epoch. "
+        if (measured(results)["reason"] == "ASHA").any()
+        else ""
+    )
+    images = provenance.image_counts(results.data).get("val")
+    items = [
+        ONE_SEED
+        if most <= 1
+        else f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
+        "they are wide, and a difference that they do not show may still be there.",
+        f"{stopped} trials are censored. {slow}A cell with stopped trials might have done better, "
+        "never worse, at its best."
+        if stopped
+        else "",
         "The best epoch is chosen on the validation images that also measure it, and a trial with "
-        "more epochs has more to choose from: “best” is slightly optimistic."
-    )
-    if (results.study.get("stopping") or {}).get("scheduler") == "asha":
-        items.append(
-            "Which trial ASHA stops depends on the order in which trials reach a rung, hence on "
-            "the number of slots; another run of the same seeds may stop others."
-        )
-    items.append(
+        "more epochs has more to choose from: “best” is slightly optimistic.",
+        "Which trial ASHA stops depends on the order in which trials reach a rung, hence on the "
+        "number of slots; another run of the same seeds may stop others."
+        if (results.study.get("stopping") or {}).get("scheduler") == "asha"
+        else "",
         "Equal epochs are equal numbers of images, not of steps, and stand somewhere inside the "
-        "learning-rate schedule, not at its end."
-    )
-    items.append(
+        "learning-rate schedule, not at its end.",
         "One scaling rule for the learning rate; a rate tuned for each batch size and norm could "
         "change the gap. Batch sizes here are those of one device: published figures count images "
-        "per GPU, with more of them per step."
-    )
-    data = results.study.get("data") or {}
-    counts = provenance.image_counts(data)
-    if counts.get("val"):
-        items.append(
-            f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
-            f"{decimal(50 / counts['val'] ** 0.5, 1)} points (one standard deviation), which the "
-            "intervals over seeds do not contain."
-        )
-    if data.get("kind") == "synthetic":
-        items.append("Generated images, not photographs: the gap need not hold for photographs.")
-    if results.study.get("scale") not in (None, "full"):
-        items.append(
-            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer "
-            "epochs than the lab asks for; `--data-dir` runs the full scale."
-        )
-    return "\n".join(f"- {item}" for item in items)
-
-
-# ---- the report ----
-
-
-def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section]:
-    blocks: list[Block] = [
-        Text(summary(results, table.numbers)),
-        replace(table, columns=table.columns[:-2]),
+        "per GPU, with more of them per step.",
+        f"{sampling(images)}, which the intervals over seeds do not contain." if images else "",
+        "Generated images, not photographs: the gap need not hold for photographs."
+        if results.synthetic
+        else "",
+        *scaled(results.study, SMALLER),
     ]
-    if (table.numbers["n"] > 0).any():
-        blocks.append(accuracy_figure(results))
-    sections = [Section("Result", tuple(blocks)), _gap_section(results)]
+    return listed(items)
+
+
+def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section | None]:
+    numbers, rates, memory = table.numbers, rate_table(results), memory_table(results)
     drawn = [
         curve_figure(results, "val_accuracy", "curves", "validation accuracy (%)"),
         _train_curves(results),
     ]
-    if (results.history["epoch"].nunique() > 0) and any(drawn):
-        sections.append(Section("Curves", tuple(one for one in drawn if one)))
-    sections.append(_stopping_section(results))
-    rates = rate_table(results)
-    sections.append(
-        Section(
-            "Learning rate and batch size",
-            (Text(rate_text(results)), *([rates] if len(rates.numbers) else [])),
-        )
-    )
-    memory = memory_table(results)
-    recorded = len(memory.columns) > 2
-    sections.append(
-        Section("Memory", (Text(memory_text(results)), *([memory] if recorded else [])))
-    )
-    sections += extra
-    sections.append(Section("Limits", (Text(limits(results, table.numbers)),)))
     every = trial_table(results)
     shown = replace(every, numbers=every.numbers.head(2 * _MOST_ROWS))
-    sections.append(Section("Every trial", (shown,), optional=True))
-    return sections
-
-
-def _gap_section(results: Results) -> Section:
-    table = gap_table(results)
-    blocks: list[Block] = [Text(gap_text(results))]
-    if table is not None:
-        blocks.append(table)
-        if table.numbers["best"].notna().any():
-            blocks.append(gap_figure(results))
-    blocks.append(published_table())
-    return Section("Batch norm minus group norm", tuple(blocks))
-
-
-def _stopping_section(results: Results) -> Section:
-    blocks: list[Block] = [
-        Text(f"{stopping_text(results.study)}\n\n{saved_text(results)}"),
-        savings_table(results),
+    return [
+        section(
+            "Result",
+            summary(results, numbers),
+            replace(table, columns=table.columns[:-2]),
+            accuracy_figure(results) if (numbers["n"] > 0).any() else None,
+        ),
+        _gap_section(results),
+        section("Curves", *drawn) if len(results.history) else None,
+        _stopping_section(results),
+        section(
+            "Learning rate and batch size",
+            rate_text(results),
+            rates if len(rates.numbers) else None,
+        ),
+        section("Memory", memory_text(results), memory if len(memory.columns) > 2 else None),
+        *extra,
+        section("Limits", limits(results, numbers)),
+        section("Every trial", shown, optional=True),
     ]
-    drawn = epochs_figure(results)
-    stopped = stopped_table(results)
-    if len(stopped.numbers):
-        rest = len(stopped.numbers) - _MOST_ROWS
-        note = f"{rest} more are in tables/stopped.csv." if rest > 0 else ""
-        blocks.append(replace(stopped, numbers=stopped.numbers.head(_MOST_ROWS), note=note))
-    if drawn:
-        blocks.append(drawn)
-    return Section("Early stopping", tuple(blocks))
 
 
-def _short(table: tables.Table) -> tables.Table:
+def _gap_section(results: Results) -> Section | None:
+    table = gap_table(results)
+    paired = table is not None and table.numbers["best"].notna().any()
+    return section(
+        "Batch norm minus group norm",
+        gap_text(results),
+        table,
+        gap_figure(results) if paired else None,
+        tables.published(_PUBLISHED_ROWS, _PUBLISHED_LINKS),
+    )
+
+
+def _stopping_section(results: Results) -> Section | None:
+    drawn, stopped = epochs_figure(results), stopped_table(results)
+    rest = len(stopped.numbers) - _MOST_ROWS
+    note = f"{rest} more are in tables/stopped.csv." if rest > 0 else ""
+    shown = replace(stopped, numbers=stopped.numbers.head(_MOST_ROWS), note=note)
+    return section(
+        "Early stopping",
+        f"{stopping_text(results.study)}\n\n{saved_text(results)}",
+        savings_table(results),
+        shown if len(stopped.numbers) else None,
+        drawn,
+    )
+
+
+def headline(table: tables.Table) -> tables.Table:
+    """The columns of the main table that fit a terminal."""
     columns = tuple(c for c in table.columns[:-2] if not c.header.startswith("best of"))
     missing = int((table.numbers["of"] - table.numbers["n"]).sum()) if len(table.numbers) else 0
     note = "Mean [95 % t interval] over seeds; stopped seeds count with the epochs they ran."

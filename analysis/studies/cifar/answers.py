@@ -1,10 +1,7 @@
 """Sentences of the CIFAR report, made from the study's own numbers, in markup."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -13,25 +10,10 @@ from analysis.document.markup import escape
 from analysis.document.provenance import image_counts
 from analysis.document.report import join
 from analysis.document.tables import decimal, significant
-from analysis.document.words import percent, points
+from analysis.document.words import answered, count, listed, percent, points, span
 from analysis.results import statistics
 from analysis.results.folder import Results
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """Validation metrics computed from stored scores, against those that the trials reported.
-
-    Attributes:
-        trials: how many trials have stored scores.
-        of: how many have finished.
-        worst: metric -> (largest absolute difference, the trial).
-    """
-
-    trials: int
-    of: int
-    worst: dict[str, tuple[float, str]]
-
+from analysis.results.recomputed import Recomputed
 
 FORMS = {
     "none": "without batch norm",
@@ -41,11 +23,7 @@ FORMS = {
 
 # Source, setting, result: as their authors give them.
 PUBLISHED = (
-    (
-        "mmpretrain",
-        "ResNet-18 for CIFAR, from scratch, 200 epochs",
-        "94.82 % (ResNet-50: 95.55 %)",
-    ),
+    ("mmpretrain", "ResNet-18 for CIFAR, from scratch, 200 epochs", "94.82 % (ResNet-50: 95.55 %)"),
     ("kuangliu/pytorch-cifar", "ResNet-18, 3x3 first convolution, no pool", "93.02 %"),
     ("huyvnphan/PyTorch_CIFAR10", "ResNet-18, 3x3 first convolution", "93.07 %"),
     (
@@ -69,11 +47,6 @@ PUBLISHED_LINKS = (
 )
 
 
-def published() -> list[tuple[str, ...]]:
-    """Other people's results with per cent signs that stay with their numbers."""
-    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
-
-
 def floored(accuracy: float) -> str:
     """The accuracy as the lab's listing prints it: whole per cents, rounded down."""
     return "-" if math.isnan(accuracy) else f"{math.floor(100 * accuracy + 1e-9)}\u00a0%"
@@ -87,17 +60,17 @@ def summary(cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
         best = ranked.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
         found.append(
             f"The highest mean of the small CNN is {percent(best['val_accuracy'])} of the "
-            f"validation images over {_seeds(best['n'])}, {FORMS[best['bn']]} at a learning rate "
-            f"of {significant(best['lr'])}. {against_none(cnn)}"
+            f"validation images over {count(best['n'], 'seed')}, {FORMS[best['bn']]} at a learning "
+            f"rate of {significant(best['lr'])}. {against_none(cnn)}"
         )
     ranked = _done(tuned)
     if len(ranked):
-        listed = [
+        each = [
             f"`{row['setup']}` {percent(row['val_accuracy'])} with "
             f"{int(row['trainable_parameters']):,} trained parameters"
             for row in ranked.to_dict("records")
         ]
-        found.append(f"ResNet-18, by what is trained: {join(listed)}.")
+        found.append(f"ResNet-18, by what is trained: {join(each)}.")
     return "\n\n".join(found) or "**No trial has finished, so there is no result yet.**"
 
 
@@ -148,7 +121,7 @@ def answers(
         ]
     if not pairs:
         return "No trial has finished: nothing can be answered yet."
-    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+    return answered(pairs)
 
 
 def against_none(numbers: pd.DataFrame) -> str:
@@ -160,17 +133,18 @@ def against_none(numbers: pd.DataFrame) -> str:
     for row in rows.to_dict("records"):
         at = f"at lr {significant(row['lr'])}"
         size = points(row["difference"], signed=True)
-        span = _span(row["difference_low"], row["difference_high"])
-        if math.isnan(row["difference_low"]):
-            said.append(f"{at} `meant` is {size} from `none` ({span})")
-        elif row["difference_low"] > 0:
-            said.append(f"{at} `meant` beats `none` by {size} ({span})")
-        elif row["difference_high"] < 0:
-            said.append(f"{at} `meant` is worse than `none` by {size} ({span})")
+        low, high = row["difference_low"], row["difference_high"]
+        side = statistics.side(low, high)
+        if side:
+            way = "beats" if side > 0 else "is worse than"
+            verdict = f"{at} `meant` {way} `none` by {size}"
+        elif math.isnan(low):
+            verdict = f"{at} `meant` is {size} from `none`"
         else:
-            said.append(f"{at} `meant` and `none` cannot be told apart: {size} ({span})")
+            verdict = f"{at} `meant` and `none` cannot be told apart: {size}"
+        said.append(f"{verdict} ({span(low, high)})")
     pairs = int(rows["pairs"].max())
-    return f"Over {_seeds(pairs)}, paired: {'; '.join(said)}."
+    return f"Over {count(pairs, 'seed')}, paired: {'; '.join(said)}."
 
 
 def brings(cnn: Results, numbers: pd.DataFrame) -> str:
@@ -248,9 +222,8 @@ def frozen(numbers: pd.DataFrame) -> str:
         if memory == memory and memory < math.inf:
             cost += f" and {decimal(100 * memory, 0)}\u00a0% of the memory"
         said.append(
-            f"`{setup}` trains {int(row['trainable_parameters']):,} of "
-            f"{int(row['parameters']):,} parameters in {cost}, accuracy "
-            f"{_changed(row, 'difference_')}"
+            f"`{setup}` trains {int(row['trainable_parameters']):,} of {int(row['parameters']):,} "
+            f"parameters in {cost}, accuracy {_changed(row, 'difference_')}"
         )
     if not said:
         return "No trial with a frozen part has finished."
@@ -295,7 +268,7 @@ def moving(tuned: Results) -> str:
 def pretrained(tuned: Results, numbers: pd.DataFrame) -> str:
     """All weights retrained, against the same network from random weights."""
     rows = _against(tuned, "scratch").get("all", [])
-    named = tuned.study.get("data", {}).get("weights")
+    named = tuned.data.get("weights")
     origin = {
         "embedded": " The weights come from drawn birds, not from ImageNet: they show the "
         "mechanism, not what ImageNet's are worth.",
@@ -331,7 +304,7 @@ def proof(checked: pd.DataFrame) -> str:
 
 def beside(results: Results) -> str:
     """How far the published figures can be compared with this study."""
-    dataset = results.study.get("data", {}).get("dataset", "")
+    dataset = results.data.get("dataset", "")
     text = "Results of others on all of CIFAR-10, with far more epochs and augmentation."
     if dataset != "cifar10":
         text += f" This study ran on {_data_words(results)}: its levels are not theirs."
@@ -346,15 +319,15 @@ def limits(results: Results, cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
         items.append("One seed: no interval, and differences may be chance. `--seeds 3` gives one.")
     else:
         items.append(
-            f"{_seeds(seeds)}: intervals are Student's t over them. Seeds vary initial weights, "
-            "order and augmentation; the validation images are the same for all."
+            f"{count(seeds, 'seed')}: intervals are Student's t over them. Seeds vary initial "
+            "weights, order and augmentation; the validation images are the same for all."
         )
     for name, part in (("The CNN", "cnn"), ("ResNet-18", "resnet18")):
         trials = results.trials[results.trials["model"] == part]
         if len(trials):
             first = trials.iloc[0]
             items.append(f"{name}: {_budget(results, first)}.")
-    if results.study.get("data", {}).get("kind") == "embedded":
+    if results.data.get("kind") == "embedded":
         items.append(
             "The embedded digits are real handwriting, but 8x8 pixels and easy; those held out are "
             "the last of each class in the file."
@@ -363,7 +336,7 @@ def limits(results: Results, cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
         f"{_epoch_of_result(results)} The learning rate of ResNet-18 is one "
         "for all setups; a rate tuned for each could change their order."
     )
-    return "\n".join(f"- {item}" for item in items)
+    return listed(items)
 
 
 def shown_epoch(trials: pd.DataFrame) -> str:
@@ -385,7 +358,7 @@ def _epoch_of_result(results: Results) -> str:
 
 def _budget(results: Results, trial: pd.Series) -> str:
     """Images, epochs, batch and pixels of a part."""
-    counts = image_counts(results.study.get("data", {}))
+    counts = image_counts(results.data)
     images = [
         f"{int(limit) if limit == limit and limit is not None else counts.get(split, 0):,} {words}"
         for split, words in (("train", "training images"), ("val", "for validation"))
@@ -399,7 +372,7 @@ def _budget(results: Results, trial: pd.Series) -> str:
 
 
 def _data_words(results: Results) -> str:
-    data = results.study.get("data", {})
+    data = results.data
     return {"digits": "embedded digits", "mnist": "MNIST"}.get(
         str(data.get("dataset")), "other images"
     )
@@ -432,7 +405,7 @@ def _range_over_rates(numbers: pd.DataFrame, form: str) -> float | None:
 
 
 def _first_epoch(cnn: Results) -> pd.Series:
-    history = cnn.history[cnn.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(cnn.history)
     return history[history["epoch"] == 1].groupby("bn")["val_accuracy"].mean()
 
 
@@ -440,18 +413,8 @@ def _done(numbers: pd.DataFrame) -> pd.DataFrame:
     return numbers[numbers["n"] > 0] if len(numbers) else numbers
 
 
-def _seeds(count: float) -> str:
-    return f"{int(count)} seed" + ("s" if count != 1 else "")
-
-
 def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "") -> str:
     """A difference of accuracy with its interval, and whether it can be told from none."""
     low, high = row[f"{prefix}low"], row[f"{prefix}high"]
     apart = "; cannot be told apart" if low <= 0 <= high else ""
-    return f"{points(row['difference'], signed=True)} ({_span(low, high)}{apart})"
-
-
-def _span(low: float, high: float) -> str:
-    if math.isnan(low):
-        return "no interval"
-    return f"95\u00a0% interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
+    return f"{points(row['difference'], signed=True)} ({span(low, high)}{apart})"

@@ -3,8 +3,6 @@
 Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +13,11 @@ import pandas as pd
 import scipy
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Figure, Section, Text
+from analysis.document.report import Figure, Section, section
 from analysis.results import statistics
-from analysis.results.folder import Predictions, Results, load, load_predictions, train_metric
+from analysis.results.folder import Predictions, Results, load_predictions, train_metric
+from analysis.results.recomputed import Recomputed
 from analysis.studies.cifar import answers
-from analysis.studies.cifar.answers import Recomputed
 from core.errors import UserError
 from core.layers.freezing import small_stem
 from core.layers.sizes import LayerSize, as_text, layer_sizes, times
@@ -40,26 +37,16 @@ FROM_SCORES = ("val_accuracy", "val_error", "val_micro_f1", "val_macro_f1", "val
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf of the CIFAR study, print its headline.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results, checked = recompute(load(path))
+def report(results: Results) -> None:
+    """Write tables/, figures/, report.html and report.pdf of the study, print its headline."""
+    results, checked = recompute(results)
     cnn, tuned = cnn_part(results), tuned_part(results)
-    shown = [t for t in (cnn_table(cnn), tuned_table(tuned)) if len(t.numbers)]
-    for table in [*shown, frozen_table(tuned), mode_table(cnn), trial_table(results)]:
-        if len(table.numbers):
-            tables.write(table, path / "tables")
+    shown = cnn_table(cnn), tuned_table(tuned)
+    printed = [_headline(table) for table in shown if len(table.numbers)]
+    made = [*shown, frozen_table(tuned), mode_table(cnn), trial_table(results)]
     title = "Batch norm in a small CNN, and a ResNet-18 fine-tuned in part"
-    sections = _sections(results, cnn, tuned, checked)
-    reports.write(provenance.study_report(results, title, sections), path)
-    for table in shown:
-        tables.print_table(_headline(table))
+    sections = _sections(results, cnn, tuned, shown, checked)
+    provenance.publish(results, title, sections, [t for t in made if len(t.numbers)], printed)
 
 
 def recompute(results: Results) -> tuple[Results, Recomputed]:
@@ -73,26 +60,20 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
         UserError: a file of predictions/ is damaged.
     """
     trials = results.trials.set_index("trial")
-    finished = trials.index[trials["state"].isin(statistics.FINISHED)]
-    stored = [trial for trial in results.with_predictions() if trial in finished]
-    worst: dict[str, tuple[float, str]] = {}
+    stored = results.with_predictions(statistics.FINISHED)
+    checked = Recomputed(len(stored), of=len(statistics.finished(trials)))
     for trial in stored:
         history = results.history[results.history["trial"] == trial]
         scores = load_predictions(results.path, trial)
-        epoch = scores.epoch
-        there = history[history["epoch"] == epoch] if epoch else history.iloc[-1:]
+        there = history[history["epoch"] == scores.epoch] if scores.epoch else history.iloc[-1:]
         reported = there.iloc[0] if len(there) else trials.loc[trial]
-        if epoch:
-            trials.loc[trial, "scores_epoch"] = epoch
+        if scores.epoch:
+            trials.loc[trial, "scores_epoch"] = scores.epoch
             for metric in reported.index.intersection(trials.columns):
                 if str(metric).startswith("train_"):
                     trials.loc[trial, metric] = reported[metric]
-        for metric, value in score_metrics(scores).items():
-            if pd.notna(reported.get(metric)):
-                apart = abs(value - float(reported[metric]))
-                worst[metric] = max(worst.get(metric, (0.0, "")), (apart, trial))
-                trials.loc[trial, metric] = value
-    checked = Recomputed(len(stored), len(finished), worst)
+        for metric, value in checked.compare(trial, score_metrics(scores), reported).items():
+            trials.loc[trial, metric] = value
     return replace(results, trials=trials.reset_index()), checked
 
 
@@ -169,9 +150,6 @@ def _is_partial(row: Mapping[Any, Any]) -> bool:
     return row["variant"] in ("layer4", "head")
 
 
-# ---- tables ----
-
-
 def cnn_numbers(cnn: Results) -> pd.DataFrame:
     """A row per form of the CNN and learning rate, in the study's order.
 
@@ -182,7 +160,7 @@ def cnn_numbers(cnn: Results) -> pd.DataFrame:
         trainable_parameters; seconds_per_epoch.
     """
     trials, keys = cnn.trials, ["bn", "lr"]
-    table = _with_interval(trials, keys)
+    table = statistics.named(trials, keys, "val_accuracy")
     table = _with_training(table, cnn, keys)
     table = _with_mean(table, trials, keys, "seconds_per_epoch")
     against = []
@@ -190,8 +168,7 @@ def cnn_numbers(cnn: Results) -> pd.DataFrame:
         one = trials[trials["lr"] == lr]
         against.append(statistics.paired(one, "bn", "val_accuracy", "none").assign(lr=lr))
     table = _with_difference(table, against, keys)
-    for fact in ("dead_parameters", "trainable_parameters"):
-        table[fact] = _fact(table, trials, keys, fact)
+    table = _with_facts(table, trials, keys, ["dead_parameters", "trainable_parameters"])
     places = {key: {v: i for i, v in enumerate(cnn.levels(key))} for key in keys}
     return table.sort_values(
         ["lr", "bn"], key=lambda column: column.map(places[str(column.name)])
@@ -205,11 +182,9 @@ def cnn_table(cnn: Results) -> tables.Table:
         tables.text("bn", "bn"),
         tables.scientific("lr", "lr"),
         tables.count_of("n", "of"),
-        tables.interval(
-            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
-        ),
+        tables.interval("val_accuracy", "val accuracy (%)"),
         tables.Column("the lab prints", lambda row: answers.floored(row["val_accuracy"])),
-        tables.difference("difference", "difference_low", "difference_high", "minus none (points)"),
+        tables.difference("difference", "minus none (points)"),
         tables.p_value("p_holm"),
         tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
         tables.number("train_loss", "train loss (nats)", 3),
@@ -238,7 +213,7 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
         bit, "no" if not, "" where nothing was frozen.
     """
     trials, keys = tuned.trials, ["setup"]
-    table = _with_interval(trials, keys)
+    table = statistics.named(trials, keys, "val_accuracy")
     finished = trials["state"].isin(statistics.FINISHED)
     seconds = tuned.history.groupby("trial")["train_seconds"].mean()
     timed = trials.assign(train_seconds=trials["trial"].map(seconds))
@@ -247,8 +222,8 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
     table = _with_difference(
         table, [statistics.paired(trials, "setup", "val_accuracy", "all")], keys
     )
-    for fact in ("variant", "conv1", "statistics", "parameters", "trainable_parameters"):
-        table[fact] = _fact(table, trials, keys, fact)
+    facts = ["variant", "conv1", "statistics", "parameters", "trainable_parameters"]
+    table = _with_facts(table, trials, keys, facts)
     peaks = trials[finished].groupby("setup")["peak_memory_mib"].max()
     table["peak_memory_mib"] = table["setup"].map(peaks).astype(float)
     checked = frozen_numbers(tuned)
@@ -265,10 +240,8 @@ def tuned_table(tuned: Results) -> tables.Table:
         tables.text("setup", "trained"),
         tables.count_of("n", "of"),
         tables.number("trainable_parameters", "trained parameters"),
-        tables.interval(
-            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
-        ),
-        tables.difference("difference", "difference_low", "difference_high", "minus all (points)"),
+        tables.interval("val_accuracy", "val accuracy (%)"),
+        tables.difference("difference", "minus all (points)"),
         tables.p_value("p_holm"),
         tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
         tables.number("train_seconds", "s/epoch", 2),
@@ -276,13 +249,12 @@ def tuned_table(tuned: Results) -> tables.Table:
         tables.text("unchanged", "frozen kept"),
     )
     note = (
-        f"{answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} "
-        "“minus all”: validation accuracy less that of the whole network retrained with the same "
-        "seed, paired t test with Holm's correction. Where nothing else is said, "
-        "the 3x3 first convolution is new and random, and frozen with what precedes layer4 or the "
-        "head. Seconds are of training only. “frozen kept”: whether all frozen weights and "
-        "statistics are bit for bit what they were (“weights”: those are, and the statistics were "
-        "to move)."
+        f"{answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} “minus "
+        "all”: validation accuracy less that of the whole network retrained with the same seed, "
+        "paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
+        "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds "
+        "are of training only. “frozen kept”: whether all frozen weights and statistics are bit "
+        "for bit what they were (“weights”: those are, and the statistics were to move)."
     )
     return tables.Table(
         "resnet18", numbers, columns, "ResNet-18 retrained in full and in part.", note
@@ -299,7 +271,7 @@ def frozen_numbers(tuned: Results) -> pd.DataFrame:
     names = [f"frozen_{what}_{when}" for what in ("weights", "statistics") for when in _WHEN]
     keys = ["trial", "setup", "frozen_parameters"]
     columns = [*keys, *(name.removeprefix("frozen_") for name in names)]
-    trials = tuned.trials[tuned.trials["state"].isin(statistics.FINISHED)]
+    trials = statistics.finished(tuned.trials)
     if not {*names, "frozen_parameters"} <= set(trials):
         return pd.DataFrame(columns=[*columns, "weights_kept", "statistics_kept"])
     table = trials[trials["frozen_parameters"] > 0][[*keys, *names]].copy()
@@ -374,7 +346,7 @@ def mode_table(cnn: Results) -> tables.Table:
         tables.count_of("n", "of"),
         tables.number("val_accuracy", "net.eval() (%)", 1, 100.0),
         tables.number("training_mode", "net.train() (%)", 1, 100.0),
-        tables.difference("difference", "low", "high", "changed by forgetting (points)"),
+        tables.difference("difference", "changed by forgetting (points)", prefix=""),
     )
     return tables.Table(
         "modes",
@@ -430,47 +402,21 @@ def layer_table(form: str) -> tables.Table:
     )
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    rows = pd.DataFrame(answers.published(), columns=["source", "setting", "result"])
-    caption = "**Other people's results on CIFAR-10**, not measured here."
-    return tables.Table("published", rows, columns, caption, answers.PUBLISHED_LINKS)
-
-
-# ---- figures ----
-
-
-@figures.styled
 def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
     """Validation curves of the CNN's forms, a panel per learning rate."""
-    rates, forms = cnn.levels("lr"), cnn.levels("bn")
-    figure, axes = figures.panels(len(rates), height=2.1, sharey=True)
-    for panel, lr in zip(axes, rates, strict=True):
+    shown = []
+    for lr in cnn.levels("lr"):
         part = cnn.history[cnn.history["lr"] == lr]
-        for form in forms:
-            group = part[part["bn"] == form]
-            if len(group):
-                look = _FORM_STYLES[form]
-                figures.curve(panel, group, metric, look, label=f"bn={form}", scale=scale)
-        panel.set_title(
-            f"lr {tables.significant(lr)} ({figures.seeds_text(part, 'bn')})", loc="left"
-        )
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel(label)
-    figures.fit_to_lines(axes[0], cnn.history, [metric], scale)
-    figures.legend_below(figure, axes[-1], len(forms))
-    name = f"cnn_{metric.removesuffix('_running')}"
-    path = figures.save(figure, cnn.path / "figures", name)
+        title = f"lr {tables.significant(lr)} ({figures.seeds_text(part, 'bn')})"
+        shown.append((title, part, metric))
+    drawn = figures.curves(
+        shown, "bn", cnn.levels("bn"), label, scale=scale, height=2.1, look=_FORM_STYLES,
+        label=lambda form: f"bn={form}", dashed="none",
+    )  # fmt: skip
     words = label.split(" (")[0]
     band = figures.band_text(cnn.history, ["lr", "bn"])
     return Figure(
-        path,
+        figures.save(drawn, cnn.path / "figures", f"cnn_{metric.removesuffix('_running')}"),
         f"{words[0].upper()}{words[1:]} of the CNN, a panel per learning rate. {band}",
         f"Curves of {words} over epochs for each form of the CNN.",
     )
@@ -483,31 +429,17 @@ def _loss_figure(cnn: Results) -> Figure:
     return cnn_figure(cnn, metric, f"{label} (nats)", 1.0)
 
 
-@figures.styled
 def tuned_figure(tuned: Results) -> Figure:
     """Accuracy of every setup of ResNet-18 over epochs."""
-    order, history = setups(tuned), tuned.history
-    train = train_metric(history, "accuracy")
+    train = train_metric(tuned.history, "accuracy")
     running = "running " if train.endswith("_running") else ""
     titles = {train: f"{running}training", "val_accuracy": "validation"}
-    look = figures.styles(order)
-    figure, axes = figures.panels(2, height=2.6, sharey=True)
-    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
-        line = "--" if metric.startswith("train_") else "-"
-        for setup in order:
-            group = history[history["setup"] == setup]
-            if len(group):
-                style = look[setup]
-                figures.curve(panel, group, metric, style, label=setup, linestyle=line, scale=100.0)
-        panel.set_title(f"{title} ({figures.seeds_text(history, 'setup')})", loc="left")
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel("accuracy (%)")
-    figures.fit_to_lines(axes[0], history, list(titles), 100.0)
-    figures.legend_below(figure, axes[-1], columns=4)  # the names are long
-    path = figures.save(figure, tuned.path / "figures", "resnet18_accuracy")
+    drawn = figures.curves(
+        figures.splits(tuned.history, titles, "setup"), "setup", setups(tuned), "accuracy (%)",
+        scale=100.0, height=2.6, columns=4,  # the names are long
+    )  # fmt: skip
     return Figure(
-        path,
+        figures.save(drawn, tuned.path / "figures", "resnet18_accuracy"),
         "Accuracy of ResNet-18 retrained in full and in part; training left, validation right. "
         f"{figures.band_text(tuned.history, 'setup')}",
         "Curves of accuracy over epochs, a line per setup.",
@@ -525,60 +457,61 @@ def cost_figure(tuned: Results) -> Figure:
     figure, axes = figures.panels(max(1, len(shown)), height=0.6 + 0.2 * len(order), sharey=True)
     for panel, (column, label) in zip(axes, shown.items(), strict=False):
         figures.dots(panel, trials, "setup", order, column, label)
-    path = figures.save(figure, tuned.path / "figures", "resnet18_cost")
     return Figure(
-        path,
+        figures.save(figure, tuned.path / "figures", "resnet18_cost"),
         "What each setup takes: bar, mean over seeds; marks, single seeds "
         f"({figures.seeds_text(trials, 'setup')}).",
         "Bars per setup of training seconds and memory.",
     )
 
 
-# ---- the report ----
-
-
-def _sections(results: Results, cnn: Results, tuned: Results, checked: Recomputed) -> list[Section]:
-    numbers = cnn_table(cnn).numbers, tuned_table(tuned).numbers
-    blocks: list[Block] = [Text(answers.summary(*numbers))]
-    if len(numbers[0]):
-        blocks.append(_short_cnn(cnn_table(cnn)))
-    if len(numbers[1]):
-        blocks.append(_short_tuned(tuned_table(tuned)))
-    blocks.append(Text(answers.recomputed(checked)))
-    sections = [
-        Section("Result", tuple(blocks)),
-        Section(
-            "The questions, answered",
-            (Text(answers.answers(cnn, tuned, *numbers, mode_numbers(cnn))),),
+def _sections(
+    results: Results,
+    cnn: Results,
+    tuned: Results,
+    shown: tuple[tables.Table, tables.Table],
+    checked: Recomputed,
+) -> list[Section | None]:
+    numbers = shown[0].numbers, shown[1].numbers
+    frozen, modes = frozen_table(tuned), mode_table(cnn)
+    return [
+        section(
+            "Result",
+            answers.summary(*numbers),
+            _short_cnn(shown[0]) if len(numbers[0]) else None,
+            _short_tuned(shown[1]) if len(numbers[1]) else None,
+            answers.recomputed(checked),
         ),
-    ]
-    if len(cnn.history):
-        sections.append(
-            Section(
-                "Curves of the CNN",
-                (
-                    cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
-                    _loss_figure(cnn),
-                ),
-            )
+        section(
+            "The questions, answered", answers.answers(cnn, tuned, *numbers, mode_numbers(cnn))
+        ),
+        section(
+            "Curves of the CNN",
+            cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
+            _loss_figure(cnn),
         )
-    if len(tuned.history):
-        sections.append(Section("Curves of ResNet-18", (tuned_figure(tuned), cost_figure(tuned))))
-    frozen = frozen_table(tuned)
-    if len(frozen.numbers):
-        proof = Text(answers.proof(frozen.numbers))
-        sections.append(Section("What was frozen has stayed the same", (proof, frozen)))
-    modes = mode_table(cnn)
-    if len(modes.numbers):
-        sections.append(Section("Training and evaluation mode", (modes,)))
-    beside = Text(answers.beside(results))
-    sections += [
-        Section("Layer sizes", (layer_table("listing"),)),
-        Section("Beside published figures", (beside, published_table())),
-        Section("Limits", (Text(answers.limits(results, *numbers)),)),
-        Section("Every trial", (trial_table(results),), optional=True),
+        if len(cnn.history)
+        else None,
+        section("Curves of ResNet-18", tuned_figure(tuned), cost_figure(tuned))
+        if len(tuned.history)
+        else None,
+        section("What was frozen has stayed the same", answers.proof(frozen.numbers), frozen)
+        if len(frozen.numbers)
+        else None,
+        section("Training and evaluation mode", modes if len(modes.numbers) else None),
+        section("Layer sizes", layer_table("listing")),
+        section(
+            "Beside published figures",
+            answers.beside(results),
+            tables.published(
+                answers.PUBLISHED,
+                answers.PUBLISHED_LINKS,
+                "**Other people's results on CIFAR-10**, not measured here.",
+            ),
+        ),
+        section("Limits", answers.limits(results, *numbers)),
+        section("Every trial", trial_table(results), optional=True),
     ]
-    return sections
 
 
 def _short_cnn(table: tables.Table) -> tables.Table:
@@ -616,27 +549,19 @@ def _spread(numbers: pd.DataFrame) -> str:
     return "mean [95 % t interval] over seeds" if several else "one seed, no interval"
 
 
-def _with_interval(trials: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    table = statistics.compare(trials, keys, "val_accuracy").drop(columns="std")
-    names = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
-    return table.rename(columns=names)
-
-
 def _with_mean(
     table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], metric: str
 ) -> pd.DataFrame:
     if metric not in trials:
         return table.assign(**{metric: float("nan")})
-    mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
-    return table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
+    return statistics.joined(table, trials, keys, metric, ends=False)
 
 
 def _with_difference(
     table: pd.DataFrame, against: Sequence[pd.DataFrame], keys: list[str]
 ) -> pd.DataFrame:
     """Add paired differences, with Holm's correction over all of them."""
-    names = {"low": "difference_low", "high": "difference_high", "n": "pairs"}
-    both = pd.concat(against).drop(columns="std").rename(columns=names)
+    both = pd.concat(against).drop(columns="std").rename(columns=statistics.DIFFERENCE)
     both["p_holm"] = statistics.holm(both["p"].to_numpy(dtype=float))
     return table.merge(both, on=keys, how="left")
 
@@ -659,16 +584,12 @@ def training_note(part: Results) -> str:
     return "Training values: best epoch, fixed weights, images without augmentation."
 
 
-def _fact(table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], name: str) -> list[Any]:
-    """What all trials of a row have in common, such as their number of parameters."""
-    found = []
-    for row in table.to_dict("records"):
-        group = trials
-        for key in keys:
-            group = group[group[key] == row[key]]
-        values = list(group[name].dropna()) if name in group else []
-        found.append(values[0] if values else float("nan"))
-    return found
+def _with_facts(
+    table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], facts: list[str]
+) -> pd.DataFrame:
+    """Add what all trials of a row have in common, such as their number of parameters."""
+    known = trials.reindex(columns=[*keys, *facts]).groupby(keys)[facts].first().reset_index()
+    return table.merge(known, on=keys, how="left")
 
 
 def _verdict(checked: pd.DataFrame) -> str:

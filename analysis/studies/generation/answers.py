@@ -1,7 +1,5 @@
 """Sentences of the generation report, made from the study's own numbers, in markup."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,27 +11,25 @@ from analysis.document.markup import escape
 from analysis.document.provenance import image_counts
 from analysis.document.report import join
 from analysis.document.tables import decimal, significant
-from analysis.results import statistics
+from analysis.document.words import answered, count, listed, percent, scaled
+from analysis.results import recomputed, statistics
 from analysis.results.folder import Results
 from analysis.studies.generation.figures import NAMES
 from analysis.studies.generation.samples import Stored
 
 
-@dataclass(frozen=True)
-class Recomputed:
-    """Measures computed from what the trials stored, against those that they reported.
+@dataclass
+class Recomputed(recomputed.Recomputed):
+    """Measures computed from what the trials stored.
 
     Attributes:
         features: trials whose distance, precision and kin come from stored features.
         scores: trials whose right class and class balance come from stored scores.
         images: trials whose nearest training images were searched again.
-        worst: measure -> (largest absolute difference, the trial).
     """
 
-    features: int
-    scores: int
-    images: int
-    worst: dict[str, tuple[float, str]]
+    features: int = 0
+    scores: int = 0
 
 
 Known = Mapping[str, Mapping[str, float]]
@@ -60,10 +56,10 @@ def summary(results: Results, numbers: pd.DataFrame, known: Known) -> str:
     if ranked.empty:
         return "**No trial has finished, so there is no result yet.**"
     best = best_widths(ranked)[0]
-    listed = join([f"{_name(row)} {decimal(row['frechet'], 3)}" for row in best_widths(ranked)])
+    each = join([f"{_name(row)} {decimal(row['frechet'], 3)}" for row in best_widths(ranked)])
     text = (
         f"Mean Fréchet distance to the training images in labtune's classifier features (not FID), "
-        f"each family at its best width: {listed}. "
+        f"each family at its best width: {each}. "
     )
     if "noise" in known:
         quarter = known["noise"]["frechet"] / 4
@@ -92,7 +88,7 @@ def questions(results: Results, numbers: pd.DataFrame, known: Known) -> str:
         ("Who leaves images out?", _variety(results, ranked, known)),
         ("What does each family cost?", _cost(ranked)),
     ]
-    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+    return answered(pairs)
 
 
 def looks(shown: Mapping[str, Stored]) -> str:
@@ -118,7 +114,7 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
         return "Nearest training images were not recorded."
     real = known["held_out"]["copies"]
     rows = best_widths(ranked)
-    listed = join([f"{_name(row)} {_percent(row['copies'])}" for row in rows])
+    each = join([f"{_name(row)} {percent(row['copies'])}" for row in rows])
     every = ranked.to_dict("records")
     guilty = [_name(row) for row in every if row["copies_low"] > real]
     if guilty:
@@ -133,7 +129,7 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
             "At no width does a family's interval over seeds lie above the share of held-out "
             "images: no sign of copying."
         )
-    check = results.study.get("data", {}).get("copy_check")
+    check = results.data.get("copy_check")
     if check is None:
         how = (
             "This folder was made by a check in pixels, which does not see mirrored or shifted "
@@ -141,7 +137,7 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
             "50 nearest."
         )
     else:
-        found = join([f"{_percent(share)} {kind}" for kind, share in check["found"].items()])
+        found = join([f"{percent(share)} {kind}" for kind, share in check["found"].items()])
         how = (
             "A copy has one training image much nearer than the 50 that look most alike, in "
             "differences of neighbouring pixels, also mirrored and shifted by up to 2 pixels. How "
@@ -150,44 +146,43 @@ def copied(results: Results, numbers: pd.DataFrame, known: Known) -> str:
             f"below. Of copies planted to try it, it finds {found}."
         )
     return (
-        f"{how} Share of such images: {listed}; held-out real images {_percent(real)}, training "
-        f"images themselves {_percent(known['copies']['copies'])}. {verdict}"
+        f"{how} Share of such images: {each}; held-out real images {percent(real)}, training "
+        f"images themselves {percent(known['copies']['copies'])}. {verdict}"
     )
 
 
 def measures(results: Results, checked: Recomputed) -> str:
     """What is computed, in which features, and whether it could be computed again."""
-    data = results.study.get("data", {})
-    reader, count = data.get("classifier", {}), data.get("compared")
+    data = results.data
+    reader, compared = data.get("classifier", {}), data.get("compared")
     accuracy = reader.get("held_out_accuracy", float("nan"))
     counted = image_counts(data)
     text = (
         f"The features are the {reader.get('features', '')} outputs of the last hidden layer of a "
-        "small classifier that labtune trained on the same training images "
-        f"({_percent(accuracy)} of held-out images right), divided by the root of their total "
-        "variance. The distance is therefore in units of the spread of the real images, holds "
-        "within this study only, and **is not FID**, which needs Inception's features.\n\n"
-        f"- Fréchet distance: {count} samples against all {counted.get('train', 0):,} training "
-        "images, each set taken for a normal distribution.\n"
-        "- Precision and density: samples that lie among real images (fidelity). Recall and "
-        "coverage: real images that lie among samples (variety). Balls to the k-th neighbour, k = "
-        f"{results.study.get('constants', {}).get('neighbours', 5)}, {count} images of each kind.\n"
-        "- The floor is held-out real images; training images once more show what learning them "
-        "by heart would give."
+        f"small classifier that labtune trained on the same training images ({percent(accuracy)} "
+        "of held-out images right), divided by the root of their total variance. The distance is "
+        "therefore in units of the spread of the real images, holds within this study only, and "
+        f"**is not FID**, which needs Inception's features.\n\n- Fréchet distance: {compared} "
+        f"samples against all {counted.get('train', 0):,} training images, each set taken for a "
+        "normal distribution.\n- Precision and density: samples that lie among real images "
+        "(fidelity). Recall and coverage: real images that lie among samples (variety). Balls to "
+        f"the k-th neighbour, k = {results.study.get('constants', {}).get('neighbours', 5)}, "
+        f"{compared} images of each kind.\n- The floor is held-out real images; training images "
+        "once more show what learning them by heart would give."
     )
-    return f"{text}\n\n{recomputed(checked)}"
+    return f"{text}\n\n{stored_measures(checked)}"
 
 
-def recomputed(checked: Recomputed) -> str:
+def stored_measures(checked: Recomputed) -> str:
     """Which numbers come from stored files, and whether they are those that were reported."""
     come, reported = [], []
-    for count, kind, names in (
+    for trials, kind, names in (
         (checked.features, "features", "Fréchet distance, precision, recall, density and coverage"),
         (checked.scores, "scores", "right class and class balance"),
         (checked.images, "samples", "copies and distances to the nearest training image"),
     ):
-        if count:
-            come.append(f"{names} from the stored {kind} of {count} trial{'s' * (count > 1)}")
+        if trials:
+            come.append(f"{names} from the stored {kind} of {count(trials, 'trial')}")
         else:
             reported.append(names)
     text = f"Computed for this report: {'; '.join(come)}. " if come else ""
@@ -226,12 +221,11 @@ def beside(results: Results) -> str:
 
 def limits(results: Results) -> str:
     """What the numbers cannot carry."""
-    data = results.study.get("data", {})
-    count = data.get("compared")
+    data = results.data
     items = [
-        f"The Fréchet distance of {count} images is biased upwards, and the classifier that gives "
-        "the features was trained on the training images: held-out images can be farther from them "
-        "than samples are. Compare rows of one table only.",
+        f"The Fréchet distance of {data.get('compared')} images is biased upwards, and the "
+        "classifier that gives the features was trained on the training images: held-out images "
+        "can be farther from them than samples are. Compare rows of one table only.",
         "Every family has the same number of steps, not the same time, and a learning rate of its "
         "own, set in a few short trials on the embedded digits and not searched.",
         "One split into training and held-out images for all seeds.",
@@ -243,12 +237,8 @@ def limits(results: Results) -> str:
             "The embedded digits are 8x8 images enlarged to twice their size: MNIST's are finer "
             "(`--set dataset=mnist`)."
         )
-    if results.study.get("scale") not in (None, "full"):
-        items.append(
-            f"Scale `{results.study['scale']}`: few steps and narrow networks; `--data-dir` or "
-            "`--scale full` runs the full scale."
-        )
-    return "\n".join(f"- {item}" for item in items)
+    smaller = "few steps and narrow networks; `--data-dir` or `--scale full` runs the full scale."
+    return listed(items + scaled(results.study, smaller))
 
 
 def _best(results: Results, ranked: pd.DataFrame) -> str:
@@ -304,13 +294,13 @@ def _width(results: Results, ranked: pd.DataFrame) -> str:
 
 def _variety(results: Results, ranked: pd.DataFrame, known: Known) -> str:
     rows = sorted(best_widths(ranked), key=lambda row: row["recall"])
-    listed = join(
-        [f"{_name(row)} {_percent(row['recall'])} ({_percent(row['precision'])})" for row in rows]
+    each = join(
+        [f"{_name(row)} {percent(row['recall'])} ({percent(row['precision'])})" for row in rows]
     )
-    text = f"Recall, lowest first (precision in brackets): {listed}"
+    text = f"Recall, lowest first (precision in brackets): {each}"
     if "held_out" in known:
         real = known["held_out"]
-        text += f"; held-out images {_percent(real['recall'])} ({_percent(real['precision'])})"
+        text += f"; held-out images {percent(real['recall'])} ({percent(real['precision'])})"
     if len(rows) < 2:
         return f"{text}."
     if not _separate(_paired(results, rows[0], rows[1], "recall")):
@@ -321,13 +311,13 @@ def _variety(results: Results, ranked: pd.DataFrame, known: Known) -> str:
 
 
 def _cost(ranked: pd.DataFrame) -> str:
-    listed = join(
+    each = join(
         [
             f"{_name(row)} {decimal(row['seconds_per_epoch'], 1)} s"
             for row in best_widths(ranked.sort_values("seconds_per_epoch"))
         ]
     )
-    text = f"Seconds per epoch with its samples, each family's cheapest width: {listed}."
+    text = f"Seconds per epoch with its samples, each family's cheapest width: {each}."
     slow = ranked.sort_values("sample_seconds").iloc[-1] if "sample_seconds" in ranked else None
     if slow is not None and slow["family"] == "flow":
         text += (
@@ -352,7 +342,7 @@ def _paired(
 
 def _separate(lead: Mapping[Any, Any] | None) -> bool:
     """Whether there is an interval of a difference and it leaves 0 out."""
-    return lead is not None and bool(lead["low"] > 0 or lead["high"] < 0)
+    return lead is not None and statistics.side(lead["low"], lead["high"]) != 0
 
 
 def _name(row: Mapping[Any, Any]) -> str:
@@ -363,7 +353,3 @@ def _range(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["frechet_low"]):
         return "no interval"
     return f"{decimal(row['frechet_low'], 3)}, {decimal(row['frechet_high'], 3)}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{decimal(fraction * 100, 1)}\u00a0%"

@@ -65,14 +65,13 @@ def samples_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
         show(panel, images, columns, title)
     for panel in axes[len(panels) :]:
         panel.axis("off")
-    path = figures.save(figure, results.path / "figures", "samples")
     asked = (
         f" Columns: {', '.join(escape(name) for name in first.classes)}."
         if all(stored.config["conditional"] for stored in shown.values()) and columns <= 20
         else ""
     )
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "samples"),
         f"Samples of {_epochs(shown)}, not chosen: the first of a fixed seed, from each family's "
         f"best width.{asked}",
         "Grids of real images and of the samples of each family.",
@@ -104,10 +103,9 @@ def progress_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
             columns,
             NAMES[stored.config["family"]],
         )
-    path = figures.save(figure, results.path / "figures", "progress")
     listed = ", ".join(str(epoch + 1) for epoch in few)
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "progress"),
         f"From the same latents after epoch {listed} (top to bottom).",
         "Samples of each family at several epochs.",
     )
@@ -135,14 +133,12 @@ def curves_figure(results: Results, yardsticks: Mapping[str, Mapping[str, float]
                 panel.axhline(
                     yardsticks[row][metric], color="#777777", linestyle=line, linewidth=0.9
                 )
-        panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "epoch")
     axes[0].set_yscale("log")
     figures.legend_below(figure, axes[0], min(len(order), 6))
-    path = figures.save(figure, results.path / "figures", "curves")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "curves"),
         "Fréchet distance (in labtune's classifier features, logarithmic) and coverage over "
         "epochs. Grey: held-out real images (dotted) and noise (dashed). "
         + figures.band_text(history, "group"),
@@ -176,9 +172,8 @@ def neighbours_figure(results: Results, stored: Stored) -> Figure:
                 va="top",
                 fontsize=7,
             )
-    path = figures.save(figure, results.path / "figures", "neighbours")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "neighbours"),
         "Evenly spaced samples of the best trial shown here, and held-out images, each above the "
         "training image nearest in pixels; below it their root mean square difference in grey "
         "levels (of 255).",
@@ -204,9 +199,8 @@ def distances_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
         panel.set_xlabel(label)
     axes[0].set_ylabel("share of images")
     figures.legend_below(figure, axes[0], len(shown) + 1)
-    path = figures.save(figure, results.path / "figures", "distances")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "distances"),
         "Share of images that are at most so near to a training image. A family that copied would "
         "rise left of the held-out images on the right-hand side; blurred images lie left on the "
         "left-hand side without being copies.",
@@ -223,9 +217,8 @@ def interpolation_figure(results: Results, shown: Mapping[str, Stored]) -> Figur
     for panel, stored in zip(axes, shown.values(), strict=True):
         images = stored.interpolation
         show(panel, images.reshape(-1, *images.shape[2:]), steps, NAMES[stored.config["family"]])
-    path = figures.save(figure, results.path / "figures", "interpolation")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "interpolation"),
         "Each row goes along the arc from one latent to another, with the label held.",
         "Interpolations between latents for each family.",
     )
@@ -243,9 +236,8 @@ def trajectory_figure(results: Results, stored: Stored) -> Figure:
         axes.text(
             (number + 0.5) * step, -4, f"t = {time:.1f}", ha="center", va="bottom", fontsize=7
         )
-    path = figures.save(figure, results.path / "figures", "trajectory")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "trajectory"),
         f"The way of flow matching from noise (t = 0) to an image (t = 1), by the sampler "
         f"{stored.config['sampler']} with {stored.config['sampler_steps']} steps.",
         "States of the flow's integration.",

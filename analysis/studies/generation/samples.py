@@ -1,10 +1,7 @@
 """Images of a finished generation study: those it stored, and new ones of its best network."""
 
-from __future__ import annotations
-
 import io
-import json
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from analysis.results.folder import UNREADABLE, Results
+from analysis.results.folder import Results, about_arrays, arrays
 from core.errors import UserError
 from core.generation import families
-from core.generation import family as generators_family
+from core.generation.family import Family, stream
 from core.models.weights import check_finite
 from core.storage.files import read_json, write_bytes, write_json
 
@@ -88,28 +85,14 @@ def load_stored(path: Path, trial: str) -> Stored:
     Raises:
         UserError: the file is missing, damaged or of another study.
     """
-    name = f"predictions/{trial}.npz"
-    renamed = {"logits": "scores"}
-    try:
-        content = io.BytesIO((path / name).read_bytes())
-        with np.load(content, allow_pickle=False) as stored:
-            arrays = {
-                field: stored[renamed.get(field, field)]
-                for field, about in Stored.__dataclass_fields__.items()
-                if field not in ("classes", "config", "epoch")
-                and (about.default is MISSING or field in stored)
-            }
-            return Stored(
-                **arrays,
-                classes=tuple(stored["classes"].tolist()),
-                config=json.loads(str(stored["config"])),
-                epoch=int(stored["epoch"]) if "epoch" in stored else None,
-            )
-    except UNREADABLE as error:
-        raise UserError(
-            f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
-            "without it"
-        ) from error
+    about = ("classes", "config", "epoch")
+    with arrays(path, trial) as stored:
+        found: dict[str, Any] = {
+            field.name: stored["scores" if field.name == "logits" else field.name]
+            for field in fields(Stored)
+            if field.name not in about and (field.default is MISSING or field.name in stored)
+        }
+        return Stored(**found, **about_arrays(stored))
 
 
 def write_samples(results: Results, count: int) -> Path:
@@ -127,7 +110,7 @@ def write_samples(results: Results, count: int) -> Path:
     """
     best, family, classes = best_family(results)
     labels = torch.arange(count) % len(classes)
-    seed = generators_family.stream(best["config"]["seed"], _STREAM)
+    seed = stream(best["config"]["seed"], _STREAM)
     made = family.sample(labels, torch.Generator().manual_seed(seed))
     pixels = made.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     images = pixels.permute(0, 2, 3, 1).numpy()
@@ -150,7 +133,7 @@ def write_samples(results: Results, count: int) -> Path:
     return folder
 
 
-def best_family(results: Results) -> tuple[dict[str, Any], generators_family.Family, list[str]]:
+def best_family(results: Results) -> tuple[dict[str, Any], Family, list[str]]:
     """Return checkpoints/best.json, the family with its weights, and the names of the classes.
 
     Raises:

@@ -5,12 +5,8 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 that labtune trained on the same data, never FID.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +14,9 @@ import torch
 from torch import Tensor
 
 from analysis.document import provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Equation, Section, Text
+from analysis.document.report import Equation, Section, section
 from analysis.results import statistics
-from analysis.results.folder import Results, load
+from analysis.results.folder import Results
 from analysis.studies.generation import answers, figures
 from analysis.studies.generation.answers import Recomputed
 from analysis.studies.generation.samples import Stored, load_stored, write_samples
@@ -41,42 +36,38 @@ YARDSTICKS = {
     "copies": "training images again",
     "noise": "noise (ceiling)",
 }
+_ROW, _DISTANCE = ("images", "width"), ("Fréchet distance", "of noise (%)")
+FRECHET = Equation(
+    r"d^2 = |\mu_r - \mu_g|^2 + \mathrm{tr}\left(\Sigma_r + \Sigma_g - 2\,"
+    r"(\Sigma_r \Sigma_g)^{1/2}\right)",
+    "Squared Fréchet distance: squared distance of the means plus the trace of both covariances "
+    "less twice the root of their product",
+)
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf, print the headline; samples/ if asked.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results, checked = recompute(load(path))
+def report(results: Results) -> None:
+    """Write tables/, figures/, report and samples/ if asked, print the headline."""
+    results, checked = recompute(results)
     numbers = generation_numbers(results)
-    table = generation_table(results, numbers)
-    copies = copy_table(results, numbers)
-    every = seed_table(results)
-    for one in (table, copies, every):
-        tables.write(one, path / "tables")
-    sections = _sections(results, numbers, table, copies, every, checked)
+    written = [
+        generation_table(results, numbers),
+        copy_table(results, numbers),
+        seed_table(results),
+    ]
+    sections = _sections(results, numbers, written, checked)
     title = "Image generation: three families"
     digits = " and, for copies, the digits that labtune comes with" if checked.images else ""
-    made = provenance.study_report(results, title, sections, elsewhere=digits)
-    reports.write(made, path)
+    provenance.publish(results, title, sections, written, [], elsewhere=digits)
     wanted = int(results.trials["samples"].max()) if "samples" in results.trials else 0
-    if wanted and (path / "checkpoints" / "best.json").is_file():
+    if wanted and (results.path / "checkpoints" / "best.json").is_file():
         print(f"{wanted} images of the best trial: {write_samples(results, wanted)}")
-    tables.print_table(_headline(table))
+    tables.print_table(_headline(written[0]))
 
 
 def yardsticks(results: Results) -> dict[str, dict[str, float]]:
     """Measures of images that are not generated, as the study recorded them before it ran."""
-    return results.study.get("data", {}).get("yardsticks", {})
-
-
-# ---- tables ----
+    return results.data.get("yardsticks", {})
 
 
 def generation_numbers(results: Results) -> pd.DataFrame:
@@ -90,16 +81,11 @@ def generation_numbers(results: Results) -> pd.DataFrame:
     trials = results.trials
     if "frechet" not in trials:  # nothing has reported yet
         trials = trials.assign(frechet=np.nan)
-    table = statistics.compare(trials, KEYS, "frechet", mode="min")
-    table = table.rename(columns={"mean": "frechet", "low": "frechet_low", "high": "frechet_high"})
-    table = table.drop(columns="std")
+    table = statistics.named(trials, KEYS, "frechet", mode="min")
     for metric in (*METRICS[1:], "copies"):
-        if metric not in trials:
-            continue
-        found = statistics.compare(trials, KEYS, metric)[[*KEYS, "mean", "low", "high"]]
-        found.columns = [*KEYS, metric, f"{metric}_low", f"{metric}_high"]
-        table = table.merge(found, on=KEYS, how="left")
-    done = trials[trials["state"].isin(statistics.FINISHED)]
+        if metric in trials:
+            table = statistics.joined(table, trials, KEYS, metric)
+    done = statistics.finished(trials)
     averaged = ("parameters", "seconds_per_epoch", "sample_seconds", *COPYING[:2])
     kinds = dict.fromkeys(averaged, "mean")
     for column, kind in (kinds | {"inception_frechet": "mean", "peak_memory_mib": "max"}).items():
@@ -124,14 +110,14 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *wanted])])
     columns = [
         tables.text("what", "images"),
-        tables.Column("width", lambda row: _whole(row["width"])),
-        tables.Column("seeds", lambda row: _seeds(row)),
-        tables.interval("frechet", "frechet_low", "frechet_high", "Fréchet distance", 3, 1.0),
+        tables.number("width", "width"),
+        tables.count_of("n", "of"),
+        tables.interval("frechet", "Fréchet distance", 3, 1.0),
         tables.number("share", "of noise (%)", 1, 100.0),
-        *(tables.plus_minus(m, f"{m}_high", f"{m} (%)", 0) for m in ("precision", "recall")),
-        tables.plus_minus("density", "density_high", "density", 2, 1.0),
-        tables.plus_minus("coverage", "coverage_high", "coverage (%)", 0),
-        tables.plus_minus("class_agreement", "class_agreement_high", "right class (%)", 0),
+        *(tables.plus_minus(m, f"{m} (%)", 0) for m in ("precision", "recall")),
+        tables.plus_minus("density", "density", 2, 1.0),
+        tables.plus_minus("coverage", "coverage (%)", 0),
+        tables.plus_minus("class_agreement", "right class (%)", 0),
         tables.number("class_balance", "class balance", 3),
         tables.number("parameters", "weights", 0),
         tables.number("seconds_per_epoch", "s/epoch", 1),
@@ -139,12 +125,11 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     ]
     if "inception_frechet" in frame:
         columns.insert(5, tables.number("inception_frechet", "in Inception's features", 2))
-    count = results.study.get("data", {}).get("compared", "as many")
+    count = results.data.get("compared", "as many")
     note = (
         f"{_shown_epoch(results)}; mean [95 % t interval] over seeds, ± half of it. Every row "
-        f"compares {count} images with training images, in labtune's classifier features: not "
-        "FID. Few images bias the distance upwards, the same for all rows. Memory: the largest "
-        "peak."
+        f"compares {count} images with training images, in labtune's classifier features: not FID. "
+        "Few images bias the distance upwards, the same for all rows. Memory: the largest peak."
     )
     caption = "Families and widths, smallest Fréchet distance first; then what is not generated."
     return tables.Table("generation", frame, tuple(columns), caption, note)
@@ -162,10 +147,10 @@ def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         known = {key: measures.get(key, np.nan) for key in COPYING}
         rows.append(pd.DataFrame([known | {"what": YARDSTICKS[name]}]))
     frame = pd.concat(rows, ignore_index=True)
-    check = results.study.get("data", {}).get("copy_check", {"threshold": 0.5})
+    check = results.data.get("copy_check", {"threshold": 0.5})
     columns = (
         tables.text("what", "images"),
-        tables.Column("width", lambda row: _whole(row["width"])),
+        tables.number("width", "width"),
         tables.number("nearest_distance", "distance to the nearest (grey levels)", 1),
         tables.number("nearest_ratio", "nearest / mean of 50", 2),
         tables.number("copies", f"below {tables.significant(check['threshold'])} (%)", 1, 100.0),
@@ -207,25 +192,6 @@ def seed_table(results: Results) -> tables.Table:
     )
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.PUBLISHED, columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results**, not measured here; FID is with Inception's features.",
-        answers.PUBLISHED_LINKS,
-    )
-
-
-# ---- what is shown, and checks ----
-
-
 def shown_trials(results: Results, numbers: pd.DataFrame) -> dict[str, Stored]:
     """Of each family the trial that figures show: its best width, its first finished seed.
 
@@ -254,30 +220,21 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
         The results with these numbers in `trials`, beside all else that the trial reported at the
         epoch whose weights made the samples, and how far they are from those reported.
     """
-    trials = results.trials.set_index("trial")
-    counts, worst = dict.fromkeys(("features", "scores", "images"), 0), {}
+    trials, checked = results.trials.set_index("trial"), Recomputed()
     train = _training_images(results)
-    for trial in results.with_predictions():
-        if trials.loc[trial, "state"] not in statistics.FINISHED:
-            continue
+    for trial in results.with_predictions(statistics.FINISHED):
         stored = load_stored(results.path, trial)
         there = results.reported(trial, stored.epoch)
         for name in trials.columns.intersection(list(there)):
             trials.loc[trial, name] = there[name]
-        reported = trials.loc[trial].to_dict()
-        found = {
-            "features": _from_features(stored),
-            "scores": _from_scores(stored),
-            "images": _from_images(stored, train),
-        }
-        for kind, measures in found.items():
-            counts[kind] += bool(measures)
-            for name, value in measures.items():
-                if name in reported and pd.notna(reported[name]):
-                    apart = abs(value - float(reported[name]))
-                    worst[name] = max(worst.get(name, (0.0, "")), (apart, trial))
-                    trials.loc[trial, name] = value
-    return replace(results, trials=trials.reset_index()), Recomputed(**counts, worst=worst)
+        found = _from_features(stored), _from_scores(stored), _from_images(stored, train)
+        checked.features += bool(found[0])
+        checked.scores += bool(found[1])
+        checked.images += bool(found[2])
+        again = found[0] | found[1] | found[2]
+        for name, value in checked.compare(trial, again, trials.loc[trial].to_dict()).items():
+            trials.loc[trial, name] = value
+    return replace(results, trials=trials.reset_index()), checked
 
 
 def _from_features(stored: Stored) -> dict[str, float]:
@@ -308,7 +265,7 @@ def _from_images(stored: Stored, train: tuple[Tensor, CopyCheck] | None) -> dict
 
 def _training_images(results: Results) -> tuple[Tensor, CopyCheck] | None:
     """The training images where they come with labtune: the embedded digits, if unchanged."""
-    about = results.study.get("data", {})
+    about = results.data
     if about.get("kind") != "embedded" or "copy_check" not in about:
         return None
     config = results.study["trials"][0]["config"]
@@ -327,95 +284,52 @@ def _balance(predicted: np.ndarray, classes: int) -> float:
     return float(-(some * np.log(some)).sum() / np.log(classes))
 
 
-# ---- the report ----
-
-
 def _sections(
-    results: Results,
-    numbers: pd.DataFrame,
-    table: tables.Table,
-    copies: tables.Table,
-    every: tables.Table,
-    checked: Recomputed,
-) -> list[Section]:
-    shown, known = shown_trials(results, numbers), yardsticks(results)
-    sections = [_result(results, numbers, table, known)]
+    results: Results, numbers: pd.DataFrame, written: Sequence[tables.Table], checked: Recomputed
+) -> list[Section | None]:
+    (table, copies, every), known = written, yardsticks(results)
+    shown = shown_trials(results, numbers)
+    first, limits = _result(results, numbers, table), section("Limits", answers.limits(results))
     if not shown:
-        return [*sections, Section("Limits", (Text(answers.limits(results)),))]
-    best = next(iter(shown.values()))
-    sections.append(
-        Section("Images", (Text(answers.looks(shown)), figures.samples_figure(results, shown)))
-    )
-    sections.append(
-        Section(
-            "Made or copied?",
-            (
-                Text(answers.copied(results, numbers, known)),
-                copies,
-                figures.neighbours_figure(results, best),
-                figures.distances_figure(results, shown),
-            ),
-        )
-    )
-    sections.append(
-        Section(
-            "Over the training",
-            (figures.curves_figure(results, known), figures.progress_figure(results, shown)),
-        )
-    )
-    through: list[Block] = [figures.interpolation_figure(results, shown)]
+        return [first, limits]
+    through = [figures.interpolation_figure(results, shown)]
     if "flow" in shown:
         through.append(figures.trajectory_figure(results, shown["flow"]))
-    sections.append(Section("Ways through the latents", tuple(through)))
-    sections.append(
-        Section(
-            "What the measures mean",
-            (
-                Equation(
-                    r"d^2 = |\mu_r - \mu_g|^2 + \mathrm{tr}\left(\Sigma_r + \Sigma_g - 2\,"
-                    r"(\Sigma_r \Sigma_g)^{1/2}\right)",
-                    "Squared Fréchet distance: squared distance of the means plus the trace of "
-                    "both covariances less twice the root of their product",
-                ),
-                Text(answers.measures(results, checked)),
+    return [
+        first,
+        section("Images", answers.looks(shown), figures.samples_figure(results, shown)),
+        section(
+            "Made or copied?",
+            answers.copied(results, numbers, known),
+            copies,
+            figures.neighbours_figure(results, next(iter(shown.values()))),
+            figures.distances_figure(results, shown),
+        ),
+        section(
+            "Over the training",
+            figures.curves_figure(results, known),
+            figures.progress_figure(results, shown),
+        ),
+        section("Ways through the latents", *through),
+        section("What the measures mean", FRECHET, answers.measures(results, checked)),
+        section(
+            "Beside published figures",
+            answers.beside(results),
+            tables.published(
+                answers.PUBLISHED,
+                answers.PUBLISHED_LINKS,
+                "**Other people's results**, not measured here; FID is with Inception's features.",
             ),
-        )
-    )
-    sections.append(
-        Section("Beside published figures", (Text(answers.beside(results)), published_table()))
-    )
-    sections.append(Section("Limits", (Text(answers.limits(results)),)))
-    sections.append(Section("Every trial", (every,), optional=True))
-    return sections
+        ),
+        limits,
+        section("Every trial", every, optional=True),
+    ]
 
 
-def _result(
-    results: Results,
-    numbers: pd.DataFrame,
-    table: tables.Table,
-    known: Mapping[str, Mapping[str, float]],
-) -> Section:
-    main = table.show(
-        "images",
-        "width",
-        "seeds",
-        "Fréchet distance",
-        "of noise (%)",
-        *(["in Inception's features"] if "inception_frechet" in numbers else []),
-        "weights",
-        "s/epoch",
-        "peak MiB",
-    )
-    others = table.show(
-        "images",
-        "width",
-        "precision (%)",
-        "recall (%)",
-        "density",
-        "coverage (%)",
-        "right class (%)",
-        "class balance",
-    )
+def _result(results: Results, numbers: pd.DataFrame, table: tables.Table) -> Section | None:
+    inception = ["in Inception's features"] if "inception_frechet" in numbers else []
+    others = table.show(*_ROW, "precision (%)", "recall (%)", "density", "coverage (%)",
+                        "right class (%)", "class balance")  # fmt: skip
     others = replace(
         others,
         caption="Fidelity, variety and classes of the same images.",
@@ -423,32 +337,19 @@ def _result(
         "classifier takes for what was asked. Class balance: entropy of its classes, 1 when all "
         "are equal.",
     )
-    blocks: list[Block] = [Text(answers.summary(results, numbers, known)), main, others]
-    blocks.append(Text(answers.questions(results, numbers, known)))
-    return Section("Result", tuple(blocks))
+    known = yardsticks(results)
+    return section(
+        "Result",
+        answers.summary(results, numbers, known),
+        table.show(*_ROW, "seeds", *_DISTANCE, *inception, "weights", "s/epoch", "peak MiB"),
+        others,
+        answers.questions(results, numbers, known),
+    )
 
 
 def _headline(table: tables.Table) -> tables.Table:
-    short = table.show(
-        "images",
-        "width",
-        "seeds",
-        "Fréchet distance",
-        "of noise (%)",
-        "coverage (%)",
-    )
     return replace(
-        short,
+        table.show(*_ROW, "seeds", *_DISTANCE, "coverage (%)"),
         caption="Generation: Fréchet distance in classifier features (not FID), smallest first.",
         note="Mean [95 % t interval].",
     )
-
-
-def _whole(value: Any) -> str:
-    return tables.MISSING if pd.isna(value) else f"{value:.0f}"
-
-
-def _seeds(row: Mapping[Any, Any]) -> str:
-    if pd.isna(row["n"]):
-        return tables.MISSING
-    return f"{row['n']:.0f}" if row["n"] == row["of"] else f"{row['n']:.0f} of {row['of']:.0f}"

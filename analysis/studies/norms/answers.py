@@ -1,10 +1,7 @@
 """Sentences of the norms report, made from the study's own numbers, in markup."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,27 +10,22 @@ from analysis.document.markup import escape
 from analysis.document.provenance import duration, image_counts
 from analysis.document.report import join
 from analysis.document.tables import decimal, show_p, significant
-from analysis.document.words import percent, points
+from analysis.document.words import (
+    ONE_SEED,
+    SMALLER,
+    answered,
+    count,
+    listed,
+    percent,
+    points,
+    sampling,
+    scaled,
+    signed,
+    span,
+)
 from analysis.results import statistics
 from analysis.results.folder import Results, train_metric
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """Validation metrics from the stored scores, against those the trials reported.
-
-    Attributes:
-        trials: number of trials checked.
-        images: images per trial.
-        accuracy: largest absolute difference of accuracy.
-        macro_f1: largest absolute difference of macro-F1.
-    """
-
-    trials: int
-    images: int
-    accuracy: float
-    macro_f1: float
-
+from analysis.results.recomputed import Recomputed
 
 NAMES = {
     "torch_bn": "torch's batch norm",
@@ -84,22 +76,17 @@ PUBLISHED_LINKS = (
 )
 
 
-def published() -> list[tuple[str, ...]]:
-    """Other people's results with per cent signs that stay with their numbers."""
-    return [tuple(cell.replace(" %", "\u00a0%") for cell in row) for row in PUBLISHED]
-
-
 def summary(results: Results, numbers: pd.DataFrame) -> str:
     """The result in one paragraph."""
     ranked = numbers[numbers["n"] > 0]
     if ranked.empty:
         return "**No trial has finished, so there is no result yet.**"
     epochs = int(results.history["epoch"].max())
-    listed = join([f"`{row['norm']}` {percent(row['val_accuracy'])}" for row in _rows(ranked)])
+    means = join([f"`{row['norm']}` {percent(row['val_accuracy'])}" for row in _rows(ranked)])
     names = ", ".join(f"`{norm}` {NAMES[norm]}" for norm in results.levels("norm") if norm in NAMES)
-    seeds = f"{int(ranked['n'].max())} seed" + ("s" if ranked["n"].max() > 1 else "")
+    seeds = count(ranked["n"].max(), "seed")
     return (
-        f"Mean validation accuracy after {epochs} epochs over {seeds}, best first: {listed}. "
+        f"Mean validation accuracy after {epochs} epochs over {seeds}, best first: {means}. "
         f"{_best_sentence(results, ranked)}\n\nThe names: {names}."
     )
 
@@ -109,15 +96,16 @@ def recomputed(checked: Recomputed | None) -> str:
     if checked is None:
         return "No scores are stored, so the metrics could not be computed again."
     subject = (
-        f"Computed again from the stored scores of {_trials(checked.trials)} "
+        f"Computed again from the stored scores of {count(checked.trials, 'trial')} "
         f"({checked.images:,} validation images each), accuracy and macro-F1"
     )
-    worst = max(checked.accuracy, checked.macro_f1)
+    worst = checked.largest()
     sentence = (
         f"{subject} are those reported, to the last digit."
         if worst == 0
-        else f"{subject} differ from those reported by at most {significant(checked.accuracy)} and "
-        f"{significant(checked.macro_f1)} (as fractions)."
+        else f"{subject} differ from those reported by at most "
+        f"{significant(checked.largest('val_accuracy'))} and "
+        f"{significant(checked.largest('val_macro_f1'))} (as fractions)."
     )
     if worst > 1e-6:
         return f"**{sentence} The stored scores do not belong to the reported metrics.**"
@@ -137,7 +125,7 @@ def answers(results: Results, numbers: pd.DataFrame, differences: pd.DataFrame) 
         ("How large is the gap between training and validation?", _gap(results, ranked)),
         ("What does each norm cost?", _cost_sentence(ranked)),
     ]
-    return "\n\n".join(f"**{question}** {answer}" for question, answer in pairs)
+    return answered(pairs)
 
 
 def identical(differences: pd.DataFrame) -> str:
@@ -147,7 +135,6 @@ def identical(differences: pd.DataFrame) -> str:
             "`bn` and `torch_bn` did not both finish with a shared seed, so this was not checked."
         )
     seeds, epochs = differences["seed"].nunique(), int(differences["epoch"].max())
-    several = "s" if epochs > 1 else ""
     sizes = differences.drop(columns=["seed", "epoch"]).abs()
     accuracies = sizes[["val_accuracy", "train_accuracy_running"]].max(axis=1)
     worst, loss = accuracies.max(), sizes["train_loss_running"].max()
@@ -161,8 +148,8 @@ def identical(differences: pd.DataFrame) -> str:
     else:
         verdict = "only roughly"
     return (
-        f"Over {seeds} shared seed{'s' if seeds > 1 else ''} and {epochs} epoch{several} the "
-        f"curves of `bn` and `torch_bn` agree {verdict}: the largest difference is "
+        f"Over {count(seeds, 'shared seed')} and {count(epochs, 'epoch')} the curves of `bn` and "
+        f"`torch_bn` agree {verdict}: the largest difference is "
         f"{points(worst)} in accuracy ({points(first)} in the first 3 epochs) and "
         f"{significant(loss)} nats in running training loss."
     )
@@ -225,11 +212,10 @@ def recipes(results: Results, numbers: pd.DataFrame) -> str:
     return (
         f"Recipe `{escape(weak)}` reaches {percent(low['val_accuracy'])} validation accuracy on "
         f"average over the norms, recipe `{escape(strong)}` {percent(high['val_accuracy'])}. "
-        f"{_rates(low, high, weak, strong)}{_steps(results, weak)}"
-        f"At the best epoch its training loss is {decimal(low['best_train_loss'], 3)} nats, that "
-        f"of `{escape(strong)}` {decimal(high['best_train_loss'], 3)}{guess}. On its training "
-        f"images it is then at {percent(low['best_train_accuracy'])}, "
-        f"{decimal(gap * 100, 1, True)} points from validation."
+        f"{_rates(low, high, weak, strong)}{_steps(results, weak)}At the best epoch its training "
+        f"loss is {decimal(low['best_train_loss'], 3)} nats, that of `{escape(strong)}` "
+        f"{decimal(high['best_train_loss'], 3)}{guess}. On its training images it is then at "
+        f"{percent(low['best_train_accuracy'])}, {signed(gap)} points from validation."
     )
 
 
@@ -252,7 +238,7 @@ def beside(results: Results) -> str:
         "magnitude. The highest accuracy is batch norm's in its ImageNet row and batch-instance "
         "norm's on the lab's birds, both without an interval."
     )
-    if results.study.get("data", {}).get("kind") == "synthetic":
+    if results.synthetic:
         text += (
             " This study ran on generated images, so its levels cannot be compared with any of "
             "them."
@@ -263,65 +249,38 @@ def beside(results: Results) -> str:
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
     ranked = numbers[numbers["n"] > 0]
-    items = []
     most = int(ranked["n"].max()) if len(ranked) else 0
     more = "With three it is 2.5: `--seeds 3`. " if most == 2 else ""
-    if most <= 1:
-        items.append(
-            "One seed: there is no interval, and differences may be chance. Run with `--seeds 3` "
-            "or more."
-        )
-    else:
-        items.append(
-            f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
-            f"deviations wide on each side. {more}{_overlap(ranked)}"
-        )
-    if (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any():
-        items.append(
-            "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
-            "says here how little so few seeds tell."
-        )
-    items.append(
+    beyond = (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any()
+    images = image_counts(results.data).get("val")
+    items = [
+        ONE_SEED
+        if most <= 1
+        else f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
+        f"deviations wide on each side. {more}{_overlap(ranked)}",
+        "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
+        "says here how little so few seeds tell."
+        if beyond
+        else "",
         "Seeds vary initial weights, order and augmentation; the split into training and "
-        "validation images is the same for all."
-    )
-    counts = image_counts(results.study.get("data", {}))
-    if counts.get("val"):
-        sigma = 50 / counts["val"] ** 0.5
-        items.append(
-            f"{counts['val']:,} validation images: one accuracy has a sampling error of up to "
-            f"{decimal(sigma, 1)} points (one standard deviation). The intervals over seeds do not "
-            "contain it; all norms share the images."
-        )
-    if results.study.get("data", {}).get("kind") == "synthetic":
-        items.append(
-            "Generated images, not photographs: the ranking need not hold for photographs."
-        )
-    if results.study.get("scale") not in (None, "full"):
-        items.append(
-            f"Scale `{escape(results.study['scale'])}`: smaller images, fewer of them and fewer "
-            "epochs than the lab asks for; `--data-dir` runs the full scale."
-        )
-    items.append(
+        "validation images is the same for all.",
+        f"{sampling(images)}. The intervals over seeds do not contain it; all norms share the "
+        "images."
+        if images
+        else "",
+        "Generated images, not photographs: the ranking need not hold for photographs."
+        if results.synthetic
+        else "",
+        *scaled(results.study, SMALLER),
         "One learning rate for all norms; a rate tuned for each could change the order. Results "
         "are of the last epoch, where nothing is chosen on the validation images; what is said of "
-        "a best epoch (training values, stored scores, weights) has its epoch chosen on them."
-    )
-    return "\n".join(f"- {item}" for item in items)
+        "a best epoch (training values, stored scores, weights) has its epoch chosen on them.",
+    ]
+    return listed(items)
 
 
 def _rows(table: pd.DataFrame) -> list[dict]:
     return table.to_dict("records")
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial" + ("s" if count != 1 else "")
-
-
-def _span(low: float, high: float) -> str:
-    if math.isnan(low):
-        return "no interval"
-    return f"95 % interval {decimal(low * 100, 1, True)} to {decimal(high * 100, 1, True)}"
 
 
 def _own(ranked: pd.DataFrame) -> pd.DataFrame:
@@ -338,7 +297,7 @@ def _best_sentence(results: Results, ranked: pd.DataFrame) -> str:
     lead = statistics.paired(
         results.trials[results.trials["norm"].isin([first, second])], "norm", "val_accuracy", second
     ).iloc[0]
-    size = f"{points(lead['difference'], signed=True)}, {_span(lead['low'], lead['high'])}"
+    size = f"{points(lead['difference'], signed=True)}, {span(lead['low'], lead['high'])}"
     if math.isnan(lead["low"]):
         if not lead["n"]:
             return f"`{first}` and `{second}` share no seed, so nothing says which is ahead."
@@ -365,7 +324,7 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
         p = f", Holm p {show_p(best['p_holm'])}" if not math.isnan(best["p_holm"]) else ""
         text += (
             f"Against `bn` it is {points(best['difference'], signed=True)} "
-            f"({_span(best['difference_low'], best['difference_high'])}{p}). "
+            f"({span(best['difference_low'], best['difference_high'])}{p}). "
         )
     loss = own.dropna(subset=["best_train_loss"]).sort_values("best_train_loss", kind="stable")
     if len(loss):
@@ -389,9 +348,9 @@ def _separated(ranked: pd.DataFrame) -> str:
             " After Holm's correction no norm differs from `bn` beyond the spread of the seeds "
             "(all p ≥ 0.05)."
         )
-    listed = join([f"`{norm}`" for norm in sure["norm"]])
+    norms = join([f"`{norm}`" for norm in sure["norm"]])
     verb = "differs" if len(sure) == 1 else "differ"
-    return f" After Holm's correction {listed} {verb} from `bn` (p < 0.05)."
+    return f" After Holm's correction {norms} {verb} from `bn` (p < 0.05)."
 
 
 def _without(results: Results, ranked: pd.DataFrame) -> str:
@@ -412,11 +371,11 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
     if not math.isnan(row["difference"]):
         text += (
             f", {points(row['difference'], signed=True)} against `bn` "
-            f"({_span(row['difference_low'], row['difference_high'])})"
+            f"({span(row['difference_low'], row['difference_high'])})"
         )
     place = _own(ranked)["norm"].tolist().index("none") + 1
     text += f", place {place} of {len(_own(ranked))}. "
-    curves = results.history[results.history["state"].isin(statistics.FINISHED)]
+    curves = statistics.finished(results.history)
     loss = "train_loss_running"
     first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
     if {"none", "bn"} <= set(getattr(first, "index", ())):
@@ -453,11 +412,11 @@ def _gap(results: Results, ranked: pd.DataFrame) -> str:
     gaps = gaps.dropna().sort_values(ascending=False)
     if gaps.empty:
         return "Not recorded."
-    listed = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
+    each = ", ".join(f"`{norm}` {points(gap, signed=True)}" for norm, gap in gaps.items())
     running = train_metric(results.at_best(), "accuracy").endswith("_running")
     negative = " A negative gap is no error then." if running and (gaps < 0).any() else ""
     return (
-        f"Training minus validation accuracy at each trial's best epoch: {listed}. "
+        f"Training minus validation accuracy at each trial's best epoch: {each}. "
         f"{training_note(results)}{negative}"
     )
 
@@ -496,7 +455,7 @@ def _cost_sentence(ranked: pd.DataFrame) -> str:
 def _steps(results: Results, recipe: str) -> str:
     """How many optimiser steps a recipe took, where the batch size is known."""
     trials = results.trials[results.trials["recipe"] == recipe]
-    images = image_counts(results.study.get("data", {})).get("train")
+    images = image_counts(results.data).get("train")
     batch = trials.get("batch_size")
     if batch is None or batch.isna().all() or not images:
         return ""
@@ -506,7 +465,7 @@ def _steps(results: Results, recipe: str) -> str:
 
 
 def _classes(results: Results) -> int:
-    found = results.study.get("data", {}).get("classes")
+    found = results.data.get("classes")
     if isinstance(found, int):
         return found
     return len(found) if isinstance(found, Sequence) else 0

@@ -4,24 +4,19 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 Where the study holds several recipes, its main tables and curves are those of the recipe "good".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Figure, Section, Text
-from analysis.document.words import curve_note
+from analysis.document.report import Block, Figure, Section, section
+from analysis.document.words import count, curve_note
 from analysis.results import statistics
-from analysis.results.folder import Results, load, load_predictions, train_metric
+from analysis.results.folder import Predictions, Results, load_predictions, train_metric
+from analysis.results.recomputed import Recomputed
 from analysis.studies.norms import answers
-from analysis.studies.norms.answers import Recomputed
 
 BASELINE = "bn"
 MAIN_RECIPE = "good"
@@ -39,41 +34,38 @@ _SHOWN = {"val": "val", "best_train": "train"}  # validation of the last epoch, 
 
 
 @provenance.of_finished
-def report(path: Path, extra: Callable[[Results], list[Section]] = lambda results: []) -> None:
+def report(
+    results: Results, extra: Callable[[Results], list[Section]] = lambda results: []
+) -> None:
     """Write tables/, figures/, report.html and report.pdf of the norms study, print its headline.
 
     Args:
-        path: result folder with study.json, trials.csv and history.csv.
+        results: the study.
         extra: gives sections that follow the study's own.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
     """
-    results = load(path)
     main = main_recipe(results)
     table = norm_table(main)
     written = [table, splits_table(main), seed_table(results)]
-    if _several(results):
+    if len(results.levels("recipe")) > 1:
         written += [recipe_table(results), *(splits_table(one) for one in other_recipes(results))]
-    for one in written:
-        tables.write(one, path / "tables")
     title = "Normalisation layers in a small ResNet"
     sections = [*_sections(results, main, table), *extra(results)]
     sources = ("predictions/", "gradcam.npz")
-    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
-    tables.print_table(_headline(table))
+    provenance.publish(results, title, sections, written, [headline(table)], sources=sources)
 
 
-def headline(path: Path, console: Any = None) -> None:
-    """Print the short table of the norms study in `path`, best first, within 100 columns."""
-    tables.print_table(_headline(norm_table(main_recipe(load(path)))), console)
-
-
-def _headline(table: tables.Table) -> tables.Table:
+def headline(table: tables.Table) -> tables.Table:
+    """The columns of the main table that fit a terminal, best first."""
     against = ["minus bn (points)"] if _has_baseline(table.numbers) else ["val macro-F1 (%)"]
     short = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch")
-    caption = f"Norms: {_subject(table.numbers)}."
-    return replace(short, caption=caption, note=_short_note(table.numbers))
+    numbers, note = table.numbers, "Mean [95 % t interval]."
+    seeds = count(int(numbers["of"].max()) if len(numbers) else 0, "seed")
+    missing = int((numbers["of"] - numbers["n"]).sum())
+    if missing:
+        be = "trial is" if missing == 1 else "trials are"
+        note += f" {missing} {be} in no mean; the report names them."
+    caption = f"Norms: validation accuracy over {seeds}, best first."
+    return replace(short, caption=caption, note=note)
 
 
 def main_recipe(results: Results) -> Results:
@@ -89,9 +81,6 @@ def other_recipes(results: Results) -> list[Results]:
     names = results.levels("recipe")
     main = MAIN_RECIPE if MAIN_RECIPE in names else names[0]
     return [results.where(recipe=name) for name in names if name != main]
-
-
-# ---- tables ----
 
 
 def with_best(results: Results) -> pd.DataFrame:
@@ -122,26 +111,16 @@ def norm_numbers(results: Results) -> pd.DataFrame:
     trials = with_best(results)
     best = [f"best_{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
     for name in (*(f"val_{metric}" for metric in METRICS), *best):
-        interval = statistics.compare(trials, "norm", name)[["norm", "mean", "low", "high"]]
-        interval.columns = ["norm", name, f"{name}_low", f"{name}_high"]
-        table = table.merge(interval, on="norm", how="left")
+        table = statistics.joined(table, trials, ["norm"], name)
     against = statistics.paired(results.trials, "norm", "val_accuracy", BASELINE)
     against = against[["norm", "difference", "low", "high", "p", "p_holm", "n"]]
-    against.columns = [
-        "norm",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "p",
-        "p_holm",
-        "pairs",
-    ]
+    against = against.rename(columns=statistics.DIFFERENCE)
     # torch_bn checks bn and is no rival of it: it must not weaken the tests of the others.
     against["p_holm"] = statistics.holm(
         against["p"].where(against["norm"] != "torch_bn").to_numpy(dtype=float)
     )
     table = table.merge(against, on="norm", how="left")
-    finished = results.trials[results.trials["state"].isin(statistics.FINISHED)]
+    finished = statistics.finished(results.trials)
     for column, summary in (("seconds_per_epoch", "mean"), ("peak_memory_mib", "max")):
         values = finished.groupby("norm")[column].agg(summary) if column in finished else {}
         table[column] = table["norm"].map(values).astype(float)
@@ -154,16 +133,16 @@ def norm_table(results: Results) -> tables.Table:
     columns = [tables.text("norm", "norm"), tables.count_of("n", "of")]
     for metric, words in METRICS.items():
         name = f"val_{metric}"
-        columns.append(tables.interval(name, f"{name}_low", f"{name}_high", f"val {words} (%)"))
+        columns.append(tables.interval(name, f"val {words} (%)"))
     columns += [
-        tables.difference(
-            "difference", "difference_low", "difference_high", f"minus {BASELINE} (points)"
-        ),
+        tables.difference("difference", f"minus {BASELINE} (points)"),
         tables.p_value("p_holm"),
         tables.number("seconds_per_epoch", "s/epoch", 2),
         tables.number("peak_memory_mib", "peak MiB", 0),
     ]
-    return tables.Table("norms", numbers, tuple(columns), _caption(results), _note(numbers))
+    recipe = "".join(f", recipe {name}" for name in results.levels("recipe")[:1])
+    caption = f"Norms compared{recipe}, best validation accuracy first."
+    return tables.Table("norms", numbers, tuple(columns), caption, _note(numbers))
 
 
 def splits_table(results: Results) -> tables.Table:
@@ -176,8 +155,7 @@ def splits_table(results: Results) -> tables.Table:
         for metric, words in {**METRICS, "loss": "loss (nats)"}.items():
             name, percent = f"best_{split}_{metric}", metric != "loss"
             digits, scale = (1, 100.0) if percent else (3, 1.0)
-            high = f"{name}_high"
-            columns.append(tables.plus_minus(name, high, f"{split} {words}", digits, scale))
+            columns.append(tables.plus_minus(name, f"{split} {words}", digits, scale))
     return tables.Table(
         f"splits{other}",
         numbers,
@@ -241,14 +219,10 @@ def recipe_numbers(results: Results) -> pd.DataFrame:
         of the learning rates over the epochs).
     """
     trials, keys = with_best(results), ["norm", "recipe"]
-    table = statistics.compare(trials, keys, "val_accuracy")
-    table = table.rename(
-        columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
-    ).drop(columns="std")
+    table = statistics.named(trials, keys, "val_accuracy")
     for metric in ("best_val_accuracy", "best_train_accuracy", "best_train_loss"):
-        mean = statistics.compare(trials, keys, metric)[[*keys, "mean"]]
-        table = table.merge(mean.rename(columns={"mean": metric}), on=keys, how="left")
-    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+        table = statistics.joined(table, trials, keys, metric, ends=False)
+    history = statistics.finished(results.history)
     if "lr" in history:
         rates = history.groupby([*keys, "trial"])["lr"].agg(["first", "sum"]).groupby(keys).mean()
         rates.columns = ["lr", "lr_sum"]
@@ -267,9 +241,7 @@ def recipe_table(results: Results) -> tables.Table:
         tables.text("norm", "norm"),
         tables.text("recipe", "recipe"),
         tables.count_of("n", "of"),
-        tables.interval(
-            "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val accuracy (%)"
-        ),
+        tables.interval("val_accuracy", "val accuracy (%)"),
         tables.number("best_train_accuracy", "train accuracy (%)", 1, 100.0),
         tables.number("best_train_loss", "train loss (nats)", 3),
     ]
@@ -288,25 +260,6 @@ def recipe_table(results: Results) -> tables.Table:
     )
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "result", wrap=True),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.published(), columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results**, not measured here.",
-        answers.PUBLISHED_LINKS,
-    )
-
-
-# ---- checks ----
-
-
 def own_against_torch(results: Results) -> pd.DataFrame:
     """Curves of bn minus those of torch_bn for every shared seed and epoch.
 
@@ -314,7 +267,7 @@ def own_against_torch(results: Results) -> pd.DataFrame:
         seed, epoch, and the differences of val_accuracy, train_accuracy_running, val_loss and
         train_loss_running; empty when either norm is missing.
     """
-    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(results.history)
     metrics = ["val_accuracy", "train_accuracy_running", "val_loss", "train_loss_running"]
     history = history.reindex(columns=[*history, *(m for m in metrics if m not in history)])
     own, torch = (
@@ -329,21 +282,22 @@ def recompute(results: Results) -> Recomputed | None:
 
     They are compared with the metrics of the epoch that the file names, or of the last.
     """
-    worst = {"accuracy": 0.0, "macro_f1": 0.0}
-    trials = set(results.trials.loc[results.trials["state"].isin(statistics.FINISHED), "trial"])
-    checked = [trial for trial in results.with_predictions() if trial in trials]
-    images = 0
-    for trial in checked:
-        stored = load_predictions(results.path, trial)
-        matrix = statistics.confusion(
-            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
-        )
-        images = len(stored.labels)
-        reported = results.reported(trial, stored.epoch)
-        again = {"accuracy": statistics.accuracy(matrix), "macro_f1": statistics.macro_f1(matrix)}
-        for metric, value in again.items():
-            worst[metric] = max(worst[metric], abs(value - float(reported[f"val_{metric}"])))
-    return Recomputed(len(checked), images, **worst) if checked else None
+    stored = results.with_predictions(statistics.FINISHED)
+    checked = Recomputed(trials=len(stored))
+    for trial in stored:
+        scores = load_predictions(results.path, trial)
+        checked.images, matrix = len(scores.labels), confusion(scores)
+        again = {
+            "val_accuracy": statistics.accuracy(matrix),
+            "val_macro_f1": statistics.macro_f1(matrix),
+        }
+        checked.compare(trial, again, results.reported(trial, scores.epoch))
+    return checked if stored else None
+
+
+def confusion(stored: Predictions) -> np.ndarray:
+    """Count matrix of the predictions of one class per image, see `statistics.confusion`."""
+    return statistics.confusion(stored.labels, stored.scores.argmax(1), len(stored.classes))
 
 
 def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
@@ -365,17 +319,12 @@ def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
         if group.empty:
             continue
         stored = load_predictions(results.path, group.iloc[0]["trial"])
-        matrix = statistics.confusion(
-            stored.labels, stored.scores.argmax(axis=1), len(stored.classes)
-        )
+        matrix = confusion(stored)
         recalls[norm] = pd.Series(statistics.recall(matrix), index=list(stored.classes))
         if group.iloc[0]["trial"] == trials.iloc[0]["trial"]:
             best = matrix
     assert best is not None
     return pd.DataFrame(recalls), best
-
-
-# ---- figures ----
 
 
 def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
@@ -384,6 +333,8 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
     norms = results.levels("norm")
     history = results.history
     of = f", recipe {results.levels('recipe')[0]}" if suffix else ""
+    whole = history["state"].isin(statistics.FINISHED).all()
+    broken = "" if whole else " Thin lines that end in a cross: trials that did not finish."
     for metric, (label, scale) in CURVES.items():
         train = train_metric(history, metric)
         running = train.endswith("_running")
@@ -391,16 +342,16 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
         names |= {f"val_{metric}": "validation"}
         if not set(names) <= set(history):
             continue
-        drawn = figures.curves(history, names, "norm", norms, label, scale=scale, height=2.1)
+        shown = figures.splits(history, names, "norm")
+        drawn = figures.curves(shown, "norm", norms, label, scale=scale, height=2.1)
         path = figures.save(drawn, results.path / "figures", f"{metric}{suffix}")
         words = label.split(" (")[0]
         line = f"Curves of {words} over epochs, a line per norm; training left, validation right."
         found.append(
             Figure(
                 path,
-                f"{words[0].upper()}{words[1:]} of every norm on training and validation images"
-                f"{of}. {curve_note(running)}{figures.band_text(history, 'norm')}"
-                f"{_broken_text(history)}",
+                f"{words[0].upper()}{words[1:]} of every norm on training and validation "
+                f"images{of}. {curve_note(running)}{figures.band_text(history, 'norm')}{broken}",
                 line,
             )
         )
@@ -410,7 +361,7 @@ def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
 @figures.styled
 def sanity_figure(results: Results) -> Figure:
     """Own and torch's batch norm on top of each other, seed by seed."""
-    history = results.history[results.history["state"].isin(statistics.FINISHED)]
+    history = statistics.finished(results.history)
     look = figures.NORM_STYLES
     figure, axes = figures.panels(2, height=2.1)
     for panel, (metric, label, scale) in zip(
@@ -431,13 +382,11 @@ def sanity_figure(results: Results) -> Figure:
                     color="#aaaaaa" if norm == "torch_bn" else look[norm].color,
                     label=norm if number == 0 else None,
                 )
-        panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "epoch")
     figures.legend_below(figure, axes[0], 2)
-    path = figures.save(figure, results.path / "figures", "sanity")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "sanity"),
         "Own bn (blue, dashed) over torch's (grey, wide): a line per seed. Where only blue on grey "
         "is seen, the two agree.",
         "Curves of own batch norm drawn over those of torch's batch norm.",
@@ -459,10 +408,9 @@ def cost_figure(results: Results) -> Figure:
     figure, axes = figures.panels(max(1, len(shown)), height=0.55 + 0.2 * len(norms))
     for panel, (column, label) in zip(axes, shown.items(), strict=False):
         figures.dots(panel, results.trials, "norm", norms, column, label)
-    path = figures.save(figure, results.path / "figures", "cost")
     words = " and ".join(shown.values())
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "cost"),
         f"{words[0].upper()}{words[1:]} of each norm: bar, mean over seeds; marks, "
         f"single seeds ({figures.seeds_text(results.trials, 'norm')}).",
         f"Bars per norm of {words}.",
@@ -480,147 +428,87 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
         shown.to_numpy() * 100,
         [str(name) for name in shown.index],
         list(shown.columns),
-        lambda value: f"{value:.0f}",
+        "{:.0f}".format,
         low=np.floor(np.nanmin(shown.to_numpy()) * 10) * 10,
         high=100,
         label="recall (%)",
     )
-    path = figures.save(figure, results.path / "figures", "classes")
     cut = (
         ""
         if len(shown) == len(recalls)
         else f" The {len(shown)} hardest of {len(recalls)} classes."
     )
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "classes"),
         "Recall (%) of each class on validation images, hardest class first, for the best trial of "
         f"each norm (one seed each), at the epoch whose scores are stored.{cut}",
         "Heat map of recall per class and norm.",
     )
 
 
-@figures.styled
 def recipe_figure(results: Results) -> Figure:
     """Validation accuracy of every norm, a panel per recipe."""
-    recipes = results.levels("recipe")
-    norms = results.levels("norm")
-    figure, axes = figures.panels(len(recipes), height=2.1, sharey=True)
-    look = figures.styles(norms)
-    for panel, recipe in zip(axes, recipes, strict=True):
+    norms, shown = results.levels("norm"), []
+    for recipe in results.levels("recipe"):
         part = results.where(recipe=recipe).history
-        for norm in norms:
-            figures.curve(
-                panel,
-                part[part["norm"] == norm],
-                "val_accuracy",
-                look[norm],
-                label=norm,
-                scale=100.0,
-            )
-        panel.set_title(f"recipe {recipe} ({figures.seeds_text(part, 'norm')})", loc="left")
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel("validation accuracy (%)")
-    figures.fit_to_lines(axes[0], results.history, ["val_accuracy"], 100.0)
-    figures.legend_below(figure, axes[0], len(norms))
-    path = figures.save(figure, results.path / "figures", "recipes")
-    band = figures.band_text(results.history, ["recipe", "norm"])
+        title = f"recipe {recipe} ({figures.seeds_text(part, 'norm')})"
+        shown.append((title, part, "val_accuracy"))
+    label = "validation accuracy (%)"
+    drawn = figures.curves(shown, "norm", norms, label, scale=100.0, height=2.1)
     return Figure(
-        path,
-        f"Validation accuracy under each recipe. {band}",
+        figures.save(drawn, results.path / "figures", "recipes"),
+        "Validation accuracy under each recipe. "
+        + figures.band_text(results.history, ["recipe", "norm"]),
         "Curves of validation accuracy over epochs, one panel per recipe.",
     )
 
 
-# ---- the report ----
-
-
-def _sections(results: Results, main: Results, table: tables.Table) -> list[Section]:
-    differences = own_against_torch(main)
-    checked = recompute(results)
-    found = class_recall(main)
-    sections = [
-        _result(main, table, checked),
-        Section(
-            "The questions, answered",
-            (Text(answers.answers(main, table.numbers, differences)),),
+def _sections(results: Results, main: Results, table: tables.Table) -> list[Section | None]:
+    numbers, differences, found = table.numbers, own_against_torch(main), class_recall(main)
+    against = ["minus bn (points)", "p (Holm)"] if _has_baseline(numbers) else []
+    every = seed_table(results)
+    shown = [key for key in ("recipe", "norm", "seed") if key in every.numbers]
+    shown += ["state", "val accuracy (%)", "val macro-F1 (%)", "val loss (nats)"]
+    shown += ["train accuracy (%)", "train loss (nats)", "s/epoch"]
+    return [
+        section(
+            "Result",
+            answers.summary(main, numbers),
+            table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB"),
+            splits_table(main),
+            answers.recomputed(recompute(results)),
         ),
+        section("The questions, answered", answers.answers(main, numbers, differences)),
         Section("Curves", tuple(curve_figures(main))),
+        None
+        if differences.empty
+        else section(
+            "Sanity check: own bn against torch's",
+            answers.identical(differences),
+            sanity_figure(main),
+        ),
+        section("Time and memory", answers.cost(main, numbers), cost_figure(main)),
+        section("Classes", answers.classes(*found), class_figure(main, found[0]))
+        if found
+        else None,
+        section("Recipes", *_recipes(results)) if len(results.levels("recipe")) > 1 else None,
+        section(
+            "Beside published figures",
+            answers.beside(results),
+            tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS),
+        ),
+        section("Limits", answers.limits(main, numbers)),
+        section("Every trial", every.show(*shown), optional=True),
     ]
-    if not differences.empty:
-        text = answers.identical(differences)
-        sections.append(
-            Section("Sanity check: own bn against torch's", (Text(text), sanity_figure(main)))
-        )
-    sections.append(
-        Section("Time and memory", (Text(answers.cost(main, table.numbers)), cost_figure(main)))
-    )
-    if found:
-        recalls, matrix = found
-        text = answers.classes(recalls, matrix)
-        sections.append(Section("Classes", (Text(text), class_figure(main, recalls))))
-    if _several(results):
-        recipes = recipe_table(results)
-        text = answers.recipes(results, recipes.numbers)
-        blocks: list[Block] = [Text(text), recipes, recipe_figure(results)]
-        for other in other_recipes(results):
-            blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
-        sections.append(Section("Recipes", tuple(blocks)))
-    sections.append(
-        Section("Beside published figures", (Text(answers.beside(results)), published_table()))
-    )
-    sections.append(Section("Limits", (Text(answers.limits(main, table.numbers)),)))
-    sections.append(Section("Every trial", (_seeds_shown(results),), optional=True))
-    return sections
 
 
-def _result(main: Results, table: tables.Table, checked: Recomputed | None) -> Section:
-    against = ["minus bn (points)", "p (Holm)"] if _has_baseline(table.numbers) else []
-    compared = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB")
-    summary = Text(answers.summary(main, table.numbers))
-    blocks: list[Block] = [summary, compared, splits_table(main)]
-    blocks.append(Text(answers.recomputed(checked)))
-    return Section("Result", tuple(blocks))
-
-
-def _seeds_shown(results: Results) -> tables.Table:
-    table = seed_table(results)
-    keys = [key for key in ("recipe", "norm", "seed") if key in table.numbers]
-    return table.show(
-        *keys,
-        "state",
-        "val accuracy (%)",
-        "val macro-F1 (%)",
-        "val loss (nats)",
-        "train accuracy (%)",
-        "train loss (nats)",
-        "s/epoch",
-    )
-
-
-def _caption(results: Results) -> str:
-    recipes = results.levels("recipe")
-    recipe = f", recipe {recipes[0]}" if recipes else ""
-    return f"Norms compared{recipe}, best validation accuracy first."
-
-
-def _subject(numbers: pd.DataFrame) -> str:
-    seeds = int(numbers["of"].max()) if len(numbers) else 0
-    return f"validation accuracy over {seeds} seed{'s' if seeds != 1 else ''}, best first"
-
-
-def _short_note(numbers: pd.DataFrame) -> str:
-    missing = int((numbers["of"] - numbers["n"]).sum())
-    note = "Mean [95 % t interval]."
-    be = "trial is" if missing == 1 else "trials are"
-    return f"{note} {missing} {be} in no mean; the report names them." if missing else note
-
-
-def _broken_text(history: pd.DataFrame) -> str:
-    if history["state"].isin(statistics.FINISHED).all():
-        return ""
-    return " Thin lines that end in a cross: trials that did not finish."
-
-
-def _several(results: Results) -> bool:
-    return len(results.levels("recipe")) > 1
+def _recipes(results: Results) -> list[Block | str]:
+    table = recipe_table(results)
+    blocks: list[Block | str] = [
+        answers.recipes(results, table.numbers),
+        table,
+        recipe_figure(results),
+    ]
+    for other in other_recipes(results):
+        blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
+    return blocks

@@ -6,7 +6,6 @@ best_config.json of one result folder. The trial "default" ran beside the search
 
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,21 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
 from analysis.document.markup import escape
-from analysis.document.report import Block, Code, Figure, Section, Text, join
+from analysis.document.report import Block, Code, Figure, Section, join, section
 from analysis.document.tables import decimal, significant
-from analysis.document.words import measured_words, percent, points, stopping_text
+from analysis.document.words import (
+    bracket,
+    count,
+    listed,
+    measured_words,
+    percent,
+    points,
+    scaled,
+    stopping_text,
+)
 from analysis.results import statistics
-from analysis.results.folder import Results, load
+from analysis.results.folder import Results
 from core.errors import UserError
 from core.storage.files import read_json
 
@@ -34,33 +41,30 @@ _EDGE = 0.05  # share of a range: a best value closer to an end than this lies a
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
+def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
 
-    Args:
-        path: result folder with study.json, trials.csv, history.csv and search.json.
-
     Raises:
-        UserError: a file of the folder is missing or damaged, or it holds no search.
+        UserError: the folder holds no search.
     """
-    results = load(path)
     if not results.study.get("search"):
-        raise UserError(f"{path / 'study.json'} holds no search: it was not made with --search")
-    settings, every, final = (
-        settings_table(results), trial_table(results), reported_table(results)
-    )  # fmt: skip
-    for table in (settings, every, *([final] if final else [])):
-        tables.write(table, path / "tables")
-    title = f"Search for the best settings of {results.study['study']}"
-    sections = _sections(results, settings, every, final)
-    sources = ("search.json", "best_config.json")
-    reports.write(provenance.study_report(results, title, sections, sources=sources), path)
-    tables.print_table(replace(settings, note=_plain(verdict(results))))
+        file = results.path / "study.json"
+        raise UserError(f"{file} holds no search: it was not made with --search")
+    settings, every, final = settings_table(results), trial_table(results), reported_table(results)
+    printed = [replace(settings, note=_plain(verdict(results)))]
     if final:
-        tables.print_table(replace(final, note=_plain(outcome(results))))
+        printed.append(replace(final, note=_plain(outcome(results))))
+    provenance.publish(
+        results,
+        f"Search for the best settings of {results.study['study']}",
+        _sections(results, settings, every, final),
+        [settings, every, final],
+        printed,
+        sources=("search.json", "best_config.json"),
+    )
     best, default = best_trial(results), default_trial(results)
     if best is not None and (default is None or best["value"] > default["value"]):
-        file = shlex.quote(str(path / "best_config.json"))
+        file = shlex.quote(str(results.path / "best_config.json"))
         print(f"use it: python {_script(results)} --config {file}")
 
 
@@ -73,9 +77,6 @@ def _script(results: Results) -> str:
     command = [str(word) for word in results.study.get("command") or []]
     named = [word for word in command if word.endswith(".py") and not Path(word).is_absolute()]
     return named[0] if named else f"studies/{results.study['study']}.py"
-
-
-# ---- numbers ----
 
 
 def space(results: Results) -> dict[str, dict[str, Any]]:
@@ -203,9 +204,6 @@ def gain(results: Results) -> dict[str, Any]:
     return found.iloc[0].to_dict() if len(found) and found.iloc[0]["n"] else {}
 
 
-# ---- tables ----
-
-
 def reported_table(results: Results) -> tables.Table | None:
     """Default and best, trained on all images and scored on the reported: tables/reported."""
     column, rows = f"best_{results.study['metric']}", []
@@ -217,29 +215,17 @@ def reported_table(results: Results) -> tables.Table | None:
         difference = gain(results) if part == "reported-best" else {}
         rows.append(
             {"settings": words, **found._asdict(), "of": len(trials)}
-            | {key: difference.get(key, math.nan) for key in ("difference",)}
+            | {"difference": difference.get("difference", math.nan)}
             | {f"difference_{key}": difference.get(key, math.nan) for key in ("low", "high")}
         )
     if not rows:
         return None
 
-    def interval(row: Any, mean: str, low: str, high: str, signed: bool = False) -> str:
-        return tables.bracketed(*(row[key] * 100 for key in (mean, low, high)), signed=signed)
-
     columns = (
         tables.text("settings", "settings"),
         tables.count_of("n", "of"),
-        tables.Column(
-            f"best val {measure(results)} (%)", lambda row: interval(row, "mean", "low", "high")
-        ),
-        tables.Column(
-            "minus default (points)",
-            lambda row: (
-                ""
-                if math.isnan(row["difference"])
-                else interval(row, "difference", "difference_low", "difference_high", True)
-            ),
-        ),
+        tables.interval("mean", f"best val {measure(results)} (%)", prefix=""),
+        tables.blank("difference", tables.difference("difference", "minus default (points)")),
     )
     note = (
         "Mean [95 % t interval] over seeds, at each trial's best epoch; the difference is paired "
@@ -255,22 +241,21 @@ def settings_table(results: Results) -> tables.Table:
     best, default = best_trial(results) or {}, default_trial(results) or {}
     weights = importances(results)[0] or {}
     given = results.study["search"].get("default") or {}
-    rows = []
-    for key, found in space(results).items():
-        rows.append(
-            {
-                "setting": key,
-                "low": found.get("low", math.nan),
-                "high": found.get("high", math.nan),
-                "log": bool(found.get("log")),
-                "default": default.get(key, _coded(found, given.get(key))),
-                "best": best.get(key, math.nan),
-                "importance": weights.get(key, math.nan),
-            }
-        )
-    value = {"setting": _best_value(results), "importance": math.nan, "low": math.nan}
+    rows = [
+        {
+            "setting": key,
+            "low": found.get("low", math.nan),
+            "high": found.get("high", math.nan),
+            "log": bool(found.get("log")),
+            "default": default.get(key, _coded(found, given.get(key))),
+            "best": best.get(key, math.nan),
+            "importance": weights.get(key, math.nan),
+        }
+        for key, found in space(results).items()
+    ]
+    value = {"setting": _best_value(results), "log": False}
     value |= {"default": default.get("value", math.nan), "best": best.get("value", math.nan)}
-    numbers = pd.DataFrame([*rows, value | {"high": math.nan, "log": False}])
+    numbers = pd.DataFrame([*rows, value])
     numbers["default"] = pd.to_numeric(numbers["default"], errors="coerce")
 
     def shown(key: str) -> Any:
@@ -281,27 +266,25 @@ def settings_table(results: Results) -> tables.Table:
 
         return cell
 
-    def span(row: Any) -> str:
-        choices = space(results).get(row["setting"], {}).get("values")
-        if choices is not None:
-            return ", ".join(escape(str(choice)) for choice in choices)
-        if math.isnan(row["low"]):
-            return ""
-        scale = ", log" if row["log"] else ""
-        return f"{significant(row['low'])} to {significant(row['high'])}{scale}"
-
     columns = (
         tables.text("setting", "setting"),
-        tables.Column("searched", span),
+        tables.Column("searched", lambda row: _range(space(results).get(row["setting"], {}))),
         tables.Column("default", shown("default")),
         tables.Column("best found", shown("best")),
-        tables.Column(
-            "importance",
-            lambda row: "" if math.isnan(row["importance"]) else decimal(row["importance"], 2),
-        ),
+        tables.blank("importance", tables.number("importance", "importance", 2)),
     )
     note = f"One seed each; the best is that of {len(configurations(results))} configurations."
     return tables.Table("search", numbers, columns, "The searched settings.", note)
+
+
+def _range(span: dict[str, Any]) -> str:
+    """What was searched of a setting: its choices, or the ends of its range."""
+    if (choices := span.get("values")) is not None:
+        return ", ".join(escape(str(choice)) for choice in choices)
+    if math.isnan(span.get("low", math.nan)):
+        return ""
+    scale = ", log" if span.get("log") else ""
+    return f"{significant(span['low'])} to {significant(span['high'])}{scale}"
 
 
 def trial_table(results: Results) -> tables.Table:
@@ -333,9 +316,6 @@ def importances(results: Results) -> tuple[dict[str, float] | None, str]:
     return {key: float(weight) for key, weight in weights.items()}, ""
 
 
-# ---- figures ----
-
-
 @figures.styled
 def history_figure(results: Results) -> Figure:
     """Values in the order of the search, and the best so far."""
@@ -354,13 +334,11 @@ def history_figure(results: Results) -> Figure:
         label = "default settings"
         axes.axhline(default["value"] * 100, color="#D55E00", ls="--", linewidth=1.1, label=label)
     _failures(axes, tried["number"], tried)
-    axes.set_xlabel("configuration, in the order of the search (from 0)")
     axes.set_ylabel(_best_value(results).removeprefix("best "))  # the height is short
-    figures.whole_numbers(axes)
+    figures.whole_numbers(axes, "configuration, in the order of the search (from 0)")
     figures.legend_below(figure, axes, 5)
-    path = figures.save(figure, results.path / "figures", "search_history")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "search_history"),
         f"Best {measured_words(results.study)} of each configuration over its epochs, in the order "
         "of the search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One "
         "seed each.",
@@ -405,9 +383,8 @@ def settings_figure(results: Results) -> Figure:
     # The default lies on an axis only where it has a value; the fullest legend names all marks.
     fullest = max(axes, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
     figures.legend_below(figure, fullest, 5)
-    path = figures.save(figure, results.path / "figures", "search_settings")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "search_settings"),
         "The same values against each searched setting; the other settings differ from mark to "
         "mark.",
         "Scatter plots of the value against each searched setting.",
@@ -453,21 +430,15 @@ def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
     axes.barh(range(len(order)), values, color="#0072B2", alpha=0.6, height=0.6)
     for row, value in enumerate(values):
         axes.text(value, row, f" {value:.2f}", va="center")
-    axes.set_yticks(range(len(order)), order)
-    axes.set_ylim(len(order) - 0.4, -0.6)
+    figures.named_rows(axes, order)
     axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
     axes.set_xlabel("importance (share of the explained variance)")
-    axes.grid(visible=False, axis="y")
-    path = figures.save(figure, results.path / "figures", "importances")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "importances"),
         f"Importance of each setting for the best {measured_words(results.study)} within the "
         "searched ranges (fANOVA over the configurations with a value).",
         f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
     )
-
-
-# ---- texts ----
 
 
 def summary(results: Results) -> str:
@@ -536,21 +507,19 @@ def outcome(results: Results) -> str:
     found = gain(results)
     if not found:
         return ""
-    seeds = f"{found['n']:.0f} seed" + ("" if found["n"] == 1 else "s")
-    size = f"{points(found['difference'], True)}"
+    seeds, size = count(found["n"], "seed"), points(found["difference"], True)
     if math.isnan(found["low"]):  # one seed, or the same difference in each
         return f"On the validation images it differs by {size} in {seeds}, which may be chance."
-    low, high = (decimal(found[key] * 100, 1, True) for key in ("low", "high"))
-    size += f" [{low}, {high}] over {seeds}"
-    if found["low"] > 0 or found["high"] < 0:
-        way = "better" if found["low"] > 0 else "worse"
+    size += f"{bracket(found['low'], found['high'])} over {seeds}"
+    if side := statistics.side(found["low"], found["high"]):
+        way = "better" if side > 0 else "worse"
         return f"**On the validation images it is {way} than the default settings:** {size}."
     return f"On the validation images these seeds show no difference to the default: {size}."
 
 
 def _images(results: Results) -> int:
     """How many images the search is scored on."""
-    data = results.study.get("data") or {}
+    data = results.data
     if held_out(results):
         return (data.get("holdout") or {}).get("scored", 0)
     return provenance.image_counts(data).get("val", 0)
@@ -593,10 +562,10 @@ def importance_text(results: Results) -> str:
         return f"No importances: {escape(why.rstrip('.'))}."
     order = sorted(weights, key=lambda key: -weights[key])
     valued = int(configurations(results)["value"].notna().sum())
-    listed = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
+    shares = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
     few = " With so few these shares are rough." if valued < 30 else ""
     return (
-        f"Share of the variation between configurations that each setting explains: {listed}. It "
+        f"Share of the variation between configurations that each setting explains: {shares}. It "
         f"holds for the searched ranges and rests on {valued} configurations.{few}"
     )
 
@@ -608,7 +577,7 @@ def _chosen_on(results: Results) -> str:
             "Settings are chosen on the validation images, so the best value is no estimate for "
             "new images; a test set or other seeds have to confirm it."
         )
-    absent = ((results.study.get("data") or {}).get("holdout") or {}).get("missing") or []
+    absent = (results.data.get("holdout") or {}).get("missing") or []
     few = f" None of them shows {join([escape(name) for name in absent])}." if absent else ""
     return (
         f"Settings are chosen on {_images(results):,} images held out of the training images, so "
@@ -631,61 +600,45 @@ def limits(results: Results) -> str:
             "Configurations that were stopped early count with the epochs they ran: a setting that "
             "starts slowly is at a disadvantage."
         )
-    data = results.study.get("data") or {}
+    data = results.data
     if data.get("kind") == "synthetic":
         items.append("Generated images, not photographs: the best settings need not carry over.")
-    if results.study.get("scale") not in (None, "full"):
-        items.append(
-            f"Scale `{escape(results.study['scale'])}`: fewer epochs and smaller images may "
-            "favour other settings than the full scale."
-        )
-    return "\n".join(f"- {item}" for item in items)
-
-
-# ---- the report ----
+    smaller = "fewer epochs and smaller images may favour other settings than the full scale."
+    return listed(items + scaled(results.study, smaller))
 
 
 def _sections(
     results: Results, settings: tables.Table, every: tables.Table, final: tables.Table | None
-) -> list[Section]:
-    drawn: Sequence[Block] = (
-        (history_figure(results), settings_figure(results)) if best_trial(results) else ()
-    )
+) -> list[Section | None]:
+    drawn = [history_figure(results), settings_figure(results)] if best_trial(results) else []
     weights = importances(results)[0]
-    words = "\n\n".join(part for part in (summary(results), edges(results)) if part)
-    shown = replace(every, numbers=every.numbers.head(_MOST_ROWS))
     rest = len(every.numbers) - _MOST_ROWS
-    if rest > 0:
-        shown = replace(shown, note=f"{rest} more are in tables/search_trials.csv.")
+    note = f"{rest} more are in tables/search_trials.csv." if rest > 0 else every.note
+    shown = replace(every, numbers=every.numbers.head(_MOST_ROWS), note=note)
+    words = "\n\n".join(filter(None, (summary(results), edges(results))))
     return [
-        Section("Result", (Text(words), *([final] if final else []), settings)),
-        Section("Use it", _use(results)),
-        Section(
-            "What was tried", (*drawn, Text(f"Early stopping. {stopping_text(results.study)}"))
-        ),
-        Section(
+        section("Result", words, final, settings),
+        section("Use it", *_use(results)),
+        section("What was tried", *drawn, f"Early stopping. {stopping_text(results.study)}"),
+        section(
             "What mattered",
-            (
-                Text(importance_text(results)),
-                *([importance_figure(results, weights)] if weights else []),
-            ),
+            importance_text(results),
+            importance_figure(results, weights) if weights else None,
         ),
-        Section("Limits", (Text(limits(results)),)),
-        Section("Every configuration", (shown,), optional=True),
+        section("Limits", limits(results)),
+        section("Every configuration", shown, optional=True),
     ]
 
 
-def _use(results: Results) -> tuple[Block, ...]:
+def _use(results: Results) -> list[Block | str]:
     """The command, and what its file holds."""
     file, best = results.path / "best_config.json", best_trial(results)
     if best is None or not file.exists():
-        return (Text("There is no `best_config.json` yet."),)
+        return ["There is no `best_config.json` yet."]
     held = read_json(file)
-    blocks: list[Block] = [
-        Text(
-            "The best settings are in `best_config.json` beside this report; the command takes its "
-            f"path. It holds {_held(held)}."
-        ),
+    blocks: list[Block | str] = [
+        "The best settings are in `best_config.json` beside this report; the command takes its "
+        f"path. It holds {_held(held)}.",
         Code(f"python {_script(results)} --config best_config.json"),
     ]
     other = [
@@ -694,11 +647,9 @@ def _use(results: Results) -> tuple[Block, ...]:
         if isinstance(held, dict) and key in held and not _same(_coded(span, held[key]), best[key])
     ]
     if other:
-        listed = join([f"`{key}`" for key in other])
-        blocks.append(
-            Text(f"**It differs from the best configuration of trials.csv in {listed}.**")
-        )
-    return tuple(blocks)
+        keys = join([f"`{key}`" for key in other])
+        blocks.append(f"**It differs from the best configuration of trials.csv in {keys}.**")
+    return blocks
 
 
 def _held(held: Any) -> str:

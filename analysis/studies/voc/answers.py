@@ -13,6 +13,7 @@ from analysis.document.markup import escape
 from analysis.document.provenance import image_counts
 from analysis.document.report import join
 from analysis.document.tables import decimal, significant
+from analysis.document.words import bracket, count, percent, signed
 from analysis.results import ranking, statistics
 from analysis.results.folder import Predictions, Results
 from analysis.studies.voc.tail_accuracy import TailAccuracy, undefined_text
@@ -39,10 +40,9 @@ PUBLISHED = (
 )
 PUBLISHED_LINKS = (
     "Sources: [keshik6](https://github.com/keshik6/pascal-voc-classification); "
-    "[FjeldMats](https://github.com/FjeldMats/VOC2012-resnet18); "
-    "[ASL model zoo](https://github.com/Alibaba-MIIL/ASL); "
-    "[leaderboard]"
-    "(http://host.robots.ox.ac.uk:8080/leaderboard/displaylb.php?challengeid=11&compid=2)."
+    "[FjeldMats](https://github.com/FjeldMats/VOC2012-resnet18); [ASL model "
+    "zoo](https://github.com/Alibaba-MIIL/ASL); "
+    "[leaderboard](http://host.robots.ox.ac.uk:8080/leaderboard/displaylb.php?challengeid=11&compid=2)."
 )
 MEANING = {
     "seed": "of the last layer, the order and the augmentation",
@@ -95,11 +95,13 @@ def author(name: str) -> str:
 
 def summary(results: Results, total: Mapping[str, Any], trials: int, best: str) -> str:
     """The result in one paragraph."""
-    images = image_counts(results.study.get("data") or {})
-    counts = join([f"{count:,} {split} images" for split, count in images.items()])
+    images = image_counts(results.data)
+    counts = join([f"{number:,} {split} images" for split, number in images.items()])
     over = f"over {trials} seeds" if trials > 1 else "of one trial"
     interval = (
-        "" if math.isnan(total["low"]) else f" [{points(total['low'])}, {points(total['high'])}]"
+        ""
+        if math.isnan(total["low"])
+        else f" [{decimal(100 * total['low'], 1)}, {decimal(100 * total['high'], 1)}]"
     )
     factor = total["best_ap"] / total["random"] if total["random"] else math.nan
     chosen = (
@@ -109,11 +111,10 @@ def summary(results: Results, total: Mapping[str, Any], trials: int, best: str) 
         else ""
     )
     return (
-        f"Mean average precision over the classes is **{points(total['ap'])}\u00a0%**{interval} "
-        f"{over} ({counts}); a random order would give {points(total['random'])}\u00a0%, and the "
-        f"best trial (`{best}`, {points(total['best_ap'])}\u00a0%) is {decimal(factor, 1)} times "
-        f"that. {chosen}Every average precision is over the whole validation list, never over "
-        "batches."
+        f"Mean average precision over the classes is **{percent(total['ap'])}**{interval} {over} "
+        f"({counts}); a random order would give {percent(total['random'])}, and the best trial "
+        f"(`{best}`, {percent(total['best_ap'])}) is {decimal(factor, 1)} times that. "
+        f"{chosen}Every average precision is over the whole validation list, never over batches."
     )
 
 
@@ -131,7 +132,7 @@ def undefined(classes: Sequence[str], ap: np.ndarray) -> str:
 def recomputed(trials: int, images: int, difference: float) -> str:
     """What computing mAP again from the stored scores gave."""
     subject = (
-        f"Computed again from the stored scores of {trials} trial{'s' if trials > 1 else ''} "
+        f"Computed again from the stored scores of {count(trials, 'trial')} "
         f"({images:,} validation images each), mAP"
     )
     if difference == 0:
@@ -145,14 +146,11 @@ def difficult(config: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     """The rule for difficult objects, with how many pairs it touches."""
     counts = (study.get("data") or {}).get("difficult_counts") or {}
     pairs = {split: sum(found.values()) for split, found in counts.items()}
-    touched = join([f"{count:,} image-class pairs in {split}" for split, count in pairs.items()])
+    touched = join([f"{number:,} image-class pairs in {split}" for split, number in pairs.items()])
     rule = _DIFFICULT.get(str(config.get("difficult", "ignore")), "")
     said = f" Here these are {touched}." if any(pairs.values()) else ""
     subject = "**Difficult objects.** A class of which an image shows difficult objects only"
     return f"{subject} {rule}.{said}"
-
-
-# ---- training ----
 
 
 def last_layer(classes: int, features: int = 512) -> str:
@@ -260,7 +258,8 @@ def curves(results: Results) -> str:
     which = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
     return (
         f"The best epoch on the validation images is {which} of {int(history['epoch'].max())}; at "
-        f"the last epoch mAP is lower by {points(float(loss_of.mean()), 2)} points on average."
+        f"the last epoch mAP is lower by {decimal(100 * float(loss_of.mean()), 2)} points on "
+        "average."
     )
 
 
@@ -268,7 +267,7 @@ def folds(numbers: pd.DataFrame, study: Mapping[str, Any]) -> str:
     """The proper number, the short cut and the difference, each named."""
     number = ((study.get("data") or {}).get("folds") or {}).get("number", "K")
     both = numbers.dropna(subset=["proper", "shortcut"])
-    over = f"mean of {len(numbers)} seed{'s' if len(numbers) > 1 else ''}"
+    over = f"mean of {count(len(numbers), 'seed')}"
     text = (
         "The lab chooses the epoch on the very images it then reports on, so its number may be "
         "too good for new images. The proper way never looks at them while choosing: "
@@ -277,33 +276,30 @@ def folds(numbers: pd.DataFrame, study: Mapping[str, Any]) -> str:
         "evaluated on the validation images once."
     )
     if both.empty:
-        return f"{text} Proper: mAP {points(numbers['proper'].mean())}\u00a0% ({over})."
+        return f"{text} Proper: mAP {percent(numbers['proper'].mean())} ({over})."
     gap = statistics.t_interval((both["shortcut"] - both["proper"]).to_numpy())
     optimism = statistics.t_interval((both["shortcut"] - both["same_epoch"]).to_numpy())
     return (
-        f"{text}\n\n**Proper: {points(both['proper'].mean())}\u00a0%. Short cut: "
-        f"{points(both['shortcut'].mean())}\u00a0%. Difference (short cut minus proper): "
-        f"{signed(gap.mean)} points**{_bracket(gap)} ({over}). Two things are in it: choosing on "
-        f"val, which alone makes {signed(optimism.mean, 2)} points{_bracket(optimism)} (the short "
-        "cut's own network, against its score at the epoch that the folds chose), and averaging "
-        "several networks that each saw fewer images."
+        f"{text}\n\n**Proper: {percent(both['proper'].mean())}. Short cut: "
+        f"{percent(both['shortcut'].mean())}. Difference (short cut minus proper): "
+        f"{signed(gap.mean)} points**{bracket(gap.low, gap.high)} ({over}). Two things are in it: "
+        f"choosing on val, which alone makes {signed(optimism.mean, 2)} "
+        f"points{bracket(optimism.low, optimism.high)} (the short cut's own network, against its "
+        "score at the epoch that the folds chose), and averaging several networks that each saw "
+        "fewer images."
     )
-
-
-# ---- metrics ----
 
 
 def accuracy(total: Mapping[str, Any], stored: Predictions) -> str:
     """Accuracy beside average precision, and what saying no to everything reaches."""
     gain = total["accuracy"] - total["all_negative"]
     return (
-        f"Of all image-class pairs {points(total['accuracy'])}\u00a0% are decided rightly (best "
-        f"trial, score above {decision(stored):g}). But a program that says no to every class on "
-        f"every image is right in {points(total['all_negative'])}\u00a0% without having seen one: "
-        f"the network minus that is {signed(gain)} points. Average precision asks what a user of "
-        "the ranking sees: are the images with the class above "
-        f"those without? There the same scores reach {points(total['best_ap'])}\u00a0%, a random "
-        f"order {points(total['random'])}\u00a0%."
+        f"Of all image-class pairs {percent(total['accuracy'])} are decided rightly (best trial, "
+        f"score above {decision(stored):g}). But a program that says no to every class on every "
+        f"image is right in {percent(total['all_negative'])} without having seen one: the network "
+        f"minus that is {signed(gain)} points. Average precision asks what a user of the ranking "
+        "sees: are the images with the class above those without? There the same scores reach "
+        f"{percent(total['best_ap'])}, a random order {percent(total['random'])}."
     )
 
 
@@ -315,10 +311,10 @@ def tail(found: TailAccuracy, mean_ap: float) -> str:
     first, last = found.mean[0], found.mean[defined[-1]]
     at = decimal(float(found.thresholds[defined[-1]]), 3)
     same = (
-        f"From {points(first)}\u00a0% at the decision threshold it goes to {points(last)}\u00a0% "
+        f"From {percent(first)} at the decision threshold it goes to {percent(last)} "
         f"at t = {at}, the highest threshold with as many classes. "
         if len(defined) > 1
-        else f"At the decision threshold it is {points(first)}\u00a0%. "
+        else f"At the decision threshold it is {percent(first)}. "
     )
     rises = len(defined) > 1 and last > first
     reason = (
@@ -330,7 +326,7 @@ def tail(found: TailAccuracy, mean_ap: float) -> str:
         else "**Here it does not rise**: the top of these rankings looks no better than the rest."
     )
     asked = "Why do the top 50 look good although" if rises else "Do the top 50 look good, where"
-    return f"**{asked} mAP is {points(mean_ap)}\u00a0%?** {same}{reason} {undefined_text(found)}"
+    return f"**{asked} mAP is {percent(mean_ap)}?** {same}{reason} {undefined_text(found)}"
 
 
 def beside(study: Mapping[str, Any]) -> str:
@@ -348,19 +344,3 @@ def beside(study: Mapping[str, Any]) -> str:
         "11-point interpolation of VOC 2007 and scikit-learn's definition may differ by points on "
         "the same scores: compare like with like."
     )
-
-
-def points(share: float, digits: int = 1) -> str:
-    """A share as per cent without the sign."""
-    return decimal(100 * share, digits)
-
-
-def signed(share: float, digits: int = 1) -> str:
-    """A difference of shares in points, with its sign."""
-    return decimal(100 * share, digits, signed=True)
-
-
-def _bracket(interval: statistics.Interval) -> str:
-    if math.isnan(interval.low):
-        return ""
-    return f" [{signed(interval.low)}, {signed(interval.high)}]"

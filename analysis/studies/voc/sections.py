@@ -8,7 +8,7 @@ LABTUNE_AUTHOR="Ada Lovelace, 123456" puts a name and matriculation number on th
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Code, Equation, Figure, Section, Text
+from analysis.document.report import Code, Equation, Figure, Section, section
 from analysis.results import statistics
-from analysis.results.folder import Predictions, Results, load, load_predictions, train_metric
+from analysis.results.folder import Predictions, Results, arrays, load_predictions, train_metric
 from analysis.studies.voc import answers, pictures, tail_accuracy
 from core.errors import UserError
 from core.training.metrics import average_precision, counted_labels, voc_average_precision
@@ -51,52 +50,31 @@ class Scored:
         return float(np.nanmean(self.ap)) if np.isfinite(self.ap).any() else float("nan")
 
 
-@dataclass(frozen=True)
-class Checked:
-    """mAP from the stored scores against what the trials reported.
-
-    Attributes:
-        trials: number of trials checked.
-        images: per trial.
-        difference: largest absolute difference of mAP.
-    """
-
-    trials: int
-    images: int
-    difference: float
-
-
 @provenance.of_finished
-def report(path: Path) -> None:
+def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of a VOC study, print its headline.
 
-    Args:
-        path: result folder with study.json, trials.csv, history.csv and predictions/.
-
     Raises:
-        UserError: a file of the folder is missing or damaged, or ended trials left no scores.
+        UserError: ended trials left no scores.
     """
-    results = load(path)
     scored = scored_trials(results)
-    if not scored and (numbers := fold_numbers(results)) is not None:  # --part folds
-        sections = [_folds(results, numbers)]
-        reports.write(provenance.study_report(results, TITLE, sections, timed=False), path)
-        tables.print_table(fold_table(numbers))
+    folds = fold_numbers(results)
+    if not scored and folds is not None:  # --part folds
+        table = fold_table(folds)
+        provenance.publish(results, TITLE, [_folds(results, folds)], [], [table], timed=False)
         return
     if not scored and not main_trials(results)["state"].isin(ENDED).any():
         provenance.report_reasons(results)
         return
     if not scored:
         raise UserError(
-            f"{path}: no trial has ended with stored scores, so there is nothing to report; "
-            "trials.csv says why"
+            f"{results.path}: no trial has ended with stored scores, so there is nothing to "
+            "report; trials.csv says why"
         )
     best = max(scored, key=lambda one: -1.0 if np.isnan(one.mean) else one.mean)
     table = class_table(scored, best)
-    tables.write(table, path / "tables")
-    sections = _sections(results, scored, best, table)
-    reports.write(provenance.study_report(results, TITLE, sections, timed=False), path)
-    tables.print_table(_headline(table))
+    sections = _sections(results, scored, best, table, folds)
+    provenance.publish(results, TITLE, sections, [table], [_headline(table)], timed=False)
 
 
 def scored_trials(results: Results) -> list[Scored]:
@@ -117,9 +95,6 @@ def main_trials(results: Results) -> pd.DataFrame:
     """Return the trials that are no fold of a cross-validation."""
     trials = results.trials
     return trials[trials["fold"].isna()] if "fold" in trials else trials
-
-
-# ---- tables ----
 
 
 def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
@@ -173,7 +148,7 @@ def class_table(scored: Sequence[Scored], best: Scored) -> tables.Table:
         tables.text("class", "class"),
         tables.number("images", "images"),
         tables.number("difficult", "difficult"),
-        tables.interval("ap", "low", "high", "AP (%)"),
+        tables.interval("ap", "AP (%)", prefix=""),
         tables.number("best_ap", "AP, best (%)", 1, 100.0),
         tables.number("ap_2007", "VOC 2007 (%)", 1, 100.0),
         tables.number("ap_2010", "VOC 2010 (%)", 1, 100.0),
@@ -222,7 +197,7 @@ def tail_table(scored: Sequence[Scored], best: Scored, tail: tail_accuracy.TailA
         ]
     )
     over = pd.DataFrame([_over_trials(column) for column in means.T]).add_prefix("seeds_")
-    shown = tables.interval("seeds_ap", "seeds_low", "seeds_high", "mean over seeds (%)")
+    shown = tables.interval("seeds_ap", "mean over seeds (%)", prefix="seeds_")
     return replace(
         table,
         numbers=pd.concat([table.numbers, over], axis=1),
@@ -232,34 +207,14 @@ def tail_table(scored: Sequence[Scored], best: Scored, tail: tail_accuracy.TailA
     )
 
 
-def published_table() -> tables.Table:
-    """Figures of other people, for orientation."""
-    columns = (
-        tables.text("source", "source"),
-        tables.text("setting", "setting", wrap=True),
-        tables.text("result", "mAP (%)"),
-    )
-    return tables.Table(
-        "published",
-        pd.DataFrame(answers.PUBLISHED, columns=["source", "setting", "result"]),
-        columns,
-        "**Other people's results** on photographs, not measured here.",
-        answers.PUBLISHED_LINKS,
-    )
-
-
 def _headline(table: tables.Table) -> tables.Table:
     short = table.show("class", "images", "AP (%)", "random (%)", "accuracy (%)", "all no (%)")
     return replace(short, note="Accuracy and “all no” are of the best trial.")
 
 
-# ---- checks ----
-
-
-def recompute(results: Results, scored: Sequence[Scored]) -> Checked:
-    """Hold mAP from the stored scores against what the trials reported of that epoch."""
-    table = results.trials.set_index("trial")
-    worst = 0.0
+def recompute(results: Results, scored: Sequence[Scored]) -> float:
+    """Largest difference of mAP from the stored scores to what was reported of that epoch."""
+    table, worst = results.trials.set_index("trial"), 0.0
     for one in scored:
         row = table.loc[one.trial]
         reported = row.get("best_val_map")
@@ -267,10 +222,7 @@ def recompute(results: Results, scored: Sequence[Scored]) -> Checked:
             reported = row.get("val_map")
         if reported is not None and pd.notna(reported) and np.isfinite(one.mean):
             worst = max(worst, abs(float(reported) - one.mean))
-    return Checked(len(scored), len(scored[0].stored.files), worst)
-
-
-# ---- cross-validation ----
+    return worst
 
 
 def fold_numbers(results: Results) -> pd.DataFrame | None:
@@ -329,10 +281,10 @@ def load_fold(path: Path, trial: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: they are missing or damaged.
     """
-    load_predictions(path, trial)  # a damaged file is told in its words
+    load_predictions(path, trial)  # whose scores must be finite
     wanted = ("labels", "heldout_scores", "val_scores", "val_labels")
-    with np.load(path / "predictions" / f"{trial}.npz", allow_pickle=False) as stored:
-        if not set(wanted) <= set(stored.files):
+    with arrays(path, trial) as stored:
+        if not set(wanted) <= set(stored):
             raise UserError(f"predictions/{trial}.npz is no fold's: delete it to report without it")
         return {key: stored[key] for key in wanted}
 
@@ -350,11 +302,11 @@ def fold_table(numbers: pd.DataFrame) -> tables.Table:
     columns = (
         tables.text("seed", "seed"),
         tables.number("epoch", "epoch by folds"),
-        tables.interval("heldout", "heldout_low", "heldout_high", "held out (%)"),
-        tables.interval("proper", "proper_low", "proper_high", "proper: val (%)"),
+        tables.interval("heldout", "held out (%)"),
+        tables.interval("proper", "proper: val (%)"),
         tables.number("shortcut_epoch", "epoch by val"),
-        tables.interval("shortcut", "shortcut_low", "shortcut_high", "short cut: val (%)"),
-        tables.interval("same_epoch", "same_epoch_low", "same_epoch_high", "one model (%)"),
+        tables.interval("shortcut", "short cut: val (%)"),
+        tables.interval("same_epoch", "one model (%)"),
     )
     return tables.Table(
         "folds",
@@ -365,9 +317,6 @@ def fold_table(numbers: pd.DataFrame) -> tables.Table:
         "evaluated on val once. Short cut: the epoch that is best on val itself. One model: the "
         "short cut's network at the folds' epoch. Mean over seeds [95 % t interval].",
     )
-
-
-# ---- figures ----
 
 
 @figures.styled
@@ -398,46 +347,50 @@ def curve_figure(results: Results) -> Figure | None:
                     scale=scale,
                     states=ENDED,
                 )
-        panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "epoch")
     figures.legend_below(drawn, axes[0], 2)
-    path = figures.save(drawn, results.path / "figures", "curves")
     every = history.assign(all="")
     training = "Training values are of these weights, on images without augmentation. "
     if train_metric(history, "map").endswith("_running"):
         training = "Training values are running: augmented images, weights still moving. "
     return Figure(
-        path,
+        figures.save(drawn, results.path / "figures", "curves"),
         f"Loss and mAP of training and validation images over epochs. {training}"
         f"{figures.band_text(every, 'all', ENDED)} {figures.seeds_text(every, 'all', ENDED)}.",
         "Curves of loss and mAP over epochs for training and validation images.",
     )
 
 
-# ---- the report ----
-
-
 def _sections(
-    results: Results, scored: Sequence[Scored], best: Scored, table: tables.Table
-) -> list[Section]:
-    checked = recompute(results, scored)
-    found = [_result(results, scored, best, table, checked)]
-    if results.study.get("scale") != "imported":
-        found.append(_training(results, best))
-        curves = curve_figure(results)
-        if curves is not None:
-            found.append(Section("Curves", (Text(answers.curves(results)), curves)))
-    numbers = fold_numbers(results)
-    if numbers is not None:
-        found.append(_folds(results, numbers))
+    results: Results,
+    scored: Sequence[Scored],
+    best: Scored,
+    table: tables.Table,
+    folds: pd.DataFrame | None,
+) -> list[Section | None]:
     total = table.numbers.iloc[-1].to_dict()
-    found.append(Section("Why accuracy misleads", (Text(answers.accuracy(total, best.stored)),)))
-    found.append(_tail(results, scored, best))
-    found.append(pictures.section(results, best.trial, best.stored, best.ap))
-    beside = Text(answers.beside(results.study))
-    found.append(Section("Beside published figures", (beside, published_table())))
-    return found
+    imported = results.study.get("scale") == "imported"
+    curves = None if imported else curve_figure(results)
+    return [
+        _result(results, scored, best, table, total),
+        None if imported else _training(results, best),
+        section("Curves", answers.curves(results), curves) if curves else None,
+        None if folds is None else _folds(results, folds),
+        section("Why accuracy misleads", answers.accuracy(total, best.stored)),
+        _tail(results, scored, best),
+        pictures.section(results, best.trial, best.stored, best.ap),
+        section(
+            "Beside published figures",
+            answers.beside(results.study),
+            tables.published(
+                answers.PUBLISHED,
+                answers.PUBLISHED_LINKS,
+                "**Other people's results** on photographs, not measured here.",
+                tables.text("result", "mAP (%)"),
+            ),
+        ),
+    ]
 
 
 def _result(
@@ -445,51 +398,48 @@ def _result(
     scored: Sequence[Scored],
     best: Scored,
     table: tables.Table,
-    checked: Checked,
-) -> Section:
-    author = os.environ.get("LABTUNE_AUTHOR", "")
+    total: Mapping[str, Any],
+) -> Section | None:
     shown = table
     if not table.numbers["difficult"].iloc[:-1].any():
         shown = table.show(*(c.header for c in table.columns if c.header != "difficult"))
-    blocks: list[Block] = [
-        Text(answers.author(author)),
-        Text(answers.summary(results, table.numbers.iloc[-1].to_dict(), len(scored), best.trial)),
+    return section(
+        "Result",
+        answers.author(os.environ.get("LABTUNE_AUTHOR", "")),
+        answers.summary(results, total, len(scored), best.trial),
         shown,
-        Text(answers.recomputed(checked.trials, checked.images, checked.difference)),
-        Text(answers.difficult(best.stored.config, results.study)),
-    ]
-    return Section("Result", tuple(blocks))
+        answers.recomputed(len(scored), len(best.stored.files), recompute(results, scored)),
+        answers.difficult(best.stored.config, results.study),
+    )
 
 
-def _folds(results: Results, numbers: pd.DataFrame) -> Section:
+def _folds(results: Results, numbers: pd.DataFrame) -> Section | None:
     table = fold_table(numbers)
     tables.write(table, results.path / "tables")
     text = answers.folds(numbers, results.study)
-    return Section("The proper way to choose the epoch", (Text(text), table))
+    return section("The proper way to choose the epoch", text, table)
 
 
-def _training(results: Results, best: Scored) -> Section:
+def _training(results: Results, best: Scored) -> Section | None:
     config = dict(best.stored.config)
     varied = {key: values for key, values in results.study["grid"].items() if len(values) > 1}
     config |= {"weights": (results.study["data"].get("weights") or {}).get("given", "-")}
     parameters = parameter_table(config, varied)
     tables.write(parameters, results.path / "tables")
     tex, alt = answers.loss_formula(config)
-    return Section(
+    return section(
         "How the network is trained",
-        (
-            Text(answers.last_layer(len(best.stored.classes))),
-            Equation(tex, alt),
-            Text(answers.loss(config)),
-            Code(answers.loss_code(config)),
-            Text(answers.schedule(config)),
-            Text(answers.procedure(config, results.study)),
-            parameters,
-        ),
+        answers.last_layer(len(best.stored.classes)),
+        Equation(tex, alt),
+        answers.loss(config),
+        Code(answers.loss_code(config)),
+        answers.schedule(config),
+        answers.procedure(config, results.study),
+        parameters,
     )
 
 
-def _tail(results: Results, scored: Sequence[Scored], best: Scored) -> Section:
+def _tail(results: Results, scored: Sequence[Scored], best: Scored) -> Section | None:
     stored = best.stored
     cuts = tail_accuracy.thresholds(stored.scores, start=answers.decision(stored))
     tail = tail_accuracy.tail_accuracy(stored.scores, stored.labels, cuts)
@@ -502,8 +452,8 @@ def _tail(results: Results, scored: Sequence[Scored], best: Scored) -> Section:
         "Tail accuracy of class c at t: images of the class with a score above t over all images "
         "with a score above t.",
     )
-    text = Text(answers.tail(tail, best.mean))
-    return Section("Accuracy in the tail", (formula, text, drawn, table))
+    text = answers.tail(tail, best.mean)
+    return section("Accuracy in the tail", formula, text, drawn, table)
 
 
 def _over_trials(values: np.ndarray) -> dict[str, float]:

@@ -107,9 +107,6 @@ def thresholds(scores: np.ndarray, count: int = 15, start: float | None = None) 
     return np.unique(np.concatenate([[first], np.quantile(tail, levels)]))
 
 
-# ---- how it is shown ----
-
-
 def frame(tail: TailAccuracy) -> pd.DataFrame:
     """Return a row per threshold.
 
@@ -201,9 +198,8 @@ def figure(tail: TailAccuracy, folder: Path, name: str = "tail_accuracy") -> Fig
     right.set_xlabel("threshold t")
     right.set_ylabel("above the threshold")
     right.legend(loc="best")
-    path = figures.save(drawn, folder, name)
     return Figure(
-        path,
+        figures.save(drawn, folder, name),
         "Left: tail accuracy, mean over classes (blue) and single classes (grey). Right: what "
         "stands behind each point, image-class pairs and classes (logarithmic).",
         "Tail accuracy over the threshold; beside it the numbers of images and classes left.",

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from analysis.document.tables import bracketed, decimal, significant
+from analysis.document.tables import bracketed, significant
+from analysis.document.words import listed, percent
 from analysis.results.folder import Results
 
 WRONG_BELOW = 0.35  # the lab's text: a mAP below it means that something is wrong
@@ -34,8 +35,8 @@ def summary(results: Results, numbers: pd.DataFrame, losses: pd.DataFrame) -> st
     for rate in ranked["lr"].unique().tolist():
         group = ranked[ranked["lr"] == rate]
         shown = {row["variant"]: percent(row["mean"]) for _, row in group.iterrows()}
-        listed = ", ".join(f"{NAMES[name]} {value}" for name, value in shown.items())
-        parts.append(f"at a learning rate of {significant(rate)}: {listed}")
+        each = ", ".join(f"{NAMES[name]} {value}" for name, value in shown.items())
+        parts.append(f"at a learning rate of {significant(rate)}: {each}")
     epochs = int(results.history["epoch"].max())
     verdict = broken(ranked)
     tail = f" {same_curve(losses)}" if not losses.empty else ""
@@ -44,7 +45,7 @@ def summary(results: Results, numbers: pd.DataFrame, losses: pd.DataFrame) -> st
 
 def chance(results: Results) -> str:
     """What ranking the images at random would give: the share of images with a class."""
-    data = results.study.get("data", {})
+    data = results.data
     counts, images = data.get("counts", {}).get("val"), data.get("images", {}).get("val")
     if not counts or not images:
         return ""
@@ -165,7 +166,7 @@ def spread(values: pd.Series) -> str:
 
 def flag(results: Results, numbers: pd.DataFrame) -> str:
     """The lab's threshold, on real data only."""
-    if results.study.get("data", {}).get("kind") == "synthetic":
+    if results.synthetic:
         return (
             "The lab's rule that a mAP below 35 % means a mistake is for Pascal VOC and ImageNet "
             "weights; it says nothing about these generated pictures."
@@ -173,27 +174,22 @@ def flag(results: Results, numbers: pd.DataFrame) -> str:
     low = numbers[(numbers["n"] > 0) & (numbers["mean"] < WRONG_BELOW)]
     if low.empty:
         return "No mean mAP is below 35 %, the level under which the lab calls a result wrong."
-    listed = ", ".join(
+    named = ", ".join(
         f"{NAMES[row['variant']]} at lr {significant(row['lr'])} ({percent(row['mean'])})"
         for _, row in low.iterrows()
     )
-    return f"**Below 35 %, which the lab calls wrong: {listed}.**"
+    return f"**Below 35 %, which the lab calls wrong: {named}.**"
 
 
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
     seeds = int(numbers["n"].max()) if len(numbers) else 0
     items = [
-        f"- {seeds} seed{'s' if seeds != 1 else ''}: the intervals are Student's t over seeds."
+        f"{seeds} seeds: the intervals are Student's t over seeds."
         if seeds > 1
-        else "- One seed: there is no interval, and differences may be chance (`--seeds 3`).",
-        "- Mode A is the original in training only up to the norm's eps: it acts as n² times as "
+        else "One seed: there is no interval, and differences may be chance (`--seeds 3`).",
+        "Mode A is the original in training only up to the norm's eps: it acts as n² times as "
         "large there, which shows on channels whose variance is not far above it.",
-        "- In training mode B no longer starts from the pretrained network.",
+        "In training mode B no longer starts from the pretrained network.",
     ]
-    return "\n".join(items)
-
-
-def percent(value: float) -> str:
-    """A share as per cent with one decimal."""
-    return f"{decimal(100 * value, 1)} %"
+    return listed(items)

@@ -4,7 +4,6 @@ Everything comes from study.json, trials.csv, history.csv and predictions/ of on
 last hold, per trial, the loss of every step and what each norm did in the first ones.
 """
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import figures, provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Block, Equation, Figure, Section, Text
+from analysis.document.report import Equation, Figure, Section, section
 from analysis.results import statistics
-from analysis.results.folder import UNREADABLE, Results, load
+from analysis.results.folder import Results, arrays
 from analysis.studies.weight_standardization import answers, conversion
-from core.errors import UserError
 
 ORIGINAL = "original"
 VARIANTS = (ORIGINAL, "A", "B")
@@ -50,36 +47,16 @@ EQUATIONS = (
 
 
 @provenance.of_finished
-def report(path: Path) -> None:
-    """Write tables/, figures/, report.html and report.pdf, and print the headline.
-
-    Args:
-        path: result folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file of the folder is missing or damaged.
-    """
-    results = load(path)
-    watched = {trial: load_watch(path, trial) for trial in results.with_predictions()}
-    table = map_table(results)
-    losses = loss_numbers(results, watched)
-    layers = layer_numbers(results, watched)
-    written = [table, loss_table(losses)]
-    checked = check_table(results)
-    if checked is not None:
-        written.append(checked)
-    for one in written:
-        tables.write(one, path / "tables")
-    if not layers.empty:
-        tables.write(_layer_table(layers), path / "tables")
+def report(results: Results) -> None:
+    """Write tables/, figures/, report.html and report.pdf, and print the headline."""
+    watched = {trial: load_watch(results.path, trial) for trial in results.with_predictions()}
+    table, checked = map_table(results), check_table(results)
+    losses, layers = loss_numbers(results, watched), layer_numbers(results, watched)
     sections = _sections(results, table, losses, layers, checked, watched)
+    written = [table, loss_table(losses), checked, None if layers.empty else _layer_table(layers)]
     title = "Weight standardisation of a pretrained network"
-    reports.write(provenance.study_report(results, title, sections), path)
-    last = _shown(results)[-1:]
-    tables.print_table(table.show("variant", "lr", "seeds", *last, "minus original"))
-
-
-# ---- numbers ----
+    short = table.show("variant", "lr", "seeds", *_shown(results)[-1:], "minus original")
+    provenance.publish(results, title, sections, written, [short])
 
 
 def load_watch(path: Path, trial: str) -> dict[str, np.ndarray]:
@@ -88,17 +65,9 @@ def load_watch(path: Path, trial: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged.
     """
-    name = f"predictions/{trial}.npz"
-    try:
-        content = io.BytesIO((path / name).read_bytes())
-        with np.load(content, allow_pickle=False) as stored:
-            keys = [key for key in stored.files if key.startswith("watch_")]
-            return {key.removeprefix("watch_"): stored[key] for key in keys}
-    except UNREADABLE as error:
-        raise UserError(
-            f"{name} cannot be read ({type(error).__name__}): restore it, or delete it to report "
-            "without it"
-        ) from error
+    with arrays(path, trial) as stored:
+        keys = [key for key in stored if key.startswith("watch_")]
+        return {key.removeprefix("watch_"): stored[key] for key in keys}
 
 
 def map_numbers(results: Results) -> pd.DataFrame:
@@ -113,17 +82,14 @@ def map_numbers(results: Results) -> pd.DataFrame:
     table = statistics.compare(results.trials, keys, "val_map").drop(columns="std")
     for epoch in sorted(results.history["epoch"].unique()):
         group = results.history[results.history["epoch"] == epoch]
-        part = statistics.compare(group, keys, "val_map")[[*keys, "mean", "low", "high"]]
         name = f"map_{int(epoch)}"
-        part.columns = [*keys, name, f"{name}_low", f"{name}_high"]
-        table = table.merge(part, on=keys, how="left")
+        table = statistics.joined(table, group.rename(columns={"val_map": name}), keys, name)
     found = []
     for rate in results.levels("lr"):
         trials = results.trials[results.trials["lr"] == rate]
         pairs = statistics.paired(trials, "variant", "val_map", ORIGINAL).assign(lr=rate)
         found.append(pairs[["variant", "lr", "difference", "low", "high", "p"]])
-    against = pd.concat(found, ignore_index=True)
-    against.columns = [*keys, "difference", "difference_low", "difference_high", "p"]
+    against = pd.concat(found, ignore_index=True).rename(columns=statistics.DIFFERENCE)
     table = table.merge(against, on=keys, how="left")
     rates = {rate: place for place, rate in enumerate(results.levels("lr"))}
     place = table["lr"].map(rates) * len(VARIANTS) + table["variant"].map(VARIANTS.index)
@@ -140,11 +106,8 @@ def map_table(results: Results) -> tables.Table:
     ]
     for header in _shown(results):
         name = f"map_{header.split()[-1]}"
-        columns.append(tables.interval(name, f"{name}_low", f"{name}_high", header))
-    columns += [
-        tables.difference("difference", "difference_low", "difference_high", "minus original"),
-        tables.p_value("p", "p"),
-    ]
+        columns.append(tables.interval(name, header))
+    columns += [tables.difference("difference", "minus original"), tables.p_value("p", "p")]
     note = (
         "mAP in per cent on the validation images; mean [95 % t interval] over seeds. “Minus "
         "original”: points at the last epoch, paired by seed, p of the paired t test."
@@ -247,35 +210,26 @@ def _layer_table(layers: pd.DataFrame) -> tables.Table:
 
 def check_table(results: Results) -> tables.Table | None:
     """The logits before and after the conversion, from study.json: tables/check."""
-    rows = results.study.get("data", {}).get("check")
+    rows = results.data.get("check")
     if not rows:
         return None
     return conversion.output_table(rows, "The study's weights on its first validation images")
 
 
-# ---- figures ----
-
-
-@figures.styled
 def map_figure(results: Results) -> Figure:
     """The mAP against the epoch, a panel per learning rate."""
-    rates = results.levels("lr")
-    figure, axes = figures.panels(len(rates), height=2.3, sharey=True)
-    for panel, rate in zip(axes, rates, strict=True):
-        part = results.history[results.history["lr"] == rate]
-        for variant in results.levels("variant"):
-            group = part[part["variant"] == variant]
-            figures.curve(panel, group, "val_map", LOOK[variant], label=_name(variant), scale=100.0)
-        panel.set_title(f"lr {tables.significant(rate)}", loc="left")
-        panel.set_xlabel("epoch")
-        figures.whole_numbers(panel)
-    axes[0].set_ylabel("validation mAP (%)")
-    figures.fit_to_lines(axes[0], results.history, ["val_map"], 100.0)
-    figures.legend_below(figure, axes[0], len(VARIANTS))
-    path = figures.save(figure, results.path / "figures", "map")
+    history = results.history
+    shown = [
+        (f"lr {tables.significant(rate)}", history[history["lr"] == rate], "val_map")
+        for rate in results.levels("lr")
+    ]
+    drawn = figures.curves(
+        shown, "variant", results.levels("variant"), "validation mAP (%)", scale=100.0, height=2.3,
+        look=LOOK, label=_name,
+    )  # fmt: skip
     return Figure(
-        path,
-        f"mAP against the epoch. {figures.band_text(results.history, ['variant', 'lr'])}",
+        figures.save(drawn, results.path / "figures", "map"),
+        f"mAP against the epoch. {figures.band_text(history, ['variant', 'lr'])}",
         "Curves of mean average precision over epochs for the original and both modes.",
     )
 
@@ -306,9 +260,8 @@ def loss_figure(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> 
         panel.set_yscale("log")
     axes[0].set_ylabel("training loss (nats per pair)")
     figures.legend_below(figure, axes[0], len(VARIANTS))
-    path = figures.save(figure, results.path / "figures", "step_loss")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "step_loss"),
         "Training loss of every step, a line per seed. Where the thin line of mode A runs inside "
         "the wide grey one, the two losses are the same.",
         "Loss curves of mode A drawn over those of the original, and mode B's beside them.",
@@ -336,12 +289,10 @@ def mechanism_figure(results: Results, layers: pd.DataFrame) -> Figure:
                 )
         panel.set_yscale("log")
         panel.set_title(label, loc="left")
-        panel.set_xlabel("norm, from the input on")
-        figures.whole_numbers(panel)
+        figures.whole_numbers(panel, "norm, from the input on")
     figures.legend_below(figure, axes[0], len(VARIANTS))
-    path = figures.save(figure, results.path / "figures", "mechanism")
     return Figure(
-        path,
+        figures.save(figure, results.path / "figures", "mechanism"),
         f"Every norm in training, at step 1 (solid) and step {last} (dotted); means over seeds and "
         "learning rates, logarithmic.",
         "Standard deviation after each norm, gradient norm and norm weight for the three variants.",
@@ -352,9 +303,6 @@ def _name(variant: str) -> str:
     return variant if variant == ORIGINAL else f"mode {variant}"
 
 
-# ---- the report ----
-
-
 def _sections(
     results: Results,
     table: tables.Table,
@@ -362,34 +310,33 @@ def _sections(
     layers: pd.DataFrame,
     checked: tables.Table | None,
     watched: dict[str, dict[str, np.ndarray]],
-) -> list[Section]:
+) -> list[Section | None]:
     numbers = table.numbers
     rows = pd.DataFrame() if checked is None else pd.DataFrame(results.study["data"]["check"])
-    shown = replace(table, columns=tuple(c for c in table.columns if c.header != "p"))
-    sections = [
-        Section(
+    return [
+        section(
             "Result",
-            (
-                Text(answers.summary(results, numbers, losses)),
-                shown,
-                Text(answers.flag(results, numbers)),
-                map_figure(results),
-            ),
+            answers.summary(results, numbers, losses),
+            replace(table, columns=tuple(c for c in table.columns if c.header != "p")),
+            answers.flag(results, numbers),
+            map_figure(results),
         ),
-        Section("Formulas", (Text(answers.FORMULAS), *EQUATIONS, Text(answers.NEGATIVE))),
-    ]
-    blocks: list[Block] = [Text(answers.evaluation(rows))]
-    if checked is not None:
-        blocks.append(checked)
-    sections.append(Section("In evaluation: the same logits", tuple(blocks)))
-    if any("loss" in found for found in watched.values()):
-        text = Text(answers.curves(losses))
-        figure = loss_figure(results, watched)
-        sections.append(Section("In training: the same loss?", (text, loss_table(losses), figure)))
-    if not layers.empty:
-        text = Text(answers.mechanism(layers))
-        sections.append(
-            Section("What each mode does in training", (text, mechanism_figure(results, layers)))
+        section("Formulas", answers.FORMULAS, *EQUATIONS, answers.NEGATIVE),
+        section("In evaluation: the same logits", answers.evaluation(rows), checked),
+        section(
+            "In training: the same loss?",
+            answers.curves(losses),
+            loss_table(losses),
+            loss_figure(results, watched),
         )
-    sections.append(Section("Limits", (Text(answers.limits(results, numbers)),)))
-    return sections
+        if any("loss" in found for found in watched.values())
+        else None,
+        None
+        if layers.empty
+        else section(
+            "What each mode does in training",
+            answers.mechanism(layers),
+            mechanism_figure(results, layers),
+        ),
+        section("Limits", answers.limits(results, numbers)),
+    ]

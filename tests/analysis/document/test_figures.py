@@ -22,7 +22,8 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawn(results):
     metrics = {"train_loss_running": "training", "val_loss": "validation"}
-    return figures.curves(results.history, metrics, "norm", list(NORMS), "loss (nats)")
+    shown = figures.splits(results.history, metrics, "norm")
+    return figures.curves(shown, "norm", list(NORMS), "loss (nats)")
 
 
 def test_every_norm_has_its_own_colour_and_marker_whatever_else_is_shown():
@@ -97,9 +98,9 @@ def test_captions_say_what_the_band_is(results):
 
 
 def test_files_are_the_same_each_time_and_need_no_font(results, tmp_path):
-    metrics = {"val_accuracy": "validation"}
+    shown = figures.splits(results.history, {"val_accuracy": "validation"}, "norm")
     for name in ("one", "two"):
-        figure = figures.curves(results.history, metrics, "norm", list(NORMS), "accuracy (%)")
+        figure = figures.curves(shown, "norm", list(NORMS), "accuracy (%)")
         assert figures.save(figure, tmp_path / name, "f") == tmp_path / name / "f.svg"
     for name in ("f.svg", "f.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

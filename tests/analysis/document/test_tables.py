@@ -25,7 +25,7 @@ def table():
     columns = (
         tables.text("name", "what"),
         tables.count_of("n", "of"),
-        tables.interval("mean", "low", "high", "accuracy (%)"),
+        tables.interval("mean", "accuracy (%)", prefix=""),
     )
     return tables.Table("demo", numbers, columns, "A **caption** & more", "n as `given`")
 
@@ -62,10 +62,10 @@ def test_significant(value, shown):
 
 
 def test_other_cells():
-    row = {"d": 0.012, "lo": -0.001, "hi": 0.025, "p": 0.0004}
-    assert tables.difference("d", "lo", "hi", "x").cell(row) == "+1.2 [−0.1, +2.5]"
-    assert tables.plus_minus("d", "hi", "x").cell(row) == "1.2 ± 1.3"
-    assert tables.plus_minus("d", "hi", "x").cell({**row, "hi": NAN}) == "1.2"
+    row = {"d": 0.012, "d_low": -0.001, "d_high": 0.025, "p": 0.0004}
+    assert tables.difference("d", "x").cell(row) == "+1.2 [−0.1, +2.5]"
+    assert tables.plus_minus("d", "x").cell(row) == "1.2 ± 1.3"
+    assert tables.plus_minus("d", "x").cell({**row, "d_high": NAN}) == "1.2"
     assert tables.p_value("p").cell(row) == "< 0.001"
     assert tables.p_value("p").cell({"p": 0.05}) == "0.050"
     assert tables.p_value("p").cell({"p": NAN}) == "-"

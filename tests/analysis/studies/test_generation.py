@@ -206,7 +206,7 @@ def test_measures_come_from_stored_features_and_changed_ones_are_told(tmp_path):
         assert row["frechet"] == pytest.approx(wanted, rel=1e-5)
         assert row["precision"] != 0.5  # the reported one: made up
     assert checked.worst["frechet"][0] < 1e-6 < checked.worst["precision"][0]
-    words = answers.recomputed(checked)
+    words = answers.stored_measures(checked)
     assert "from the stored features of 12 trials" in words
     assert "precision of family" in words and "is not what the trial reported" in words
     assert "frechet of family" not in words
@@ -224,7 +224,7 @@ def test_scores_that_do_not_belong_to_the_measures_are_told(tmp_path):
     row = results.trials.set_index("trial").loc[name]
     assert row["class_agreement"] == pytest.approx(1 / 3) and row["class_balance"] == 0
     assert checked.worst["class_agreement"] == (pytest.approx(1 / 3), name)
-    words = answers.recomputed(checked)
+    words = answers.stored_measures(checked)
     assert "from the stored scores of 6 trials" in words
     assert f"class agreement of {name} is not what the trial reported" in words
     assert "As the trials reported them: Fréchet distance" in words
