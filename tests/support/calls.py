@@ -48,7 +48,9 @@ def python(*arguments: object, **options) -> subprocess.CompletedProcess:
 def start(*arguments: object, **options) -> subprocess.Popen:
     """Start this Python as `python` does, its two outputs in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(_command(arguments, options), **_options(pipes | options))
+    # Where the tests themselves run under nohup or behind `&`, these two are ignored.
+    heard = ["env", "--default-signal=INT,HUP", *_command(arguments, options)]
+    return subprocess.Popen(heard, **_options(pipes | options))
 
 
 def _command(arguments: tuple[object, ...], options: dict) -> list[str]:
