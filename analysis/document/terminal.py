@@ -9,7 +9,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import analysis  # noqa: F401  before core, so that it is ours
 from analysis.results.snapshot import BAD, Snapshot, Trial, plain
 
 LAST_ENDED = 5  # ended trials that are shown

@@ -23,9 +23,7 @@ class Recomputed:
     images: int = 0
     worst: dict[str, tuple[float, str]] = field(default_factory=dict)
 
-    def compare(
-        self, trial: str, again: Mapping[str, float], reported: Any
-    ) -> dict[str, float]:
+    def compare(self, trial: str, again: Mapping[str, float], reported: Any) -> dict[str, float]:
         """Take note of a trial's metrics, and return those that are in `reported`, by name."""
         known = {name: value for name, value in again.items() if pd.notna(reported.get(name))}
         for name, value in known.items():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import analysis  # noqa: F401  before core, so that it is ours
 from core.errors import UserError
 from core.storage.files import read_json
 from core.storage.lock import is_alive

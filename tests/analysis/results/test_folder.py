@@ -8,7 +8,8 @@ import pytest
 
 from analysis.results.folder import load, load_predictions
 from core.errors import UserError
-from tests.support.results import DIVERGED, IMAGES, SPECIES, norms as build
+from tests.support.results import DIVERGED, IMAGES, SPECIES
+from tests.support.results import norms as build
 
 
 @pytest.fixture

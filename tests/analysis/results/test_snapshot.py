@@ -1,21 +1,14 @@
-"""A study's files read while it runs: who is alive, what comes next, and nothing that brings it down."""
+"""A look at a running study: which studies there are, who is alive, what each trial does."""
 
 from __future__ import annotations
 
-import datetime
 import io
-import json
 import os
-import pty
-import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -23,13 +16,7 @@ from rich.console import Console
 from analysis import watch
 from analysis.document import terminal as watch_terminal
 from analysis.results import snapshot as watch_snapshot
-from core.storage.files import write_json
-from core.study.command import command_line
-from tests.support.calls import ROOT
-from tests.support.toy import study as toy_study
-from tests.support.calls import TOY, start, until
-from tests.support.running import HERE, NOW, begin, declare, drive, end, line_with, shown
-from tests.support.running import HERE, NOW, begin, declare, drive, end, iso, line_with, shown
+from tests.support.running import NOW, begin, declare, drive, end, iso, shown
 
 
 @pytest.mark.parametrize(
