@@ -24,7 +24,7 @@ from core.generation.copies import CopyCheck, false_alarms, plant, threshold
 from core.generation.quality import Moments, Nearest, balance, frechet, moments, nearest, prdc
 from core.models.weights import kept, load_state
 from core.storage.cache import cache_dir, cache_errors
-from core.trial import worker
+from core.training.device import device_here
 
 FEATURES = 64
 _BATCH = 64
@@ -365,12 +365,12 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
             f" adds {', '.join((found.missing_keys + found.unexpected_keys)[:3])})"
         )
     model.add_module("fc", nn.Identity())  # features in place of ImageNet's logits
-    model = model.to(worker.device()).eval().requires_grad_(False)
+    model = model.to(device_here()).eval().requires_grad_(False)
 
     def features(images: Tensor) -> Tensor:
         parts = []
         for part in images.split(50):
-            x = scaled(part.to(worker.device())).expand(-1, 3, -1, -1)
+            x = scaled(part.to(device_here())).expand(-1, 3, -1, -1)
             x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
             with torch.no_grad():
                 parts.append(model(x).cpu())

@@ -79,11 +79,6 @@ def memory_sentence(error: Exception) -> str:
     )
 
 
-def device() -> torch.device:
-    """Return where a trial computes: the GPU it was given, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _cap(memory: int | None) -> None:
     """Have torch refuse to allocate more than `memory` bytes on the GPU of this process."""
     global _capped

@@ -22,7 +22,7 @@ from core.layers import running
 from core.models.normalisation import NORMALISATIONS
 from core.shift import adaptation
 from core.shift.corruptions import corrupt
-from core.trial import worker
+from core.training.device import device_here
 from trainables.adaptation import CLEAN, Config
 from trainables.adaptation.data import Task, stamp, task_of
 
@@ -167,7 +167,7 @@ def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndar
 
 
 def _batch(task: Task, shifted: Shifted, index: np.ndarray) -> Tensor:
-    pixels = shifted(index).to(worker.device(), non_blocking=True)
+    pixels = shifted(index).to(device_here(), non_blocking=True)
     return normalise(pixels, *NORMALISATIONS[task.normalisation], channels_last=True)
 
 
@@ -212,7 +212,7 @@ class Shifted:
         images = torch.from_numpy(self.images[index])
         if self.cfg.corruption != CLEAN:
             images = corrupt(
-                images.to(worker.device()),
+                images.to(device_here()),
                 self.cfg.corruption,
                 self.cfg.severity,
                 self.cfg.corruption_seed,

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.layers import running
 from core.models.classifier import Classifier, embedded_images, load_classifier
 from core.models.normalisation import OWN, Settled, settle
-from core.trial import worker
+from core.training.device import device_here
 from trainables.adaptation import SMALLEST, Config
 
 
@@ -126,7 +126,7 @@ def _task(
         images = _from_folder(listing, source, count, image_size, skip_broken)
     # in this memory format convolutions on a CPU take a third less time
     model = source.model.to(memory_format=torch.channels_last)  # pyrefly: ignore
-    return Task(images, source, model.to(worker.device()))
+    return Task(images, source, model.to(device_here()))
 
 
 def _from_folder(

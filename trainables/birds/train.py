@@ -14,10 +14,10 @@ from core.data.batches import Batches
 from core.data.images import ImageSet
 from core.models import memory
 from core.models.resnet import resnet
+from core.training.device import device_here
 from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import RECIPES, Recipe, override
-from core.trial import worker
 from trainables.birds import Config
 from trainables.birds.data import images
 
@@ -31,7 +31,7 @@ def train_birds(config: dict[str, Any], report: trial.Report | None = None) -> N
     With `holdout` the metrics of the images held out are named heldout_ in place of val_.
     """
     cfg = Config(**config)
-    device = worker.device()
+    device = device_here()
     torch.manual_seed(cfg.seed)
     train_set, val_set = images(cfg)
     train, seen, val = batches(cfg, train_set, val_set, device)

@@ -23,10 +23,10 @@ from core.layers.freezing import (
 )
 from core.models import memory, pretrained
 from core.models.small_cnn import SmallCNN, without_gradient
+from core.training.device import device_here
 from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import RECIPES, override
-from core.trial import worker
 from trainables.cifar import Config
 from trainables.cifar.data import batches, images, merge_single, steps_of
 
@@ -34,7 +34,7 @@ from trainables.cifar.data import batches, images, merge_single, steps_of
 def train_cifar(config: dict[str, Any], report: trial.Report | None = None) -> None:
     """Train one network; report loss (nats), accuracy, error and F1 on train and val each epoch."""
     cfg = Config(**config)
-    device = worker.device()
+    device = device_here()
     torch.manual_seed(cfg.seed)
     sets = images(cfg)
     train, seen, val = batches(cfg, sets, device)

@@ -18,7 +18,7 @@ from core.generation.copies import threshold
 from core.generation.family import Family, stream
 from core.generation.features import Reference, scaled
 from core.models import pretrained
-from core.trial import worker
+from core.training.device import device_here
 from trainables.generation import Config
 
 MOST_COMPARED = 2000  # samples for each report, unless `eval_samples` says otherwise
@@ -98,7 +98,7 @@ def opened(cfg: Config) -> Pictures:
 
 
 def _on_device(sets: Mapping[str, ImageSet], grey: bool, how: Mapping[str, Any]) -> Pictures:
-    device = worker.device()
+    device = device_here()
     train, val = (_tensor(sets[split], grey, device) for split in ("train", "val"))
     labels, val_labels = (
         torch.from_numpy(np.array(sets[split].labels, dtype=np.int64)).to(device)

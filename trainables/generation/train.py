@@ -17,7 +17,7 @@ from core.errors import Diverged
 from core.generation.family import Draws, Family
 from core.generation.features import quantised
 from core.models import memory
-from core.trial import worker
+from core.training.device import device_here
 from trainables.generation import Config
 from trainables.generation.data import (
     SAMPLES,
@@ -38,7 +38,7 @@ CHECK_EVERY = 50  # steps between looks at the losses
 def train_generator(config: dict[str, Any], report: trial.Report | None = None) -> None:
     """Train one family; report its losses and the quality of its samples each epoch."""
     cfg = Config(**config)
-    device = worker.device()
+    device = device_here()
     torch.manual_seed(cfg.seed)
     pictures = opened(cfg)
     family = build(cfg, pictures).to(device)

@@ -14,9 +14,9 @@ from core import trial
 from core.data import voc
 from core.models import memory, pretrained
 from core.training import optimizer
+from core.training.device import device_here
 from core.training.epoch import Learner
 from core.training.multilabel import LabelledImages, Loss, balance, make_loss, pair_loss
-from core.trial import worker
 from trainables.voc import Config
 from trainables.voc.data import images, split
 
@@ -35,7 +35,7 @@ def train_voc(config: dict[str, Any], report: trial.Report | None = None) -> Non
     the validation images, and their metrics are named heldout_ in place of val_.
     """
     cfg = Config(**config)
-    device = worker.device()
+    device = device_here()
     torch.manual_seed(cfg.seed)
     train_set, val_set = images(cfg)
     chosen, held = split(cfg, train_set)

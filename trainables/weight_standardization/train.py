@@ -14,8 +14,8 @@ from core import trial
 from core.errors import TrialError
 from core.layers.convert import conversion, convert
 from core.models import conversion_check, memory, pretrained
+from core.training.device import device_here
 from core.training.multilabel import make_loss
-from core.trial import worker
 from trainables.voc import data as voc_data
 from trainables.voc import train as voc_train
 from trainables.weight_standardization import Config
@@ -32,7 +32,7 @@ def train_converted(config: dict[str, Any], report: trial.Report | None = None) 
     """
     cfg = Config(**config)
     task = cfg.task()
-    device = worker.device()
+    device = device_here()
     torch.manual_seed(task.seed)
     train_set, val_set = voc_data.images(task)
     train, val = (
