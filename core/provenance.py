@@ -34,7 +34,7 @@ def code() -> str:
     """Return a SHA-256 over labtune's own modules that trials run: equal files, equal code."""
     digest = hashlib.sha256()
     for folder in ("core", "trainables"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted(p for kind in ("*.py", "*.toml") for p in (ROOT / folder).rglob(kind)):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

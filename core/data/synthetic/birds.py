@@ -266,5 +266,6 @@ def default_birds() -> Path:
 
 @functools.lru_cache(maxsize=4)  # checked once per process: a few thousand files
 def _default_birds(cache: Path) -> Path:
-    sources = [Path(__file__).with_name(f"{part}.py") for part in ("birds", "poses", "species")]
+    parts = ("birds.py", "poses.py", "species.py", "species.toml")
+    sources = [Path(__file__).with_name(part) for part in parts]
     return made_once.folder(cache, "synthetic-birds", 1, sources, make_birds)
