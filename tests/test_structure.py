@@ -27,7 +27,8 @@ MAY_KNOW = {
 # Folders and files of core, each knowing only those in later lines.
 STOREYS = (
     {"study"}, {"cluster"}, {"trial"}, {"generation", "shift", "labs"}, {"models"}, {"training"},
-    {"data"}, {"numerics"}, {"layers"}, {"storage"}, {"provenance", "instruction_set"}, {"errors"},
+    {"data"}, {"numerics"}, {"layers"}, {"storage"},
+    {"provenance", "instruction_set", "ranges", "choices", "later"}, {"errors"},
 )  # fmt: skip
 MACHINE = {"study", "cluster", "trial"}
 SCIENCE = {"generation", "shift", "models", "training", "data", "layers"}
