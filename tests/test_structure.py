@@ -26,7 +26,7 @@ MAY_KNOW = {
 }
 # Folders and files of core, each knowing only those in later lines.
 STOREYS = (
-    {"study"}, {"cluster"}, {"trial"}, {"generation", "shift", "labs"}, {"models"}, {"training"},
+    {"study"}, {"cluster"}, {"trial"}, {"labs"}, {"generation", "shift"}, {"models"}, {"training"},
     {"data"}, {"numerics"}, {"layers"}, {"storage"},
     {"provenance", "instruction_set", "ranges", "choices", "later"}, {"errors"},
 )  # fmt: skip
