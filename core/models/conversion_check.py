@@ -95,7 +95,7 @@ def check(
         For each precision and mode a row per norm that was paired, then one for the output.
 
     Raises:
-        ValueError: the model cannot be converted; see `core.weight_standardization.convert`.
+        ValueError: the model cannot be converted; see `core.layers.convert.convert`.
     """
     rows = []
     for precision in precisions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -242,7 +243,7 @@ def test_guidance_pushes_along_the_difference_of_velocities():
     untold = found.average.network(x, times, torch.full_like(labels, 3))
     assert not torch.allclose(told, untold)
     torch.testing.assert_close(found.velocity(x, 0.3, labels), untold + 2.5 * (told - untold))
-    found.guidance = 1.0
+    found.options = dataclasses.replace(found.options, guidance=1.0)
     torch.testing.assert_close(found.velocity(x, 0.3, labels), told)
 
 
