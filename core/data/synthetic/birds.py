@@ -21,8 +21,7 @@ from PIL import Image, ImageDraw
 from core.data.synthetic.poses import CIRCLE, Shape, pose, turned
 from core.data.synthetic.species import SPECIES, Species
 from core.errors import UserError
-from core.storage import cache as made_once
-from core.storage.cache import cache_dir
+from core.storage import cache
 
 SYNTHETIC = "Synthetic pictures of Indian bird species, drawn by labtune: no photographs"
 TRAIN_PER_CLASS = 80
@@ -235,7 +234,7 @@ def make_birds(
         for place, (split, count) in enumerate(counts.items()):
             _write_class(root, split, species, count, (seed, place, index))
     (root / "README.txt").write_text(_README.format(description=SYNTHETIC, seed=seed, **counts))
-    made_once.note_contents(root)
+    cache.note_contents(root)
     return root
 
 
@@ -261,11 +260,11 @@ def default_birds() -> Path:
     Raises:
         UserError: the cache cannot be written.
     """
-    return _default_birds(cache_dir())
+    return _default_birds(cache.cache_dir())
 
 
 @functools.lru_cache(maxsize=4)  # checked once per process: a few thousand files
-def _default_birds(cache: Path) -> Path:
+def _default_birds(place: Path) -> Path:
     parts = ("birds.py", "poses.py", "species.py", "species.toml")
     sources = [Path(__file__).with_name(part) for part in parts]
-    return made_once.folder(cache, "synthetic-birds", 1, sources, make_birds)
+    return cache.folder(place, "synthetic-birds", 1, sources, make_birds)

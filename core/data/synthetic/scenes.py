@@ -21,8 +21,7 @@ from PIL import Image, ImageDraw
 from core.data.annotations import VOC_CLASSES
 from core.data.synthetic.objects import KINDS, oval, rectangle
 from core.errors import UserError
-from core.storage import cache as made_once
-from core.storage.cache import cache_dir
+from core.storage import cache
 
 SYNTHETIC = "Synthetic pictures of Pascal VOC's 20 classes, drawn by labtune: no photographs"
 TRAIN, VAL = 600, 400  # pictures
@@ -212,7 +211,7 @@ def make_voc(
     _write_lists(folder / "ImageSets/Main", labels)
     about = {"description": SYNTHETIC, "seed": seed, "folder": FOLDER, "train": train, "val": val}
     (root / "README.txt").write_text(_README.format(**about))
-    made_once.note_contents(root)
+    cache.note_contents(root)
     return root
 
 
@@ -264,10 +263,10 @@ def default_voc() -> Path:
     Raises:
         UserError: the cache cannot be written.
     """
-    return _default_voc(cache_dir())
+    return _default_voc(cache.cache_dir())
 
 
 @functools.lru_cache(maxsize=4)  # checked once per process: two thousand files
-def _default_voc(cache: Path) -> Path:
+def _default_voc(place: Path) -> Path:
     sources = [Path(__file__).with_name(f"{part}.py") for part in ("scenes", "objects")]
-    return made_once.folder(cache, "synthetic-voc", 1, sources, make_voc)
+    return cache.folder(place, "synthetic-voc", 1, sources, make_voc)
