@@ -24,6 +24,7 @@ from tests.support.toy import study as toy_study
 
 def test_several_studies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # however long the path to it is
+    monkeypatch.setenv("COLUMNS", "100")
     now, here = time.time(), Path()
     drive(declare(here / "norms" / "demo", 2), now)
     begin(here / "norms" / "demo", 0, [0.5], now)
@@ -136,7 +137,8 @@ class Terminal:
         self.at, end = pty.openpty()
         size = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
         command = [sys.executable, ROOT / "analysis" / "watch.py", folder, "--every", "0.1"]
-        self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=size)
+        heard = ["env", "--default-signal=INT,HUP", *command]  # also where they are ignored
+        self.process = subprocess.Popen(heard, stdin=end, stdout=end, stderr=end, env=size)
         os.close(end)
         self.text = ""
 

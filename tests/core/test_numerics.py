@@ -139,7 +139,7 @@ def test_readmes_digests_stand_in_the_docs():
 
 @pytest.mark.parametrize("kinds", [1, 2])
 def test_a_report_names_trials_that_ran_under_other_numerics(tmp_path, kinds):
-    folder = results.build(tmp_path / "x", norms=("bn", "in"), seeds=2, diverged=())
+    folder = results.norms(tmp_path / "x", norms=("bn", "in"), seeds=2, diverged=())
     trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
     trials["numerics"] = ["aaa", "aaa", "bbb" if kinds == 2 else "aaa", "aaa"]
     trials.to_csv(folder / "trials.csv", index=False)

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 
 from analysis.results.folder import Results
 from analysis.studies.adaptation import answers, sections
-from trainables import adaptation as trainable
+from core.data import small
+from trainables.adaptation import data
 
 
 def sweep(key: str, values: dict[int, list[float]], unadapted: float = 0.5) -> pd.DataFrame:
@@ -58,7 +59,9 @@ def test_the_photograph_of_python_batches_is_the_studys_first(tmp_path, monkeypa
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # of the published files' MD5
     (tmp_path / ".private.json").write_text(json.dumps({"data_dir": str(folder)}))
     results = Results(tmp_path, {"data": {"kind": "folder"}}, pd.DataFrame(), pd.DataFrame())
-    expected = trainable._first_evenly(trainable._cifar10(tmp_path), 10).images[0]
+    published = small.cifar10_test(tmp_path)
+    assert published is not None
+    expected = data._first_evenly(published, 10).images[0]
     assert np.array_equal(sections._first_image(results), expected)
 
 

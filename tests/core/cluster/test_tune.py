@@ -25,7 +25,7 @@ def test_a_full_disk_fails_the_trial_and_keeps_everything_before_it(tmp_path, mo
     """A file system of 2 MiB, in a name space of its own, is filled in the middle of a trial."""
     tmp_path /= "a path with spaces"
     disk = tmp_path / "disk"
-    disk.mkdir()
+    disk.mkdir(parents=True)
     settings = ["--seeds", "2", "--set", "kind=train,fill"]
     # One at a time, so that it is known who finds the disk full.
     command = shlex.join([sys.executable, *TOY, str(disk), *settings, "--max-concurrent", "1"])

@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.study import Data
 from core.study.apart import Apart
 from core.study.command import command_line
-from tests.conftest import ROOT
+from tests.support.calls import ROOT, start
 from tests.support.toy import study
 
 
@@ -108,13 +108,7 @@ def test_output_comes_in_order_and_ends_nothing(tmp_path):
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGKILL", -9)])
 def test_it_ends_with_its_driver(tmp_path, sent, code):
     """From a terminal, a batch system, or the system itself when memory is short."""
-    driver = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, "--results-dir", str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    driver = start("-c", SCRIPT, "--results-dir", tmp_path)
     assert driver.stdout is not None
     child = psutil.Process(int(driver.stdout.readline()))
     driver.send_signal(getattr(signal, sent))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from core.study import Part
+from core.study import Part, Settings
 from core.study.options import parse_settings, read_config, settings_help
 from core.study.plan import plan, trial_name
 from tests.support.calls import toy
@@ -58,7 +58,7 @@ def test_help_needs_no_docstrings():
         return 0
 
     assert act.__doc__ is None
-    shown = settings_help(replace(study, actions={"act": act}))
+    shown = settings_help(replace(study, settings=Settings(actions={"act": act})))
     assert "lr = 0.1" in shown and "--act:" in shown
 
 
