@@ -71,6 +71,7 @@ def test_training_with_either_batch_norm_is_the_same_training():
 
 
 def test_large_batch_norm_agrees_to_rounding():
+    torch.manual_seed(0)  # whatever ran before: a sum near 0 has few digits
     ours, torchs = random_batch_norms(4)
     shape = (5, 4, 256, 256)
     assert torch.Size(shape).numel() > kernels.ORDERED_LIMIT
