@@ -247,7 +247,7 @@ def build_optimizer(
     own: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """Build a family's optimiser, see `core.training.recipe.make_optimizer`.
+    """Build a family's optimiser, see `core.training.optimizer.make_optimizer`.
 
     Args:
         options: its name, and the learning rate unless that is the family's own.

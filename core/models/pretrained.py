@@ -125,7 +125,7 @@ def learnt(
         batch_size: images in a batch.
         epochs: passes over the images.
         threads: of torch; sums depend on it.
-        max_norm: see `core.training.epoch.train_epoch`.
+        max_norm: see `core.training.epoch.Learner`.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
