@@ -30,8 +30,8 @@ from analysis.browser.page import Shown, View
 from analysis.results import pictures
 from analysis.results.folder import load
 from core.errors import UserError
+from core.output import patient_output
 from core.storage.files import write_bytes, write_text
-from core.study.progress import patient_output
 
 if TYPE_CHECKING:
     from werkzeug.serving import BaseWSGIServer

@@ -26,7 +26,7 @@ from analysis.results.folder import load
 from analysis.saliency import page as gradcam_page
 from analysis.saliency.study import Pick, compute
 from core.errors import UserError
-from core.study.progress import patient_output
+from core.output import patient_output
 
 
 @dataclass(frozen=True)

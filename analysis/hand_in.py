@@ -29,9 +29,9 @@ import tyro
 from analysis.document.provenance import relative
 from analysis.results.folder import UNREADABLE, load, private
 from core.errors import UserError
+from core.output import patient_output
 from core.provenance import ROOT, git
 from core.storage.files import read_json, write_bytes
-from core.study.progress import patient_output
 
 _NEEDED = ("study.json", "trials.csv", "history.csv", "report.html", "report.pdf")
 _FOLDERS = ("tables", "figures", "predictions", "checkpoints")

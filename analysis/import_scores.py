@@ -45,8 +45,8 @@ import tyro
 from analysis.document import tables
 from analysis.results import ranking
 from core.errors import UserError
+from core.output import patient_output
 from core.storage.files import write_bytes, write_json, write_text
-from core.study.progress import patient_output
 
 TRIAL = "imported"
 Zero = Literal["absent", "ignored"]

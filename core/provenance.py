@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +51,8 @@ def hardware() -> dict[str, Any]:
 
 
 def _version(name: str) -> str:
+    import importlib.metadata  # here: it takes longer than all of --help's own
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -60,6 +60,8 @@ def _version(name: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10

@@ -28,7 +28,7 @@ MAY_KNOW = {
 STOREYS = (
     {"study"}, {"cluster"}, {"trial"}, {"labs"}, {"generation", "shift"}, {"models"}, {"training"},
     {"data"}, {"numerics"}, {"layers"}, {"storage"},
-    {"provenance", "instruction_set", "ranges", "choices", "later"}, {"errors"},
+    {"provenance", "instruction_set", "output", "ranges", "choices", "later"}, {"errors"},
 )  # fmt: skip
 MACHINE = {"study", "cluster", "trial"}
 SCIENCE = {"generation", "shift", "models", "training", "data", "layers"}
@@ -237,6 +237,15 @@ def test_no_study_file_loads_what_only_its_trials_need():
     loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
     assert {f"studies.{name}" for name in STUDIES} < set(loaded)
     assert not heavy & set(loaded)
+
+
+def test_help_loads_little_beside_tyro():
+    """Each of these takes a good part of the time that Python and tyro take."""
+    command = [sys.executable, "-X", "importtime", "studies/norms.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tyro" in loaded
+    assert not {"typeguard", "rich.console", "asyncio", "importlib.metadata", "numpy"} & loaded
 
 
 @pytest.mark.parametrize("package", MAY_KNOW)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -191,6 +190,8 @@ def cards_have_bfloat16() -> bool:
 
 def _nvidia_smi(query: str) -> list[str]:
     """Return a line per card of this machine; none where the tool does not answer."""
+    import subprocess  # here: --help does without
+
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)

@@ -15,11 +15,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any
 
 from core.errors import StorageError, UserError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 SCHEMES = ("s3", "gs")
 _attached: dict[Path, Mirror] = {}
@@ -78,6 +79,8 @@ class Mirror:
         """Return the lock of who uses the local folder as a driver: `pull` empties it."""
         with _here(self.local):
             self.local.parent.mkdir(parents=True, exist_ok=True)
+        from filelock import FileLock  # here: it brings asyncio, which --help does without
+
         return FileLock(self.local.with_suffix(".lock"), timeout=0)
 
     @contextlib.contextmanager

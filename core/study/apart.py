@@ -89,7 +89,7 @@ class Apart:
 
 def serve() -> None:
     """Call what the driver sends until it sends no more."""
-    from core.study.progress import patient_output  # not before the paths are the driver's
+    from core.output import patient_output  # not before the paths are the driver's
 
     driver, link = os.getppid(), Connection(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # what is half done is tidied up

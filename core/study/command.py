@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from core import instruction_set
 from core.errors import UserError
+from core.output import patient_output
 from core.study import options
 from core.study.declare import Study
-from core.study.folder import private_settings
 from core.study.options import Options
-from core.study.progress import patient_output
 
 UNUSABLE, INTERRUPTED = 2, 130
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -60,6 +59,8 @@ def command_line(study: Study, argv: Sequence[str]) -> int:
 
 def _act(study: Study, opts: Options, action: str) -> int:
     """Do something else than run the study."""
+    from core.study.folder import private_settings
+
     settings = options.parse_settings(study, opts.set)
     private = {
         k: v for k, v in private_settings(study, opts, settings).items() if v not in (None, False)

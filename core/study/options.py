@@ -10,17 +10,18 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import docstring_parser
 import tyro
 
 from core import instruction_set
-from core.cluster.slots import parse_memory
 from core.errors import UserError
-from core.storage.mirror import Mirror, is_remote
 from core.study.declare import Study
 from core.trial.stopping import Stopping
+
+if TYPE_CHECKING:
+    from core.storage.mirror import Mirror
 
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, some only 240
 ASHA = ("grace", "reduction_factor", "brackets")  # options that are rules of it alone
@@ -28,13 +29,25 @@ MOST_TRIALS = 10_000  # planned at once, in the memory of the driver
 SEEDS = 2**63  # torch's generators and the tables' integers take all below
 
 
+# ruff: noqa: UP045
+# Optional[X] and a bare tuple, since tyro checks their defaults itself: those of X | None and
+# tuple[str, ...] through typeguard, whose import takes longer than all else of --help.
+WORDS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[STR [STR ...]]",
+    instance_from_str=tuple,
+    is_instance=lambda words: isinstance(words, tuple),
+    str_from_instance=list,
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of every study."""
 
-    data_dir: Path | None = None
+    data_dir: Optional[Path] = None
     """Root of your own data. Switches the defaults to the lab's full scale."""
-    address: str | None = None
+    address: Optional[str] = None
     """Ray cluster to join: auto, or HOST:PORT. Without it Ray is started here and stopped again."""
     local: bool = False
     """No Ray: trials run one after another in this process."""
@@ -42,31 +55,31 @@ class Options:
     """Every step at toy size: seconds to a few minutes."""
     scale: Literal["demo", "full"] | None = None
     """demo: minutes on two cores (default); full: the lab's settings (default with --data-dir)."""
-    seeds: int | None = None
+    seeds: Optional[int] = None
     """How many seeds each setting is run with, counted from 0."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple, WORDS] = ()
     """key=value ...: override any setting listed below, or the values of a grid (norm=bn,gn)."""
-    config: Path | None = None
+    config: Optional[Path] = None
     """JSON file of settings, such as a search's best_config.json; --set goes before it."""
     scheduler: Literal["asha", "none"] | None = None
     """With --search: asha stops configurations that do worse than others at the same epoch."""
-    grace: int | None = None
+    grace: Optional[int] = None
     """asha: epochs that every configuration may run."""
-    reduction_factor: int | None = None
+    reduction_factor: Optional[int] = None
     """asha: at each rung the best 1/REDUCTION_FACTOR go on."""
-    brackets: int | None = None
+    brackets: Optional[int] = None
     """asha: number of grace periods in use."""
-    patience: int | None = None
+    patience: Optional[int] = None
     """End a trial whose metric has not been better for so many epochs; 0: never."""
     search: Literal["optuna"] | None = None
     """Search for the best settings with Optuna, in place of the grid."""
     trials: int = 20
     """Configurations that --search tries."""
-    part: str | None = None
+    part: Optional[str] = None
     """Run only this part of the study."""
     results_dir: str = "results"
     """Results go to RESULTS_DIR/<study>/<name>/: a folder that all nodes see, or s3://BUCKET/..."""
-    name: str | None = None
+    name: Optional[str] = None
     """Name of this run of the study (default: its scale)."""
     resume: bool = False
     """Go on with what is unfinished; finished trials are never run again."""
@@ -74,7 +87,7 @@ class Options:
     """Rebuild tables, figures and report from what is on disk, without Ray and data."""
     slot_memory: str = "2GiB"
     """GPU memory that one trial may take; "none" gives each trial a whole GPU."""
-    max_concurrent: int | None = None
+    max_concurrent: Optional[int] = None
     """At most so many trials at once (default: as many as there are slots)."""
     slot_cores: int = 1
     """Cores that one trial may use on the CPU."""
@@ -85,6 +98,9 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError for a value that no study can use."""
+        from core.cluster.slots import parse_memory  # here: --help does without
+        from core.storage.mirror import is_remote
+
         least = dict.fromkeys(("seeds", "trials", "max_concurrent", "slot_cores", *ASHA), 1)
         least |= {"max_retries": 0, "reduction_factor": 2, "patience": 0}
         for name, least_value in least.items():
@@ -121,6 +137,8 @@ class Options:
 
     def remote(self, study: Study) -> Mirror | None:
         """Return the object store that results go to, if they do."""
+        from core.storage.mirror import Mirror, is_remote
+
         if not is_remote(self.results_dir):
             return None
         return Mirror(self.results_dir, f"{study.name}/{self.name or self.chosen_scale()}")
@@ -198,7 +216,7 @@ def merge_assignments(argv: Sequence[str]) -> list[str]:
 
 def settings_help(study: Study) -> str:
     """Return the settings that `--set` takes, a line each, with default and meaning."""
-    documented = docstring_parser.parse(study.config.__doc__ or "")
+    documented = docstring_parser.google.parse(study.config.__doc__ or "")
     meaning = {p.arg_name: " ".join((p.description or "").split()) for p in documented.params}
     lines = ["Settings for --set (defaults of the full scale):"]
     for field in dataclasses.fields(study.config):

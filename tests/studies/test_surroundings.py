@@ -24,10 +24,11 @@ from analysis.document import tables
 from core import provenance
 from core.cluster import address as engine
 from core.errors import UserError
+from core.output import patient_output
 from core.storage import cache, scratch
 from core.study import Data
 from core.study.command import command_line
-from core.study.progress import Progress, patient_output
+from core.study.progress import Progress
 from tests.support.calls import ROOT
 from tests.support.toy import study
 
@@ -158,7 +159,7 @@ def test_signs_that_an_encoding_lacks_are_spelled(monkeypatch):
 
 def test_closed_outputs_are_none_of_the_files_opened_later(tmp_path):
     """As with `>&- 2>&-`: the first file opened would get the number of standard output."""
-    script = "from core.study.progress import patient_output\nimport os, sys\n"
+    script = "from core.output import patient_output\nimport os, sys\n"
     script += "with patient_output():\n    print('x'); print('y', file=sys.stderr)\n"
     script += f"    number = os.open({str(tmp_path / 'file')!r}, os.O_CREAT)\n"
     script += "    sys.exit(number > 2 and all(os.path.exists(f'/dev/fd/{n}') for n in range(3)))\n"
