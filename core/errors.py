@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
-
-pass
-
+from collections.abc import Callable, Iterator, Sequence
 
 # What moves the cursor, colours the terminal, turns the direction of writing or is no character.
 _UNSHOWN = re.compile(
@@ -57,8 +55,13 @@ class Diverged(TrialError):
     state = "diverged"
 
 
-class OutOfMemory(TrialError):
-    """A trial asked for more memory than its slot or the machine has."""
+@contextlib.contextmanager
+def refused(say: Callable[[OSError], UserError]) -> Iterator[None]:
+    """Raise in place of an OSError inside what `say` makes of it."""
+    try:
+        yield
+    except OSError as e:
+        raise say(e) from e
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

@@ -73,9 +73,9 @@ def test_a_user_s_own_setting_stays_and_ours_is_taken_back(monkeypatch):
     for name, value in instruction_set.PIN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert instruction_set._pin() == "AVX2 but for MKL_CBWR=COMPATIBLE"
+    assert instruction_set.pin() == "AVX2 but for MKL_CBWR=COMPATIBLE"
     monkeypatch.setenv("LABTUNE_CPU", "native")
-    assert instruction_set._pin() == "native (LABTUNE_CPU)"
+    assert instruction_set.pin() == "native (LABTUNE_CPU)"
     assert instruction_set.passed_on() == {"MKL_CBWR": "COMPATIBLE", "LABTUNE_CPU": "native"}
 
 
