@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import time
@@ -14,10 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from core.errors import printable
+from core.cluster.work import Listener
+from core.errors import FULL, printable
 
 LOG_EVERY = 60.0  # seconds between lines when the output is not a terminal
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "…": "...", "±": "+-", "×": "x", "’": "'", "“": '"', "”": '"'}
 )
@@ -40,8 +39,9 @@ class Patient:
         """Write what can be written."""
         try:
             self._stream.write(text)
-        except UnicodeEncodeError:
-            self.write(_spelled(text, self._stream.encoding))
+        except UnicodeEncodeError:  # signs that the encoding lacks, as with LANG=C
+            encoding = self._stream.encoding
+            self.write(text.translate(PLAIN).encode(encoding, "replace").decode(encoding))
         except OSError as e:
             self._drop(e)
         return len(text)
@@ -91,12 +91,7 @@ def patient_output() -> Iterator[None]:
             stream.settle()
 
 
-def _spelled(text: str, encoding: str) -> str:
-    """Replace the signs that an encoding lacks, as with LANG=C."""
-    return text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
-
-
-class Progress:
+class Progress(Listener):
     """Counts ended, running and failed trials and the best metric so far.
 
     Args:
@@ -135,7 +130,7 @@ class Progress:
         """Print a line above the live one, as it is: rich would read "[/data]" as markup."""
         self.console.print(Text(printable(text)))
 
-    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
+    def row(self, name: str, row: dict[str, Any]) -> None:
         """Note an epoch."""
         self.running[name] = row.get("epoch")
         self.recall(name, [row])
@@ -143,13 +138,12 @@ class Progress:
 
     def recall(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Let epochs count for the best, also those of an earlier run that this one resumes."""
-        for row in rows:
-            value = row.get(self.metric)
-            known = value is not None and value == value
-            if known and (self.best is None or self.sign * value > self.sign * self.best[0]):
+        values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
+        for value in (value for value in values if value == value):
+            if self.best is None or self.sign * value > self.sign * self.best[0]:
                 self.best = (value, name)
 
-    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+    def ended(self, name: str, state: str, error: str) -> None:
         """Note the end of a trial; a failure or an early stop gets a line of its own."""
         self.running.pop(name, None)
         self.done += 1
@@ -168,18 +162,16 @@ class Progress:
     def line(self) -> str:
         """Return the state of the study in one line."""
         elapsed = time.monotonic() - self.started
-        parts = [f"{self.done} of {self.total} trials"]
-        if self.running:
-            parts.append(f"{len(self.running)} running")
-        if self.failed:
-            parts.append(f"{self.failed} failed")
-        parts.append(_clock(elapsed))
-        ended = self.done - self.before
-        if ended and self.done < self.total:
-            parts.append(f"about {_clock(elapsed / ended * (self.total - self.done))} left")
-        if self.best is not None:
-            parts.append(f"best {self.metric} {self.best[0]:.4g} ({self.best[1]})")
-        return ", ".join(parts)
+        ended, left = self.done - self.before, self.total - self.done
+        parts = [
+            f"{self.done} of {self.total} trials",
+            f"{len(self.running)} running" if self.running else "",
+            f"{self.failed} failed" if self.failed else "",
+            _clock(elapsed),
+            f"about {_clock(elapsed / ended * left)} left" if ended and left > 0 else "",
+            f"best {self.metric} {self.best[0]:.4g} ({self.best[1]})" if self.best else "",
+        ]
+        return ", ".join(filter(None, parts))
 
     def _text(self) -> Text:
         return Text(printable(self.line()), no_wrap=True, overflow="ellipsis")

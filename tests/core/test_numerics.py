@@ -121,7 +121,7 @@ def test_a_trial_keeps_the_digests_of_all_its_processes():
 
 
 def test_a_node_of_a_cluster_tells_its_digits(tmp_path):
-    fleet.leave_token(tmp_path, "x")
+    (tmp_path / ".driver-check").write_text("x")
     here = numerics.fingerprint(1).groups
     told = fleet.look("0" * 8, fleet.Errand(tmp_path, None, "x", here))
     assert told["trouble"] == "" and told["digits"] == ""
