@@ -2,4 +2,4 @@
 
 from core import instruction_set
 
-instruction_set.pin()
+instruction_set.state = instruction_set.pin()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-pass
-
-
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError for want of room
 # What moves the cursor, colours the terminal, turns the direction of writing or is no character.
 _UNSHOWN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
@@ -57,8 +57,13 @@ class Diverged(TrialError):
     state = "diverged"
 
 
-class OutOfMemory(TrialError):
-    """A trial asked for more memory than its slot or the machine has."""
+@contextlib.contextmanager
+def refused(say: Callable[[OSError], UserError]) -> Iterator[None]:
+    """Raise in place of an OSError inside what `say` makes of it."""
+    try:
+        yield
+    except OSError as e:
+        raise say(e) from e
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

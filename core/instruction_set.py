@@ -8,6 +8,7 @@ of labtune does so before it computes anything.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,15 +16,11 @@ from pathlib import Path
 from core.errors import UserError
 
 # STRICT: MKL then adds up alike on the CPUs of every maker, also at the edges of a matrix.
-PIN = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "AVX2,STRICT",
-}
+PIN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2,STRICT"}
 CHOICE = "LABTUNE_CPU"  # avx2 (the default) or native
 CHOICES = ("avx2", "native")
 
-state = ""  # what `pin` found, in words; `core/__init__.py` calls it
+state = ""  # what `pin` found when `core` was imported
 
 
 def pin() -> str:
@@ -32,12 +29,6 @@ def pin() -> str:
     What a user has set for one of them stays. With `LABTUNE_CPU=native` nothing is set, and what
     a parent process of labtune's has set is taken back; so it is where there is no AVX2.
     """
-    global state
-    state = _pin()
-    return state
-
-
-def _pin() -> str:
     native = os.environ.get(CHOICE) == "native"
     if native or "avx2" not in cpu_flags():
         for name, value in PIN.items():
@@ -54,11 +45,7 @@ def _pin() -> str:
 
 
 def check() -> None:
-    """Refuse another word than those of `CHOICES`.
-
-    Raises:
-        UserError: see above.
-    """
+    """Raise UserError for another word than those of `CHOICES`."""
     chosen = os.environ.get(CHOICE) or CHOICES[0]
     if chosen not in CHOICES:
         raise UserError(f"{CHOICE}={chosen}: give {' or '.join(CHOICES)}, or leave it out")
@@ -76,9 +63,6 @@ def cpu_flags() -> set[str]:
     Asked of Linux, since torch is not there yet; torch is made for no other x86-64 systems that
     labtune runs on.
     """
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            flags = next((line for line in lines if line.startswith("flags")), "")
-    except OSError:
-        return set()
-    return set(flags.split())
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        return set(next((line for line in lines if line.startswith("flags")), "").split())
+    return set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,7 @@ class Later:
 
     def load(self) -> Callable[..., Any]:
         """Import the function and return it."""
-        module, _, name = self.place.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.place)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from core.errors import FULL
+
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "…": "...", "±": "+-", "×": "x", "’": "'", "“": '"', "”": '"'}
 )
@@ -32,8 +32,9 @@ class Patient:
         """Write what can be written."""
         try:
             self._stream.write(text)
-        except UnicodeEncodeError:
-            self.write(_spelled(text, self._stream.encoding))
+        except UnicodeEncodeError:  # signs that the encoding lacks, as with LANG=C
+            encoding = self._stream.encoding
+            self.write(text.translate(PLAIN).encode(encoding, "replace").decode(encoding))
         except OSError as e:
             self._drop(e)
         return len(text)
@@ -81,8 +82,3 @@ def patient_output() -> Iterator[None]:
     finally:
         for stream in streams:
             stream.settle()
-
-
-def _spelled(text: str, encoding: str) -> str:
-    """Replace the signs that an encoding lacks, as with LANG=C."""
-    return text.translate(PLAIN).encode(encoding, "replace").decode(encoding)

@@ -72,52 +72,37 @@ def _git(*arguments: str) -> str | None:
 
 
 def _processor() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or "unknown"
 
 
 def cores_here() -> int:
     """Return how many cores this process may use: of its affinity, and of its control group."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return max(1, min([cores, *map(int, _quotas(Path("/")))]))
 
 
 def _quotas(root: Path) -> list[float]:
-    """Return the cores that each control group of this process may use, where they are limited.
-
-    Args:
-        root: of the file system, for tests.
-    """
-    found = []
-    try:
+    """Return the cores that each control group of this process may use, where they are limited."""
+    found, lines = [], []
+    with contextlib.suppress(OSError):
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
     for line in lines:
-        _, _, rest = line.partition(":")
-        kinds, _, name = rest.partition(":")
+        _, kinds, name = [*line.split(":", 2), "", ""][:3]
         if kinds and "cpu" not in kinds.split(","):
             continue
         groups = root / "sys/fs/cgroup" / (kinds and "cpu")
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kinds else ("cpu.max",)  # version 1, 2
         # In a container the group's own files often lie at the top, whatever its name is.
         path = Path(os.path.normpath(f"/{name}").lstrip("/"))
         for group in dict.fromkeys([path, *path.parents]):
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                if kinds:  # version 1
-                    quota, period = (
-                        (groups / group / f"cpu.cfs_{what}_us").read_text().strip()
-                        for what in ("quota", "period")
-                    )
-                else:
-                    quota, period = (groups / group / "cpu.max").read_text().split()
-                if float(quota) > 0:  # "max" is no number, -1 is no limit
-                    found.append(float(quota) / float(period))
+                text = " ".join((groups / group / file).read_text() for file in files)
+                quota, period = map(float, text.split())
+                if quota > 0:  # "max" is no number, -1 is no limit
+                    found.append(quota / period)
     return found

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import operator
-import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
 
 from core.errors import UserError
-
-C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
@@ -57,35 +53,6 @@ class Checked:
             value = getattr(self, name)
             if value is not None and not _holds(value, rule):
                 raise UserError(f"--set {name}={value}: {sentence.format(name=name)}")
-
-
-def borrows(other: type, order: str) -> Callable[[C], C]:
-    """Give a class, before it becomes a dataclass, fields of another with their documentation.
-
-    Args:
-        other: a dataclass.
-        order: the names of all fields; those that the class does not declare are the other's.
-    """
-    names = order.split()
-
-    def complete(cls: C) -> C:
-        types = typing.get_type_hints(other, include_extras=True) | inspect.get_annotations(cls)
-        documented = _documented(other) | _documented(cls)
-        for name in names:
-            if name not in vars(cls):
-                setattr(cls, name, getattr(other, name))
-        cls.__annotations__ = {name: types[name] for name in names}
-        head = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[0]
-        cls.__doc__ = "\n".join([f"{head}Attributes:", *(documented.get(n, "") for n in names)])
-        return cls
-
-    return complete
-
-
-def _documented(cls: type) -> dict[str, str]:
-    """Return the lines that a class's docstring has on each attribute."""
-    entry = re.compile(r"^    (\w+): .*(?:\n {5,}.*)*", re.M)
-    return {e[1]: e[0] for e in entry.finditer(inspect.cleandoc(cls.__doc__ or ""))}
 
 
 @functools.cache

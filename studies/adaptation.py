@@ -12,13 +12,7 @@ embedded model and synthetic birds.
 
 from analysis.studies import adaptation
 from core.study import Data, Part, Scale, Settings, Study, main
-from trainables.adaptation import (
-    Config,
-    adapt_cell,
-    check_cells,
-    describe_cells,
-    no_silent_wrap,
-)
+from trainables.adaptation import Config, adapt_cell, check_cells, describe_cells, no_silent_wrap
 
 CORRUPTIONS = ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur"]
 CORRUPTIONS += ["snow", "frost", "fog", "brightness"]
@@ -38,11 +32,7 @@ study = Study(
             fixed={"clean_reference": True},
         ),
         "updates": Part(
-            grid={
-                **CELL,
-                "num_bn_updates": [1, 2, 5, 10, 20, 50, 100, 200],
-                "seed": [0, 1, 2],
-            }
+            grid={**CELL, "num_bn_updates": [1, 2, 5, 10, 20, 50, 100, 200], "seed": [0, 1, 2]}
         ),
         "batch-size": Part(grid={**CELL, "batch_size": [1, 4, 16, 64], "seed": [0, 1, 2]}),
         "methods": Part(grid={"corruption": CORRUPTIONS, "severity": [3], "method": METHODS}),

@@ -28,9 +28,7 @@ study = Study(
     },
     scales={
         "demo": Scale(
-            seeds=3,
-            settings={"image_size": 20, "epochs": 12, "train_images": 800},
-            patience=8,
+            seeds=3, settings={"image_size": 20, "epochs": 12, "train_images": 800}, patience=8
         ),
         "full": Scale(seeds=3, patience=8),
         "smoke": Scale(

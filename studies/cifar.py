@@ -36,9 +36,7 @@ study = Study(
         ),
         # The lab's snippet freezes a first convolution that is no longer pretrained.
         "conv1": Part(
-            grid={"conv1": ["trained", "averaged"]},
-            fixed=RESNET | {"variant": "layer4"},
-            at=SMALL,
+            grid={"conv1": ["trained", "averaged"]}, fixed=RESNET | {"variant": "layer4"}, at=SMALL
         ),
         # As the snippet runs: frozen weights, but statistics that follow the batches.
         "statistics": Part(
@@ -55,8 +53,7 @@ study = Study(
         "demo": Scale(seeds=5, settings={"epochs": 6, "batch_size": 32}),
         "full": Scale(seeds=3),
         "smoke": Scale(
-            seeds=1,
-            settings={"epochs": 1, "batch_size": 10, "train_images": 100, "val_images": 50},
+            seeds=1, settings={"epochs": 1, "batch_size": 10, "train_images": 100, "val_images": 50}
         ),
     },
     metric="val_accuracy",

@@ -11,18 +11,7 @@ VOC (--data-dir) the lab's scale: ImageNet weights, 224 pixels, batch 16, 15 epo
 """
 
 from analysis.studies import search, voc
-from core.study import (
-    Choice,
-    Data,
-    Part,
-    Range,
-    Scale,
-    Search,
-    Settings,
-    Stopping,
-    Study,
-    main,
-)
+from core.study import Choice, Data, Part, Range, Scale, Search, Settings, Stopping, Study, main
 from core.training.recipe import converted_rate
 from trainables.voc import Config, check_sizes, describe_images, follow, train_voc
 
@@ -49,8 +38,7 @@ study = Study(
         ),
         "full": Scale(seeds=3),
         "smoke": Scale(
-            seeds=1,
-            settings={"image_size": 32, "epochs": 2, "train_images": 60, "val_images": 40},
+            seeds=1, settings={"image_size": 32, "epochs": 2, "train_images": 60, "val_images": 40}
         ),
     },
     metric="val_map",

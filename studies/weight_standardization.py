@@ -29,25 +29,15 @@ study = Study(
     " (weight and bias)?",
     trainable=train_converted,
     config=Config,
-    parts={
-        "main": Part(
-            grid={"variant": ["original", "A", "B"], "lr": [0.005, 0.02]},
-        )
-    },
+    parts={"main": Part(grid={"variant": ["original", "A", "B"], "lr": [0.005, 0.02]})},
     scales={
         "demo": Scale(
             seeds=3,
-            settings={
-                "image_size": 32,
-                "batch_size": 32,
-                "train_images": 300,
-                "val_images": 200,
-            },
+            settings={"image_size": 32, "batch_size": 32, "train_images": 300, "val_images": 200},
         ),
         "full": Scale(seeds=3),
         "smoke": Scale(
-            seeds=1,
-            settings={"image_size": 32, "epochs": 2, "train_images": 48, "val_images": 32},
+            seeds=1, settings={"image_size": 32, "epochs": 2, "train_images": 48, "val_images": 32}
         ),
     },
     metric="val_map",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cluster.slots import Slots
-from core.cluster.work import Decide, Listener, Work, stop_none
+from core.cluster.work import Work
 from core.errors import StorageError
 from core.storage import mirror
 from core.trial.records import read_attempt, read_result, read_rows, write_result
@@ -30,21 +30,11 @@ class Dispatch:
     Args:
         work: the trials.
         nodes: who has slots.
-        listeners: who is told of epochs and ends.
         retries: how often a trial may lose its process or node and start again.
-        decide: why a trial must stop after an epoch, if it must.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        nodes: Fleet,
-        listeners: Sequence[Listener],
-        retries: int,
-        decide: Decide = stop_none,
-    ):
-        self.work, self.nodes, self.listeners = work, nodes, listeners
-        self.retries, self.decide = retries, decide
+    def __init__(self, work: Work, nodes: Fleet, retries: int):
+        self.work, self.nodes, self.retries = work, nodes, retries
         self.running: dict[str, tuple[Spec, Slots]] = {}  # by attempt
         self._stops: dict[str, str] = {}  # by attempt: why it stops early
         self._withdrawn: set[str] = set()  # attempts taken back before they began
@@ -68,34 +58,23 @@ class Dispatch:
             self.nodes.give(slot.node)
             return None
         self.running[attempt] = spec, slot
-        return {
-            "trial": spec.name,
-            "config": dict(spec.config),
-            "slot": slot.record(),
-            "attempt": self._lost[spec.name] + 1,
-        }
+        told = {"trial": spec.name, "config": dict(spec.config), "slot": slot.record()}
+        return told | {"attempt": self._lost[spec.name] + 1}
 
     def row(self, attempt: str, row: Row) -> None:
         """Hand on one epoch."""
-        spec, _ = self.running[attempt]
-        for listener in self.listeners:
-            listener.row(spec.name, dict(spec.config), row)
-
-    def tick(self) -> None:
-        """Give listeners a chance to print."""
-        for listener in self.listeners:
-            listener.tick()
+        self.work.row(self.running[attempt][0], row)
 
     def must_stop(self, attempt: str, row: Row) -> bool:
         """Return whether a trial stops here, doing worse than others did at the same epoch."""
-        reason = self.decide(self.running[attempt][0].name, row)
+        reason = self.work.why_stop(self.running[attempt][0], row)
         if reason:
             self._stops[attempt] = reason
         return bool(reason)
 
     def withdraw_stranded(self, attempt: str) -> bool:
         """Take back an attempt that has not begun if its node is gone: Ray would wait for ever."""
-        if attempt not in self.running or self.nodes.has(self.running[attempt][1].node):
+        if attempt not in self.running or self.running[attempt][1].node in self.nodes.nodes:
             return False
         self._withdrawn.add(attempt)
         return True
@@ -128,10 +107,9 @@ class Dispatch:
             self._end(spec, "failed", f"its worker process died {counted}")
 
     def out_of_memory(self, killed: Sequence[int]) -> None:
-        """Record the end of the trials whose processes were ended for want of main memory.
+        """Record the end of the trials whose processes were killed for want of main memory.
 
-        Args:
-            killed: their process ids; the other trials that ran go back into the queue.
+        The other trials that ran go back into the queue.
         """
         for attempt, (spec, _) in list(self.running.items()):
             folder = _fetched(spec)
@@ -150,14 +128,11 @@ class Dispatch:
     def _again(self, attempt: str, *, counted: bool) -> bool:
         """Free the slot and put the trial first in the queue, unless it was lost too often.
 
-        Args:
-            attempt: its id.
-            counted: whether the loss counts: a trial that had not begun has lost nothing.
+        Not every loss is `counted`: a trial that had not begun has lost nothing.
         """
-        node = self.running[attempt][1].node
-        spec = self._free(attempt)
         if counted:
-            self.nodes.suspect(node)
+            self.nodes.suspect(self.running[attempt][1].node)
+        spec = self._free(attempt)
         self._lost[spec.name] += counted
         if self._lost[spec.name] > self.retries:
             return False
@@ -171,13 +146,11 @@ class Dispatch:
             result = {"state": state, "error": error}
             with contextlib.suppress(StorageError):  # the listeners hear of it all the same
                 write_result(spec, state, error)
-        for listener in self.listeners:
-            listener.ended(spec.name, dict(spec.config), result["state"], result["error"])
+        self.work.ended(spec, result)
 
 
 def _fetched(spec: Spec) -> Path:
     """Return a trial's folder, with what another node wrote to an object store."""
-    remote = mirror.of(spec.study / "study.json")
-    if remote is not None:
+    if remote := mirror.of(spec.study / "study.json"):
         remote.pull(f"trials/{spec.name}", only=(".json", ".txt"))
     return spec.folder

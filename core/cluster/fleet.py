@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core import provenance
 from core.cluster import slots
 from core.cluster.slots import Node, Slots
-from core.errors import StorageError, UserError
+from core.errors import UserError
 from core.storage.files import write_bytes
 from core.storage.mirror import Mirror
 
@@ -26,11 +28,7 @@ PATIENCE = 120.0  # seconds in which a node must answer: it starts a worker firs
 SUSPICION = 20.0  # seconds; longer than Ray takes to declare a node dead
 LOOK_EVERY = 2.0  # seconds between looks at who has joined or left
 
-GONE = (
-    ray.exceptions.TaskUnschedulableError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.WorkerCrashedError,
-)
+GONE = (TaskUnschedulableError, NodeDiedError, WorkerCrashedError)
 
 
 @dataclass(frozen=True)
@@ -78,26 +76,19 @@ def _other_digits(errand: Errand) -> str:
 
 def _trouble(node: str, errand: Errand) -> str:
     """Return why a node cannot work for this study, or nothing."""
+    check = errand.study / ".driver-check"
     try:
         if errand.remote is not None:
             errand.remote.check(node[:8])
+        elif check.is_file() and check.read_text() == errand.token:
+            write_bytes(errand.study / f".node-check-{node[:8]}", errand.token.encode())
         else:
-            _share(node, errand)
-    except (StorageError, UserError) as e:
+            give = "give a --results-dir that all nodes share, or s3://BUCKET/FOLDER"
+            return f"{errand.study} there is not the driver's folder: {give}"
+    except UserError as e:
         return str(e)
     missing = [path for path in errand.paths if not Path(path).exists()]
     return f"--data-dir {missing[0]} does not exist there" if missing else ""
-
-
-def _share(node: str, errand: Errand) -> None:
-    check = errand.study / ".driver-check"
-    seen = check.read_text() if check.is_file() else ""
-    if seen != errand.token:
-        raise StorageError(
-            f"{errand.study} there is not the driver's folder: give a --results-dir that all nodes"
-            " share, or s3://BUCKET/FOLDER"
-        )
-    write_bytes(errand.study / f".node-check-{node[:8]}", errand.token.encode())
 
 
 class Fleet:
@@ -127,7 +118,7 @@ class Fleet:
         self.least = 0  # bytes that a slot must have, once the study's trials are laid out
         self.nodes: dict[str, Node] = {}
         self.taken: Counter[str] = Counter()
-        self._asked: dict[str, tuple[ray.ObjectRef, float, Mapping[str, Any]]] = {}
+        self._asked: dict[str, tuple[ray.ObjectRef, Mapping[str, Any]]] = {}
         self._refused: set[str] = set()
         self._suspect: dict[str, float] = {}  # until when
         self._looked = 0.0
@@ -139,10 +130,12 @@ class Fleet:
         Raises:
             UserError: a node cannot work for this study, or the slot is larger than every card.
         """
+        if self.errand is not None and self.errand.remote is None:
+            write_bytes(self.errand.study / ".driver-check", self.errand.token.encode())
         self._ask_new_nodes()
         deadline = time.monotonic() + PATIENCE
         while self._asked and time.monotonic() < deadline:
-            ray.wait([ref for ref, *_ in self._asked.values()], timeout=1.0)
+            ray.wait([ref for ref, _ in self._asked.values()], timeout=1.0)
             for _, reason in self._answers():
                 raise UserError(reason)
         if self._asked:
@@ -152,25 +145,24 @@ class Fleet:
             )
         slots.check(list(self.nodes.values()), self.memory, self.shown_memory)
 
+    def leave(self) -> None:
+        """Ask an autoscaler for no more GPUs, and remove what the checks left in the folder."""
+        if self.errand is not None:
+            self.want(0)
+            study = self.errand.study
+            for path in [*study.glob(".driver-check"), *study.glob(".node-check-*")]:
+                path.unlink(missing_ok=True)
+
     @property
     def slots(self) -> list[Slots]:
         """Return the slots of every node, also of those without any."""
-        gpus = self.uses_gpus()
-        return [
-            slots.on_node(node, self.memory, self.cores, use_gpus=gpus)
-            for node in self.nodes.values()
-        ]
+        size, gpus = (self.memory, self.cores), self.uses_gpus()
+        return [slots.on_node(node, *size, use_gpus=gpus) for node in self.nodes.values()]
 
     def uses_gpus(self) -> bool:
         """Return whether trials run on GPUs: there is one, or nothing else to run on."""
-        if any(node.cards for node in self.nodes.values()):
-            return True
-        return not any(node.cpus >= self.cores for node in self.nodes.values())
-
-    def count(self) -> int:
-        """Return how many trials can run at once."""
-        total = sum(s.count for s in self.slots)
-        return total if self.limit is None else min(total, self.limit)
+        nodes = self.nodes.values()
+        return any(n.cards for n in nodes) or not any(n.cpus >= self.cores for n in nodes)
 
     def sentence(self) -> str:
         """Return the slots in words."""
@@ -219,10 +211,6 @@ class Fleet:
         self._suspect[node] = time.monotonic() + SUSPICION
         self._looked = 0.0
 
-    def has(self, node: str) -> bool:
-        """Return whether a node is there."""
-        return node in self.nodes
-
     def want(self, trials: int) -> None:
         """Ask an autoscaler, if the cluster has one, for the GPUs that `trials` need."""
         if self.errand is None or not self.uses_gpus():
@@ -241,8 +229,7 @@ class Fleet:
         for gone in [node for node in self.nodes if node not in alive]:
             node = self.nodes.pop(gone)
             self.announce(f"node {gone[:8]} ({node.host}) is lost: its trials move")
-        for gone in [node for node in self._asked if node not in alive]:
-            self._asked.pop(gone)
+        self._asked = {node: asked for node, asked in self._asked.items() if node in alive}
         for node, info in alive.items():
             if node in self.nodes or node in self._asked or node in self._refused:
                 continue
@@ -252,14 +239,13 @@ class Fleet:
                 self.nodes[node] = dataclasses.replace(self.here, id=node, cpus=cpus)
                 continue
             pinned = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-            task = ray.remote(num_cpus=0, max_retries=0)(look)
-            ref = task.options(scheduling_strategy=pinned).remote(node, self.errand)
-            self._asked[node] = (ref, time.monotonic(), info)
+            task = ray.remote(num_cpus=0, max_retries=0)(look).options(scheduling_strategy=pinned)
+            self._asked[node] = task.remote(node, self.errand), info
 
     def _answers(self) -> list[tuple[str, str]]:
         """Take in the nodes that have answered; return those that cannot be used, and why."""
         refused = []
-        for node, (ref, _, info) in list(self._asked.items()):
+        for node, (ref, info) in list(self._asked.items()):
             if not ray.wait([ref], timeout=0)[0]:
                 continue
             del self._asked[node]
@@ -268,24 +254,23 @@ class Fleet:
                 told = ray.get(ref)
             except GONE:
                 continue  # the node left meanwhile; should it be there after all, it is asked again
-            except ray.exceptions.RayError as e:
-                refused.append((node, f"{name} cannot run this labtune: {_cause(e)}"))
+            except RayError as e:
+                lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+                cause = lines[-1] if lines else type(e).__name__
+                refused.append((node, f"{name} cannot run this labtune: {cause}"))
                 continue
-            joined = self._judged(node, info, told)
-            if isinstance(joined, str):
-                refused.append((node, f"{name}: {joined}"))
+            if reason := self._why_not(node, info, told):
+                refused.append((node, f"{name}: {reason}"))
                 continue
-            self.nodes[node] = joined
-            if time.monotonic() - self._looked > 0 and self.taken:
+            if self.taken:
                 self.announce(f"{name} has joined: {self.sentence()}")
             if told["digits"]:
                 self.announce(f"{name}: {told['digits']}")
         return refused
 
-    def _judged(self, node: str, info: Mapping[str, Any], told: Mapping[str, Any]) -> Node | str:
-        """Return what a node that has answered offers, or why it cannot be used."""
-        reason = _difference(told) or told["trouble"] or self._share_back(node)
-        if reason:
+    def _why_not(self, node: str, info: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+        """Take in a node that has answered, or return why it cannot be used."""
+        if reason := _difference(told) or told["trouble"] or self._share_back(node):
             return reason
         cards, unknown = _cards(info, told["cards"])
         if unknown and self.memory is not None:
@@ -294,7 +279,10 @@ class Fleet:
         cpus = min(info["Resources"].get("CPU", 0.0), float(told["cores"]))
         joined = Node(node, told["host"], cpus, cards, told["bfloat16"])
         offered = slots.on_node(joined, self.memory, self.cores, use_gpus=bool(cards))
-        return slots.too_small([offered], self.least) or joined
+        if reason := slots.too_small([offered], self.least):
+            return reason
+        self.nodes[node] = joined
+        return ""
 
     def _share_back(self, node: str) -> str:
         """Return why the driver does not see what the node wrote, or nothing."""
@@ -302,12 +290,12 @@ class Fleet:
         if self.errand.remote is not None:
             return ""
         path = self.errand.study / f".node-check-{node[:8]}"
-        try:
-            same = path.read_text() == self.errand.token
+        with contextlib.suppress(OSError):
+            seen = path.read_text()
             path.unlink()
-        except OSError:
-            same = False
-        return "" if same else f"what it writes to {self.errand.study} is not seen here"
+            if seen == self.errand.token:
+                return ""
+        return f"what it writes to {self.errand.study} is not seen here"
 
 
 def _cards(info: Mapping[str, Any], found: list[int]) -> tuple[tuple[int, ...], str]:
@@ -315,10 +303,8 @@ def _cards(info: Mapping[str, Any], found: list[int]) -> tuple[tuple[int, ...], 
     count = int(info["Resources"].get("GPU", 0))
     if not count:
         return (), ""
-    label = (info.get("Labels") or {}).get(LABEL)
-    if label:
-        size = slots.parse_memory(label, f"label {LABEL}")
-        return (size or 0,) * count, ""
+    if label := (info.get("Labels") or {}).get(LABEL):
+        return (slots.parse_memory(label, f"label {LABEL}") or 0,) * count, ""
     if found:
         # Fewer for Ray than there are, and not known which: count each as the smallest.
         return tuple(found) if len(found) == count else (min(found),) * count, ""
@@ -330,29 +316,10 @@ def _cards(info: Mapping[str, Any], found: list[int]) -> tuple[tuple[int, ...], 
 
 def _difference(told: Mapping[str, Any]) -> str:
     """Return how a node's labtune or Python differs from the driver's, or nothing."""
-    python = provenance.versions()["python"]
+    python, code = provenance.versions()["python"], provenance.code()
     if told["python"] != python:
         return f"runs Python {told['python']}, the driver {python}: use the same on every node"
-    if told["code"] != provenance.code():
-        return (
-            f"runs another labtune ({told['code'][:8]}) than the driver"
-            f" ({provenance.code()[:8]}): bring the same files to every node"
-        )
+    if told["code"] != code:
+        theirs = f"runs another labtune ({told['code'][:8]}) than the driver ({code[:8]})"
+        return f"{theirs}: bring the same files to every node"
     return ""
-
-
-def _cause(error: Exception) -> str:
-    """Return the last line of what a node raised."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def leave_token(study: Path, token: str) -> None:
-    """Write what nodes must find in the shared result folder."""
-    write_bytes(study / ".driver-check", token.encode())
-
-
-def clean(study: Path) -> None:
-    """Remove what the checks left in the result folder."""
-    for path in [*study.glob(".driver-check"), *study.glob(".node-check-*")]:
-        path.unlink(missing_ok=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from core.cluster import slots
-from core.cluster.slots import Node, Slots
-from core.cluster.work import Decide, Listener, Work, stop_none
+from core.cluster.slots import Node
+from core.cluster.work import Work
 from core.trial import api, records, running
 from core.trial import run as trial_run
 
@@ -16,14 +15,24 @@ from core.trial import run as trial_run
 class One:
     """One slot: this process.
 
-    Attributes:
+    Args:
         memory: bytes of a slot; None for whole cards.
+        cores: cores of a slot.
+        shown_memory: what the user gave for `memory`.
+        here: this machine.
+
+    Attributes:
         slots: the slot of this process.
         least: bytes that a slot must have, once the study's trials are laid out.
+
+    Raises:
+        UserError: the slot is larger than this machine's card.
     """
 
-    def __init__(self, memory: int | None, slot: Slots):
-        self.memory, self.slots, self.least = memory, [slot], 0
+    def __init__(self, memory: int | None, cores: int, shown_memory: str, here: Node):
+        slots.check([here], memory, shown_memory)
+        self.memory, self.least = memory, 0
+        self.slots = [slots.on_node(here, memory, cores, use_gpus=bool(here.cards))]
         self.announce: Callable[[str], None] = print
 
     def sentence(self) -> str:
@@ -35,38 +44,17 @@ class One:
         return [slot.record() | {"count": 1} for slot in self.slots]
 
 
-@contextmanager
-def session(slot_memory: str, slot_cores: int, here: Node) -> Iterator[One]:
-    """Need nothing but this process.
-
-    Raises:
-        UserError: the slot is larger than this machine's card.
-    """
-    memory = slots.parse_memory(slot_memory)
-    slots.check([here], memory, slot_memory)
-    yield One(memory, slots.on_node(here, memory, slot_cores, use_gpus=bool(here.cards)))
-
-
-def run(
-    trainable: Callable[..., None],
-    work: Work,
-    nodes: One,
-    listeners: Sequence[Listener],
-    decide: Decide = stop_none,
-) -> None:
+def run(trainable: Callable[..., None], work: Work, nodes: One) -> None:
     """Run all the work; each trial records its own end."""
     (slot,) = nodes.slots
     attempt = running.Attempt(threads=slot.threads, memory=slot.memory)
     while (spec := work.take()) is not None:
-        config = dict(spec.config)
 
-        def forward(row: running.Row, name: str = spec.name, config: dict = config) -> None:
-            for listener in listeners:
-                listener.row(name, config, row)
-            api.stop(decide(name, row))
+        def forward(row: running.Row, spec: running.Spec = spec) -> None:
+            work.row(spec, row)
+            api.stop(work.why_stop(spec, row))
 
         trial_run.run(trainable, spec, forward, attempt)
         result = records.read_result(spec.folder)
         assert result is not None  # trial.run has just written it
-        for listener in listeners:
-            listener.ended(spec.name, config, result["state"], result["error"])
+        work.ended(spec, result)

@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -21,60 +21,33 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.job_config import JobConfig
 
 from core import instruction_set, provenance
-from core.cluster import fleet
 from core.cluster.fleet import Fleet
-from core.cluster.slots import Node, parse_memory
 from core.errors import UserError
 from core.provenance import cores_here
-from core.storage import mirror, scratch
+from core.storage import scratch
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
 @contextlib.contextmanager
-def session(
-    slot_memory: str,
-    slot_cores: int,
-    here: Node,
-    *,
-    study: Path,
-    digits: Mapping[str, str],
-    address: str | None = None,
-    limit: int | None = None,
-    paths: tuple[str, ...] = (),
-) -> Iterator[Fleet]:
+def session(nodes: Fleet, address: str | None) -> Iterator[None]:
     """Join the cluster at `address`, or start Ray on this machine and stop it afterwards.
 
     Args:
-        slot_memory: GPU memory of a slot, as the user gave it.
-        slot_cores: cores of a slot.
-        here: this machine.
-        study: the result folder, which every node must be able to write.
-        digits: the groups of the driver's `numerics.Fingerprint`, to compare nodes' with.
-        address: of a running cluster.
-        limit: at most so many trials at once.
-        paths: files that trials read, which every node must have.
+        nodes: finds those that are there.
+        address: of a running cluster; None to start Ray.
 
     Raises:
         UserError: no such cluster, or a node of it cannot work for this study.
     """
     on_terminate = signal.getsignal(signal.SIGTERM)
-    remote = mirror.of(study / "study.json")
-    errand = None
-    if address is not None:
-        errand = fleet.Errand(study, remote, secrets.token_hex(8), digits, paths, slot_cores)
     with _started() if address is None else _joined(address):
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process at once
-        nodes = Fleet(parse_memory(slot_memory), slot_cores, slot_memory, limit, here, errand)
         try:
-            if errand is not None and remote is None:
-                fleet.leave_token(study, errand.token)
             nodes.find()
-            yield nodes
+            yield
         finally:
-            if errand is not None:
-                nodes.want(0)
-                fleet.clean(study)
+            nodes.leave()
 
 
 @contextlib.contextmanager
@@ -86,16 +59,12 @@ def _started() -> Iterator[None]:
         # Ray listens on every interface, unless it takes this for a system on which it forms no
         # clusters; whoever reaches its ports can run code (see docs/cluster.md). A test scans them.
         ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(
-            address="local",
+        _init(
+            "local",
             num_cpus=cores_here(),
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             _temp_dir=str(temporary / "r"),
-            runtime_env=_interpreter(),
-            job_config=_our_modules_first(),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
         )
         try:
             yield
@@ -130,6 +99,18 @@ class _Ours(list):
         self[:0] = [folder for folder in folders if folder != here or here in known]
 
 
+def _init(address: str, *, runtime_env: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """Start or join Ray, with this process's interpreter and modules for the workers."""
+    ray.init(
+        address=address,
+        runtime_env={**_interpreter(), **(runtime_env or {})},
+        job_config=_our_modules_first(),
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        **options,
+    )
+
+
 def _our_modules_first() -> JobConfig:
     return JobConfig(_py_driver_sys_path=_Ours([str(provenance.ROOT)]))
 
@@ -150,13 +131,7 @@ def _joined(address: str) -> Iterator[None]:
     try:
         with _quiet_stderr():
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-            ray.init(
-                address=address,
-                runtime_env={**_interpreter(), "env_vars": instruction_set.passed_on()},
-                job_config=_our_modules_first(),
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            _init(address, runtime_env={"env_vars": instruction_set.passed_on()})
     except ray.exceptions.AuthenticationError as e:
         raise UserError(
             f"--address {address}: Ray's token is missing here: bring the cluster's"

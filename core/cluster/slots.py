@@ -83,28 +83,17 @@ def on_node(node: Node, memory: int | None, cores: int, *, use_gpus: bool) -> Sl
         cores: cores of a slot.
         use_gpus: trials of this study run on GPUs, so that a node without has no slots.
     """
+    here = node.id, node.host
     if not use_gpus:
-        count = int(node.cpus // cores)
-        return Slots(node.id, node.host, count, 0, float(cores), 0.0, cores, None)
-    per_card = per_cards(node.cards, memory)
-    count = len(node.cards) * per_card
+        return Slots(*here, int(node.cpus // cores), 0, float(cores), 0.0, cores, None)
+    gpus, per_card = len(node.cards), per_cards(node.cards, memory)
+    count = gpus * per_card
     if not count:
-        return Slots(node.id, node.host, 0, len(node.cards), 0.0, 0.0, cores, memory)
-    cap = None
-    if memory is not None:
-        # On a card without room to spare, the processes' own needs come out of the slots.
-        cap = min(memory, min(node.cards) // per_card - CONTEXT)
-    return Slots(
-        node=node.id,
-        host=node.host,
-        count=count,
-        gpus=len(node.cards),
-        cpu=_step(min(float(cores), node.cpus / count)),
-        gpu=_step(1 / per_card),
-        threads=cores,
-        memory=cap,
-        bfloat16=node.bfloat16,
-    )
+        return Slots(*here, 0, gpus, 0.0, 0.0, cores, memory)
+    # On a card without room to spare, the processes' own needs come out of the slots.
+    cap = None if memory is None else min(memory, min(node.cards) // per_card - CONTEXT)
+    cpu, gpu = _step(min(float(cores), node.cpus / count)), _step(1 / per_card)
+    return Slots(*here, count, gpus, cpu, gpu, cores, cap, node.bfloat16)
 
 
 def per_cards(cards: Sequence[int], memory: int | None) -> int:

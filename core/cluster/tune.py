@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 
 from core.cluster.dispatch import Dispatch
 from core.cluster.fleet import Fleet
-from core.cluster.work import Decide, Listener, Work, stop_none
+from core.cluster.work import Work
 from core.errors import UserError
 from core.storage import scratch
 from core.trial.running import Attempt, Spec
@@ -35,44 +35,31 @@ from core.trial.stopping import Stopping
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id"}
 
 
-def run(
-    trainable: Callable[..., None],
-    work: Work,
-    nodes: Fleet,
-    listeners: Sequence[Listener],
-    decide: Decide = stop_none,
-    retries: int = 0,
-) -> None:
+def run(trainable: Callable[..., None], work: Work, nodes: Fleet, retries: int) -> None:
     """Run all the work inside a `session`; return when every trial of it has a recorded end.
 
     Args:
         trainable: `trainable(config, report=...)`.
         work: the trials.
         nodes: who has slots.
-        listeners: who is told of epochs and ends.
-        decide: why a trial must stop after an epoch, if it must.
         retries: how often a trial may lose its process or node and start again.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures get our own lines
-    first = next(iter(work.specs.values()))
-    dispatch = Dispatch(work, nodes, listeners, retries, decide)
+    dispatch = Dispatch(work, nodes, retries)
     # Not in the result folder, which may be full or in an object store; moved there afterwards.
     with scratch.folder() as storage:
         while not work.is_empty():
             try:
-                _fit(_objective(trainable, first), dispatch, storage)
+                _fit(_objective(trainable, work.example), dispatch, storage)
             except Exception as e:
-                told = next((one for one in _causes(e) if isinstance(one, UserError)), None)
-                if told is not None:  # of a listener or a search; Tune has wrapped it
-                    raise told from e
-                killed = _killed_for_memory(e)
-                if killed is None:
-                    raise
                 # Tune ends with it, the other trials' processes included: they go on in a new run.
-                dispatch.out_of_memory(killed)
+                dispatch.out_of_memory(_killed_for_memory(e))
             finally:
                 with contextlib.suppress(OSError):
-                    shutil.move(storage / "run", _unused(first.study / "ray"))
+                    kept = work.example.study / "ray"
+                    kept.mkdir(exist_ok=True)
+                    number = len(list(kept.glob("run-*"))) + 1
+                    shutil.move(storage / "run", kept / f"run-{number:03}")
 
 
 def _fit(objective: Callable[[dict], None], dispatch: Dispatch, storage: Path) -> None:
@@ -185,7 +172,7 @@ class Tell(_Adapter, tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Give listeners a chance to print."""
-        self.dispatch.tick()
+        self.dispatch.work.tick()
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
@@ -254,10 +241,9 @@ class Halving:
             return ""
         cut = cuts[max(rung for rung in cuts if rung <= epoch)]
         assert cut is not None  # or there would have been nothing to fall below
-        return (
-            f"ASHA at epoch {epoch}: {self.metric} {value:.4g} is"
-            f" {'below' if self._sign > 0 else 'above'} the cut of {self._sign * cut:.4g}"
-        )
+        side = "below" if self._sign > 0 else "above"
+        what = f"ASHA at epoch {epoch}: {self.metric} {value:.4g}"
+        return f"{what} is {side} the cut of {self._sign * cut:.4g}"
 
     def recall(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Fill the rungs again with what a trial reported earlier."""
@@ -271,10 +257,8 @@ class Halving:
             # Tune draws the bracket from numpy's generator: the same one for the same name.
             state = np.random.get_state()
             np.random.seed(zlib.crc32(name.encode()))
-            try:
-                self._asha.on_trial_add(None, trial)
-            finally:
-                np.random.set_state(state)
+            self._asha.on_trial_add(None, trial)
+            np.random.set_state(state)
         return trial
 
     def _cuts(self, name: str) -> dict[int, float | None]:
@@ -282,23 +266,16 @@ class Halving:
         return {int(rung): bracket.cutoff(recorded) for rung, recorded in bracket._rungs}
 
 
-def _killed_for_memory(error: BaseException) -> list[int] | None:
-    """Return the processes that Ray's memory monitor ended; None if the error is another one."""
-    for one in _causes(error):
+def _killed_for_memory(error: BaseException) -> list[int]:
+    """Return the processes that Ray's memory monitor ended, or raise what else has happened."""
+    causes, one = [], error
+    while one is not None:
+        causes.append(one)
+        one = one.__cause__ or one.__context__
+    for one in causes:
+        if isinstance(one, UserError):  # of a listener or a search; Tune has wrapped it
+            raise one from error
+    for one in causes:
         if isinstance(one, ray.exceptions.OutOfMemoryError):
-            chosen = re.findall(r"Selected to kill: \(Actor.*? pid=(\d+)", str(one))
-            return [int(pid) for pid in chosen]
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _unused(folder: Path) -> Path:
-    """Return a name below `folder` that no earlier run has."""
-    folder.mkdir(exist_ok=True)
-    return folder / f"run-{len(list(folder.glob('run-*'))) + 1:03}"
+            return [int(p) for p in re.findall(r"Selected to kill: \(Actor.*? pid=(\d+)", str(one))]
+    raise error

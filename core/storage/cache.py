@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock
 
-from core.errors import DamagedError, UserError
+from core.errors import FULL, DamagedError, UserError, refused
 from core.storage.files import read_json
 
 _CONTENTS = "contents.json"
@@ -131,19 +130,14 @@ def cache_dir() -> Path:
         raise UserError("there is no home for the cache: set LABTUNE_CACHE to a folder") from e
 
 
-@contextlib.contextmanager
-def cache_errors() -> Iterator[None]:
-    """Say in one sentence why the cache cannot be written.
+def cache_errors() -> AbstractContextManager[None]:
+    """Say in a UserError, in place of any OSError inside, why the cache cannot be written."""
 
-    Raises:
-        UserError: in place of any OSError inside.
-    """
-    try:
-        yield
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        why = "disk full" if full else e.strerror or str(e)
-        raise UserError(
+    def say(error: OSError) -> UserError:
+        why = "disk full" if error.errno in FULL else error.strerror or str(error)
+        return UserError(
             f"cannot write the cache {cache_dir()} ({why}): make room there, or set LABTUNE_CACHE"
             " to another folder"
-        ) from e
+        )
+
+    return refused(say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import tempfile
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.errors import DamagedError, StorageError
+from core.errors import FULL, DamagedError, StorageError, refused
 from core.storage import mirror
 
 READ_AGAIN_AFTER = (0.2, 1.0)  # seconds; network file systems fail for moments
@@ -28,26 +27,22 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written or the disk is full; no half file is left.
     """
-    temporary = None
-    try:
+    with refused(lambda e: _refusal(path, e, len(data))):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, unreadable to other nodes
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except OSError as e:
-        if temporary is not None:
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, unreadable to other nodes
+            os.replace(temporary, path)
+        except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise _refusal(path, e, len(data)) from e
-    remote = mirror.of(path)
-    if remote is not None:
+            raise
+        _flush_folder(path.parent)
+    if remote := mirror.of(path):
         remote.push(path)
 
 
@@ -61,11 +56,8 @@ def reserve(path: Path, size: int) -> Iterator[None]:
         StorageError: the folder cannot be written or the disk is full.
     """
     try:
-        path.write_bytes(b"\0" * size)
-    except OSError as e:
-        path.unlink(missing_ok=True)
-        raise _refusal(path, e, size) from e
-    try:
+        with refused(lambda e: _refusal(path, e, size)):
+            path.write_bytes(b"\0" * size)
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -112,12 +104,9 @@ def remove(path: Path) -> None:
     Raises:
         StorageError: it is there and cannot be deleted.
     """
-    try:
+    with refused(lambda e: StorageError(f"cannot delete {path} ({e.strerror}): see to its disk")):
         path.unlink(missing_ok=True)
-    except OSError as e:
-        raise StorageError(f"cannot delete {path} ({e.strerror}): see to its disk") from e
-    remote = mirror.of(path)
-    if remote is not None:
+    if remote := mirror.of(path):
         remote.remove(path)
 
 
@@ -160,7 +149,7 @@ def finite(content: Any) -> Any:
 
 
 def _refusal(path: Path, error: OSError, size: int) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return StorageError(
             f"disk full writing {path} (needs {size / 2**20:.1f} MiB): nothing finished is lost;"
             " free space and run the same command with --resume"

@@ -41,13 +41,9 @@ def only_driver(
     Raises:
         UserError: another driver is at work; the message names its host and process.
     """
-    remote = mirror.of(folder / "driver.json")
-    try:
-        lock = FileLock(folder / "study.lock", timeout=0)
-        with lock, _announced(folder, remote, nodes) as beat:
-            yield beat
-    except Timeout as e:
-        raise UserError(_in_use(mirror.shown(folder), _read(folder))) from e
+    lock = FileLock(folder / "study.lock", timeout=0)
+    with _held(lock, mirror.shown(folder), folder), _announced(folder, nodes) as beat:
+        yield beat
 
 
 @contextlib.contextmanager
@@ -57,46 +53,35 @@ def only_user(remote: mirror.Mirror) -> Iterator[mirror.Mirror]:
     Raises:
         UserError: another driver on this machine uses it.
     """
-    lock = remote.lock()
-    try:
-        lock.acquire()
-    except Timeout as e:
-        raise UserError(_in_use(remote.shown, _read(remote.local))) from e
-    try:
+    with _held(remote.lock(), remote.shown, remote.local):
         yield remote
-    finally:
-        lock.release()
+
+
+@contextlib.contextmanager
+def _held(lock: FileLock, place: str, folder: Path) -> Iterator[None]:
+    try:
+        with lock:
+            yield
+    except Timeout as e:
+        raise UserError(_in_use(place, _read(folder))) from e
 
 
 @contextlib.contextmanager
 def _announced(
-    folder: Path, remote: mirror.Mirror | None, nodes: Callable[[], list[dict[str, Any]]]
+    folder: Path, nodes: Callable[[], list[dict[str, Any]]]
 ) -> Iterator[Callable[[], None]]:
-    started = _now()
-    me = {"host": os.uname().nodename, "pid": os.getpid(), "started": started}
+    me = {"host": os.uname().nodename, "pid": os.getpid(), "started": _now()}
+    stop = threading.Event()
 
     def beat() -> None:
         with contextlib.suppress(StorageError):  # a full disk must not end the study
             files.write_json(folder / "driver.json", {**me, "beat": _now(), "nodes": nodes()})
 
-    if remote is not None:
-        remote.pull("", only=("driver.json",))
-        other = _read(folder)
-        if is_alive(other):
-            raise UserError(_in_use(remote.shown, other))
-    beat()
-    if remote is not None:
-        time.sleep(SETTLE)
-        remote.pull("", only=("driver.json",))
-        other = _read(folder)
-        if (other.get("host"), other.get("pid")) != (me["host"], me["pid"]):
-            raise UserError(_in_use(remote.shown, other))
-    stop = threading.Event()
-
     def keep_beating() -> None:
         while not stop.wait(BEAT):
             beat()
 
+    _claim(folder, me, beat)
     thread = threading.Thread(target=keep_beating, daemon=True)
     thread.start()
     try:
@@ -108,8 +93,24 @@ def _announced(
             files.remove(folder / "driver.json")
 
 
+def _claim(folder: Path, me: dict[str, Any], beat: Callable[[], None]) -> None:
+    """Give the first sign of life; in an object store only if no other driver gives one there."""
+    remote = mirror.of(folder / "driver.json")
+    if remote is not None:
+        remote.pull("", only=("driver.json",))
+        if is_alive(other := _read(folder)):
+            raise UserError(_in_use(remote.shown, other))
+    beat()
+    if remote is not None:
+        time.sleep(SETTLE)
+        remote.pull("", only=("driver.json",))
+        other = _read(folder)
+        if (other.get("host"), other.get("pid")) != (me["host"], me["pid"]):
+            raise UserError(_in_use(remote.shown, other))
+
+
 def is_alive(driver: dict[str, Any], now: float | None = None) -> bool:
-    """Return whether the driver that wrote a `driver.json` still runs, as far as can be seen.
+    """Return whether the driver that wrote this `driver.json` still runs, as far as can be seen.
 
     Args:
         driver: what it wrote.
@@ -132,13 +133,9 @@ def is_alive(driver: dict[str, Any], now: float | None = None) -> bool:
     return True
 
 
-def _in_use(place: object, driver: dict[str, Any]) -> str:
-    who = ""
-    if driver:
-        who = (
-            f" (process {driver.get('pid')} on {driver.get('host')},"
-            f" since {driver.get('started')} UTC)"
-        )
+def _in_use(place: str, driver: dict[str, Any]) -> str:
+    pid, host, started = (driver.get(key) for key in ("pid", "host", "started"))
+    who = f" (process {pid} on {host}, since {started} UTC)" if driver else ""
     return f"{place} is in use by another run of this study{who}: wait for it or stop it"
 
 

@@ -14,10 +14,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from core.errors import StorageError, UserError
+from core.errors import StorageError, UserError, refused
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -65,8 +66,7 @@ class Mirror:
             StorageError: the store is not there or gives no rights.
         """
         with self._told("use"):
-            store, root = self._store
-            path = f"{root}/.check-{name}"
+            store, path = self._object(f".check-{name}")
             with store.open_output_stream(path) as stream:
                 stream.write(b"x")
             with store.open_input_stream(path) as stream:
@@ -98,8 +98,8 @@ class Mirror:
         with _here(path):
             data = path.read_bytes()
         with self._told("write"):
-            store, root = self._store
-            with store.open_output_stream(f"{root}/{self._relative(path)}") as stream:
+            store, name = self._object(path.relative_to(self.local))
+            with store.open_output_stream(name) as stream:
                 stream.write(data)
 
     def contents(self) -> dict[Path, tuple[int, int]]:
@@ -123,9 +123,9 @@ class Mirror:
 
     def remove(self, path: Path) -> None:
         """Delete what mirrors a local file, if it is there."""
-        store, root = self._store
+        store, name = self._object(path.relative_to(self.local))
         with self._told("delete from"), contextlib.suppress(FileNotFoundError):
-            store.delete_file(f"{root}/{self._relative(path)}")
+            store.delete_file(name)
 
     def pull(self, below: str = "", *, only: tuple[str, ...] = ()) -> None:
         """Make the local files below a folder those of the store.
@@ -139,38 +139,32 @@ class Mirror:
         with self._told("read"):
             store, root = self._store
             selector = fs.FileSelector(f"{root}/{below}".rstrip("/"), True, True)
-            entries = {
-                PurePosixPath(info.path).relative_to(root): info
-                for info in store.get_file_info(selector)
-                if info.is_file and info.path.endswith(only or ("",))
-            }
+            names = [info.path for info in store.get_file_info(selector) if info.is_file]
             if not only:
                 shutil.rmtree(self.local / below, ignore_errors=True)
-            for relative, info in entries.items():
-                target = self.local / relative
-                try:
-                    with store.open_input_stream(info.path) as stream:
+            for name in (name for name in names if name.endswith(only or ("",))):
+                target = self.local / PurePosixPath(name).relative_to(root)
+                # It may have gone since: a running study deletes old checkpoints.
+                with contextlib.suppress(FileNotFoundError):
+                    with store.open_input_stream(name) as stream:
                         data = stream.read()
-                except FileNotFoundError:  # went since: a running study deletes old checkpoints
-                    continue
-                temporary = target.with_name(f".{target.name}.pull")
-                with _here(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.write_bytes(data)
-                    os.replace(temporary, target)
+                    with _here(target):
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        temporary = target.with_name(f".{target.name}.pull")
+                        temporary.write_bytes(data)
+                        temporary.replace(target)
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.local).as_posix()
+    def _object(self, relative: Path | str) -> tuple[Any, str]:
+        """Return the store, and what it calls a file of the local folder."""
+        store, root = self._store
+        return store, f"{root}/{relative}"
 
-    @contextlib.contextmanager
-    def _told(self, verb: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
-            raise StorageError(
-                f"cannot {verb} {self.shown} ({_reason(e)}): check the address and your rights"
-                " there, or choose another --results-dir"
-            ) from e
+    def _told(self, verb: str) -> AbstractContextManager[None]:
+        """Tell what ails the store."""
+        remedy = "check the address and your rights there, or choose another --results-dir"
+        return refused(
+            lambda e: StorageError(f"cannot {verb} {self.shown} ({_reason(e)}): {remedy}")
+        )
 
 
 def is_remote(place: str) -> bool:
@@ -186,7 +180,7 @@ def is_remote(place: str) -> bool:
 
 
 def attach(mirror: Mirror) -> None:
-    """From now on, send what this process writes below the mirror's local folder."""
+    """Send from now on what this process writes below the mirror's local folder."""
     mirror.local.mkdir(parents=True, exist_ok=True)
     _attached[mirror.local] = mirror
 
@@ -201,16 +195,11 @@ def of(path: Path) -> Mirror | None:
     return next((m for folder, m in _attached.items() if folder in path.parents), None)
 
 
-@contextlib.contextmanager
-def _here(path: Path) -> Iterator[None]:
+def _here(path: Path) -> AbstractContextManager[None]:
     """Tell what ails the local copy from what ails the store."""
-    try:
-        yield
-    except OSError as e:
-        raise StorageError(
-            f"cannot use {path}, the local copy of results ({e.strerror}): free space there, or"
-            " name another folder in LABTUNE_MIRROR"
-        ) from e
+    remedy = "free space there, or name another folder in LABTUNE_MIRROR"
+    what = f"cannot use {path}, the local copy of results"
+    return refused(lambda e: StorageError(f"{what} ({e.strerror}): {remedy}"))
 
 
 def shown(folder: Path) -> str:
@@ -225,6 +214,5 @@ def _cache() -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """Return the part of the store's message that a reader can use."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:197] + "..."

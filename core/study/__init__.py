@@ -6,17 +6,8 @@ from core.study.declare import Choice, Data, Part, Range, Scale, Search, Setting
 from core.trial.stopping import Stopping
 
 __all__ = [
-    "Choice",
-    "Data",
-    "Part",
-    "Range",
-    "Scale",
-    "Search",
-    "Settings",
-    "Stopping",
-    "Study",
-    "main",
-]
+    "Choice", "Data", "Part", "Range", "Scale", "Search", "Settings", "Stopping", "Study", "main",
+]  # fmt: skip
 
 
 def main(study: Study) -> None:

@@ -101,9 +101,7 @@ def serve() -> None:
     os._exit(0)  # torch's own farewell takes seconds
 
 
-def _answer(
-    function: Callable[..., Any], arguments: Sequence[Any]
-) -> tuple[Any, BaseException | None]:
+def _answer(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
     """Return what a function returns, or what it raises."""
     try:
         return function(*arguments), None

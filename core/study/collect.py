@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from core.storage.files import names, read_bytes, read_json, write_bytes, write_
 from core.trial import records
 
 KEPT_APART = ("epoch", "seconds")
+Row = Mapping[str, Any]
 
 
 def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
@@ -35,30 +35,28 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
     """
     study = read_json(folder / "study.json")
     keys = [key for key in study["grid"] if key in study["trials"][0]["config"]]
-    settings = {key for planned in study["trials"] for key in planned["config"]}
-    found = []
-    for planned in study["trials"]:
-        if Path(planned["trial"]).name != planned["trial"]:  # it would lead out of the folder
-            raise UserError(
-                f"{folder / 'study.json'} names a trial {planned['trial']!r}, which is no name of"
-                " a folder: restore it from a copy"
-            )
-        at = folder / "trials" / planned["trial"]
-        rows = sorted(records.read_rows(at), key=lambda row: row.get("epoch", 0))
-        result = records.read_result(at) or {"state": "unfinished", "error": "never ended"}
-        found.append((planned, rows, result))
-    facts = {key for _, _, result in found for key in result.get("facts", {})}
+    found = [(planned, *_recorded(folder, planned["trial"])) for planned in study["trials"]]
+    settings = {key for planned, _, _ in found for key in planned["config"]}
+    noted = settings | {key for _, _, result in found for key in result.get("facts", {})}
     reported = {key for _, rows, _ in found for row in rows for key in row}
     trials, history = [], []
     for planned, rows, result in found:
+        own, last = _own(planned, rows, result), rows[-1] if rows else {}
         scored = planned.get("metric", metric)  # a search's trials are not scored by the study's
-        trials.append(_trial_row(planned, rows, result, scored, mode, settings, facts))
-        own = {"trial": planned["trial"], "part": planned["part"]}
-        shown = _renamed({key: planned["config"][key] for key in keys}, reported, "set")
-        history += [{**own, **shown, **_renamed(row, own, "epoch")} for row in rows]
+        best = best_row(rows, scored, mode) or {}
+        trials.append(
+            own
+            | _renamed(planned["config"], own, "set")
+            | _renamed(result.get("facts", {}), {*own, *settings}, "noted")
+            | _renamed({k: last[k] for k in last if k not in KEPT_APART}, {*own, *noted}, "last")
+            | {"best_epoch": best.get("epoch"), f"best_{scored}": best.get(scored)}
+        )
+        whose = {key: own[key] for key in ("trial", "part")}
+        shown = whose | _renamed({key: planned["config"][key] for key in keys}, reported, "set")
+        history += [shown | _renamed(row, whose, "epoch") for row in rows]
     _write_csv(folder / "trials.csv", trials)
     _write_csv(folder / "history.csv", history, empty=("trial", "part", *keys, "epoch"))
-    _keep_best(folder, trials, metric, mode)
+    _keep_best(folder, study["trials"], trials, metric, mode)
     return trials
 
 
@@ -68,45 +66,39 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def best_row(rows: Sequence[Mapping[str, Any]], metric: str, mode: str) -> Mapping[str, Any] | None:
+def best_row(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
     """Return the first row with the best value of `metric`; None when no row has one."""
     having = [row for row in rows if row.get(metric) is not None]
-    if not having:
-        return None
-    return (max if mode == "max" else min)(having, key=lambda row: row[metric])
+    return (max if mode == "max" else min)(having, key=lambda row: row[metric], default=None)
 
 
-def _trial_row(
-    planned: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    result: Mapping[str, Any],
-    metric: str,
-    mode: str,
-    settings: Collection[str],
-    facts: Collection[str],
-) -> dict[str, Any]:
+def _recorded(folder: Path, trial: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows of a trial in the order of their epochs, and how it ended."""
+    if Path(trial).name != trial:  # it would lead out of the folder
+        raise UserError(
+            f"{folder / 'study.json'} names a trial {trial!r}, which is no name of"
+            " a folder: restore it from a copy"
+        )
+    at = folder / "trials" / trial
+    rows = sorted(records.read_rows(at), key=lambda row: row.get("epoch", 0))
+    return rows, records.read_result(at) or {"state": "unfinished", "error": "never ended"}
+
+
+def _own(planned: Mapping[str, Any], rows: Sequence[Row], result: Row) -> dict[str, Any]:
+    """Return the columns that `trials.csv` has of every study."""
     seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
-    best = best_row(rows, metric, mode)
-    own = {
+    stopped = result["state"] == "stopped"
+    return {
         "trial": planned["trial"],
         "part": planned["part"],
         "state": result["state"],
-        "error": "" if result["state"] == "stopped" else result["error"],
-        "stopped_by": result["error"] if result["state"] == "stopped" else "",
+        "error": "" if stopped else result["error"],
+        "stopped_by": result["error"] if stopped else "",
         "epochs_run": rows[-1].get("epoch", len(rows)) if rows else 0,
         "seconds": result.get("seconds"),
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
         "peak_memory_mib": result.get("peak_memory_mib"),
         "peak_allocated_mib": result.get("peak_allocated_mib"),
-    }
-    last = {k: v for k, v in (rows[-1] if rows else {}).items() if k not in KEPT_APART}
-    return {
-        **own,
-        **_renamed(planned["config"], own, "set"),
-        **_renamed(result.get("facts", {}), {*own, *settings}, "noted"),
-        **_renamed(last, {*own, *settings, *facts}, "last"),
-        "best_epoch": best.get("epoch") if best else None,
-        f"best_{metric}": best[metric] if best else None,
     }
 
 
@@ -115,35 +107,23 @@ def _renamed(values: Mapping[str, Any], taken: Collection[str], prefix: str) -> 
     return {f"{prefix}_{k}" if k in taken else k: value for k, value in values.items()}
 
 
-def _keep_best(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str, mode: str) -> None:
+def _keep_best(
+    folder: Path, planned: Sequence[Row], trials: Sequence[Row], metric: str, mode: str
+) -> None:
     """Copy the weights of the best trial's best epoch to `checkpoints/`, with its config."""
     ended = [t for t in trials if t["state"] in ("finished", "stopped")]
     having = [t for t in ended if "best.pt" in names(folder / "trials" / t["trial"])]
     best = best_row(having, f"best_{metric}", mode)
     if best is None:
         return
-    target = folder / "checkpoints"
-    target.mkdir(exist_ok=True)
-    write_bytes(target / "best.pt", read_bytes(folder / "trials" / best["trial"] / "best.pt"))
-    config = next(
-        p["config"]
-        for p in read_json(folder / "study.json")["trials"]
-        if p["trial"] == best["trial"]
-    )
-    write_json(
-        target / "best.json",
-        {
-            "trial": best["trial"],
-            "epoch": best["best_epoch"],
-            metric: best[f"best_{metric}"],
-            "config": config,
-        },
-    )
+    name, target = best["trial"], folder / "checkpoints"
+    write_bytes(target / "best.pt", read_bytes(folder / "trials" / name / "best.pt"))
+    kept = {"trial": name, "epoch": best["best_epoch"], metric: best[f"best_{metric}"]}
+    kept["config"] = next(p["config"] for p in planned if p["trial"] == name)
+    write_json(target / "best.json", kept)
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], empty: Sequence[str] = ()) -> None:
+def _write_csv(path: Path, rows: Sequence[Row], empty: Sequence[str] = ()) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row)) or list(empty)
-    frame = pd.DataFrame([dict(row) for row in rows], columns=columns)
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n")
-    write_text(path, text.getvalue())
+    frame = pd.DataFrame(rows, columns=columns)
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))

@@ -40,28 +40,24 @@ def declaration(
     rules = options.stopping(study, opts)
     early = rules.scheduler != "none" or rules.patience
     epochs = max(epochs_of(p.config) for p in planned.trials)
-    return finite(
-        ({"stopping": rules.record(epochs)} if early else {})
-        | {
-            "study": study.name,
-            "question": study.question,
-            "scale": opts.chosen_scale(),
-            "parts": list(dict.fromkeys(p.part for p in planned.trials)),
-            "notes": list(planned.notes),
-            "grid": dict(planned.grid),
-            "constants": _constants(planned.trials, searched),
-            "metric": study.metric,
-            "mode": study.mode,
-            "trials": [p.record() for p in planned.trials],
-            "data": data,
-            "command": ["python", f"studies/{study.name}.py", *argv],
-            "git": provenance.git(),
-            "versions": provenance.versions(),
-            "hardware": here["hardware"],
-            "numerics": here["numerics"],
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-    )
+    asked = {
+        "study": study.name,
+        "question": study.question,
+        "scale": opts.chosen_scale(),
+        "parts": list(dict.fromkeys(p.part for p in planned.trials)),
+        "notes": list(planned.notes),
+        "grid": dict(planned.grid),
+        "constants": _constants(planned.trials, searched),
+        "metric": study.metric,
+        "mode": study.mode,
+        "trials": [p.record() for p in planned.trials],
+        "data": data,
+        "command": ["python", f"studies/{study.name}.py", *argv],
+    }
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    found = {"git": provenance.git(), "versions": provenance.versions()}
+    found |= {"hardware": here["hardware"], "numerics": here["numerics"], "started": started}
+    return finite(({"stopping": rules.record(epochs)} if early else {}) | asked | found)
 
 
 def surroundings(threads: int) -> dict[str, Any]:
@@ -92,34 +88,27 @@ def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any
     if "search" in recorded:  # what was proposed since the start is no change
         recorded = recorded | {"trials": recorded["trials"][: len(declared["trials"])]}
     changed = [key for key in IDENTITY if declared.get(key) != recorded.get(key)]
-    fingerprints = [d.get("data", {}).get("fingerprint") for d in (declared, recorded)]
-    if not changed and fingerprints[0] == fingerprints[1]:
+    now, before = (d.get("data", {}).get("fingerprint") for d in (declared, recorded))
+    if not changed and now == before:
         again = {key: declared[key] for key in ("git", "versions", "numerics")}
         return {**whole, "resumed": [*recorded.get("resumed", []), again]}
     lines = difference(recorded, declared)
-    if fingerprints[0] != fingerprints[1]:
-        lines.append(f"data: {fingerprints[1]} -> {fingerprints[0]}")
+    lines += [f"data: {before} -> {now}"] if now != before else []
+    rest = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
     raise UserError(
-        "--resume: the study has changed since it was started ("
-        + "; ".join(lines[:8])
-        + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
-        + "): give the same options again, or a new --name"
+        f"--resume: the study has changed since it was started ({'; '.join(lines[:8] + rest)}):"
+        " give the same options again, or a new --name"
     )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one short text per setting in which two declarations differ."""
-    lines = [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in ("study", "scale", "metric", "mode", "stopping")
-        if old.get(key) != new.get(key)
-    ]
+    pairs = [(key, old, new) for key in ("study", "scale", "metric", "mode", "stopping")]
     for kind in ("grid", "constants"):
         before, after = old.get(kind, {}), new[kind]
-        for key in dict.fromkeys([*before, *after]):
-            if before.get(key) != after.get(key):
-                lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
-    return lines or ["its trials differ"]
+        pairs += [(key, before, after) for key in dict.fromkeys([*before, *after])]
+    told = [f"{k}: {a.get(k)} -> {b.get(k)}" for k, a, b in pairs if a.get(k) != b.get(k)]
+    return told or ["its trials differ"]
 
 
 def _constants(trials: Sequence[Planned], searched: Iterable[str] = ()) -> dict[str, Any]:

@@ -12,14 +12,15 @@ import contextlib
 import dataclasses
 import functools
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.cluster.address import check_address
-from core.cluster.slots import too_small
-from core.cluster.work import Decide, Work, stop_none
+from core.cluster.slots import parse_memory, too_small
+from core.cluster.work import Decide, Work
 from core.errors import UserError
 from core.storage import lock, mirror
 from core.storage.files import read_json, remove, write_json
@@ -196,26 +197,25 @@ class Run:
     @contextlib.contextmanager
     def session(self) -> Iterator[tuple[Any, Callable[..., None]]]:
         """Yield the nodes that have slots, and what runs trials there."""
-        opts, size = self.opts, (self.opts.slot_memory, self.opts.slot_cores)
+        opts, here, errand = self.opts, self.here["machine"], None
+        size = parse_memory(opts.slot_memory), opts.slot_cores, opts.slot_memory
         if opts.local:
             from core.cluster import local
 
-            with local.session(*size, self.here["machine"]) as one:
-                yield one, local.run
+            yield local.One(*size, here), local.run
             return
-        from core.cluster import session, tune  # only here, so that --local needs no Ray
+        from core.cluster import fleet, session, tune  # only here, so that --local needs no Ray
 
-        values = self.private.values()
-        with session.session(
-            *size,
-            self.here["machine"],
-            study=self.folder,
-            digits=self.here["numerics"]["groups"],
-            address=opts.address,
-            limit=opts.max_concurrent,
-            paths=tuple(str(v) for v in values if isinstance(v, str) and os.path.isabs(v)),
-        ) as fleet:
-            yield fleet, functools.partial(tune.run, retries=opts.max_retries)
+        if opts.address is not None:
+            texts = (v for v in self.private.values() if isinstance(v, str))
+            remote, digits = mirror.of(self.folder / "study.json"), self.here["numerics"]["groups"]
+            errand = fleet.Errand(
+                self.folder, remote, secrets.token_hex(8), digits,
+                tuple(text for text in texts if os.path.isabs(text)), opts.slot_cores,
+            )  # fmt: skip
+        nodes = fleet.Fleet(*size, opts.max_concurrent, here, errand)
+        with session.session(nodes, opts.address):
+            yield nodes, functools.partial(tune.run, retries=opts.max_retries)
 
     def lay_out(self, apart: Here | Apart, nodes: Any) -> dict[str, Any]:
         """Choose, before the first trial, what all trials take over so that each fits its slot.
@@ -270,20 +270,17 @@ class Run:
         total = len(specs) if search is None else opts.trials + 1
         with Progress(total, len(specs) - len(pending), metric, mode) as progress:
             nodes.announce = progress.announce
-            counts = _counts(specs, pending, total)
-            progress.announce(f"{self.study.name}: {nodes.sentence()}; {counts}")
+            begins = f"{self.study.name}: {nodes.sentence()}"
+            progress.announce(f"{begins}; {_counts(specs, pending, total)}")
             on_gpus = any(slot["gpu"] for slot in nodes.record())
             progress.announce(self.here["digits on GPUs" if on_gpus else "digits"])
             for spec in specs if opts.resume else []:
                 progress.recall(spec.name, records.read_rows(spec.folder))
-            curves = tensorboard.Live(
-                self.folder, self.declared, records.read_rows, progress.announce
-            )
+            curves = tensorboard.Live(self.folder, self.declared, progress.announce)
             listeners = [progress, curves, *([search] if search else [])]
-            work = Work(pending, functools.partial(self.propose, spec_of) if search else None)
-            for spec in specs:
-                work.specs.setdefault(spec.name, spec)
-            run_all(self.study.trainable, work, nodes, listeners, decide)
+            propose = functools.partial(self.propose, spec_of) if search else None
+            work = Work(pending, specs[0], listeners, decide, propose)
+            run_all(self.study.trainable, work, nodes)
 
     def spec_of(self, p: Planned, metric: str, patience: int) -> Spec:
         """Return what a worker must know to run a trial."""
@@ -306,10 +303,10 @@ class Run:
         return spec_of(p)
 
 
-def _decide(rules: Stopping, metric: str, mode: str, specs: Sequence[Spec]) -> Decide:
+def _decide(rules: Stopping, metric: str, mode: str, specs: Sequence[Spec]) -> Decide | None:
     """Return what stops trials that do worse than others, given what these did in earlier runs."""
     if rules.scheduler != "asha":
-        return stop_none
+        return None
     from core.cluster.tune import Halving  # brings Ray
 
     halving = Halving(rules, metric, mode, max(epochs_of(spec.config) for spec in specs))
@@ -334,10 +331,8 @@ def finish(study: Study, folder: Path, trials: Sequence[Mapping[str, Any]]) -> i
     failed = [t for t in trials if t["state"] not in ("finished", "stopped")]
     remote = mirror.of(folder / "report.html")
     where = os.path.relpath(folder) if remote is None else remote.shown
-    shown = f"{where}/report.html"
-    print(
-        f"report: {shown}" + (f" ({len(failed)} of {len(trials)} trials failed)" if failed else "")
-    )
+    losses = f" ({len(failed)} of {len(trials)} trials failed)" if failed else ""
+    print(f"report: {where}/report.html{losses}")
     return SOME_FAILED if failed else FINISHED
 
 

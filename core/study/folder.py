@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import UserError, refused
 from core.storage import mirror
 from core.study import options
 from core.study.declare import Study
@@ -20,15 +20,10 @@ FINAL = ("finished", "stopped", "diverged")  # never run again; "failed" is trie
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse a folder that cannot be written, an existing study, or nothing to resume.
-
-    Raises:
-        UserError: see above.
-    """
-    try:
+    """Raise UserError for a folder that cannot be written, a study there, or none to resume."""
+    look, write = f"cannot look into {folder}", f"cannot write to {folder}"
+    with refused(lambda e: UserError(f"{look} ({e.strerror}): choose another place")):
         exists = (folder / "study.json").is_file()
-    except OSError as e:
-        raise UserError(f"cannot look into {folder} ({e.strerror}): choose another place") from e
     if exists and not resume:
         raise UserError(
             f"{mirror.shown(folder)} already holds a study: add --resume to go on with it,"
@@ -39,16 +34,12 @@ def check_folder(folder: Path, *, resume: bool) -> None:
             f"--resume: no study at {mirror.shown(folder)}; check --results-dir and --name"
         )
     probe = folder / f".writable-{os.getpid()}"
-    try:
+    with refused(lambda e: UserError(f"{write} ({e.strerror}): choose another --results-dir")):
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
         probe.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()  # nothing is left behind should the data turn out unusable
-    except OSError as e:
-        raise UserError(
-            f"cannot write to {folder} ({e.strerror}): choose another --results-dir"
-        ) from e
 
 
 def have_ended(folder: Path, trials: Sequence[Planned]) -> bool:

@@ -103,11 +103,10 @@ class Options:
 
         least = dict.fromkeys(("seeds", "trials", "max_concurrent", "slot_cores", *ASHA), 1)
         least |= {"max_retries": 0, "reduction_factor": 2, "patience": 0}
-        for name, least_value in least.items():
-            value = getattr(self, name)
-            if value is not None and value < least_value:
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} {value}: give a whole number of at least {least_value}")
+        for name, bound in least.items():
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and value < bound:
+                raise UserError(f"{option} {value}: give a whole number of at least {bound}")
         for option, count in (("--seeds", self.seeds), ("--trials", self.trials)):
             if count is not None and count > MOST_TRIALS:
                 raise UserError(

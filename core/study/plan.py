@@ -76,29 +76,25 @@ def plan(
     seed_values = list(range(size.seeds if seeds is None else seeds))
     lists = {key: value for key, value in settings.items() if isinstance(value, list)}
     single = {key: value for key, value in settings.items() if not isinstance(value, list)}
-    compared = {key for p in study.parts.values() for key in p.grid} | {"seed"}
     trials: list[Planned] = []
     grid: dict[str, list[Any]] = {}
     for name, p in chosen.items():
         fixed = {**p.fixed, **p.at.get(scale, {})}
-        rates = _converted_rates(study, {**size.settings, **fixed, **p.grid}, settings)
+        held = {**size.settings, **fixed}
+        rates = _converted_rates(study, {**held, **p.grid}, settings)
         axes = {key: lists.get(key, list(rates.get(key, p.grid[key]))) for key in p.grid}
         # What other parts compare and this one leaves open: one value holds for all parts.
-        open_keys = lists.keys() - p.grid.keys() - fixed.keys() - {"seed"}
-        axes |= {
-            key: lists[key] for key in lists if key in open_keys and (part or len(lists[key]) == 1)
-        }
+        free = lists.keys() - p.grid.keys() - fixed.keys() - {"seed"}
+        axes |= {k: v for k, v in lists.items() if k in free and (part or len(v) == 1)}
         own_seeds = axes.pop("seed", seed_values)  # a part that needs more seeds than the others
         axes["seed"] = lists.get("seed", own_seeds if seeds is None else seed_values)
         for values in itertools.product(*axes.values()):
             varied = dict(zip(axes, values, strict=True))
-            config = {**size.settings, **fixed, **rates, **single, **varied}
-            shown = (
-                varied if len(study.parts) == 1 or len(chosen) == 1 else {"part": name, **varied}
-            )
-            trials.append(Planned(trial_name(shown), name, _complete(study, config)))
+            shown = varied if len(chosen) == 1 else {"part": name, **varied}
+            config = _complete(study, {**held, **rates, **single, **varied})
+            trials.append(Planned(trial_name(shown), name, config))
         for key, values in {**{k: [v] for k, v in fixed.items()}, **axes}.items():
-            if key in compared or len(chosen) > 1:
+            if len(chosen) > 1 or key in _compared(study):
                 grid[key] = list(dict.fromkeys([*grid.get(key, []), *values]))
     return Plan(trials, grid, notes)
 
@@ -120,8 +116,7 @@ def _chosen_parts(
             raise UserError(f"--part {part}: {study.name} has {', '.join(study.parts)}")
         return {part: study.parts[part]}, []
     chosen, notes = {}, []
-    compared = {"seed", *(key for p in study.parts.values() for key in p.grid)}
-    changed = sorted(settings.keys() - compared - {*study.settings.private})
+    changed = sorted(settings.keys() - _compared(study) - {*study.settings.private})
     for name, p in study.parts.items():
         if scale not in p.scales or (p.when and not settings.get(p.when)):
             continue
@@ -133,6 +128,11 @@ def _chosen_parts(
             continue
         chosen[name] = p
     return chosen, notes
+
+
+def _compared(study: Study) -> set[str]:
+    """Return every setting that a part of the study compares."""
+    return {"seed", *(key for p in study.parts.values() for key in p.grid)}
 
 
 def _converted_rates(

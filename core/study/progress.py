@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from core.cluster.work import Listener
 from core.errors import printable
 
 LOG_EVERY = 60.0  # seconds between lines when the output is not a terminal
 
 
-class Progress:
+class Progress(Listener):
     """Counts ended, running and failed trials and the best metric so far.
 
     Args:
@@ -54,7 +55,7 @@ class Progress:
         """Print a line above the live one, as it is: rich would read "[/data]" as markup."""
         self.console.print(Text(printable(text)))
 
-    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
+    def row(self, name: str, row: dict[str, Any]) -> None:
         """Note an epoch."""
         self.running[name] = row.get("epoch")
         self.recall(name, [row])
@@ -62,13 +63,12 @@ class Progress:
 
     def recall(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Let epochs count for the best, also those of an earlier run that this one resumes."""
-        for row in rows:
-            value = row.get(self.metric)
-            known = value is not None and value == value
-            if known and (self.best is None or self.sign * value > self.sign * self.best[0]):
+        values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
+        for value in (value for value in values if value == value):
+            if self.best is None or self.sign * value > self.sign * self.best[0]:
                 self.best = (value, name)
 
-    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+    def ended(self, name: str, state: str, error: str) -> None:
         """Note the end of a trial; a failure or an early stop gets a line of its own."""
         self.running.pop(name, None)
         self.done += 1
@@ -87,18 +87,16 @@ class Progress:
     def line(self) -> str:
         """Return the state of the study in one line."""
         elapsed = time.monotonic() - self.started
-        parts = [f"{self.done} of {self.total} trials"]
-        if self.running:
-            parts.append(f"{len(self.running)} running")
-        if self.failed:
-            parts.append(f"{self.failed} failed")
-        parts.append(_clock(elapsed))
-        ended = self.done - self.before
-        if ended and self.done < self.total:
-            parts.append(f"about {_clock(elapsed / ended * (self.total - self.done))} left")
-        if self.best is not None:
-            parts.append(f"best {self.metric} {self.best[0]:.4g} ({self.best[1]})")
-        return ", ".join(parts)
+        ended, left = self.done - self.before, self.total - self.done
+        parts = [
+            f"{self.done} of {self.total} trials",
+            f"{len(self.running)} running" if self.running else "",
+            f"{self.failed} failed" if self.failed else "",
+            _clock(elapsed),
+            f"about {_clock(elapsed / ended * left)} left" if ended and left > 0 else "",
+            f"best {self.metric} {self.best[0]:.4g} ({self.best[1]})" if self.best else "",
+        ]
+        return ", ".join(filter(None, parts))
 
     def _text(self) -> Text:
         return Text(printable(self.line()), no_wrap=True, overflow="ellipsis")

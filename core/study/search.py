@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from core.cluster.work import Listener
 from core.errors import UserError
 from core.storage.files import remove, write_json
 from core.study.declare import Choice, Study
@@ -27,7 +29,7 @@ REPORTED_NOTE = (
 COUNTED = ("finished", "stopped")  # states whose best epoch is a value of the search
 
 
-class Proposer:
+class Proposer(Listener):
     """Proposes configurations, each from its number and from what those before it came to.
 
     Nothing else goes into a proposal, so a search that is resumed proposes what an undisturbed one
@@ -52,8 +54,7 @@ class Proposer:
         self.space, self.trials, self.folder = study.search.space, trials, folder
         self.config, self._check = dict(first.config), study.config
         self._planned_metric, self.metric = first.metric, first.metric or study.metric
-        self._maximize = study.mode == "max"
-        self._best = max if self._maximize else min
+        self._best = max if study.mode == "max" else min
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
         self._params = {
@@ -62,9 +63,15 @@ class Proposer:
             if t["part"] == "search" and t["trial"] != DEFAULT
         }
         self.uninformed = set(declared.get("search", {}).get("uninformed", ()))
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(list(span.values))
+            if isinstance(span, Choice)
+            else FloatDistribution(span.low, span.high, log=span.log)
+            for name, span in self.space.items()
+        }
         self._withdraw()
-        self._optuna, self._numbers = self._known_to_optuna()
-        self._failed = False
+        self._optuna, self._failed = self._known_to_optuna(), False
+        self._numbers = {name: number for number, name in enumerate(self._in_order())}
 
     def known(self) -> list[Planned]:
         """Return what has been proposed so far, in order, without the default."""
@@ -74,80 +81,58 @@ class Proposer:
         """Return a new configuration, or None when there are enough."""
         if len(self._params) >= self.trials:
             return None
-        free = (i for i in itertools.count() if _name(i) not in self._params)
-        seed = next(free)
+        seed = next(i for i in itertools.count() if _name(i) not in self._params)
         name = _name(seed)
         # A sampler of its own: one that is kept would go on from wherever this process began.
         self._optuna.sampler = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=max(3, self.trials // 3), constant_liar=True
         )
-        asked = self._optuna.ask(self._distributions())
+        asked = self._optuna.ask(self._distributions)
         self._params[name] = dict(asked.params)
         self._numbers[name] = asked.number
         if self._failed:
             self.uninformed.add(name)
         return self._planned(name)
 
-    def row(self, name: str, config: dict[str, Any], row: dict[str, Any]) -> None:
-        """Tell the sampler of an epoch (as a listener of the engine)."""
-
-    def ended(self, name: str, config: dict[str, Any], state: str, error: str) -> None:
+    def ended(self, name: str, state: str, error: str) -> None:
         """Tell the sampler how a configuration did: by its best epoch, or that it failed."""
         number = self._numbers.get(name)
         if number is None or self._optuna.trials[number].state.is_finished():
             return
         value = self._value(name) if state in COUNTED else None
-        if value is not None:
-            self._optuna.tell(number, value)
-        else:
-            self._optuna.tell(number, state=TrialState.FAIL)
-            self._failed |= state == "failed"
-
-    def tick(self) -> None:
-        """Nothing to do between rows."""
+        self._optuna.tell(number, value, TrialState.FAIL if value is None else None)
+        self._failed |= state == "failed"
 
     def write(self) -> None:
         """Write `best_config.json`, for `--config`, and `search.json` with the importances."""
-        study, _ = self._known_to_optuna()  # in the order of the names, whoever ended first
+        study = self._known_to_optuna()  # in the order of the names, whoever ended first
         done = [t for t in study.trials if t.state == TrialState.COMPLETE]
-        importances, why = None, ""
-        if len(done) < 4:
-            why = f"{len(done)} configurations ended, which are too few to tell"
-        else:
+        importances, why = None, f"{len(done)} configurations ended, which are too few to tell"
+        if len(done) >= 4:
             try:
                 evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
                 importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
+                why = ""
             except (RuntimeError, ValueError) as e:
                 why = str(e)
         write_json(self.folder / "search.json", {"importances": importances, "why": why})
-        best = self.best()
-        if best is not None:
+        if best := self.best():
             found = {name: best.config[name] for name in self.space}
             write_json(self.folder / "best_config.json", found)
 
     def best(self) -> Planned | None:
         """Return the first configuration with the best value at its best epoch, if any has one."""
-        found: list[tuple[float, Planned]] = []
-        for p in self.known():
-            result = records.read_result(self.folder / "trials" / p.trial) or {}
-            value = self._value(p.trial)
-            if result.get("state") in COUNTED and value is not None:
-                found.append((value, p))
-        return self._best(found, key=lambda pair: pair[0])[1] if found else None
+        done = [p for p in self.known() if self._state(p.trial) in COUNTED]
+        values = [(value, p) for p in done if (value := self._value(p.trial)) is not None]
+        return self._best(values, key=lambda pair: pair[0])[1] if values else None
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
-        space = {
-            k: {"values": list(v.values)}
-            if isinstance(v, Choice)
-            else {"low": v.low, "high": v.high, "log": v.log}
-            for k, v in self.space.items()
-        }
         return {
             "sampler": "TPE",
             "trials": self.trials,
             "metric": self.metric,
-            "space": space,
+            "space": {name: asdict(span) for name, span in self.space.items()},
             "default": {name: self.config.get(name) for name in self.space},
             # Proposed while what an earlier one, which had failed, comes to was not known.
             "uninformed": sorted(self.uninformed),
@@ -159,53 +144,41 @@ class Proposer:
         Now that those are run again, the sampler will know, as in a search in which nothing fails.
         """
         for name in sorted(self.uninformed & self._params.keys()):
-            folder = self.folder / "trials" / name
-            if (records.read_result(folder) or {}).get("state") == "failed":
+            if self._state(name) == "failed":
                 del self._params[name]
                 # Its epochs are of other settings than the next of this name will have.
-                for path in [p for p in folder.rglob("*") if p.is_file() and p.name != "lock"]:
+                found = list((self.folder / "trials" / name).rglob("*"))
+                for path in (p for p in found if p.is_file() and p.name != "lock"):
                     remove(path)
         self.uninformed &= self._params.keys()
 
-    def _known_to_optuna(self) -> tuple[optuna.Study, dict[str, int]]:
-        """Return a study of Optuna with all that is known, and the number of each name in it."""
+    def _known_to_optuna(self) -> optuna.Study:
+        """Return a study of Optuna with all that is known, numbered in the order of the names."""
         study = optuna.create_study(
-            direction="maximize" if self._maximize else "minimize",
+            direction="maximize" if self._best is max else "minimize",
             storage=optuna.storages.InMemoryStorage(),
         )
         for name in self._in_order():
-            value, state = None, TrialState.RUNNING
-            result = records.read_result(self.folder / "trials" / name) or {"state": ""}
-            if result["state"] in COUNTED:
-                value = self._value(name)
+            ended, state = self._state(name), TrialState.RUNNING
+            value = self._value(name) if ended in COUNTED else None
+            if ended in (*COUNTED, "diverged"):
                 state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            elif result["state"] == "diverged":
-                state = TrialState.FAIL
+            known = {"params": self._params[name], "distributions": self._distributions}
             try:
-                known = create_trial(
-                    state=state,
-                    value=value,
-                    params=self._params[name],
-                    distributions=self._distributions(),
-                )
+                study.add_trial(create_trial(state=state, value=value, **known))
             except ValueError as e:
                 raise UserError(
                     f"--resume: the searched space has changed since {name} was proposed ({e}):"
                     " put it back, or give a new --name"
                 ) from e
-            study.add_trial(known)
-        return study, {name: number for number, name in enumerate(self._in_order())}
+        return study
+
+    def _state(self, name: str) -> str:
+        """Return how a trial ended, or nothing."""
+        return (records.read_result(self.folder / "trials" / name) or {}).get("state", "")
 
     def _in_order(self) -> list[str]:
         return sorted(self._params, key=lambda name: int(name.rpartition("-")[2]))
-
-    def _distributions(self) -> dict[str, BaseDistribution]:
-        return {
-            name: CategoricalDistribution(list(span.values))
-            if isinstance(span, Choice)
-            else FloatDistribution(span.low, span.high, log=span.log)
-            for name, span in self.space.items()
-        }
 
     def _value(self, name: str) -> float | None:
         """Return the metric at a trial's best epoch; None when no epoch has one."""

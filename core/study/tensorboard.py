@@ -7,11 +7,10 @@ its best, and nothing else; what all trials share stands in a text.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from core.cluster.work import Listener
+from core.trial import records
+
 SPLITS = ("train", "val", "test")  # metrics are named after them, as in val_accuracy
 ABOUT = "study"  # the run that holds what is no trial's own
 ENDED = {"finished": api_pb2.STATUS_SUCCESS, "stopped": api_pb2.STATUS_SUCCESS}
-Rows = Sequence[Mapping[str, Any]]
 
 
-class Live:
+class Live(Listener):
     """Writes event files under `<study>/tensorboard/<trial>/` as epochs end.
 
     TensorBoard is for looking: where its files cannot be written, one line says so and the study
@@ -38,62 +39,34 @@ class Live:
 
     Args:
         folder: the study's result folder.
-        declared: what `study.json` says of the study.
-        recorded: gives the epochs that a trial's folder holds.
+        declared: what `study.json` says of the study, of each trial before its first epoch.
         announce: prints a line.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        declared: Mapping[str, Any],
-        recorded: Callable[[Path], Rows],
-        announce: Callable[[str], None] = print,
+        self, folder: Path, declared: Mapping[str, Any], announce: Callable[[str], None] = print
     ):
         self.folder, self.declared, self.announce = folder, declared, announce
         self.metric, self.mode = declared["metric"], declared["mode"]
         self.compared = compared(declared)
-        self._recorded = recorded
         self._writers: dict[str, EventFileWriter] = {}
         self._best: dict[str, float] = {}
         self._broken = False
-        with self._looking_only():
-            self._describe()
+        self._try(self._describe)
 
-    def row(self, name: str, config: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    def row(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one epoch's metrics and pictures to the trial's run."""
-        if self._broken:
-            return
-        with self._looking_only():
-            if name not in self._writers:
-                self._begin(name, config, row.get("epoch", 1))
-            self._add(name, row)
-            self._writers[name].flush()
+        self._try(self._row, name, row)
 
-    def ended(self, name: str, config: Mapping[str, Any], state: str, error: str) -> None:
+    def ended(self, name: str, state: str, error: str) -> None:
         """Close the trial's run with how it ended."""
-        if self._broken:
-            return
-        with self._looking_only():
-            if name not in self._writers:
-                self._begin(name, config, float("inf"))
-            writer = self._writers.pop(name)
-            self._best.pop(name, None)
-            ended = plugin_data_pb2.SessionEndInfo(
-                status=ENDED.get(state, api_pb2.STATUS_FAILURE), end_time_secs=time.time()
-            )
-            content = plugin_data_pb2.HParamsPluginData(session_end_info=ended)
-            _write(writer, _of_hparams(hparams_metadata.SESSION_END_INFO_TAG, content))
-            writer.close()
+        self._try(self._end, name, state)
 
-    def tick(self) -> None:
-        """Nothing to do between rows."""
-
-    @contextlib.contextmanager
-    def _looking_only(self) -> Iterator[None]:
-        """Give up writing, with a word, at the first write that fails."""
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Write, or give up writing with a word at the first write that fails."""
         try:
-            yield
+            if not self._broken:
+                write(*arguments)
         except OSError as e:
             self._broken = True
             self.announce(
@@ -101,11 +74,38 @@ class Live:
                 f" ({e.strerror or e}): the study goes on without them"
             )
 
+    def _row(self, name: str, row: Mapping[str, Any]) -> None:
+        if name not in self._writers:
+            self._begin(name, row.get("epoch", 1))
+        self._add(name, row)
+        self._writers[name].flush()
+
+    def _end(self, name: str, state: str) -> None:
+        if name not in self._writers:
+            self._begin(name, float("inf"))
+        status = ENDED.get(state, api_pb2.STATUS_FAILURE)
+        ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        content = plugin_data_pb2.HParamsPluginData(session_end_info=ended)
+        metadata = hparams_metadata.create_summary_metadata(content)
+        value = Summary.Value(
+            tag=hparams_metadata.SESSION_END_INFO_TAG,
+            metadata=metadata,
+            tensor=hparams_metadata.NULL_TENSOR,
+        )
+        writer = self._writers.pop(name)
+        self._best.pop(name, None)
+        _write(writer, Summary(value=[value]))
+        writer.close()
+
     def _describe(self) -> None:
         """Tell HParams its columns, and keep the settings that all trials share as a text."""
         last, best = tag(self.metric), tag(self.metric, best=True)
         columns = hparams.hparams_config_pb(
-            hparams=[hparams.HParam(key, _domain(v)) for key, v in self.compared.items()],
+            hparams=[
+                # The values among which the page filters must be of one type.
+                hparams.HParam(key, hparams.Discrete([_plain(v, vs) for v in vs]) if vs else None)
+                for key, vs in self.compared.items()
+            ],
             metrics=[
                 hparams.Metric(last, display_name=f"{self.metric} (last)"),
                 hparams.Metric(best, display_name=f"{self.metric} (best)"),
@@ -119,14 +119,14 @@ class Live:
         _write(writer, text_pb("settings/the same in all trials", text))
         writer.close()
 
-    def _begin(self, name: str, config: Mapping[str, Any], before: float) -> None:
+    def _begin(self, name: str, before: float) -> None:
         """Start the trial's run anew, with the kept epochs before `before`."""
         writer = self._writers[name] = self._fresh(name)
-        part = next((t["part"] for t in self.declared["trials"] if t["trial"] == name), "")
-        settings = {"part": part, **config}
+        planned = next(t for t in self.declared["trials"] if t["trial"] == name)
+        settings = {"part": planned["part"], **planned["config"]}
         varied = {key: _plain(settings.get(key), v) for key, v in self.compared.items()}
         _write(writer, hparams.hparams_pb(varied, trial_id=name))
-        for row in self._recorded(self.folder / "trials" / name):
+        for row in records.read_rows(self.folder / "trials" / name):
             if row.get("epoch", 0) < before:
                 self._add(name, row)
 
@@ -161,25 +161,12 @@ def compared(declared: Mapping[str, Any]) -> dict[str, list[Any]]:
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for planned in declared["trials"]:
         parts.setdefault(planned["part"], []).append(planned["config"])
-    varied = dict.fromkeys(
-        key
-        for configs in parts.values()
-        for key in configs[0]
-        if len(_different(config[key] for config in configs)) > 1
-    )
     found: dict[str, list[Any]] = {"part": list(parts)} if len(parts) > 1 else {}
-    # With the values of the other parts, or HParams' filter would leave their trials out.
-    return found | {
-        key: _different(config[key] for configs in parts.values() for config in configs)
-        for key in varied
-    }
-
-
-def _different(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:  # 1 and True are equal, and no setting has both
-        if value not in found:
-            found.append(value)
+    for configs in parts.values():
+        for key in configs[0]:  # 1 and True are equal, and no setting has both
+            if key not in found and len({config[key] for config in configs}) > 1:
+                # With the values of the other parts, or HParams' filter would leave them out.
+                found[key] = list(dict.fromkeys(t["config"][key] for t in declared["trials"]))
     return found
 
 
@@ -190,6 +177,7 @@ def tag(metric: str, *, best: bool = False) -> str:
     `train/lr`, and anything else `metrics/...`; the best so far has `_best` at its end.
     """
     group, _, rest = metric.partition("_")
+    name = f"metrics/{metric}"
     if metric == "seconds":
         name = "time/epoch"
     elif metric == "lr" or metric.endswith("_lr"):
@@ -198,14 +186,7 @@ def tag(metric: str, *, best: bool = False) -> str:
         name = f"time/{metric.removesuffix('_seconds')}"
     elif rest and group in SPLITS:
         name = f"{group}/{rest}"
-    else:
-        name = f"metrics/{metric}"
     return name + "_best" * best
-
-
-def _domain(values: Sequence[Any]) -> hparams.Domain | None:
-    """Return the values among which the page filters; they must be of one type."""
-    return hparams.Discrete([_plain(v, values) for v in values]) if values else None
 
 
 def _plain(value: Any, among: Sequence[Any]) -> bool | float | str:
@@ -222,12 +203,6 @@ def _picture(path: Path) -> Summary.Value:
         width, height = picture.size
     kept = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
     return Summary.Value(tag=path.stem.rpartition("-")[0], image=kept)
-
-
-def _of_hparams(name: str, content: plugin_data_pb2.HParamsPluginData) -> Summary:
-    metadata = hparams_metadata.create_summary_metadata(content)
-    value = Summary.Value(tag=name, metadata=metadata, tensor=hparams_metadata.NULL_TENSOR)
-    return Summary(value=[value])
 
 
 def _write(writer: EventFileWriter, summary: Summary, step: int = 0) -> None:

@@ -19,21 +19,9 @@ if TYPE_CHECKING:
     from core.trial.running import Report, Row, Stateful
 
 __all__ = [
-    "Best",
-    "Report",
-    "Row",
-    "Stateful",
-    "epochs",
-    "load_best",
-    "note",
-    "report",
-    "restore",
-    "save",
-    "save_picture",
-    "save_predictions",
-    "step_counter",
-    "stopped",
-]
+    "Best", "Report", "Row", "Stateful", "epochs", "load_best", "note", "report", "restore", "save",
+    "save_picture", "save_predictions", "step_counter", "stopped",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -56,8 +56,7 @@ def _epochs(state: Mapping[str, Stateful], left: range, reporter: Report) -> Ite
 
 def report(row: Row) -> None:
     """Report one epoch's metrics; `epoch` counts from 1."""
-    trial = current.get()
-    if trial is not None:
+    if trial := current.get():
         trial.report(row)
     elif tune := sys.modules.get("ray.tune"):  # loaded where Tune itself calls the trainable
         tune.report(row)
@@ -71,15 +70,13 @@ def stopped() -> bool:
 
 def stop(reason: str) -> None:
     """Have the running trial end after this epoch (for who schedules it in this process)."""
-    trial = current.get()
-    if trial is not None:
+    if trial := current.get():
         trial.told_to_stop = reason
 
 
 def note(**facts: Any) -> None:
     """Keep facts about the trial for trials.csv, such as settings that were chosen for it."""
-    trial = current.get()
-    if trial is not None:
+    if trial := current.get():
         trial.facts.update(facts)
 
 
@@ -97,7 +94,6 @@ def restore(state: Mapping[str, Stateful]) -> int:
         print(f"{trial.spec.name}: {path.name} is damaged, going back one epoch", flush=True)
         remove(path)
     if content is None:
-        trial.rows, trial.elapsed = [], 0.0
         return 0
     for name, part in state.items():
         part.load_state_dict(content["state"][name])
@@ -105,8 +101,8 @@ def restore(state: Mapping[str, Stateful]) -> int:
     trial.rows, trial.elapsed = content["rows"], content["seconds"]
     trial.step_bytes = content.get("step_bytes")
     earlier = json.loads(content.get("facts", "{}"))
-    trial.facts = earlier | trial.facts
-    trial.facts["numerics"] = _both(earlier.get("numerics", ""), trial.facts["numerics"])
+    both = _both(earlier.get("numerics", ""), trial.facts["numerics"])
+    trial.facts = earlier | trial.facts | {"numerics": both}
     write_json(trial.spec.folder / "history.json", trial.history())
     return content["epoch"]
 
@@ -129,10 +125,9 @@ def save(state: Mapping[str, Stateful], row: Row) -> None:
         buffer = io.BytesIO()
         torch.save({k: v.detach().cpu() for k, v in states["model"].items()}, buffer)
         write_bytes(trial.spec.folder / "best.pt", buffer.getvalue())
-    kept = [r for r in trial.rows if r["epoch"] != row["epoch"]] + [row]
     content = {
         "epoch": row["epoch"],
-        "rows": kept,
+        "rows": [r for r in trial.rows if r["epoch"] != row["epoch"]] + [row],
         "seconds": trial.seconds(),
         "step_bytes": trial.step_bytes,
         "facts": json.dumps(trial.facts),
@@ -186,10 +181,7 @@ class Best:
 
 
 def step_counter() -> Callable[[int], None] | None:
-    """Return what notes the bytes that a step took as the trial's peak memory.
-
-    None where nobody asks: on a GPU, which counts itself, and when it is known already.
-    """
+    """Return what notes the bytes of a step; None on a GPU, which counts itself, or when known."""
     trial = current.get()
     if trial is None or trial.step_bytes is not None or torch.cuda.is_available():
         return None
@@ -215,17 +207,16 @@ def save_predictions(
     trial = current.get()
     if trial is None:
         return
+    arrays: dict[str, Any] = {
+        **(more or {}),
+        "scores": np.asarray(scores, dtype=np.float32),
+        "labels": np.asarray(labels),
+        "files": np.array(files),
+        "classes": np.array(classes),
+        "config": np.array(json.dumps(dict(trial.spec.config), sort_keys=True)),
+    }
     buffer = io.BytesIO()
-    further: dict[str, Any] = dict(more or {})
-    np.savez_compressed(
-        buffer,
-        **further,
-        scores=np.asarray(scores, dtype=np.float32),
-        labels=np.asarray(labels),
-        files=np.array(files),
-        classes=np.array(classes),
-        config=np.array(json.dumps(dict(trial.spec.config), sort_keys=True)),
-    )
+    np.savez_compressed(buffer, **arrays)
     write_bytes(trial.spec.study / "predictions" / f"{trial.spec.name}.npz", buffer.getvalue())
 
 
@@ -237,6 +228,5 @@ def save_picture(name: str, epoch: int, png: bytes) -> None:
         epoch: counted from 1; call before this epoch is reported.
         png: the bytes of a PNG file.
     """
-    trial = current.get()
-    if trial is not None:
+    if trial := current.get():
         write_bytes(trial.spec.folder / "pictures" / f"{name}-{epoch:05d}.png", png)

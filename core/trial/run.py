@@ -44,15 +44,7 @@ def run(
         # Its clock starts here: what a new worker loads is not its.
         trial = Trial(spec, forward, memory=attempt.memory)
         trial.facts["numerics"] = numerics.label(attempt.threads)
-        token = current.set(trial)
-        try:
-            with reserve(spec.folder / "reserve", RESERVE):
-                write_json(spec.folder / "attempt.json", attempt_record(attempt))
-                state, error = _outcome(trainable, trial)
-        except StorageError as e:
-            state, error = "failed", str(e)
-        finally:
-            current.reset(token)
+        state, error = _attempted(trainable, trial, attempt)
         result = ended(trial, state, error, trial.peak_memory())
         worker.release()
         if state in ("finished", "stopped"):
@@ -61,12 +53,21 @@ def run(
         write_json(spec.folder / "result.json", result)
 
 
-def _outcome(trainable: Callable[..., None], trial: Trial) -> tuple[str, str]:
-    """Run the trainable; return how it ended and, for a failure, the sentence for the table.
+def _attempted(trainable: Callable[..., None], trial: Trial, attempt: Attempt) -> tuple[str, str]:
+    """Run the trainable on a trial whose folder says so; return how it ended, see `_outcome`."""
+    folder, token = trial.spec.folder, current.set(trial)
+    try:
+        with reserve(folder / "reserve", RESERVE):
+            write_json(folder / "attempt.json", attempt_record(attempt))
+            return _outcome(trainable, trial)
+    except StorageError as e:
+        return "failed", str(e)
+    finally:
+        current.reset(token)
 
-    Raises:
-        StorageError: the result folder cannot be written.
-    """
+
+def _outcome(trainable: Callable[..., None], trial: Trial) -> tuple[str, str]:
+    """Run the trainable; return how it ended and, for a failure, the sentence for the table."""
     spec = trial.spec
     try:
         trainable({**spec.config, **spec.shared, **spec.private}, report=trial.report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import random
 import re
@@ -15,26 +16,21 @@ import torch
 from core import numerics
 
 _capped: int | None = None  # bytes on the GPU
-_warm = False
 atexit.register(gc.unfreeze)  # or libraries report what `reset` froze as leaked
 
 
 def reset(seed: int, threads: int, memory: int | None = None) -> None:
     """Leave nothing of the last trial: seed every generator, restore flags, free memory.
 
-    Workers run many trials (starting one costs seconds), so whatever a trial may have changed is
-    put back here before the next one starts.
+    Workers run many trials, as starting one costs seconds.
 
     Args:
         seed: for python's, numpy's and torch's generators, on every device.
         threads: of torch; on a CPU sums depend on it, so it is part of what reproduces a curve.
         memory: bytes that torch may allocate on the GPU; None for all of it.
     """
-    global _warm
     _cap(memory)  # before anything is allocated there
-    if not _warm:
-        _first_use()
-        _warm = True
+    _first_use()
     numerics.fingerprint(threads)  # for the trial's record, and no part of its time and memory
     release()
     gc.freeze()  # what lives on (modules) need not be searched again: 0.2 s at each later trial
@@ -57,7 +53,8 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    _release_heap()
+    with contextlib.suppress(OSError, AttributeError):  # with another C library: it stays
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # to the system: other workers need it
 
 
 def memory_sentence(error: Exception) -> str:
@@ -71,8 +68,8 @@ def memory_sentence(error: Exception) -> str:
     if not on_gpu:
         return f"out of main memory: {wanted}; lower batch_size or image_size"
     cap = "the card" if _capped is None else f"its slot of {_capped / 2**30:.2f} GiB"
-    held = torch.cuda.memory_reserved() / 2**30 if torch.cuda.is_available() else None
-    having = "" if held is None else f" with {held:.2f} GiB in use"
+    known = torch.cuda.is_available()
+    having = f" with {torch.cuda.memory_reserved() / 2**30:.2f} GiB in use" if known else ""
     return (
         f"out of GPU memory: {wanted}{having}, over {cap}; lower batch_size or image_size, set"
         " precision=bfloat16 or recompute=true, or raise --slot-memory"
@@ -95,15 +92,10 @@ def _readable(size: str) -> str:
     return f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" and number.isdigit() else size
 
 
+@functools.cache
 def _first_use() -> None:
     """Load what torch loads at the first step, or it would count as the first trial's time."""
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     optimizer = torch.optim.SGD(layers.parameters(), 0.1, momentum=0.9)
     layers(torch.zeros(2, 3, 8, 8)).sum().backward()
     optimizer.step()
-
-
-def _release_heap() -> None:
-    """Hand freed memory back to the system: other workers need it."""
-    with contextlib.suppress(OSError, AttributeError):  # with another C library: it stays
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

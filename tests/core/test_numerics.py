@@ -73,9 +73,9 @@ def test_a_user_s_own_setting_stays_and_ours_is_taken_back(monkeypatch):
     for name, value in instruction_set.PIN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert instruction_set._pin() == "AVX2 but for MKL_CBWR=COMPATIBLE"
+    assert instruction_set.pin() == "AVX2 but for MKL_CBWR=COMPATIBLE"
     monkeypatch.setenv("LABTUNE_CPU", "native")
-    assert instruction_set._pin() == "native (LABTUNE_CPU)"
+    assert instruction_set.pin() == "native (LABTUNE_CPU)"
     assert instruction_set.passed_on() == {"MKL_CBWR": "COMPATIBLE", "LABTUNE_CPU": "native"}
 
 
@@ -121,7 +121,7 @@ def test_a_trial_keeps_the_digests_of_all_its_processes():
 
 
 def test_a_node_of_a_cluster_tells_its_digits(tmp_path):
-    fleet.leave_token(tmp_path, "x")
+    (tmp_path / ".driver-check").write_text("x")
     here = numerics.fingerprint(1).groups
     told = fleet.look("0" * 8, fleet.Errand(tmp_path, None, "x", here))
     assert told["trouble"] == "" and told["digits"] == ""

@@ -1,8 +1,7 @@
-"""The ranges of settings, and settings borrowed from another task."""
+"""The ranges of settings."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,34 +9,14 @@ import pytest
 from annotated_types import Ge, Interval, MultipleOf
 
 from core.errors import UserError
-from core.ranges import Amount, Checked, Count, Says, Share, borrows
+from core.ranges import Amount, Checked, Count, Says, Share
 
 
 @dataclass(frozen=True)
-class Lent(Checked):
-    """Settings.
+class Config(Checked):
+    """Settings."""
 
-    Attributes:
-        count: so many,
-            in two lines.
-        amount: so much.
-    """
-
-    count: Count = 1
     amount: Amount | None = None
-
-
-@dataclass(frozen=True)
-@borrows(Lent, "share count width amount part")
-class Borrower(Checked):
-    """Others.
-
-    Attributes:
-        share: of all.
-        width: in pixels.
-        part: of the share.
-    """
-
     count: Count = 2
     share: Share = 0.0
     width: Annotated[int, Ge(8), MultipleOf(8), Says("{name} must be a multiple of 8")] = 8
@@ -60,27 +39,10 @@ class Borrower(Checked):
 )
 def test_a_value_outside_its_range_is_refused(setting, sentence):
     with pytest.raises(UserError) as refused:
-        Borrower(**setting)
+        Config(**setting)
     assert str(refused.value) == sentence
 
 
 def test_the_ends_of_ranges_and_none_are_taken():
-    assert Borrower(count=1, amount=None, width=16, part=0.5).share == 0
-    assert Lent(amount=0.0) == Lent(1, 0.0)
-
-
-def test_borrowed_settings_keep_order_default_and_documentation():
-    names = [field.name for field in dataclasses.fields(Borrower)]
-    assert names == ["share", "count", "width", "amount", "part"]
-    assert vars(Borrower()) == {"share": 0, "count": 2, "width": 8, "amount": None, "part": 0}
-    assert (Borrower.__doc__ or "").splitlines() == [
-        "Others.",
-        "",
-        "Attributes:",
-        "    share: of all.",
-        "    count: so many,",
-        "        in two lines.",
-        "    width: in pixels.",
-        "    amount: so much.",
-        "    part: of the share.",
-    ]
+    assert Config(count=1, amount=None, width=16, part=0.5).share == 0
+    assert Config(amount=0.0).amount == 0

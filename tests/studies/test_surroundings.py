@@ -190,7 +190,7 @@ def test_a_forced_colour_makes_no_file_a_terminal(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     file = io.StringIO()
     with Progress(2, 0, "val_accuracy", "max", Console(file=file, soft_wrap=True)) as progress:
-        progress.row("a", {}, {"epoch": 1, "val_accuracy": 0.5})
+        progress.row("a", {"epoch": 1, "val_accuracy": 0.5})
         time.sleep(0.6)  # a live line would have been drawn twice
     assert file.getvalue().count("trials") == 1
 

@@ -235,7 +235,7 @@ def test_what_a_trial_says_is_shown_as_it_is(tmp_path, monkeypatch, capsys):
     assert toy(tmp_path, "--seeds", "1", "--resume") == 1
     console = Console(force_terminal=True, width=40, file=io.StringIO())
     with Progress(1, 0, "val_accuracy", "max", console) as progress:
-        progress.row("[/bold] \x1b[2J", {}, {"epoch": 1, "val_accuracy": 0.5})
+        progress.row("[/bold] \x1b[2J", {"epoch": 1, "val_accuracy": 0.5})
         progress.announce(said)
     assert "\x1b[31m" not in console.file.getvalue() and "\x1b[2J" not in console.file.getvalue()
 

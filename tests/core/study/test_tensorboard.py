@@ -56,10 +56,12 @@ def test_hparams_shows_what_is_compared_and_the_metric_alone(tmp_path):
 
 def test_a_search_shows_what_it_varies(tmp_path):
     declared = {"metric": "loss", "mode": "min", "search": {"space": {"lr": {}, "kind": {}}}}
-    declared |= {"constants": {"epochs": 2, "lr": 0.1}, "trials": []}
-    live = tensorboard.Live(tmp_path, declared, lambda folder: [])
-    live.row("search-0000", {"lr": 0.02, "kind": "train", "epochs": 2}, {"epoch": 1, "loss": 2.0})
-    live.row("search-0000", {}, {"epoch": 2, "loss": 3.0})
+    config = {"lr": 0.02, "kind": "train", "epochs": 2}
+    proposed = {"trial": "search-0000", "part": "search", "config": config}
+    declared |= {"constants": {"epochs": 2, "lr": 0.1}, "trials": [proposed]}
+    live = tensorboard.Live(tmp_path, declared)
+    live.row("search-0000", {"epoch": 1, "loss": 2.0})
+    live.row("search-0000", {"epoch": 2, "loss": 3.0})
     run = EventAccumulator(str(tmp_path / "tensorboard" / "search-0000")).Reload()  # not closed yet
     assert [e.value for e in run.Scalars("metrics/loss_best")] == [2, 2]
     data = run.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
