@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -31,8 +32,7 @@ def is_archive(path: Path) -> bool:
 def unpacked(archive: Path) -> Path:
     """Return a folder in the cache with what `archive` holds, unpacked on first use.
 
-    Raises:
-        UserError: the archive is refused (see `extract`), or the cache cannot be written.
+    Raises `UserError` as `extract` does, or where the cache cannot be written.
     """
     status = archive.stat()
     told = f"{archive}\0{status.st_size}\0{status.st_mtime_ns}"
@@ -92,12 +92,12 @@ def download(folder: Path, year: str = "2012") -> None:
     lock = cache_dir() / f"download-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.lock"
     with cache_errors():
         lock.parent.mkdir(parents=True, exist_ok=True)
-    inside = Path(known["base_dir"])
-    with FileLock(lock):
+    inside, archive = Path(known["base_dir"]), folder / known["filename"]
+    with FileLock(lock), _written(folder):
         if (folder / inside).is_dir():
             return
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             download_url(known["url"], str(folder), known["filename"], known["md5"])
         except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
             raise UserError(
@@ -106,25 +106,27 @@ def download(folder: Path, year: str = "2012") -> None:
             ) from e
         except RuntimeError as e:
             raise UserError(
-                f"--download: {folder / known['filename']} is not the published archive (MD5"
-                f" {known['md5']}): delete it and try again"
+                f"--download: {archive} is not the published archive (MD5 {known['md5']}):"
+                " delete it and try again"
             ) from e
-        except OSError as e:
-            raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
-        _install(folder / known["filename"], folder, inside)
+        _install(archive, folder, inside)
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
 
 
 def _install(archive: Path, folder: Path, inside: Path) -> None:
     """Unpack `archive` beside the other years in `folder`."""
     unfinished = folder / ".unpacking"
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         extract(archive, unfinished)
         (folder / inside).parent.mkdir(parents=True, exist_ok=True)
         os.replace(unfinished / inside, folder / inside)
-    except OSError as e:
-        raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
     finally:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)

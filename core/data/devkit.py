@@ -33,29 +33,18 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the lists and annotations of a root say, before any image is opened.
+    """What the lists and annotations of a root say, before any image is opened."""
 
-    Attributes:
-        root: absolute; file names are relative to it.
-        folder: the year's folder, relative to the root ("." if it is the root).
-        classes: names, in the order of the labels.
-        own: the list of classes is the data set's own, not VOC's.
-        lists: "train" and "val" -> name of the list in ImageSets/Main.
-        files: per split the images, sorted by name.
-        boxes: per split the objects of each image.
-        skipped: per split the images left out for want of a file or for a broken annotation.
-        notes: sentences on what was not as in the published kits.
-    """
-
-    root: Path
-    folder: str
-    classes: tuple[str, ...]
-    own: bool
-    lists: dict[str, str]
-    files: dict[str, tuple[folders.ImageFile, ...]]
-    boxes: dict[str, tuple[tuple[Box, ...], ...]]
+    root: Path  # absolute; file names are relative to it
+    folder: str  # the year's folder, relative to the root ("." if it is the root)
+    classes: tuple[str, ...]  # names, in the order of the labels
+    own: bool  # the list of classes is the data set's own, not VOC's
+    lists: dict[str, str]  # "train" and "val" -> name of the list in ImageSets/Main
+    files: dict[str, tuple[folders.ImageFile, ...]]  # per split the images, sorted by name
+    boxes: dict[str, tuple[tuple[Box, ...], ...]]  # per split the objects of each image
+    # per split the images left out for want of a file or for a broken annotation
     skipped: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences on what was not as in the published kits
 
 
 def open_root(root: str | os.PathLike[str]) -> Path:

@@ -33,21 +33,15 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data root holds.
+    """What a data root holds."""
 
-    Attributes:
-        root: the data root, absolute.
-        classes: names of the class folders, sorted; where splits write a name differently
-            ("House Crow", "house_crow") it is the first split's.
-        files: per split, sorted by class and path.
-        folders: per split the folder that was used.
-        left_out: per split, how many files were passed over, by their extension.
-    """
-
-    root: Path
+    root: Path  # the data root, absolute
+    # names of the class folders, sorted; where splits write a name differently ("House Crow",
+    # "house_crow") it is the first split's
     classes: tuple[str, ...]
-    files: dict[str, tuple[ImageFile, ...]]
-    folders: dict[str, str]
+    files: dict[str, tuple[ImageFile, ...]]  # per split, sorted by class and path
+    folders: dict[str, str]  # per split the folder that was used
+    # per split, how many files were passed over, by their extension
     left_out: dict[str, Counter[str]]
 
 

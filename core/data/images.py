@@ -25,28 +25,18 @@ S = TypeVar("S", bound="ImageSet")
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Decoded images of one split.
+    """Decoded images of one split."""
 
-    Attributes:
-        images: (N, 3, S, S) uint8, memory-mapped and read-only.
-        labels: (N,) int64, indices into `classes`.
-        files: paths relative to the data root, with forward slashes, in a fixed order.
-        classes: names, sorted; the same for all splits of a root.
-        folder: the split's folder in the root ("test" where there is no "val").
-        sources: SHA-256 of each file, 32 digits.
-        digests: SHA-256 of each decoded image, 32 digits.
-        skipped: broken files that were left out, as relative paths.
-        left_out: how many files were passed over as no images, by their extension.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # (N, 3, S, S) uint8, memory-mapped and read-only
+    labels: np.ndarray  # (N,) int64, indices into `classes`
+    # paths relative to the data root, with forward slashes, in a fixed order
     files: tuple[str, ...]
-    classes: tuple[str, ...]
-    folder: str = ""
-    sources: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...]  # names, sorted; the same for all splits of a root
+    folder: str = ""  # the split's folder in the root ("test" where there is no "val")
+    sources: tuple[str, ...] = ()  # SHA-256 of each file, 32 digits
+    digests: tuple[str, ...] = ()  # SHA-256 of each decoded image, 32 digits
+    skipped: tuple[str, ...] = ()  # broken files that were left out, as relative paths
+    # how many files were passed over as no images, by their extension
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -46,17 +46,11 @@ class Arrays(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set: its classes, what it depends on, and how to read it.
+    """A data set: its classes, what it depends on, and how to read it."""
 
-    Attributes:
-        classes: names, in the order of the labels.
-        key: text that changes whenever `read` would give something else.
-        read: returns the splits "train" and "val".
-    """
-
-    classes: tuple[str, ...]
-    key: str
-    read: Callable[[], dict[str, Arrays]]
+    classes: tuple[str, ...]  # names, in the order of the labels
+    key: str  # text that changes whenever `read` would give something else
+    read: Callable[[], dict[str, Arrays]]  # returns the splits "train" and "val"
 
 
 def resolve(dataset: str, root: str | None) -> str:

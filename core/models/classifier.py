@@ -53,26 +53,16 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network and how to feed it.
+    """A trained network and how to feed it."""
 
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        name: what it is, for reports; no path.
-        digest: SHA-256 of names, shapes and values of its state.
-        num_classes: width of its head.
-        normalisation: of the pixels it was trained on, see `core.models.normalisation`; None: not
-            known.
-        image_size: pixels of the images it was trained on, where that is known.
-        fit: how its training images were made square: "squash" or "crop".
-    """
-
-    model: nn.Module
-    name: str
-    digest: str
-    num_classes: int
+    model: nn.Module  # in evaluation mode, on the CPU
+    name: str  # what it is, for reports; no path
+    digest: str  # SHA-256 of names, shapes and values of its state
+    num_classes: int  # width of its head
+    # of the pixels it was trained on, see `core.models.normalisation`; None: not known
     normalisation: Normalisation | None = None
-    image_size: int | None = None
-    fit: str = "crop"
+    image_size: int | None = None  # pixels of the images it was trained on, where that is known
+    fit: str = "crop"  # how its training images were made square: "squash" or "crop"
 
 
 def load_classifier(checkpoint: str | None, classes: int) -> Classifier:

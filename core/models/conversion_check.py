@@ -38,48 +38,30 @@ _BATCH = 50
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one tensor of the converted network is from the original's, over all images.
+    """How far one tensor of the converted network is from the original's, over all images."""
 
-    Attributes:
-        mode: "A", "B", or "none": standardised weights and nothing that makes up for them.
-        precision: "float32" or "float64".
-        layer: name of a norm whose output is compared, or "output" for the logits.
-        mae: mean absolute difference.
-        largest: largest absolute difference.
-        size: largest absolute value of the original.
-        images: how many.
-        changed: images whose largest logit belongs to another class; None for inner layers.
-        accuracy: share of images that the original gets right; None without labels.
-        accuracy_converted: the same of the converted network.
-    """
-
-    mode: str
-    precision: str
-    layer: str
-    mae: float
-    largest: float
-    size: float
-    images: int
+    mode: str  # "A", "B", or "none": standardised weights and nothing that makes up for them
+    precision: str  # "float32" or "float64"
+    layer: str  # name of a norm whose output is compared, or "output" for the logits
+    mae: float  # mean absolute difference
+    largest: float  # largest absolute difference
+    size: float  # largest absolute value of the original
+    images: int  # how many
+    # images whose largest logit belongs to another class; None for inner layers
     changed: int | None = None
+    # share of images that the original gets right; None without labels
     accuracy: float | None = None
-    accuracy_converted: float | None = None
+    accuracy_converted: float | None = None  # the same of the converted network
 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Images for a check.
+    """Images for a check."""
 
-    Attributes:
-        images: (N, 3, S, S) uint8.
-        labels: (N,), or None.
-        classes: how many the labels tell apart; 0 without labels.
-        description: what the images are.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None = None
-    classes: int = 0
-    description: str = ""
+    images: np.ndarray  # (N, 3, S, S) uint8
+    labels: np.ndarray | None = None  # (N,), or None
+    classes: int = 0  # how many the labels tell apart; 0 without labels
+    description: str = ""  # what the images are
 
 
 def check(

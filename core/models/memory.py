@@ -32,19 +32,12 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Fit:
-    """What a trial's step takes.
+    """What a trial's step takes."""
 
-    Attributes:
-        precision: of the forward pass.
-        recompute: whether activations are computed again for the backward pass.
-        estimate: bytes as run.
-        plain: bytes in float32 without recomputation.
-    """
-
-    precision: Precision
-    recompute: bool
-    estimate: int
-    plain: int
+    precision: Precision  # of the forward pass
+    recompute: bool  # whether activations are computed again for the backward pass
+    estimate: int  # bytes as run
+    plain: int  # bytes in float32 without recomputation
 
     def facts(self) -> dict[str, Any]:
         """Return what the trial notes of it."""
@@ -91,23 +84,14 @@ def measure(
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of a trial.
+    """A training step of a trial."""
 
-    Attributes:
-        build: makes the model from `args`.
-        args: all that tells the model from others.
-        image_size: pixels.
-        batch: images that are run at once.
-        precision: of the forward pass.
-        recompute: whether activations are computed again.
-    """
-
-    build: Callable[..., nn.Module]
-    args: tuple[Hashable, ...]
-    image_size: int
-    batch: int
-    precision: Precision = "float32"
-    recompute: bool = False
+    build: Callable[..., nn.Module]  # makes the model from `args`
+    args: tuple[Hashable, ...]  # all that tells the model from others
+    image_size: int  # pixels
+    batch: int  # images that are run at once
+    precision: Precision = "float32"  # of the forward pass
+    recompute: bool = False  # whether activations are computed again
 
     def fit(self) -> Fit:
         """Estimate what the step takes."""

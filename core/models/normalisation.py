@@ -42,25 +42,18 @@ _FAR_RATIO, _FAR_SHIFT = 2.0, 0.5
 
 @dataclass(frozen=True)
 class Settled:
-    """The normalisation of a network's input, and why this one.
+    """The normalisation of a network's input, and why this one."""
 
-    Attributes:
-        name: key of `NORMALISATIONS`.
-        how: set by the user, known for the weights, guessed by accuracy, or assumed for want of
-            labels.
-        shift: how far the mean of the first batch norm's input on clean images is from the running
-            one, see `core.layers.running.LayerChange`.
-        ratio: its standard deviation over the running one.
-        images: that the accuracies are of.
-        accuracy: share of them that the unadapted network tells right under each candidate, where
-            it was guessed.
-    """
-
-    name: Normalisation
+    name: Normalisation  # key of `NORMALISATIONS`
+    # set by the user, known for the weights, guessed by accuracy, or assumed for want of labels
     how: Literal["set", "known", "guessed", "assumed"]
+    # how far the mean of the first batch norm's input on clean images is from the running one, see
+    # `core.layers.running.LayerChange`
     shift: float
-    ratio: float
-    images: int = 0
+    ratio: float  # its standard deviation over the running one
+    images: int = 0  # that the accuracies are of
+    # share of them that the unadapted network tells right under each candidate, where it was
+    # guessed
     accuracy: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -86,28 +86,19 @@ def cross_entropy(num_classes: int) -> Task:
 
 @dataclass(frozen=True)
 class Learner:
-    """A network in training.
+    """A network in training."""
 
-    Attributes:
-        network: on its device.
-        optimizer: of its weights.
-        schedule: of the learning rates, stepped after each batch.
-        task: loss and metrics.
-        precision: of the forward pass.
-        max_norm: largest L2 norm of the gradient; 0: any.
-        accumulate: parts in which a batch is run; their gradients add up to those of the whole,
-            each image weighing the same. Only norms that look at one image at a time compute the
-            same then: batch norm sees the parts.
-        scaler: of the loss: float16 needs it (its gradients underflow); idle otherwise.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
-    task: Task
-    precision: Precision = "float32"
-    max_norm: float = 0.0
+    network: nn.Module  # on its device
+    optimizer: torch.optim.Optimizer  # of its weights
+    schedule: LambdaLR  # of the learning rates, stepped after each batch
+    task: Task  # loss and metrics
+    precision: Precision = "float32"  # of the forward pass
+    max_norm: float = 0.0  # largest L2 norm of the gradient; 0: any
+    # parts in which a batch is run; their gradients add up to those of the whole, each image
+    # weighing the same. Only norms that look at one image at a time compute the same then: batch
+    # norm sees the parts
     accumulate: int = 1
+    # of the loss: float16 needs it (its gradients underflow); idle otherwise
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self):

@@ -50,12 +50,7 @@ class ConfusionMatrix:
         micro = 2 * int(right.sum()) / (2 * int(right.sum()) + int(wrong.sum()))
         seen = occurs > 0
         macro = (2 * right[seen] / occurs[seen].double()).mean().item()
-        return {
-            "accuracy": accuracy,
-            "error": 1 - accuracy,
-            "micro_f1": micro,
-            "macro_f1": macro,
-        }
+        return {"accuracy": accuracy, "error": 1 - accuracy, "micro_f1": micro, "macro_f1": macro}
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

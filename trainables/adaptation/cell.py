@@ -33,17 +33,11 @@ _KEPT_SCORES = 250_000  # scores of a trial that go to predictions/
 
 
 class Scored(NamedTuple):
-    """How a model did on a cell's images.
+    """How a model did on a cell's images."""
 
-    Attributes:
-        right: (N,) bool, in the order of the images.
-        loss: cross-entropy, nats per image.
-        logits: (N, C) float32 on the CPU.
-    """
-
-    right: np.ndarray
-    loss: float
-    logits: Tensor
+    right: np.ndarray  # (N,) bool, in the order of the images
+    loss: float  # cross-entropy, nats per image
+    logits: Tensor  # (N, C) float32 on the CPU
 
     @property
     def accuracy(self) -> float:

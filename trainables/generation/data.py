@@ -26,19 +26,12 @@ SAMPLES, SHOWS, PATHS = 2, 3, 4  # streams of a trial's seed; 0 and 1 are order 
 
 
 class Pictures(NamedTuple):
-    """A data set on the device.
+    """A data set on the device."""
 
-    Attributes:
-        train: (N, C, S, S) uint8.
-        labels: (N,) int64.
-        names: of the classes.
-        reference: what samples are held against.
-    """
-
-    train: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
-    reference: Reference
+    train: Tensor  # (N, C, S, S) uint8
+    labels: Tensor  # (N,) int64
+    names: tuple[str, ...]  # of the classes
+    reference: Reference  # what samples are held against
 
 
 _opened: dict[tuple[Any, ...], Pictures] = {}  # by the trial before: a warm worker keeps its data

@@ -19,15 +19,7 @@ from core.generation.features import quantised
 from core.models import memory
 from core.training.device import device_here
 from trainables.generation import Config
-from trainables.generation.data import (
-    SAMPLES,
-    SHOWS,
-    Pictures,
-    batches,
-    build,
-    generator,
-    opened,
-)
+from trainables.generation.data import SAMPLES, SHOWS, Pictures, batches, build, generator, opened
 from trainables.generation.keep import Grids, keep
 
 SHOWN = 4  # images of each class in a grid, at most `GRID` in all
