@@ -11,8 +11,7 @@ from core.errors import UserError
 def check_batch(config: Mapping[str, Any], images: int) -> None:
     """Refuse a trial's batch that its training images do not fill.
 
-    Raises:
-        UserError: the batch is larger than there are images.
+    Raises UserError: the batch is larger than there are images.
     """
     if config["batch_size"] > images:
         raise UserError(

@@ -42,10 +42,8 @@ def read_annotations(
 ) -> tuple[dict[str, list[Object]], dict[str, str], list[str]]:
     """Return the objects of each image, what is wrong with others' annotations, and notes.
 
-    An image without annotation shows nothing, unless a class's list says that it does.
-
-    Raises:
-        UserError: no image has an annotation.
+    An image without annotation shows nothing, unless a class's list says that it does. Raises
+    UserError: no image has an annotation.
     """
     files = Files(folder / "Annotations", (".xml",))
     shown = set().union(*listed.values())
@@ -140,10 +138,8 @@ def classes_of(
 
     They are those of `classes.txt` in the root or the year's folder; or else those that have lists
     (cat_train.txt and cat_val.txt); or else VOC's, if these are all that occur or most of them do;
-    or else those that occur, sorted. A background that no object is called is no class.
-
-    Raises:
-        UserError: no class, or one twice.
+    or else those that occur, sorted. A background that no object is called is no class. Raises
+    UserError: no class, or one twice.
     """
     first: dict[str, str] = {}  # class -> where it occurs
     for image, objects in found.items():

@@ -43,12 +43,9 @@ def unpacked(archive: Path) -> Path:
 def extract(archive: Path, folder: Path) -> None:
     """Unpack a tar archive of plain files and folders into the new folder `folder`.
 
-    Every member is looked at before the first is written.
-
-    Raises:
-        UserError: a member is a link or device or lies outside the folder, there are too many, or
-            the archive is damaged.
-        OSError: the folder cannot be written.
+    Every member is looked at before the first is written. Raises UserError: a member is a link or
+    device or lies outside the folder, there are too many, or the archive is damaged. Raises
+    OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True)
     try:
@@ -80,8 +77,7 @@ def _checked(archive: Path, tar: tarfile.TarFile, folder: Path) -> Iterator[tarf
 def download(folder: Path, year: str = "2012") -> None:
     """Fetch a year's archive into `folder`, check its MD5 and unpack it there, if need be.
 
-    Raises:
-        UserError: an unknown year, no network, or what came is not the archive.
+    Raises UserError: an unknown year, no network, or what came is not the archive.
     """
     from torchvision.datasets.utils import download_url  # seconds to import, seldom needed
     from torchvision.datasets.voc import DATASET_YEAR_DICT

@@ -75,8 +75,7 @@ def decoded_splits(
 ) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     """Return what `decoded` does for the files of each split.
 
-    Raises:
-        UserError: files cannot be decoded (all are named) and are not to be left out.
+    Raises UserError: files cannot be decoded (all are named) and are not to be left out.
     """
     opened = {split: decoded(root, part, image_size, fit) for split, part in files.items()}
     broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}

@@ -50,8 +50,7 @@ class Devkit:
 def open_root(root: str | os.PathLike[str]) -> Path:
     """Return the folder that file names are relative to: `root`, or what its archive holds.
 
-    Raises:
-        UserError: it does not exist, or the archive is refused.
+    Raises UserError: it does not exist, or the archive is refused.
     """
     path = Path(root).expanduser()
     if path.is_dir():
@@ -171,8 +170,7 @@ def _boxes(
 ) -> dict[str, tuple[Box, ...]]:
     """Return the objects of each image by the numbers of their classes.
 
-    Raises:
-        UserError: an object is of no class.
+    Raises UserError: an object is of no class.
     """
     index = {name: label for label, name in enumerate(classes)}
     unknown = [
@@ -197,8 +195,7 @@ def _read_lists(
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return per split what `_read_list` does.
 
-    Raises:
-        UserError: images are missing and not to be left out, or one is in both lists.
+    Raises UserError: images are missing and not to be left out, or one is in both lists.
     """
     names, gone = {}, {}
     for split, name in lists.items():

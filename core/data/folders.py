@@ -85,11 +85,9 @@ def scan(root: Root, splits: Sequence[str] = ("train", "val")) -> Listing:
     Class folders may have folders inside, also linked ones. Hidden files and what file managers
     leave behind are passed over; files with other extensions, and images in no class folder, are
     counted in `Listing.left_out`. Where there is no `val` folder, `valid`, `validation` or `test`
-    is used, and `Listing.folders` says so.
-
-    Raises:
-        UserError: no such root or split, a class folder without images, fewer than two classes, or
-            splits with different classes; one sentence that names the folders.
+    is used, and `Listing.folders` says so. Raises UserError: no such root or split, a class folder
+    without images, fewer than two classes, or splits with different classes; one sentence that
+    names the folders.
     """
     base = Path(root).expanduser()
     if not base.is_dir():

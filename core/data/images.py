@@ -95,8 +95,7 @@ def read(
 ) -> dict[str, ImageSet]:
     """Return the decoded images of the chosen files of each split, in their order; see `load`.
 
-    Raises:
-        UserError: files cannot be decoded (all are named), or the cache cannot be written.
+    Raises UserError: files cannot be decoded (all are named), or the cache cannot be written.
     """
     opened = decoded_splits(listing.root, chosen, image_size, fit, skip_broken)
     return {

@@ -287,11 +287,8 @@ def _python_batches(base: Path, train: bool) -> Arrays:
     """Read a half of the version that torchvision downloads.
 
     Its files are pickles. torchvision opens them only if their MD5 is that of the published files,
-    so nothing else is ever unpickled.
-
-    Raises:
-        RuntimeError: they are not there or not the published ones.
-        OSError: they cannot be read.
+    so nothing else is ever unpickled. Raises RuntimeError: they are not there or not the published
+    ones. Raises OSError: they cannot be read.
     """
     from torchvision.datasets import CIFAR10
 
@@ -302,8 +299,7 @@ def _python_batches(base: Path, train: bool) -> Arrays:
 def cifar10_test(root: str | Path) -> ImageSet | None:
     """Return CIFAR-10's test half, if `root` holds its python batches or is their folder.
 
-    Raises:
-        UserError: a batch is missing or not the published one.
+    Raises UserError: a batch is missing or not the published one.
     """
     base, folder = Path(root), _CIFAR_FOLDERS[1]
     if base.name == folder:

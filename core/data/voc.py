@@ -87,8 +87,7 @@ def check_examples(
 ) -> None:
     """Refuse classes without any training example, and a list to score without any label.
 
-    Raises:
-        UserError: see above.
+    Raises UserError: see above.
     """
     for split, name in kit.lists.items():
         if not (labels_of(kit.boxes[split], len(kit.classes), difficult) == 1).any():

@@ -96,8 +96,7 @@ def digest_of(model: nn.Module) -> str:
 def load_fitting(model: nn.Module, state: State, source: str) -> None:
     """Load `state` into `model`, see `core.models.weights.fill`.
 
-    Raises:
-        UserError: names or shapes differ.
+    Raises UserError: names or shapes differ.
     """
     say = "give the weights of such a network, or another architecture as NAME:PATH"
     fill(model, state, f"--set checkpoint={source}", f"a {resnet_name(model)}", say)
@@ -215,8 +214,7 @@ def is_torchvisions(state: State) -> bool:
 def torchvision_name(state: State) -> str:
     """Return the name of torchvision's ResNet that a state belongs to, by its blocks.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError: there is none.
     """
     found = {re.match(r"layer([1-4])\.(\d+)\.", name) for name in state}
     blocks = {(int(m[1]), int(m[2])) for m in found if m}

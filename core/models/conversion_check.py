@@ -133,8 +133,7 @@ def run(settings: Mapping[str, Any]) -> dict[str, Any]:
 def network(weights: str) -> tuple[nn.Module, int, str]:
     """Return a network with its own head, the image size it was made for, and its name.
 
-    Raises:
-        UserError: weights that cannot be had or that fit no ResNet.
+    Raises UserError: weights that cannot be had or that fit no ResNet.
     """
     if weights == "default":
         return pretrained.resnet18(weights, 1000), 224, "ResNet-18, torchvision's ImageNet weights"
@@ -176,10 +175,8 @@ def load_photos(
     """Return the images of a folder, or the embedded birds.
 
     A folder with splits gives its validation (or test) images, one with class folders its images
-    with labels, any other all images in it and below.
-
-    Raises:
-        UserError: no folder, no images, or images that cannot be read (all are named).
+    with labels, any other all images in it and below. Raises UserError: no folder, no images, or
+    images that cannot be read (all are named).
     """
     synthetic = folder is None
     root = Path(birds.default_birds() if folder is None else folder)

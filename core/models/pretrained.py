@@ -56,8 +56,7 @@ def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Mod
 def digest(weights: str) -> str:
     """Return what tells these weights from others, for fingerprints; makes or fetches them.
 
-    Raises:
-        UserError: see `resnet18`.
+    Raises UserError: see `resnet18`.
     """
     if weights == "none":
         return "none"

@@ -27,10 +27,8 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`, `model.`) are taken off, and numbers of
     any floating-point type become float32. Only tensors and plain values are read: a file with code
-    or other objects is refused.
-
-    Raises:
-        UserError: no such file, not a file of tensors, or a tensor that holds nan or infinity.
+    or other objects is refused. Raises UserError: no such file, not a file of tensors, or a tensor
+    that holds nan or infinity.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -84,8 +82,7 @@ def kept(path: Path, learn: Callable[[], dict[str, Tensor]]) -> Path:
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
     """Refuse weights with which every output would be nan.
 
-    Raises:
-        UserError: a tensor holds nan or infinity; it is named.
+    Raises UserError: a tensor holds nan or infinity; it is named.
     """
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():

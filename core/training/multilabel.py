@@ -151,8 +151,7 @@ class PairLoss:
     def metrics(self) -> dict[str, float]:
         """Return loss per pair that counts, mean average precision, share of right decisions.
 
-        Raises:
-            Diverged: a score is not finite.
+        Raises Diverged: a score is not finite.
         """
         scores, labels = torch.cat(self._logits).cpu(), torch.cat(self._labels).cpu()
         if not scores.isfinite().all():

@@ -82,8 +82,7 @@ def adapt_cell(config: dict[str, Any], report: trial.Report | None = None) -> No
 def check_cells(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
     """Refuse batches, and without wrapping updates, that need more images than there are.
 
-    Raises:
-        UserError: see above.
+    Raises UserError: see above.
     """
     labels = np.zeros(sum(described["counts"]["val"].values()), dtype=np.int64)
     for config in configs:
@@ -145,8 +144,7 @@ def _in_order(count: int) -> list[np.ndarray]:
 def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndarray]) -> Scored:
     """Predict the images batch by batch; every image is in one batch.
 
-    Raises:
-        Diverged: a score is not finite.
+    Raises Diverged: a score is not finite.
     """
     logits = torch.cat([model(_batch(task, shifted, index)).float() for index in batches]).cpu()
     if not logits.isfinite().all():

@@ -39,11 +39,8 @@ class Task:
 def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check data, model and frost pictures once, and return what the report says about them.
 
-    `settled` is what auto comes to; the engine puts it to every trial.
-
-    Raises:
-        UserError: data or weights that cannot be used, weights for other classes, or a model
-            without batch norm.
+    `settled` is what auto comes to; the engine puts it to every trial. Raises UserError: data or
+    weights that cannot be used, weights for other classes, or a model without batch norm.
     """
     cfg = Config(**settings)
     task, settled = task_of(cfg), _settled(cfg)
@@ -149,8 +146,7 @@ def evenly(
 ) -> tuple[folders.ImageFile, ...]:
     """Return the first file of each class, the second of each, and so on, up to `count`.
 
-    Raises:
-        UserError: `count` is below one image per class or above the number of files.
+    Raises UserError: `count` is below one image per class or above the number of files.
     """
     order = _even_order(np.array([file.label for file in files]), count, classes)
     return tuple(files[k] for k in order)
@@ -171,8 +167,7 @@ def _first_evenly(images: data_images.ImageSet, count: int | None) -> data_image
 def _common_size(root: Path, files: Sequence[folders.ImageFile]) -> int | None:
     """Return the side of images that are all squares of one size; only their headers are read.
 
-    Raises:
-        UserError: an image is smaller than the corruptions need.
+    Raises UserError: an image is smaller than the corruptions need.
     """
     sizes = set()
     for file in files:

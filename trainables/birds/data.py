@@ -28,8 +28,7 @@ def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and decode the images once, and return what the report says about them.
 
-    Raises:
-        UserError: folders or images that cannot be used, all named.
+    Raises UserError: folders or images that cannot be used, all named.
     """
     cfg = Config(**settings)
     train, val = images(replace(cfg, holdout=0.0))

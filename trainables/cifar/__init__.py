@@ -103,9 +103,8 @@ class Config(Checked):
 def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
     """Refuse batches that the training set does not fill, and too few images.
 
-    Raises:
-        UserError: a batch is larger than the training set of its trial, or a limit leaves less than
-            an image for each class.
+    Raises UserError: a batch is larger than the training set of its trial, or a limit leaves less
+    than an image for each class.
     """
     count, classes = sum(described["counts"]["train"].values()), len(described["classes"])
     for config in configs:

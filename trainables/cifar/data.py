@@ -72,10 +72,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and decode all images once, and return what the report says about them.
 
     Where the first trial starts from weights, they are made or fetched here too, and belong to the
-    fingerprint.
-
-    Raises:
-        UserError: data or weights that cannot be used.
+    fingerprint. Raises UserError: data or weights that cannot be used.
     """
     cfg = dataclasses.replace(Config(**settings), train_images=None, val_images=None)
     described = small.describe(cfg.dataset, cfg.data_dir, images(cfg))

@@ -40,8 +40,7 @@ _opened: dict[tuple[Any, ...], Pictures] = {}  # by the trial before: a warm wor
 def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check the images, train the classifier once, and return what the report says about both.
 
-    Raises:
-        UserError: data, weights or settings that cannot be used.
+    Raises UserError: data, weights or settings that cannot be used.
     """
     cfg = Config(**settings)
     weights = ""

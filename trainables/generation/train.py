@@ -64,8 +64,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train for one round of steps and return the mean of each loss, named train_*.
 
-    Raises:
-        Diverged: a loss is not finite.
+    Raises Diverged: a loss is not finite.
     """
     sums: dict[str, Tensor] = {}
     steps = 0

@@ -37,8 +37,7 @@ def images(cfg: Config) -> tuple[voc.VocSet, voc.VocSet]:
 def split(cfg: Config, train_set: voc.VocSet) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the images that are trained on, and of those held out.
 
-    Raises:
-        UserError: more folds than images.
+    Raises UserError: more folds than images.
     """
     count = len(train_set)
     if cfg.fold is None:
@@ -50,8 +49,7 @@ def split(cfg: Config, train_set: voc.VocSet) -> tuple[np.ndarray, np.ndarray]:
 def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
     """Return the fold of each training image, the same for every seed.
 
-    Raises:
-        UserError: fewer images than folds.
+    Raises UserError: fewer images than folds.
     """
     if cfg.folds > len(train_set):
         raise UserError(f"--folds {cfg.folds}: there are only {len(train_set)} training images")
@@ -61,8 +59,7 @@ def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check, fetch and decode what trials need, and return what the report says about it.
 
-    Raises:
-        UserError: data or weights that cannot be used or fetched.
+    Raises UserError: data or weights that cannot be used or fetched.
     """
     cfg = Config(**settings)
     if cfg.download:
