@@ -47,8 +47,7 @@ def read_annotations(
     """
     files = Files(folder / "Annotations", (".xml",))
     shown = set().union(*listed.values())
-    found: dict[str, list[Object]] = {}
-    broken: dict[str, str] = {}
+    found, broken = dict[str, list[Object]](), dict[str, str]()
     bare, turned = [], []
     for name in names:
         stem = files.stem(name)
@@ -145,13 +144,7 @@ def classes_of(
     for image, objects in found.items():
         for obj in objects:
             first.setdefault(obj.name, f"{folder}/Annotations/{image}.xml ({obj.name})")
-    paths = [p for p in (root / "classes.txt", folder / "classes.txt") if p.exists()]
-    if paths:
-        names = [composed(line) for line in lines_of(paths[0])]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"{paths[0]}: list each class once, a name a line")
-    else:
-        names = list(listed)
+    names = _own_list(root / "classes.txt") or _own_list(folder / "classes.txt") or list(listed)
     empty = [name for name in names if name.lower() in _NO_CLASSES and name not in first]
     names = [name for name in names if name not in empty]
     if not names:
@@ -161,3 +154,11 @@ def classes_of(
         raise UserError(folders.twins_sentence(*(first.get(name, name) for name in same)))
     notes = [f"{some(empty)} is listed as a class, but no object is called so: it is none"]
     return tuple(names), set(names) != set(VOC_CLASSES), notes if empty else []
+
+
+def _own_list(path: Path) -> list[str]:
+    """Return the classes that a file lists, each once; none where there is no such file."""
+    names = [composed(line) for line in lines_of(path)] if path.exists() else []
+    if path.exists() and len(set(names)) < max(1, len(names)):
+        raise UserError(f"{path}: list each class once, a name a line")
+    return names

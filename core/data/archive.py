@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import urllib.error
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -88,30 +88,29 @@ def download(folder: Path, year: str = "2012") -> None:
     lock = cache_dir() / f"download-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.lock"
     with cache_errors():
         lock.parent.mkdir(parents=True, exist_ok=True)
-    inside, archive = Path(known["base_dir"]), folder / known["filename"]
-    with FileLock(lock), _written(folder):
-        if (folder / inside).is_dir():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
+    inside = Path(known["base_dir"])
+    with FileLock(lock), _written(folder, known):
+        if not (folder / inside).is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
             download_url(known["url"], str(folder), known["filename"], known["md5"])
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
-            raise UserError(
-                f"--download: {known['url']} cannot be reached ({getattr(e, 'reason', e)}): fetch"
-                f" {known['filename']} elsewhere and give it as --data-dir"
-            ) from e
-        except RuntimeError as e:
-            raise UserError(
-                f"--download: {archive} is not the published archive (MD5 {known['md5']}):"
-                " delete it and try again"
-            ) from e
-        _install(archive, folder, inside)
+            _install(folder / known["filename"], folder, inside)
 
 
 @contextlib.contextmanager
-def _written(folder: Path) -> Iterator[None]:
+def _written(folder: Path, known: Mapping[str, str]) -> Iterator[None]:
+    """Say in one sentence why an archive cannot be fetched into a folder or unpacked there."""
     try:
         yield
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+        raise UserError(
+            f"--download: {known['url']} cannot be reached ({getattr(e, 'reason', e)}): fetch"
+            f" {known['filename']} elsewhere and give it as --data-dir"
+        ) from e
+    except RuntimeError as e:
+        raise UserError(
+            f"--download: {folder / known['filename']} is not the published archive (MD5"
+            f" {known['md5']}): delete it and try again"
+        ) from e
     except OSError as e:
         raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
 

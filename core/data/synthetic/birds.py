@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from core.data import folders
 from core.data.synthetic.poses import CIRCLE, Shape, pose, turned
 from core.data.synthetic.species import SPECIES, Species
 from core.errors import UserError
@@ -218,13 +219,11 @@ def make_birds(
         UserError: `root` is not empty, or a number is out of range.
         OSError: `root` cannot be written.
     """
-    root = Path(root)
     if not 2 <= classes <= len(SPECIES):
         raise UserError(f"make_birds: classes must be 2 to {len(SPECIES)}, got {classes}")
     if min(train_per_class, val_per_class) < 1:
         raise UserError("make_birds: at least one picture of each class and split is needed")
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"make_birds: {root} is not empty: choose another folder or empty it")
+    root = folders.new(root, "make_birds")
     counts = {"train": train_per_class, "val": val_per_class}
     for index, species in enumerate(SPECIES[:classes]):
         for place, (split, count) in enumerate(counts.items()):

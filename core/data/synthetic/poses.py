@@ -144,8 +144,7 @@ def pose(sp: Species, rng: np.random.Generator) -> list[Shape]:
     return [
         *_leg(sp, 0.04, stride[0]),
         *_leg(sp, -0.06, stride[1]),
-        *_moved(tail, tilt, (0, 0)),
-        *_moved(body, tilt, (0, 0)),
+        *_moved([*tail, *body], tilt, (0, 0)),
         *_neck(sp, shoulder, head_at),
         *((points + head_at, colour) for points, colour in _head(sp, rng.uniform(-15, 15))),
         *_moved(wing, tilt, (0, 0)),

@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 import numpy as np
 from PIL import Image, ImageDraw
 
+from core.data import folders
 from core.data.annotations import VOC_CLASSES
 from core.data.synthetic.objects import KINDS, oval, rectangle
 from core.errors import UserError
@@ -180,11 +181,9 @@ def make_voc(
         UserError: `root` is not empty, or a number is below 1.
         OSError: `root` cannot be written.
     """
-    root = Path(root)
     if min(train, val) < 1:
         raise UserError("make_voc: at least one picture in each list is needed")
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"make_voc: {root} is not empty: choose another folder or empty it")
+    root = folders.new(root, "make_voc")
     folder = root / FOLDER
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
