@@ -34,6 +34,11 @@ from core.models.weights import fill, load_state
 OUTPUT = "output"  # the row of the logits, after those of the norms
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _BATCH = 50
+_NAMED = {  # image size and name
+    "default": (224, "ResNet-18, torchvision's ImageNet weights"),
+    "embedded": (48, "ResNet-18, learnt on labtune's synthetic birds"),
+    "none": (64, "ResNet-18 with random weights"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def check(
             changed = _uncompensated(original)
             if mode != "none":
                 changed = convert(original, "A" if mode == "A" else "B")
-            rows += _compare(original, changed, norms, photos, mode, precision, normalisation)
+            found = _compare((original, changed), norms, photos, normalisation)
+            rows += [Agreement(mode, precision, *row) for row in found]
     return rows
 
 
@@ -135,25 +141,24 @@ def network(weights: str) -> tuple[nn.Module, int, str]:
 
     Raises UserError: weights that cannot be had or that fit no ResNet.
     """
-    if weights == "default":
-        return pretrained.resnet18(weights, 1000), 224, "ResNet-18, torchvision's ImageNet weights"
-    if weights == "embedded":
-        classes = len(folders.scan(birds.default_birds()).classes)
-        model = pretrained.resnet18(weights, classes)
-        return model, 48, "ResNet-18, learnt on labtune's synthetic birds"
-    if weights == "none":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return pretrained.resnet18(weights, 1000), 64, "ResNet-18 with random weights"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of random weights, and of a head that a file does not have
+        if weights not in pretrained.NAMES:
+            return _from_file(weights)
+        classes = (
+            1000 if weights != "embedded" else len(folders.scan(birds.default_birds()).classes)
+        )
+        return pretrained.resnet18(weights, classes), *_NAMED[weights]
+
+
+def _from_file(weights: str) -> tuple[nn.Module, int, str]:
     state, told, file = load_state(weights), f"--weights {weights}", Path(weights).name
     if is_torchvisions(state):
         try:
             name = torchvision_name(state)
         except UserError as e:
             raise UserError(f"{told}: {e}") from e
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of a head of its own, where the file has none
-            model = torchvision_net(name, state)
+        model = torchvision_net(name, state)
         if "fc.weight" not in state:
             state |= {key: model.state_dict()[key] for key in ("fc.weight", "fc.bias")}
         fill(model, state, told, name, "give its own file")
@@ -188,21 +193,17 @@ def load_photos(
     )
     if not found:
         raise UserError(f"--data-dir {folder}: no images in it: give a folder of photographs")
-    classes = sorted({path.relative_to(base).parts[0] for path in found if path.parent != base})
-    flat = any(len(path.relative_to(base).parts) != 2 for path in found) or len(classes) < 2
+    inside = [path.relative_to(base) for path in found]
+    classes = sorted({path.parts[0] for path in inside if len(path.parts) > 1})
+    if any(len(path.parts) != 2 for path in inside) or len(classes) < 2:
+        classes = []
     if limit is not None and limit < len(found):  # evenly over the folder, so over its classes
-        found = [found[i * len(found) // limit] for i in range(limit)]
-    files = []
-    for path in found:
-        inside, status = path.relative_to(base), path.stat()
-        label = 0 if flat else classes.index(inside.parts[0])
-        files.append(
-            folders.ImageFile(inside.as_posix(), label, status.st_size, status.st_mtime_ns)
-        )
+        inside = [inside[i * len(found) // limit] for i in range(limit)]
+    files = [folders.file_of(base / path, path.as_posix()) for path in inside]
     images, _ = decoding.decoded_splits(base, {"all": files}, size, fit)["all"]
-    labels = None if flat else np.array([file.label for file in files])
+    labels = np.array([classes.index(path.parts[0]) for path in inside]) if classes else None
     kind = "synthetic bird pictures" if synthetic else f"images of the folder {root.name}"
-    return Photos(images, labels, 0 if flat else len(classes), f"{len(files):,} {kind}")
+    return Photos(images, labels, len(classes), f"{len(files):,} {kind}")
 
 
 # ---- the parts ----
@@ -244,50 +245,26 @@ class _Sums:
 
 
 def _compare(
-    original: nn.Module,
-    changed: nn.Module,
-    norms: Sequence[str],
-    photos: Photos,
-    mode: str,
-    precision: str,
-    normalisation: Normalisation,
-) -> list[Agreement]:
+    nets: Sequence[nn.Module], norms: Sequence[str], photos: Photos, normalisation: Normalisation
+) -> list[tuple[Any, ...]]:
+    """Return the fields of an `Agreement`, from `layer` on, of each norm and the output."""
     sums = {layer: _Sums() for layer in [*norms, OUTPUT]}
-    different, right, right_converted, classes = 0, 0, 0, 0
-    like = next(original.parameters())
-    for start in range(0, len(photos.images), _BATCH):
+    like, count, guesses, classes = next(nets[0].parameters()), len(photos.images), [], 0
+    for start in range(0, count, _BATCH):
         part = torch.from_numpy(np.array(photos.images[start : start + _BATCH]))
         x = normalise(part.to(like.device), *NORMALISATIONS[normalisation]).to(like.dtype)
-        old, new = _outputs(original, norms, x), _outputs(changed, norms, x)
+        old, new = (_outputs(net, norms, x) for net in nets)
         for layer, one in sums.items():
             one.add(old[layer], new[layer])
         classes = old[OUTPUT].shape[1]
-        guess, guess_new = old[OUTPUT].argmax(1), new[OUTPUT].argmax(1)
-        different += int((guess != guess_new).sum())
-        if photos.labels is not None:
-            y = torch.from_numpy(photos.labels[start : start + _BATCH]).to(guess.device)
-            right += int((guess == y).sum())
-            right_converted += int((guess_new == y).sum())
-    count = len(photos.images)
-    named = photos.labels is not None and photos.classes == classes
-    rows = []
-    for layer, one in sums.items():
-        last = layer == OUTPUT
-        rows.append(
-            Agreement(
-                mode,
-                precision,
-                layer,
-                one.total / one.count,
-                one.largest,
-                one.size,
-                count,
-                different if last else None,
-                right / count if last and named else None,
-                right_converted / count if last and named else None,
-            )
-        )
-    return rows
+        guesses.append(torch.stack([old[OUTPUT].argmax(1), new[OUTPUT].argmax(1)]))
+    guess, guess_new = torch.cat(guesses, 1).cpu().numpy()
+    of_output: list[Any] = [int((guess != guess_new).sum())]
+    if photos.labels is not None and photos.classes == classes:
+        of_output += [int((told == photos.labels).sum()) / count for told in (guess, guess_new)]
+    more = {OUTPUT: of_output}
+    gaps = {layer: (one.total / one.count, one.largest, one.size) for layer, one in sums.items()}
+    return [(layer, *gap, count, *more.get(layer, ())) for layer, gap in gaps.items()]
 
 
 def _outputs(model: nn.Module, norms: Sequence[str], x: Tensor) -> dict[str, Tensor]:

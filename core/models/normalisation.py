@@ -118,10 +118,8 @@ def settle(
     elif known is not None:
         name, how = known, "known"
     elif labels is not None:
-        accuracy = {
-            candidate: _accuracy(model, images, labels, candidate) for candidate in NORMALISATIONS
-        }
-        name, how = max(NORMALISATIONS, key=lambda candidate: accuracy[candidate]), "guessed"
+        accuracy = {n: _accuracy(model, images, labels, n) for n in NORMALISATIONS}
+        name, how = max(NORMALISATIONS, key=lambda n: accuracy[n]), "guessed"
     else:
         name, how = OWN, "assumed"
     shift, ratio = first_norm(model, batch(model, images[:_BATCH], name))
@@ -137,15 +135,12 @@ def batch(model: nn.Module, images: np.ndarray, name: Normalisation) -> Tensor:
 def first_norm(model: nn.Module, x: Tensor) -> tuple[float, float]:
     """Return how far the statistics of a batch at the first batch norm are from the running ones.
 
+    These are shift and ratio of `core.layers.running.LayerChange`. Raises UserError: the model has
+    no batch norm, or gives values that are not finite.
+
     Args:
         model: in evaluation mode, with batch norm; not changed.
         x: (B, 3, H, W), normalised.
-
-    Returns:
-        shift and ratio of `core.layers.running.LayerChange`.
-
-    Raises:
-        UserError: the model has no batch norm, or gives values that are not finite.
     """
     with torch.inference_mode():
         if not model(x).isfinite().all():

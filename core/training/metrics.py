@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -72,13 +73,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     from sklearn.metrics import average_precision_score  # 1 s to import, seldom needed
 
-    present, counted = counted_labels(scores, labels)
-    values = np.full(scores.shape[1], np.nan)
-    for c in range(scores.shape[1]):
-        here = counted[:, c]
-        if present[here, c].any():
-            values[c] = average_precision_score(present[here, c], scores[here, c])
-    return values
+    return _of_classes(scores, labels, lambda s, present: average_precision_score(present, s))
 
 
 def voc_average_precision(
@@ -95,13 +90,20 @@ def voc_average_precision(
     """
     if year not in ("2007", "2010"):
         raise ValueError(f"voc_average_precision: year must be 2007 or 2010, got {year}")
+    measure = _eleven_points if year == "2007" else _area
+    return _of_classes(scores, labels, lambda *of: measure(*_precision_at_recall(*of)))
+
+
+def _of_classes(
+    scores: np.ndarray, labels: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]
+) -> np.ndarray:
+    """Return a measure of each class's scores that count and whether it is present there."""
     present, counted = counted_labels(scores, labels)
     values = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         here = counted[:, c]
         if present[here, c].any():
-            found, precision = _precision_at_recall(scores[here, c], present[here, c])
-            values[c] = (_eleven_points if year == "2007" else _area)(found, precision)
+            values[c] = measure(scores[here, c], present[here, c])
     return values
 
 
