@@ -32,7 +32,6 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     cfg = Config(**settings)
     train, val = images(replace(cfg, holdout=0.0))
-    described = data.describe(
-        {"train": train, "val": val}, synthetic=None if cfg.data_dir else birds.SYNTHETIC
-    )
+    synthetic = None if cfg.data_dir else birds.SYNTHETIC
+    described = data.describe({"train": train, "val": val}, synthetic)
     return described | holdout.describe(train, cfg.holdout)

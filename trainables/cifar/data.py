@@ -24,14 +24,9 @@ WEIGHTS = {
 
 def images(cfg: Config) -> dict[str, ImageSet]:
     """Return the decoded images of a trial, "train" and "val"."""
-    return small.load(
-        cfg.dataset,
-        cfg.data_dir,
-        cfg.image_size,
-        {"train": cfg.train_images, "val": cfg.val_images},
-        download=cfg.download,
-        skip_broken=cfg.skip_broken,
-    )
+    limit = {"train": cfg.train_images, "val": cfg.val_images}
+    how = {"download": cfg.download, "skip_broken": cfg.skip_broken}
+    return small.load(cfg.dataset, cfg.data_dir, cfg.image_size, limit, **how)
 
 
 def batches(

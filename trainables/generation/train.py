@@ -36,9 +36,8 @@ def train_generator(config: dict[str, Any], report: trial.Report | None = None) 
     family = build(cfg, pictures).to(device)
     draws = Draws(cfg.seed, ("order", "noise"))
     kept, grids = trial.Best(), Grids(shown_labels(len(pictures.names)))
-    trial.note(
-        parameters=family.parameters(), channels_used=family.shape[0], size_used=family.shape[1]
-    )
+    channels, size, _ = family.shape
+    trial.note(parameters=family.parameters(), channels_used=channels, size_used=size)
     optimizer = next(iter(family.optimizers.values()))
     trial.note(base_lr=optimizer.param_groups[0]["lr"])
     state = {"model": family.average.network, "family": family, "draws": draws, "grids": grids}

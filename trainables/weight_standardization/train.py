@@ -65,10 +65,7 @@ def train_converted(config: dict[str, Any], report: trial.Report | None = None) 
 
 
 def converted(model: nn.Module, variant: str) -> nn.Module:
-    """Return the network as it is ("original"), or with standardised weights in mode A or B.
-
-    Raises TrialError: it cannot be converted.
-    """
+    """Return the network as it is ("original"), or converted in mode A or B (else TrialError)."""
     if variant == "original":
         return model
     try:
