@@ -56,6 +56,8 @@ def augment(
 def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
     """Mirror, zoom, shift and recolour each image of a batch by amounts of its own.
 
+    Returns (N, C, H, W) float32, 0 to 255, on the device of `images`.
+
     At strength 1 an image is zoomed to between 2/3 and 3/2 of its size, its sides' ratio changed by
     up to a quarter, moved by up to a quarter of the frame (what comes in is mirrored), and its
     brightness, contrast and saturation scaled by 0.6 to 1.4; smaller strengths do less of each.
@@ -65,9 +67,6 @@ def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
         images: (N, C, H, W) uint8; not changed.
         draws: (N, 8) uniform in [0, 1); the image's own random numbers.
         strength: 0 to 1; at 0 images are mirrored, no more.
-
-    Returns:
-        (N, C, H, W) float32, 0 to 255, on the device of `images`.
     """
     draws = draws.to(images.device)
     x = images.to(torch.float32)
@@ -108,13 +107,10 @@ def normalise(
     *,
     channels_last: bool = False,
 ) -> Tensor:
-    """Scale pixels to (x / 255 - mean) / std, (N, C, H, W) float32.
+    """Scale pixels (N, C, H, W), 0 to 255, to (x / 255 - mean) / std, float32.
 
-    Args:
-        images: (N, C, H, W), 0 to 255; float32 ones are overwritten.
-        mean: of each channel, in the range 0 to 1.
-        std: of each channel, in the range 0 to 1.
-        channels_last: memory format of the result.
+    Pixels that are float32 already are overwritten. Mean and std of each channel are in the range
+    0 to 1; `channels_last` is the memory format of the result.
     """
     pairs = zip(mean, std, strict=True)
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]

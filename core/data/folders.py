@@ -17,7 +17,7 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
 )  # fmt: skip
 _JUNK = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-_STAND_INS = {"val": ("val", "valid", "validation", "test")}
+STAND_INS = {"val": ("val", "valid", "validation", "test")}
 
 Root = str | os.PathLike[str]
 
@@ -136,7 +136,7 @@ def _listing(base: Path, splits: Sequence[str]) -> Listing:
 
 
 def _split_folder(base: Path, split: str) -> str:
-    for folder in _STAND_INS.get(split, (split,)):
+    for folder in STAND_INS.get(split, (split,)):
         if (base / folder).is_dir():
             return folder
     found = sorted(entry.name for entry in base.iterdir() if entry.is_dir())

@@ -120,12 +120,10 @@ class Rows:
 
 
 def part(whole: S, rows: np.ndarray, *, lazily: bool = False) -> S:
-    """Return some images of a set, as a set.
+    """Return the images of a set at the indices `rows`, as a set of its kind.
 
-    Args:
-        whole: an `ImageSet` or one of a kind of it.
-        rows: indices, best ascending so that a memory map is read forwards.
-        lazily: read the images when they are asked for (`Rows`), not at once.
+    Best they ascend, so that a memory map is read forwards. Images that are wanted `lazily` are
+    read when they are asked for (`Rows`), not at once.
     """
     told = [name for name in ("files", "sources", "digests", "boxes") if getattr(whole, name, ())]
     cut: dict[str, Any] = {n: tuple(getattr(whole, n)[i] for i in rows) for n in told}
@@ -136,9 +134,7 @@ def part(whole: S, rows: np.ndarray, *, lazily: bool = False) -> S:
 def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict[str, Any]:
     """Return what a report says about its data, ready for JSON and without any absolute path.
 
-    Args:
-        sets: the image sets of each split.
-        synthetic: description of generated images; None for a user's folder.
+    `synthetic` describes generated images; None: they are of a user's folder.
     """
     first = next(iter(sets.values()))
     used = [f"{s.folder}/ serves as {split}" for split, s in sets.items() if s.folder != split]

@@ -111,8 +111,7 @@ def load(
     else:
         source = _source(name, root, download)
         sets = _opened(name, source.classes, _cached(name, source, image_size))
-    limit = limit or {}
-    return {split: _limited(found, limit.get(split), split) for split, found in sets.items()}
+    return {split: _limited(s, (limit or {}).get(split), split) for split, s in sets.items()}
 
 
 def describe(dataset: str, root: str | None, sets: Mapping[str, ImageSet]) -> dict[str, Any]:
@@ -191,8 +190,7 @@ def _source(name: str, root: str | None, download: bool) -> Source:
             raise _missing("mnist", base, "the four files of MNIST/raw/", root)
         return Source(_DIGIT_CLASSES, _state(files), functools.partial(_mnist, base))
     for folder, pattern in zip(_CIFAR_FOLDERS, ("*_batch*.bin", "*_batch*"), strict=True):
-        files = sorted((base / folder).glob(pattern))
-        if files:
+        if files := sorted((base / folder).glob(pattern)):
             read = _cifar_binary if folder.endswith("-bin") else _cifar_python
             return Source(_CIFAR_CLASSES, _state(files), functools.partial(read, base))
     raise _missing("cifar10", base, " or ".join(f"{folder}/" for folder in _CIFAR_FOLDERS), root)

@@ -140,10 +140,7 @@ def _voc_set(
 def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> dict[str, Any]:
     """Return what a report says about its data, ready for JSON and without any absolute path.
 
-    Args:
-        sets: the images of each list.
-        kit: what they were read from.
-        synthetic: description of generated images; None for a user's.
+    `kit` is what the sets were read from; `synthetic` describes generated images, None: a user's.
     """
     pairs = images.duplicates(sets["train"], sets["val"])
     digest = hashlib.sha256(images.fingerprint(sets).encode())

@@ -158,10 +158,7 @@ def _from_state(state: State, file: Path, source: str) -> Classifier:
     config = _config_beside(file)
     normalisation = OWN if config else of_file(file)
     if is_torchvisions(state):
-        try:
-            name = torchvision_name(state)
-        except UserError as e:
-            raise UserError(f"--set checkpoint={source}: {e}: give NAME:PATH") from e
+        name = torchvision_name(state, f"--set checkpoint={source}", ": give NAME:PATH")
         return _torchvision(name, state, source, normalisation, config)
     if is_resnet(public := own_names(state)):
         return _small(public, config, source, normalisation)
@@ -208,14 +205,17 @@ def is_torchvisions(state: State) -> bool:
     return any(name.startswith("layer4.") for name in state)
 
 
-def torchvision_name(state: State) -> str:
-    """Return the name of torchvision's ResNet that a state belongs to (else UserError)."""
+def torchvision_name(state: State, told: str, say: str = "") -> str:
+    """Return the name of torchvision's ResNet that a state belongs to.
+
+    Raises UserError: there is none; the message names the option `told` and what to do: `say`.
+    """
     found = {re.match(r"layer([1-4])\.(\d+)\.", name) for name in state}
     blocks = {(int(m[1]), int(m[2])) for m in found if m}
     counts = tuple(sum(stage == s for stage, _ in blocks) for s in range(1, 5))
     name = _STAGES.get((counts, "layer1.0.conv3.weight" in state))
     if name is None:
-        raise UserError(f"no ResNet of torchvision has {counts} blocks in its stages")
+        raise UserError(f"{told}: no ResNet of torchvision has {counts} blocks in its stages{say}")
     return name
 
 

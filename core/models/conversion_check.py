@@ -78,11 +78,8 @@ def check(
 ) -> list[Agreement]:
     """Compare `model` with its conversions on every image, in evaluation mode.
 
-    Returns:
-        For each precision and mode a row per norm that was paired, then one for the output.
-
-    Raises:
-        ValueError: the model cannot be converted; see `core.layers.convert.convert`.
+    Returns for each precision and mode a row per norm that was paired, then one for the output.
+    Raises ValueError: the model cannot be converted; see `core.layers.convert.convert`.
     """
     rows = []
     for precision in precisions:
@@ -100,17 +97,11 @@ def check(
 def run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check the network and the images that settings name.
 
-    Args:
-        settings: may hold `data_dir` (a folder of images, of class folders, or of splits; none: the
-            embedded birds), `weights` (as of `core.models.pretrained`, or a file of a torchvision
-            or CIFAR ResNet), `image_size`, `fit` ("squash" or "crop"), `val_images` (use so many).
-
-    Returns:
-        `weights`, `images`, `normalisation` (words for each), `image_size`, and `rows`, `Agreement`
-        as dicts.
-
-    Raises:
-        UserError: images or weights that cannot be used.
+    These may hold `data_dir` (a folder of images, of class folders, or of splits; none: the
+    embedded birds), `weights` (as of `core.models.pretrained`, or a file of a torchvision or CIFAR
+    ResNet), `image_size`, `fit` ("squash" or "crop"), `val_images` (use so many). Returns
+    `weights`, `images`, `normalisation` (words for each), `image_size`, and `rows`, `Agreement` as
+    dicts. Raises UserError: images or weights that cannot be used.
     """
     folder = settings.get("data_dir")
     weights = str(settings.get("weights") or ("embedded" if folder is None else "default"))
@@ -154,10 +145,7 @@ def network(weights: str) -> tuple[nn.Module, int, str]:
 def _from_file(weights: str) -> tuple[nn.Module, int, str]:
     state, told, file = load_state(weights), f"--weights {weights}", Path(weights).name
     if is_torchvisions(state):
-        try:
-            name = torchvision_name(state)
-        except UserError as e:
-            raise UserError(f"{told}: {e}") from e
+        name = torchvision_name(state, told)
         model = torchvision_net(name, state)
         if "fc.weight" not in state:
             state |= {key: model.state_dict()[key] for key in ("fc.weight", "fc.bias")}
@@ -183,26 +171,24 @@ def load_photos(
     with labels, any other all images in it and below. Raises UserError: no folder, no images, or
     images that cannot be read (all are named).
     """
-    synthetic = folder is None
     root = Path(birds.default_birds() if folder is None else folder)
     base = _scored(root.expanduser().resolve())
     found = sorted(
-        base / path
+        Path(path)
         for path, entry in folders.files_below(base)
         if entry.name.lower().endswith(folders.EXTENSIONS) and entry.is_file()
     )
     if not found:
         raise UserError(f"--data-dir {folder}: no images in it: give a folder of photographs")
-    inside = [path.relative_to(base) for path in found]
-    classes = sorted({path.parts[0] for path in inside if len(path.parts) > 1})
-    if any(len(path.parts) != 2 for path in inside) or len(classes) < 2:
+    classes = sorted({path.parts[0] for path in found if len(path.parts) > 1})
+    if any(len(path.parts) != 2 for path in found) or len(classes) < 2:
         classes = []
     if limit is not None and limit < len(found):  # evenly over the folder, so over its classes
-        inside = [inside[i * len(found) // limit] for i in range(limit)]
-    files = [folders.file_of(base / path, path.as_posix()) for path in inside]
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    files = [folders.file_of(base / path, path.as_posix()) for path in found]
     images, _ = decoding.decoded_splits(base, {"all": files}, size, fit)["all"]
-    labels = np.array([classes.index(path.parts[0]) for path in inside]) if classes else None
-    kind = "synthetic bird pictures" if synthetic else f"images of the folder {root.name}"
+    labels = np.array([classes.index(path.parts[0]) for path in found]) if classes else None
+    kind = "synthetic bird pictures" if folder is None else f"images of the folder {root.name}"
     return Photos(images, labels, len(classes), f"{len(files):,} {kind}")
 
 
@@ -213,11 +199,8 @@ def _scored(root: Path) -> Path:
     """Return the folder of the split to score, if the root has splits."""
     if not root.is_dir():
         raise UserError(f"--data-dir {root} is not a folder: give a folder of photographs")
-    if (root / "train").is_dir():
-        for name in ("val", "valid", "validation", "test"):
-            if (root / name).is_dir():
-                return root / name
-    return root
+    splits = folders.STAND_INS["val"] if (root / "train").is_dir() else ()
+    return next((root / name for name in splits if (root / name).is_dir()), root)
 
 
 def _uncompensated(model: nn.Module) -> nn.Module:

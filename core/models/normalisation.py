@@ -111,6 +111,7 @@ def settle(
         UserError: the model gives values that are not finite.
     """
     accuracy: dict[str, float] = {}
+    name, how = OWN, "assumed"
     chosen = np.random.default_rng(0).permutation(len(images))[:_GUESS_IMAGES]
     images, labels = images[chosen], None if labels is None else labels[chosen]
     if wanted != "auto":
@@ -120,8 +121,6 @@ def settle(
     elif labels is not None:
         accuracy = {n: _accuracy(model, images, labels, n) for n in NORMALISATIONS}
         name, how = max(NORMALISATIONS, key=lambda n: accuracy[n]), "guessed"
-    else:
-        name, how = OWN, "assumed"
     shift, ratio = first_norm(model, batch(model, images[:_BATCH], name))
     return Settled(name, how, shift, ratio, len(images) if accuracy else 0, accuracy)
 

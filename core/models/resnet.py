@@ -22,12 +22,8 @@ class Block(nn.Module):
 
     Where the width doubles, the shortcut takes every second pixel and pads the new channels with
     zeros (option A of the paper). The zeros are put half before and half after, as in the public
-    CIFAR weights that `load_weights` reads.
-
-    Args:
-        c_in: channels that come in.
-        c_out: channels that go out; the stride is 2 where it differs from `c_in`.
-        norm: key of `core.layers.norms.NORMS`.
+    CIFAR weights that `load_weights` reads. The stride is 2 where `c_out` differs from `c_in`;
+    `norm` is a key of `core.layers.norms.NORMS`.
     """
 
     def __init__(self, c_in: int, c_out: int, norm: str):

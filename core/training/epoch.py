@@ -51,9 +51,7 @@ class Images(Protocol):
 class CrossEntropy:
     """Cross-entropy in nats per image, and accuracy, error, micro_f1 and macro_f1.
 
-    Args:
-        num_classes: C; logits are (B, C) float32, labels (B,) integers.
-        device: of the batches.
+    Logits are (B, C) float32, labels (B,) integers, C is `num_classes`.
     """
 
     def __init__(self, num_classes: int, device: torch.device):

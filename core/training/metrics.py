@@ -15,16 +15,10 @@ class ConfusionMatrix:
 
     Filling it costs one `bincount` per batch and never waits for the device; the metrics equal
     scikit-learn's on the same predictions.
-
-    Args:
-        num_classes: C.
-        device: where the counts are kept.
-
-    Attributes:
-        counts: (C, C) int64; rows are true classes, columns predictions.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
+        # (C, C): rows are true classes, columns predictions
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
@@ -57,16 +51,14 @@ class ConfusionMatrix:
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return each class's average precision over all images: scikit-learn's, sum (R_n - R_n-1) P_n.
 
-    It belongs to the ranking of all images at once; means over batches flatter.
+    It belongs to the ranking of all images at once; means over batches flatter. Returns (C,)
+    float64 in [0, 1]; nan where no image is labelled 1, as nothing is to be found then.
 
     Args:
         scores: (N, C), higher for more likely; of equal ones the order does not matter.
         labels: (N, C): of integers, 1 present, -1 absent, 0 left out of the count (VOC's difficult
             objects); or of booleans, whether the class is present. The type says which, never the
             values: a column with present and difficult objects alone has no -1.
-
-    Returns:
-        (C,) float64 in [0, 1]; nan where no image is labelled 1, as nothing is to be found then.
 
     Raises:
         ValueError: shapes differ, another label, or scores that are not finite.

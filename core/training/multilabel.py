@@ -123,9 +123,7 @@ def make_loss(
 class PairLoss:
     """The mean loss of the pairs of image and class that count, in nats per pair; mAP and accuracy.
 
-    Args:
-        each: returns the losses of pairs.
-        device: of the batches.
+    `each` returns the losses of pairs.
     """
 
     def __init__(self, each: Loss, device: torch.device):
@@ -149,10 +147,7 @@ class PairLoss:
             self.loss(logits, labels)
 
     def metrics(self) -> dict[str, float]:
-        """Return loss per pair that counts, mean average precision, share of right decisions.
-
-        Raises Diverged: a score is not finite.
-        """
+        """Return loss per pair that counts, mean average precision, share of right decisions."""
         scores, labels = torch.cat(self._logits).cpu(), torch.cat(self._labels).cpu()
         if not scores.isfinite().all():
             raise Diverged("a score is not finite: lower lr or set max_norm")

@@ -54,21 +54,16 @@ def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
     build(cfg, pictures)
     found = pictures.reference
     yardsticks = features.yardsticks(found)
+    classifier = {"digest": found.digest, "features": features.FEATURES}
+    copies = {"threshold": threshold(found.unseen), "calibrated_on": len(found.unseen)}
+    accuracy = yardsticks["held_out"]["class_agreement"]
     return described | {
         "channels": pictures.train.shape[1],
         "fingerprint": f"{described['fingerprint']}+classifier:{found.digest}{weights}",
         "compared": found.count,
-        "classifier": {
-            "digest": found.digest,
-            "features": features.FEATURES,
-            "held_out_accuracy": yardsticks["held_out"]["class_agreement"],
-        },
+        "classifier": classifier | {"held_out_accuracy": accuracy},
         "yardsticks": yardsticks,
-        "copy_check": {
-            "threshold": threshold(found.unseen),
-            "calibrated_on": len(found.unseen),
-            "found": found.found(),
-        },
+        "copy_check": copies | {"found": found.found()},
     }
 
 
