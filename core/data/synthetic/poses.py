@@ -140,10 +140,9 @@ def pose(sp: Species, rng: np.random.Generator) -> list[Shape]:
     lean = np.radians(rng.uniform(50, 85))
     along = (0.08 + reach * np.cos(lean), sp.head_size * 0.6 + reach * np.sin(lean))
     head_at = np.add(shoulder, along)
-    stride = rng.uniform(-0.08, 0.08, 2)
+    strides = zip((0.04, -0.06), rng.uniform(-0.08, 0.08, 2), strict=True)
     return [
-        *_leg(sp, 0.04, stride[0]),
-        *_leg(sp, -0.06, stride[1]),
+        *(part for x, stride in strides for part in _leg(sp, x, stride)),
         *_moved([*tail, *body], tilt, (0, 0)),
         *_neck(sp, shoulder, head_at),
         *((points + head_at, colour) for points, colour in _head(sp, rng.uniform(-15, 15))),
