@@ -130,12 +130,12 @@ def fingerprint(threads: int) -> Fingerprint:
 
     Generators, torch's flags and its thread count are left as they were.
     """
-    with _alone(threads):
+    with alone(threads):
         return Fingerprint(threads, {name: _digest(run()) for name, run in _GROUPS.items()})
 
 
 @contextmanager
-def _alone(threads: int) -> Iterator[None]:
+def alone(threads: int) -> Iterator[None]:
     """Compute as a new process would, whatever the caller has set."""
     before = torch.get_num_threads()
     dtype = torch.get_default_dtype()

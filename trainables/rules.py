@@ -9,11 +9,7 @@ from core.errors import UserError
 
 
 def check_batch(config: Mapping[str, Any], images: int) -> None:
-    """Refuse a trial's batch that its training images do not fill.
-
-    Raises:
-        UserError: the batch is larger than there are images.
-    """
+    """Refuse, by a UserError, a trial's batch that its training images do not fill."""
     if config["batch_size"] > images:
         raise UserError(
             f"--set batch_size={config['batch_size']}: there are only {images} training images:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,19 +29,12 @@ _MOSTLY = 10  # so many of the 20 names make a data set VOC's, in which others a
 
 
 class Object(NamedTuple):
-    """An object of an annotation.
+    """An object of an annotation."""
 
-    Attributes:
-        name: of its class.
-        box: (xmin, ymin, xmax, ymax) in pixels of the file.
-        difficult: marked so.
-        turned: its corners stood the wrong way round.
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-    turned: bool
+    name: str  # of its class
+    box: tuple[float, float, float, float]  # (xmin, ymin, xmax, ymax) in pixels of the file
+    difficult: bool  # marked so
+    turned: bool  # its corners stood the wrong way round
 
 
 def read_annotations(
@@ -48,54 +42,53 @@ def read_annotations(
 ) -> tuple[dict[str, list[Object]], dict[str, str], list[str]]:
     """Return the objects of each image, what is wrong with others' annotations, and notes.
 
-    An image without annotation shows nothing, unless a class's list says that it does.
-
-    Raises:
-        UserError: no image has an annotation.
+    An image without annotation shows nothing, unless a class's list says that it does. Raises
+    UserError: no image has an annotation.
     """
     files = Files(folder / "Annotations", (".xml",))
-    shown = {name for images in listed.values() for name in images}
-    found: dict[str, list[Object]] = {}
-    broken: dict[str, str] = {}
+    shown = set().union(*listed.values())
+    found, broken = dict[str, list[Object]](), dict[str, str]()
     bare, turned = [], []
     for name in names:
         stem = files.stem(name)
-        if stem is not None:
-            path = folder / "Annotations" / files.entry(stem).name
-            try:
-                found[name] = _annotation(path)
-            except ValueError as e:
-                broken[name] = f"{path} ({e})"
-                continue
-            turned += [path.name for o in found[name] if o.turned]
-        elif name in shown:
-            path = folder / "Annotations" / f"{name}.xml"
-            broken[name] = f"{path} (missing, though the list of a class says what the image shows)"
-        else:
-            found[name] = []
-            bare.append(name)
+        path = folder / "Annotations" / (f"{name}.xml" if stem is None else files.entry(stem).name)
+        try:
+            found[name] = _annotation(path) if stem is not None else _nothing(name in shown)
+        except ValueError as e:
+            broken[name] = f"{path} ({e})"
+            continue
+        bare += [name] * (stem is None)
+        turned += [path.name for o in found[name] if o.turned]
     if len(bare) == len(names):
         raise UserError(f"{folder}/Annotations: no annotation of any listed image in it")
+    return found, broken, _notes(bare, turned, len(names))
+
+
+def _notes(bare: Sequence[str], turned: Sequence[str], images: int) -> list[str]:
+    """Say which images have no annotation, and which annotations a box that was turned round."""
     notes = []
     if bare:
         notes.append(
             f"images without annotation count as showing none of the classes: {len(bare):,} of"
-            f" {len(names):,} ({some(bare, 3)})"
+            f" {images:,} ({some(bare, 3)})"
         )
     if turned:
         notes.append(
             f"boxes that ended before they started were turned round: {len(turned):,}"
             f" ({some(list(dict.fromkeys(turned)), 3)})"
         )
-    return found, broken, notes
+    return notes
+
+
+def _nothing(listed: bool) -> list[Object]:
+    """Return no object, for an image without annotation."""
+    if listed:
+        raise ValueError("missing, though the list of a class says what the image shows")
+    return []
 
 
 def _annotation(path: Path) -> list[Object]:
-    """Return the objects of an annotation.
-
-    Raises:
-        ValueError: what is wrong with it, in words.
-    """
+    """Return the objects of an annotation; a ValueError says what is wrong with it."""
     try:
         if path.stat().st_size > _LARGEST_XML:
             raise ValueError("larger than 1 MB")
@@ -115,11 +108,7 @@ def _annotation(path: Path) -> list[Object]:
 
 
 def _object(node: Element) -> Object:
-    """Read an object; `difficult` may be left out, as some labelling programs do.
-
-    Raises:
-        ValueError: a field is missing or is no number.
-    """
+    """Read an object; `difficult` may be left out, as some labelling programs do."""
     name = composed((node.findtext("name") or "").strip())
     if not name:
         raise ValueError("an object without a name")
@@ -127,49 +116,35 @@ def _object(node: Element) -> Object:
     difficult = FLAGS.get(flag.lower())
     if difficult is None:
         raise ValueError(f"{name}: difficult is {flag[:20]}, not 0 or 1")
-    sides = []
-    for side in ("xmin", "ymin", "xmax", "ymax"):
-        text = node.findtext(f"bndbox/{side}")
-        try:
-            value = float(text or "")
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{name}: bndbox/{side} is {'missing' if text is None else 'no number'}"
-            )
-        sides.append(value)
+    sides = [_side(node, name, side) for side in ("xmin", "ymin", "xmax", "ymax")]
     (left, right), (top, bottom) = sorted(sides[::2]), sorted(sides[1::2])
     box = (left, top, right, bottom)
     return Object(name, box, difficult, list(box) != sides)
 
 
+def _side(node: Element, name: str, side: str) -> float:
+    text = node.findtext(f"bndbox/{side}")
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text or "")):
+            return value
+    raise ValueError(f"{name}: bndbox/{side} is {'missing' if text is None else 'no number'}")
+
+
 def classes_of(
-    root: Path,
-    folder: Path,
-    found: Mapping[str, Sequence[Object]],
-    listed: Mapping[str, set[str]],
+    root: Path, folder: Path, found: Mapping[str, Sequence[Object]], listed: Mapping[str, set[str]]
 ) -> tuple[tuple[str, ...], bool, list[str]]:
     """Return the names of the classes, whether they are the data set's own, and notes.
 
     They are those of `classes.txt` in the root or the year's folder; or else those that have lists
     (cat_train.txt and cat_val.txt); or else VOC's, if these are all that occur or most of them do;
-    or else those that occur, sorted. A background that no object is called is no class.
-
-    Raises:
-        UserError: no class, or one twice.
+    or else those that occur, sorted. A background that no object is called is no class. Raises
+    UserError: no class, or one twice.
     """
     first: dict[str, str] = {}  # class -> where it occurs
     for image, objects in found.items():
         for obj in objects:
             first.setdefault(obj.name, f"{folder}/Annotations/{image}.xml ({obj.name})")
-    paths = [p for p in (root / "classes.txt", folder / "classes.txt") if p.exists()]
-    if paths:
-        names = [composed(line) for line in lines_of(paths[0])]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"{paths[0]}: list each class once, a name a line")
-    else:
-        names = list(listed)
+    names = _own_list(root / "classes.txt") or _own_list(folder / "classes.txt") or list(listed)
     empty = [name for name in names if name.lower() in _NO_CLASSES and name not in first]
     names = [name for name in names if name not in empty]
     if not names:
@@ -179,3 +154,11 @@ def classes_of(
         raise UserError(folders.twins_sentence(*(first.get(name, name) for name in same)))
     notes = [f"{some(empty)} is listed as a class, but no object is called so: it is none"]
     return tuple(names), set(names) != set(VOC_CLASSES), notes if empty else []
+
+
+def _own_list(path: Path) -> list[str]:
+    """Return the classes that a file lists, each once; none where there is no such file."""
+    names = [composed(line) for line in lines_of(path)] if path.exists() else []
+    if path.exists() and len(set(names)) < max(1, len(names)):
+        raise UserError(f"{path}: list each class once, a name a line")
+    return names

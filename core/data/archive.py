@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tarfile
 import urllib.error
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -31,8 +32,7 @@ def is_archive(path: Path) -> bool:
 def unpacked(archive: Path) -> Path:
     """Return a folder in the cache with what `archive` holds, unpacked on first use.
 
-    Raises:
-        UserError: the archive is refused (see `extract`), or the cache cannot be written.
+    Raises `UserError` as `extract` does, or where the cache cannot be written.
     """
     status = archive.stat()
     told = f"{archive}\0{status.st_size}\0{status.st_mtime_ns}"
@@ -43,12 +43,9 @@ def unpacked(archive: Path) -> Path:
 def extract(archive: Path, folder: Path) -> None:
     """Unpack a tar archive of plain files and folders into the new folder `folder`.
 
-    Every member is looked at before the first is written.
-
-    Raises:
-        UserError: a member is a link or device or lies outside the folder, there are too many, or
-            the archive is damaged.
-        OSError: the folder cannot be written.
+    Every member is looked at before the first is written. Raises UserError: a member is a link or
+    device or lies outside the folder, there are too many, or the archive is damaged. Raises
+    OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True)
     try:
@@ -80,8 +77,7 @@ def _checked(archive: Path, tar: tarfile.TarFile, folder: Path) -> Iterator[tarf
 def download(folder: Path, year: str = "2012") -> None:
     """Fetch a year's archive into `folder`, check its MD5 and unpack it there, if need be.
 
-    Raises:
-        UserError: an unknown year, no network, or what came is not the archive.
+    Raises UserError: an unknown year, no network, or what came is not the archive.
     """
     from torchvision.datasets.utils import download_url  # seconds to import, seldom needed
     from torchvision.datasets.voc import DATASET_YEAR_DICT
@@ -93,38 +89,39 @@ def download(folder: Path, year: str = "2012") -> None:
     with cache_errors():
         lock.parent.mkdir(parents=True, exist_ok=True)
     inside = Path(known["base_dir"])
-    with FileLock(lock):
-        if (folder / inside).is_dir():
-            return
-        try:
+    with FileLock(lock), _written(folder, known):
+        if not (folder / inside).is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             download_url(known["url"], str(folder), known["filename"], known["md5"])
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
-            raise UserError(
-                f"--download: {known['url']} cannot be reached ({getattr(e, 'reason', e)}): fetch"
-                f" {known['filename']} elsewhere and give it as --data-dir"
-            ) from e
-        except RuntimeError as e:
-            raise UserError(
-                f"--download: {folder / known['filename']} is not the published archive (MD5"
-                f" {known['md5']}): delete it and try again"
-            ) from e
-        except OSError as e:
-            raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
-        _install(folder / known["filename"], folder, inside)
+            _install(folder / known["filename"], folder, inside)
+
+
+@contextlib.contextmanager
+def _written(folder: Path, known: Mapping[str, str]) -> Iterator[None]:
+    """Say in one sentence why an archive cannot be fetched into a folder or unpacked there."""
+    try:
+        yield
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+        raise UserError(
+            f"--download: {known['url']} cannot be reached ({getattr(e, 'reason', e)}): fetch"
+            f" {known['filename']} elsewhere and give it as --data-dir"
+        ) from e
+    except RuntimeError as e:
+        raise UserError(
+            f"--download: {folder / known['filename']} is not the published archive (MD5"
+            f" {known['md5']}): delete it and try again"
+        ) from e
+    except OSError as e:
+        raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
 
 
 def _install(archive: Path, folder: Path, inside: Path) -> None:
     """Unpack `archive` beside the other years in `folder`."""
     unfinished = folder / ".unpacking"
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         extract(archive, unfinished)
         (folder / inside).parent.mkdir(parents=True, exist_ok=True)
         os.replace(unfinished / inside, folder / inside)
-    except OSError as e:
-        raise UserError(f"--download: cannot write {folder} ({e.strerror or e})") from e
     finally:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)

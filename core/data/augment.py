@@ -44,8 +44,7 @@ def augment(
     down, right = (draws[1:] * (2 * padding + 1)).long() - padding
     rows = _reflect(torch.arange(h) + down[:, None], h)
     columns = _reflect(torch.arange(w) + right[:, None], w)
-    if flip:
-        columns = torch.where(draws[0, :, None] < 0.5, columns.flip(1), columns)
+    columns = torch.where(draws[0, :, None] < flip / 2, columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     if padding:  # whole rows are copied at once; a gather would go pixel by pixel
         first = torch.arange(0, n * c * h, h, device=images.device).view(n, c, 1)
@@ -57,6 +56,8 @@ def augment(
 def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
     """Mirror, zoom, shift and recolour each image of a batch by amounts of its own.
 
+    Returns (N, C, H, W) float32, 0 to 255, on the device of `images`.
+
     At strength 1 an image is zoomed to between 2/3 and 3/2 of its size, its sides' ratio changed by
     up to a quarter, moved by up to a quarter of the frame (what comes in is mirrored), and its
     brightness, contrast and saturation scaled by 0.6 to 1.4; smaller strengths do less of each.
@@ -66,11 +67,7 @@ def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
         images: (N, C, H, W) uint8; not changed.
         draws: (N, 8) uniform in [0, 1); the image's own random numbers.
         strength: 0 to 1; at 0 images are mirrored, no more.
-
-    Returns:
-        (N, C, H, W) float32, 0 to 255, on the device of `images`.
     """
-    n = len(images)
     draws = draws.to(images.device)
     x = images.to(torch.float32)
     flip = 1 - 2 * (draws[:, 0] < 0.5).float()
@@ -85,9 +82,8 @@ def distort(images: Tensor, draws: Tensor, strength: float) -> Tensor:
     down = (zoom / ratio)[:, None] * _centres(x, 2) + shift[:, 1:]
     grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), 3)
     x = F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
-    brightness, contrast, saturation = (
-        (1 + 0.4 * strength * signed[:, 5:]).view(n, 3, 1, 1).split(1, dim=1)
-    )
+    scales = (1 + 0.4 * strength * signed[:, 5:])[:, :, None, None]
+    brightness, contrast, saturation = scales.split(1, dim=1)
     x = x * brightness
     x = x.mean((1, 2, 3), keepdim=True).lerp(x, contrast)
     return x.mean(1, keepdim=True).lerp(x, saturation).clamp_(0, 255)
@@ -111,16 +107,10 @@ def normalise(
     *,
     channels_last: bool = False,
 ) -> Tensor:
-    """Scale pixels to (x / 255 - mean) / std.
+    """Scale pixels (N, C, H, W), 0 to 255, to (x / 255 - mean) / std, float32.
 
-    Args:
-        images: (N, C, H, W), 0 to 255; float32 ones are overwritten.
-        mean: of each channel, in the range 0 to 1.
-        std: of each channel, in the range 0 to 1.
-        channels_last: memory format of the result.
-
-    Returns:
-        (N, C, H, W) float32.
+    Pixels that are float32 already are overwritten. Mean and std of each channel are in the range
+    0 to 1; `channels_last` is the memory format of the result.
     """
     pairs = zip(mean, std, strict=True)
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]

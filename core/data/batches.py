@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,32 +18,20 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batches:
-    """An `ImageSet` as normalised float batches on a device.
+    """An `ImageSet` as normalised float batches on a device."""
 
-    Attributes:
-        data: decoded images and labels.
-        batch_size: images per batch; the last batch holds the rest.
-        device: where batches are put; augmentation and normalisation run there.
-        seed: fixes order and augmentation of each epoch.
-        train: shuffle and augment.
-        flip: augment by mirroring left-right.
-        shift: augment by moving up to this many pixels; -1 means an eighth of the width.
-        channels_last: memory format of the batches.
-    """
+    data: ImageSet  # decoded images and labels
+    batch_size: int  # images per batch; the last batch holds the rest
+    device: torch.device  # where batches are put; augmentation and normalisation run there
+    seed: int = 0  # fixes order and augmentation of each epoch
+    train: bool = False  # shuffle and augment
+    flip: bool = True  # augment by mirroring left-right
+    shift: int = -1  # augment by moving up to this many pixels; -1 means an eighth of the width
+    channels_last: bool = False  # memory format of the batches
 
-    data: ImageSet
-    batch_size: int
-    device: torch.device
-    seed: int = 0
-    train: bool = False
-    flip: bool = True
-    shift: int = -1
-    channels_last: bool = False
-    _labels: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self):
-        labels = torch.from_numpy(np.array(self.data.labels, dtype=np.int64))
-        object.__setattr__(self, "_labels", labels)
+    @functools.cached_property
+    def _labels(self) -> Tensor:
+        return torch.from_numpy(np.array(self.data.labels, dtype=np.int64))
 
     def __len__(self) -> int:
         return -(-len(self._labels) // self.batch_size)

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -75,8 +75,7 @@ def decoded_splits(
 ) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     """Return what `decoded` does for the files of each split.
 
-    Raises:
-        UserError: files cannot be decoded (all are named) and are not to be left out.
+    Raises UserError: files cannot be decoded (all are named) and are not to be left out.
     """
     opened = {split: decoded(root, part, image_size, fit) for split, part in files.items()}
     broken = {path: why for _, manifest in opened.values() for path, why in manifest["broken"]}
@@ -116,7 +115,7 @@ def _build(
     content: dict[str, Any] = {"rule": _RULES[fit], "image_size": image_size}
     content |= {"files": [], "sources": [], "digests": [], "broken": []}
 
-    def write_array(stream: BinaryIO) -> None:
+    with _published(array) as stream:
         _write_header(stream, 0, image_size)
         for read in _decode_all(root, paths, image_size, fit):
             if read.pixels:
@@ -128,9 +127,8 @@ def _build(
                 content["broken"].append((read.path, read.problem))
         stream.seek(0)
         _write_header(stream, len(content["files"]), image_size)
-
-    _publish(array, write_array)
-    _publish(manifest, lambda stream: stream.write(json.dumps(content).encode()))
+    with _published(manifest) as stream:
+        stream.write(json.dumps(content).encode())
 
 
 def _write_header(stream: BinaryIO, count: int, size: int) -> None:
@@ -139,12 +137,13 @@ def _write_header(stream: BinaryIO, count: int, size: int) -> None:
     np.lib.format.write_array_header_1_0(stream, header)
 
 
-def _publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file, and give it its name once it is on the disk."""
+@contextlib.contextmanager
+def _published(path: Path) -> Iterator[BinaryIO]:
+    """Give a temporary file to fill, which takes its name once it is on the disk."""
     temporary = path.with_name(f".{path.name}.tmp")  # one writer at a time: the lock is held
     try:
         with temporary.open("wb") as stream:
-            write(stream)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -210,11 +209,10 @@ def _square(content: bytes, size: int, fit: Fit) -> np.ndarray:
         with contextlib.suppress(Exception):
             upright = ImageOps.exif_transpose(image)
         rgb = _rgb(upright)
-        box = None if fit == "squash" else _middle(*rgb.size, size)
-        rgb = rgb.resize((size, size) if box is None else box, Image.Resampling.BILINEAR)
-        if box is not None:
-            left, top = round((box[0] - size) / 2), round((box[1] - size) / 2)
-            rgb = rgb.crop((left, top, left + size, top + size))
+        width, height = (size, size) if fit == "squash" else _middle(*rgb.size, size)
+        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        rgb = rgb.crop((left, top, left + size, top + size))
     return np.asarray(rgb).transpose(2, 0, 1)
 
 

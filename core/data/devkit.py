@@ -33,36 +33,24 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the lists and annotations of a root say, before any image is opened.
+    """What the lists and annotations of a root say, before any image is opened."""
 
-    Attributes:
-        root: absolute; file names are relative to it.
-        folder: the year's folder, relative to the root ("." if it is the root).
-        classes: names, in the order of the labels.
-        own: the list of classes is the data set's own, not VOC's.
-        lists: "train" and "val" -> name of the list in ImageSets/Main.
-        files: per split the images, sorted by name.
-        boxes: per split the objects of each image.
-        skipped: per split the images left out for want of a file or for a broken annotation.
-        notes: sentences on what was not as in the published kits.
-    """
-
-    root: Path
-    folder: str
-    classes: tuple[str, ...]
-    own: bool
-    lists: dict[str, str]
-    files: dict[str, tuple[folders.ImageFile, ...]]
-    boxes: dict[str, tuple[tuple[Box, ...], ...]]
+    root: Path  # absolute; file names are relative to it
+    folder: str  # the year's folder, relative to the root ("." if it is the root)
+    classes: tuple[str, ...]  # names, in the order of the labels
+    own: bool  # the list of classes is the data set's own, not VOC's
+    lists: dict[str, str]  # "train" and "val" -> name of the list in ImageSets/Main
+    files: dict[str, tuple[folders.ImageFile, ...]]  # per split the images, sorted by name
+    boxes: dict[str, tuple[tuple[Box, ...], ...]]  # per split the objects of each image
+    # per split the images left out for want of a file or for a broken annotation
     skipped: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences on what was not as in the published kits
 
 
 def open_root(root: str | os.PathLike[str]) -> Path:
     """Return the folder that file names are relative to: `root`, or what its archive holds.
 
-    Raises:
-        UserError: it does not exist, or the archive is refused.
+    Raises UserError: it does not exist, or the archive is refused.
     """
     path = Path(root).expanduser()
     if path.is_dir():
@@ -76,12 +64,8 @@ def open_root(root: str | os.PathLike[str]) -> Path:
 def find_year(root: str | os.PathLike[str], year: str | None = None) -> Path:
     """Return the one folder with ImageSets/Main that is `root` or lies below it.
 
-    Args:
-        root: a folder.
-        year: take the folder of this name, or VOC<year>, where there are several.
-
-    Raises:
-        UserError: none, or several and no word on which.
+    Where there are several, that of the name `year` or VOC<year>. Raises UserError: none, or
+    several and no word on which.
     """
     base = Path(root)
     found = sorted(_year_folders(base))
@@ -90,13 +74,11 @@ def find_year(root: str | os.PathLike[str], year: str | None = None) -> Path:
             f"--data-dir {root}: no {_MAIN}/ in it or below: give the folder VOCdevkit, or the one"
             " with Annotations/, ImageSets/ and JPEGImages/"
         )
-    named = found
-    if year is not None:
-        named = [f for f in found if f.name in (year, f"VOC{year}")]
+    named = [f for f in found if year is None or f.name in (year, f"VOC{year}")]
     if len(named) == 1:
         return named[0]
     shown = ", ".join(_inside(base, f) for f in found)
-    if year is not None and not named:
+    if not named:
         raise UserError(f"--set year={year}: --data-dir {root} holds {shown}")
     same = len({f.name for f in named}) < len(named)
     say = f"say which, as in --set year={named[-1].name.removeprefix('VOC')}"
@@ -128,15 +110,10 @@ def _year_folders(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 
 def read_devkit(root: Path, year: str | None = None, skip_broken: bool = False) -> Devkit:
-    """Read the lists and annotations of a devkit, without opening any image.
+    """Read the lists and annotations of a devkit, without opening any image; `root` is absolute.
 
-    Args:
-        root: absolute.
-        year: see `load`.
-        skip_broken: leave out images that are missing or whose annotation cannot be used.
-
-    Raises:
-        UserError: one sentence for all that is wrong, with the paths.
+    With `skip_broken` images are left out that are missing or whose annotation cannot be used.
+    Raises UserError: one sentence for all that is wrong, with the paths.
     """
     return _read_devkit(root, find_year(root, year), skip_broken)
 
@@ -147,10 +124,12 @@ def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
     if missing:
         raise UserError(f"{folder}: no folder {' and '.join(missing)} in it")
     place = "" if folder == root else f"{_inside(root, folder)}/"
-    lists = {"train": "train.txt", "val": _val_list(folder)}
+    main = folder / _MAIN
+    test_kit = not (main / "val.txt").exists() and (main / "test.txt").exists()
+    lists = {"train": "train.txt", "val": "test.txt" if test_kit else "val.txt"}
     pictures = Files(folder / "JPEGImages", folders.EXTENSIONS)
-    names, gone = _read_lists(folder / _MAIN, lists, pictures, skip_broken)
-    listed = _class_lists(folder / _MAIN, pictures)
+    names, gone = _read_lists(main, lists, pictures, skip_broken)
+    listed = _class_lists(main, pictures)
     found, broken, notes = read_annotations(folder, [*names["train"], *names["val"]], listed)
     if broken and not skip_broken:
         raise UserError(
@@ -159,19 +138,14 @@ def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
         )
     classes, own, more = classes_of(root, folder, found, listed)
     known = _boxes(folder, classes, found)
-    kept = {split: [name for name in names[split] if name in found] for split in names}
-    files = {
-        split: tuple(_image_file(place, pictures.entry(name)) for name in kept[split])
-        for split in kept
-    }
-    boxes = {split: tuple(known[name] for name in kept[split]) for split in kept}
-    skipped = {
-        split: (
-            *(f"{place}Annotations/{name}.xml" for name in names[split] if name in broken),
-            *(f"{place}JPEGImages/{name}" for name in gone[split]),
-        )
-        for split in names
-    }
+    files, boxes, skipped = {}, {}, {}
+    for split, all_of in names.items():
+        kept = [name for name in all_of if name in found]
+        entries = [pictures.entry(name) for name in kept]
+        files[split] = tuple(folders.file_of(e, f"{place}JPEGImages/{e.name}") for e in entries)
+        boxes[split] = tuple(known[name] for name in kept)
+        unread = [f"{place}Annotations/{name}.xml" for name in all_of if name in broken]
+        skipped[split] = (*unread, *(f"{place}JPEGImages/{name}" for name in gone[split]))
     notes += [*more, *pictures.several(sorted(found))]
     inside = place.rstrip("/") or "."
     return Devkit(root, inside, classes, own, lists, files, boxes, skipped, tuple(notes))
@@ -180,11 +154,7 @@ def _read_devkit(root: Path, folder: Path, skip_broken: bool) -> Devkit:
 def _boxes(
     folder: Path, classes: Sequence[str], found: Mapping[str, Sequence[Object]]
 ) -> dict[str, tuple[Box, ...]]:
-    """Return the objects of each image by the numbers of their classes.
-
-    Raises:
-        UserError: an object is of no class.
-    """
+    """Return the objects of each image by the numbers of their classes, which all must have."""
     index = {name: label for label, name in enumerate(classes)}
     unknown = [
         f"{folder}/Annotations/{name}.xml ({obj.name})"
@@ -206,11 +176,7 @@ def _boxes(
 def _read_lists(
     main: Path, lists: Mapping[str, str], pictures: Files, skip_broken: bool
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return per split what `_read_list` does.
-
-    Raises:
-        UserError: images are missing and not to be left out, or one is in both lists.
-    """
+    """Return per split what `_read_list` does; refuse missing images, and one in both lists."""
     names, gone = {}, {}
     for split, name in lists.items():
         names[split], gone[split] = _read_list(main / name, pictures)
@@ -228,16 +194,6 @@ def _read_lists(
             " is trained on cannot be scored, so take them out of one"
         )
     return names, gone
-
-
-def _val_list(folder: Path) -> str:
-    """Return the name of the list to score: of a test kit, `test.txt`."""
-    main = folder / _MAIN
-    return (
-        "test.txt"
-        if not (main / "val.txt").exists() and (main / "test.txt").exists()
-        else "val.txt"
-    )
 
 
 def _read_list(path: Path, pictures: Files) -> tuple[list[str], list[str]]:
@@ -293,12 +249,3 @@ def _class_lists(main: Path, pictures: Files) -> dict[str, set[str]]:
                 of_split[name] = {stem for stem in told if stem is not None}
     both = sorted(shown["train"].keys() & shown["val"].keys())
     return {name: shown["train"][name] | shown["val"][name] for name in both}
-
-
-def _image_file(place: str, entry: os.DirEntry[str]) -> folders.ImageFile:
-    path = f"{place}JPEGImages/{entry.name}"
-    try:
-        status = entry.stat()
-    except OSError:  # a link to nowhere: named with the other broken images
-        return folders.ImageFile(path, 0, -1, 0)
-    return folders.ImageFile(path, 0, status.st_size, status.st_mtime_ns)

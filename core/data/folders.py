@@ -17,7 +17,7 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
 )  # fmt: skip
 _JUNK = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-_STAND_INS = {"val": ("val", "valid", "validation", "test")}
+STAND_INS = {"val": ("val", "valid", "validation", "test")}
 
 Root = str | os.PathLike[str]
 
@@ -31,32 +31,31 @@ class ImageFile(NamedTuple):
     mtime_ns: int
 
 
+def file_of(entry: os.DirEntry[str] | Path, path: str, label: int = 0) -> ImageFile:
+    """Return a file of a data root by its place there."""
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nowhere: named later, with the other broken files
+        return ImageFile(path, label, -1, 0)
+    return ImageFile(path, label, status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class Listing:
-    """What a data root holds.
+    """What a data root holds."""
 
-    Attributes:
-        root: the data root, absolute.
-        classes: names of the class folders, sorted; where splits write a name differently
-            ("House Crow", "house_crow") it is the first split's.
-        files: per split, sorted by class and path.
-        folders: per split the folder that was used.
-        left_out: per split, how many files were passed over, by their extension.
-    """
-
-    root: Path
+    root: Path  # the data root, absolute
+    # names of the class folders, sorted; where splits write a name differently ("House Crow",
+    # "house_crow") it is the first split's
     classes: tuple[str, ...]
-    files: dict[str, tuple[ImageFile, ...]]
-    folders: dict[str, str]
+    files: dict[str, tuple[ImageFile, ...]]  # per split, sorted by class and path
+    folders: dict[str, str]  # per split the folder that was used
+    # per split, how many files were passed over, by their extension
     left_out: dict[str, Counter[str]]
 
 
 def match_class(name: str, classes: Sequence[str]) -> str | None:
-    """Return the class that `name` means, ignoring case, hyphens, spaces and underscores.
-
-    Returns:
-        The class as `classes` spells it, or None if there is none.
-    """
+    """Return the class that `name` means but for case, hyphens, spaces and underscores, if any."""
     return {_fold(c): c for c in classes}.get(_fold(name))
 
 
@@ -78,6 +77,14 @@ def twins_sentence(one: str, other: str) -> str:
     )
 
 
+def new(root: Root, maker: str) -> Path:
+    """Return the path of a folder to make, which must not hold anything yet (UserError)."""
+    path = Path(root)
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{maker}: {path} is not empty: choose another folder or empty it")
+    return path
+
+
 def _fold(name: str) -> str:
     return re.sub(r"[-\s_]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
@@ -91,51 +98,45 @@ def scan(root: Root, splits: Sequence[str] = ("train", "val")) -> Listing:
     Class folders may have folders inside, also linked ones. Hidden files and what file managers
     leave behind are passed over; files with other extensions, and images in no class folder, are
     counted in `Listing.left_out`. Where there is no `val` folder, `valid`, `validation` or `test`
-    is used, and `Listing.folders` says so.
-
-    Raises:
-        UserError: no such root or split, a class folder without images, fewer than two classes, or
-            splits with different classes; one sentence that names the folders.
+    is used, and `Listing.folders` says so. Raises UserError: no such root or split, a class folder
+    without images, fewer than two classes, or splits with different classes; one sentence that
+    names the folders.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
         what = "is not a folder" if base.exists() else "does not exist"
         raise UserError(f"--data-dir {root} {what}: give the folder that holds train/ and val/")
-    base = base.resolve()
     try:
-        folders = {split: _split_folder(base, split) for split in splits}
-        names = {folder: _class_folders(base / folder) for folder in folders.values()}
-        first, *others = folders.values()
-        _check_classes(names, first, others)
-        label = {_fold(name): label for label, name in enumerate(names[first])}
-        left_out = {folder: _stray(base / folder) for folder in names}
-        found = {
-            f"{folder}/{name}": _images(
-                base, f"{folder}/{name}", label[_fold(name)], left_out[folder]
-            )
-            for folder in names
-            for name in names[folder]
-        }
-        _check_filled(found)
+        return _listing(base.resolve(), splits)
     except OSError as e:
         raise UserError(f"--data-dir {root}: cannot read {e.filename} ({e.strerror})") from e
     except UserError as e:
         raise UserError(f"--data-dir {root}: {e}") from None
-    files = {
-        split: tuple(
-            sorted(
-                (file for name in names[folder] for file in found[f"{folder}/{name}"]),
-                key=lambda file: (file.label, file.path),
-            )
-        )
-        for split, folder in folders.items()
+
+
+def _listing(base: Path, splits: Sequence[str]) -> Listing:
+    folders = {split: _split_folder(base, split) for split in splits}
+    names = {folder: _class_folders(base / folder) for folder in folders.values()}
+    _check_classes(names)
+    classes = names[folders[splits[0]]]
+    label = {_fold(name): label for label, name in enumerate(classes)}
+    left_out = {folder: _stray(base / folder) for folder in names}
+    found = {
+        f"{folder}/{name}": _images(base, f"{folder}/{name}", label[_fold(name)], left_out[folder])
+        for folder in names
+        for name in names[folder]
     }
-    passed = {split: left_out[folder] for split, folder in folders.items()}
-    return Listing(base, tuple(names[first]), files, folders, passed)
+    _check_filled(found)
+    files, passed = {}, {}
+    for split, folder in folders.items():
+        all_of = [file for name in names[folder] for file in found[f"{folder}/{name}"]]
+        files[split] = tuple(sorted(all_of, key=lambda file: (file.label, file.path)))
+        passed[split] = left_out[folder]
+    return Listing(base, tuple(classes), files, folders, passed)
 
 
 def _split_folder(base: Path, split: str) -> str:
-    for folder in _STAND_INS.get(split, (split,)):
+    for folder in STAND_INS.get(split, (split,)):
         if (base / folder).is_dir():
             return folder
     found = sorted(entry.name for entry in base.iterdir() if entry.is_dir())
@@ -155,10 +156,11 @@ def _class_folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
 
 
-def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[str]) -> None:
+def _check_classes(names: Mapping[str, list[str]]) -> None:
     """Refuse fewer than two classes, unreadable or twin names, or other classes elsewhere."""
-    for folder in (first, *others):
-        strange = [name for name in names[folder] if name.encode(errors="replace").decode() != name]
+    first, *others = names
+    for folder, listed in names.items():
+        strange = [name for name in listed if name.encode(errors="replace").decode() != name]
         if strange:
             raise UserError(f"folders in {folder}/ without a name in UTF-8: rename {some(strange)}")
     if len(names[first]) < 2:
@@ -166,19 +168,22 @@ def _check_classes(names: Mapping[str, list[str]], first: str, others: Sequence[
             f"{first}/ needs a folder for each of at least two classes"
             f" (found: {some(names[first]) or 'none'})"
         )
-    for folder in (first, *others):
-        if (same := twins(names[folder])) is not None:
+    for folder, listed in names.items():
+        if (same := twins(listed)) is not None:
             raise UserError(twins_sentence(*(f"{folder}/{name}" for name in same)))
     for other in others:
-        one, two = ({_fold(name) for name in names[folder]} for folder in (first, other))
-        if one != two:
-            here = [name for name in names[first] if _fold(name) not in two]
-            there = [name for name in names[other] if _fold(name) not in one]
+        here, there = _apart(names[first], names[other]), _apart(names[other], names[first])
+        if here or there:
             raise UserError(
                 f"{first}/ and {other}/ have different classes (only in {first}:"
                 f" {some(here) or 'none'}; only in {other}: {some(there) or 'none'}):"
                 " each class needs a folder in both"
             )
+
+
+def _apart(names: list[str], others: list[str]) -> list[str]:
+    known = {_fold(name) for name in others}
+    return [name for name in names if _fold(name) not in known]
 
 
 def _check_filled(found: Mapping[str, list[ImageFile]]) -> None:
@@ -197,12 +202,8 @@ def _images(base: Path, folder: str, label: int, left_out: Counter[str]) -> list
     for path, entry in files_below(base, folder):
         if not entry.name.lower().endswith(EXTENSIONS):
             left_out[_kind(entry.name)] += 1
-            continue
-        try:
-            status = entry.stat()
-            found.append(ImageFile(path, label, status.st_size, status.st_mtime_ns))
-        except OSError:  # a link to nowhere: named later, with the other broken files
-            found.append(ImageFile(path, label, -1, 0))
+        else:
+            found.append(file_of(entry, path, label))
     return found
 
 
@@ -224,15 +225,9 @@ def _kind(name: str) -> str:
 def files_below(base: Path, folder: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files in a folder and the folders inside, but for junk, with their paths.
 
-    Linked folders count too, each folder once: those that are no links come first, and links that
-    lead back to where they lie are passed over.
-
-    Args:
-        base: what the paths are relative to.
-        folder: relative to `base`, with forward slashes.
-
-    Raises:
-        OSError: a folder cannot be read.
+    Paths and `folder` are relative to `base`, with forward slashes. Linked folders count too, each
+    folder once: those that are no links come first, and links that lead back to where they lie are
+    passed over. Raises OSError: a folder cannot be read.
     """
     start = Path(os.path.realpath(base / folder))
     seen: set[str] = set()

@@ -21,15 +21,14 @@ def stratified_folds(
     Multi-Label Data"): the class with the fewest images left is dealt out first, each image to the
     fold that lacks this class most.
 
+    Returns the fold of each image, (N,) int64, the same for the same arguments.
+
     Args:
         labels: (N, C); 1 where a class is present.
         folds: K, at most N.
         digests: of each image; equal images come into one fold, or a copy would be scored by a
             network that was trained on it.
         seed: decides between folds that lack equally much.
-
-    Returns:
-        (N,) int64, the fold of each image; the same for the same arguments.
     """
     present = labels == 1
     count = len(present)
@@ -40,12 +39,9 @@ def stratified_folds(
     wanted = np.tile(present.sum(0) / folds, (folds, 1))  # and images of each class
     fold = np.full(count, -1, dtype=np.int64)
     while (fold < 0).any():
-        left = present[fold < 0].sum(0)
-        if left.any():
-            c = int(np.where(left > 0, left, count + 1).argmin())
-            chosen, lacking = np.flatnonzero(present[:, c] & (fold < 0)), wanted[:, c]
-        else:  # images that show nothing
-            chosen, lacking = np.flatnonzero(fold < 0), room
+        c = _scarcest(present[fold < 0])
+        chosen = np.flatnonzero((fold < 0) & (True if c is None else present[:, c]))
+        lacking = room if c is None else wanted[:, c]
         for i in chosen:
             k = _neediest(lacking, room, rng)
             fold[i] = k
@@ -57,23 +53,24 @@ def stratified_folds(
     return fold
 
 
+def _scarcest(present: np.ndarray) -> int | None:
+    """Return the class that the fewest images show; None where they show nothing."""
+    left = present.sum(0)
+    return int(np.where(left > 0, left, len(present) + 1).argmin()) if left.any() else None
+
+
 def hold_out(
     labels: np.ndarray, share: float, digests: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split images into those to train on and a share to score, the same for the same arguments.
 
-    One of 1/share stratified folds; what shows the only examples of a class is trained on.
+    One of 1/share stratified folds; what shows the only examples of a class is trained on. Returns
+    the indices of both, ascending. Raises UserError: too few images to tell settings apart by them.
 
     Args:
         labels: (N,) class of each image, or (N, C) with 1 where a class is present.
         share: above 0, at most 0.5; the next share that is 1 over a whole number is held out.
         digests: of each image; equal images are not split.
-
-    Returns:
-        The indices of both, ascending.
-
-    Raises:
-        UserError: too few images to tell settings apart by them.
     """
     present = labels == 1 if labels.ndim == 2 else labels[:, None] == np.unique(labels)
     folds, count = round(1 / share), len(labels)

@@ -25,28 +25,18 @@ S = TypeVar("S", bound="ImageSet")
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Decoded images of one split.
+    """Decoded images of one split."""
 
-    Attributes:
-        images: (N, 3, S, S) uint8, memory-mapped and read-only.
-        labels: (N,) int64, indices into `classes`.
-        files: paths relative to the data root, with forward slashes, in a fixed order.
-        classes: names, sorted; the same for all splits of a root.
-        folder: the split's folder in the root ("test" where there is no "val").
-        sources: SHA-256 of each file, 32 digits.
-        digests: SHA-256 of each decoded image, 32 digits.
-        skipped: broken files that were left out, as relative paths.
-        left_out: how many files were passed over as no images, by their extension.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # (N, 3, S, S) uint8, memory-mapped and read-only
+    labels: np.ndarray  # (N,) int64, indices into `classes`
+    # paths relative to the data root, with forward slashes, in a fixed order
     files: tuple[str, ...]
-    classes: tuple[str, ...]
-    folder: str = ""
-    sources: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...]  # names, sorted; the same for all splits of a root
+    folder: str = ""  # the split's folder in the root ("test" where there is no "val")
+    sources: tuple[str, ...] = ()  # SHA-256 of each file, 32 digits
+    digests: tuple[str, ...] = ()  # SHA-256 of each decoded image, 32 digits
+    skipped: tuple[str, ...] = ()  # broken files that were left out, as relative paths
+    # how many files were passed over as no images, by their extension
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -60,7 +50,6 @@ def load(
     *,
     limit: Mapping[str, int | None] | None = None,
     skip_broken: bool = False,
-    fit: Fit = "squash",
 ) -> dict[str, ImageSet]:
     """Return the decoded images of each split, from the cache if it has them.
 
@@ -72,77 +61,52 @@ def load(
         splits: names of the splits.
         limit: per split, use this many images only, balanced over classes; the same ones each time.
         skip_broken: leave files out that cannot be decoded, instead of refusing the data.
-        fit: see `decoded`.
 
     Raises:
         UserError: the folders cannot be used (see `scan`), a limit is below one image per class,
             files cannot be decoded (all are named), or the cache cannot be written.
     """
-    listing = scan(root, splits)
-    classes = len(listing.classes)
+    listing, limit = scan(root, splits), limit or {}
     chosen = {
-        split: choose_files(files, (limit or {}).get(split), split, classes)
+        split: choose_files(files, limit.get(split), split, len(listing.classes))
         for split, files in listing.files.items()
     }
-    sets = read(listing, chosen, image_size, fit, skip_broken)
-    gone = [
-        f"{s.folder}/{name}"
-        for s in sets.values()
-        for label, name in enumerate(s.classes)
-        if not (s.labels == label).any()
-    ]
-    if gone:
+    sets = read(listing, chosen, image_size, "squash", skip_broken)
+    left = {f"{s.folder}/{s.classes[k]}" for s in sets.values() for k in np.unique(s.labels)}
+    every = [f"{s.folder}/{name}" for s in sets.values() for name in s.classes]
+    if gone := [place for place in every if place not in left]:
         raise UserError(f"--data-dir {root}: no readable image is left in {some(gone)}")
     return sets
 
 
 def read(
-    listing: Listing,
-    chosen: Mapping[str, Sequence[ImageFile]],
-    image_size: int,
-    fit: Fit,
-    skip_broken: bool,
+    listing: Listing, chosen: Mapping[str, Sequence[ImageFile]], size: int, fit: Fit, skip: bool
 ) -> dict[str, ImageSet]:
-    """Return the decoded images of the chosen files of each split, in their order; see `load`.
+    """Return the decoded images of the chosen files of each split, in their order.
 
-    Raises:
-        UserError: files cannot be decoded (all are named), or the cache cannot be written.
+    Raises UserError: files cannot be decoded (all are named) and not to be skipped, or the cache
+    cannot be written.
     """
-    opened = decoded_splits(listing.root, chosen, image_size, fit, skip_broken)
-    return {
-        split: _image_set(listing, split, chosen[split], *cache) for split, cache in opened.items()
-    }
-
-
-def _image_set(
-    listing: Listing,
-    split: str,
-    files: Sequence[ImageFile],
-    images: np.ndarray,
-    manifest: dict[str, Any],
-) -> ImageSet:
-    """Join decoded images with the listing they came from."""
-    label = {file.path: file.label for file in files}
-    return ImageSet(
-        images=images,
-        labels=np.array([label[path] for path in manifest["files"]], dtype=np.int64),
-        files=tuple(manifest["files"]),
-        classes=listing.classes,
-        folder=listing.folders[split],
-        sources=tuple(manifest["sources"]),
-        digests=tuple(manifest["digests"]),
-        skipped=tuple(path for path, _ in manifest["broken"]),
-        left_out=listing.left_out[split],
-    )
+    opened = decoded_splits(listing.root, chosen, size, fit, skip)
+    sets = {}
+    for split, (images, manifest) in opened.items():
+        label = {file.path: file.label for file in chosen[split]}
+        sets[split] = ImageSet(
+            images=images,
+            labels=np.array([label[path] for path in manifest["files"]], dtype=np.int64),
+            files=tuple(manifest["files"]),
+            classes=listing.classes,
+            folder=listing.folders[split],
+            sources=tuple(manifest["sources"]),
+            digests=tuple(manifest["digests"]),
+            skipped=tuple(path for path, _ in manifest["broken"]),
+            left_out=listing.left_out[split],
+        )
+    return sets
 
 
 class Rows:
-    """Some images of an array (a memory map), read when they are asked for: (M, 3, S, S) uint8.
-
-    Args:
-        images: (N, 3, S, S).
-        rows: M indices into them.
-    """
+    """The images (M, 3, S, S) uint8 that M indices `rows` name, read when they are asked for."""
 
     def __init__(self, images: np.ndarray, rows: np.ndarray):
         self._images, self._rows = images, rows
@@ -156,12 +120,10 @@ class Rows:
 
 
 def part(whole: S, rows: np.ndarray, *, lazily: bool = False) -> S:
-    """Return some images of a set, as a set.
+    """Return the images of a set at the indices `rows`, as a set of its kind.
 
-    Args:
-        whole: an `ImageSet` or one of a kind of it.
-        rows: indices, best ascending so that a memory map is read forwards.
-        lazily: read the images when they are asked for (`Rows`), not at once.
+    Best they ascend, so that a memory map is read forwards. Images that are wanted `lazily` are
+    read when they are asked for (`Rows`), not at once.
     """
     told = [name for name in ("files", "sources", "digests", "boxes") if getattr(whole, name, ())]
     cut: dict[str, Any] = {n: tuple(getattr(whole, n)[i] for i in rows) for n in told}
@@ -172,15 +134,14 @@ def part(whole: S, rows: np.ndarray, *, lazily: bool = False) -> S:
 def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict[str, Any]:
     """Return what a report says about its data, ready for JSON and without any absolute path.
 
-    Args:
-        sets: the image sets of each split.
-        synthetic: description of generated images; None for a user's folder.
+    `synthetic` describes generated images; None: they are of a user's folder.
     """
     first = next(iter(sets.values()))
     used = [f"{s.folder}/ serves as {split}" for split, s in sets.items() if s.folder != split]
     pairs = duplicates(sets["train"], sets["val"]) if {"train", "val"} <= sets.keys() else []
     counts = {s: np.bincount(x.labels, minlength=len(x.classes)) for s, x in sets.items()}
     left_out = sum((Counter(s.left_out) for s in sets.values()), Counter())
+    each = [f"{count:,} {kind}" for kind, count in sorted(left_out.items())]
     return {
         "kind": "synthetic" if synthetic else "folder",
         "description": synthetic or "; ".join(used),
@@ -191,14 +152,8 @@ def describe(sets: Mapping[str, ImageSet], synthetic: str | None = None) -> dict
         "duplicates": len(pairs),
         "duplicate_examples": [list(pair) for pair in pairs[:5]],
         "skipped": [path for s in sets.values() for path in s.skipped],
-        "notes": [left_out_sentence(left_out)] if left_out else [],
+        "notes": [f"files that count as no images are left out: {some(each)}"] if each else [],
     }
-
-
-def left_out_sentence(left_out: Mapping[str, int]) -> str:
-    """Say how many files of which extension were passed over."""
-    each = [f"{count:,} {kind}" for kind, count in sorted(left_out.items())]
-    return f"files that count as no images are left out: {some(each)}"
 
 
 def fingerprint(sets: Mapping[str, ImageSet]) -> str:
@@ -230,11 +185,9 @@ def choose_files(
     files: Sequence[ImageFile], limit: int | None, split: str, classes: int
 ) -> tuple[ImageFile, ...]:
     """Return `limit` of the files in their order, chosen by a hash of their names; see `choose`."""
-
-    def key(place: int) -> bytes:
-        return hashlib.sha256(os.fsencode(files[place].path)).digest()
-
-    rows = choose(np.array([file.label for file in files]), limit, split, classes, key)
+    names = [os.fsencode(file.path) for file in files]
+    labels = np.array([file.label for file in files])
+    rows = choose(labels, limit, split, classes, lambda k: hashlib.sha256(names[k]).digest())
     return tuple(files[k] for k in rows)
 
 
@@ -243,18 +196,14 @@ def choose(
 ) -> np.ndarray:
     """Choose images, as many of each class as possible; the same ones each time.
 
+    Returns their places, ascending. Raises UserError: fewer than one image for each class.
+
     Args:
         labels: (N,) class of each image.
         limit: how many; None: all.
         split: for the message.
         classes: at least so many are needed.
         key: which images of a class come first, by their places.
-
-    Returns:
-        Their places, ascending.
-
-    Raises:
-        UserError: fewer than one image for each class.
     """
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))

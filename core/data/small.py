@@ -46,28 +46,17 @@ class Arrays(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set: its classes, what it depends on, and how to read it.
+    """A data set: its classes, what it depends on, and how to read it."""
 
-    Attributes:
-        classes: names, in the order of the labels.
-        key: text that changes whenever `read` would give something else.
-        read: returns the splits "train" and "val".
-    """
-
-    classes: tuple[str, ...]
-    key: str
-    read: Callable[[], dict[str, Arrays]]
+    classes: tuple[str, ...]  # names, in the order of the labels
+    key: str  # text that changes whenever `read` would give something else
+    read: Callable[[], dict[str, Arrays]]  # returns the splits "train" and "val"
 
 
 def resolve(dataset: str, root: str | None) -> str:
-    """Return the data set that is meant: "auto" is what `root` holds, or the embedded digits.
+    """Return the data set that is meant: "auto" is what `root` holds, or without it the digits.
 
-    Args:
-        dataset: one of `core.choices.Dataset`.
-        root: the user's data folder, if one is given.
-
-    Raises:
-        UserError: no such data set, or `root` given for the embedded one.
+    Raises UserError: no such data set, or `root`, the user's folder, given for the embedded one.
     """
     if dataset not in ("auto", *MIRRORED):
         raise UserError(f"--set dataset={dataset}: give one of auto, {', '.join(MIRRORED)}")
@@ -122,8 +111,7 @@ def load(
     else:
         source = _source(name, root, download)
         sets = _opened(name, source.classes, _cached(name, source, image_size))
-    limit = limit or {}
-    return {split: _limited(found, limit.get(split), split) for split, found in sets.items()}
+    return {split: _limited(s, (limit or {}).get(split), split) for split, s in sets.items()}
 
 
 def describe(dataset: str, root: str | None, sets: Mapping[str, ImageSet]) -> dict[str, Any]:
@@ -136,11 +124,10 @@ def describe(dataset: str, root: str | None, sets: Mapping[str, ImageSet]) -> di
         "mnist": "MNIST's handwritten digits, 28x28 grey; its test half serves as val",
         "cifar10": "CIFAR-10's photographs, 32x32; its test half serves as val",
     }
-    return (
-        described
-        | {"dataset": name, "description": words.get(name, described["description"])}
-        | ({} if name == "folder" else {"kind": "embedded" if name == "digits" else "torchvision"})
-    )
+    described |= {"dataset": name, "description": words.get(name, described["description"])}
+    if name != "folder":
+        described["kind"] = "embedded" if name == "digits" else "torchvision"
+    return described
 
 
 # --- one image at a time, as in a loader of one's own ---
@@ -150,12 +137,8 @@ class SmallImages(Dataset[tuple[Tensor, int]]):
     """An `ImageSet` as a map-style data set: the way of a loader written by hand.
 
     Studies use `core.data.batches.Batches`, which converts whole batches on the device; this gives
-    the same numbers one by one.
-
-    Args:
-        images: the image set.
-        transform: gets each image as (S, S, 3) uint8, as torchvision's `ToTensor()` wants it;
-            None converts in `__getitem__` by `to_tensor`. Both give the same bits.
+    the same numbers one by one. A `transform` gets each image as (S, S, 3) uint8, as torchvision's
+    `ToTensor()` wants it; without one `__getitem__` converts by `to_tensor`: to the same bits.
     """
 
     def __init__(self, images: ImageSet, transform: Callable[[np.ndarray], Tensor] | None = None):
@@ -166,25 +149,16 @@ class SmallImages(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(for_display(self.images.images[index])), int(
-            self.images.labels[index]
-        )
+        image = for_display(self.images.images[index])
+        return self.transform(image), int(self.images.labels[index])
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """Turn an image as it is stored and displayed into what a network takes.
+    """Turn (H, W, C) uint8, as displayed, into (C, H, W) float32, 0 to 1, as a network takes it.
 
     torchvision's `ToTensor()` does the same for uint8, but leaves the range of floating-point
-    arrays alone; here they are refused, so that 0..255 never reaches a network unnoticed.
-
-    Args:
-        image: (H, W, C) uint8, 0 to 255.
-
-    Returns:
-        (C, H, W) float32, 0 to 1.
-
-    Raises:
-        ValueError: not uint8, or not three-dimensional.
+    arrays alone; here they are refused (ValueError), so that 0..255 never reaches a network
+    unnoticed.
     """
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(f"to_tensor: (H, W, C) uint8 needed, got {image.shape} {image.dtype}")
@@ -216,8 +190,7 @@ def _source(name: str, root: str | None, download: bool) -> Source:
             raise _missing("mnist", base, "the four files of MNIST/raw/", root)
         return Source(_DIGIT_CLASSES, _state(files), functools.partial(_mnist, base))
     for folder, pattern in zip(_CIFAR_FOLDERS, ("*_batch*.bin", "*_batch*"), strict=True):
-        files = sorted((base / folder).glob(pattern))
-        if files:
+        if files := sorted((base / folder).glob(pattern)):
             read = _cifar_binary if folder.endswith("-bin") else _cifar_python
             return Source(_CIFAR_CLASSES, _state(files), functools.partial(read, base))
     raise _missing("cifar10", base, " or ".join(f"{folder}/" for folder in _CIFAR_FOLDERS), root)
@@ -232,9 +205,8 @@ def _missing(name: str, base: Path, wanted: str, root: str | None) -> UserError:
 
 def _state(files: list[Path]) -> str:
     """Return a text that changes with the files."""
-    return str(
-        [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    )
+    stats = [(file, file.stat()) for file in files]
+    return str([(str(file.resolve()), s.st_size, s.st_mtime_ns) for file, s in stats])
 
 
 def _fetch(name: str, base: Path) -> None:
@@ -265,10 +237,8 @@ def _digits() -> dict[str, Arrays]:
     for label in range(10):
         of_class = np.flatnonzero(labels == label)
         held_out[of_class[-(len(of_class) // _HELD_OUT) :]] = True
-    return {
-        "train": Arrays(images[~held_out], labels[~held_out]),
-        "val": Arrays(images[held_out], labels[held_out]),
-    }
+    chosen = {"train": ~held_out, "val": held_out}
+    return {split: Arrays(images[of], labels[of]) for split, of in chosen.items()}
 
 
 def _mnist(base: Path) -> dict[str, Arrays]:
@@ -276,10 +246,9 @@ def _mnist(base: Path) -> dict[str, Arrays]:
 
     try:
         sets = {split: MNIST(str(base), train=split == "train") for split in ("train", "val")}
-        arrays = {split: Arrays(s.data.numpy(), s.targets.numpy()) for split, s in sets.items()}
+        return {k: Arrays(s.data.numpy(), s.targets.long().numpy()) for k, s in sets.items()}
     except Exception as e:  # a damaged file raises almost anything
         raise _damaged(base / "MNIST" / "raw", e) from e
-    return {split: Arrays(a.images, a.labels.astype(np.int64)) for split, a in arrays.items()}
 
 
 def _cifar_python(base: Path) -> dict[str, Arrays]:
@@ -292,12 +261,8 @@ def _cifar_python(base: Path) -> dict[str, Arrays]:
 def _python_batches(base: Path, train: bool) -> Arrays:
     """Read a half of the version that torchvision downloads.
 
-    Its files are pickles. torchvision opens them only if their MD5 is that of the published files,
-    so nothing else is ever unpickled.
-
-    Raises:
-        RuntimeError: they are not there or not the published ones.
-        OSError: they cannot be read.
+    Its files are pickles. torchvision opens them only if their MD5 is that of the published files
+    (else RuntimeError), so nothing else is ever unpickled.
     """
     from torchvision.datasets import CIFAR10
 
@@ -308,8 +273,7 @@ def _python_batches(base: Path, train: bool) -> Arrays:
 def cifar10_test(root: str | Path) -> ImageSet | None:
     """Return CIFAR-10's test half, if `root` holds its python batches or is their folder.
 
-    Raises:
-        UserError: a batch is missing or not the published one.
+    Raises UserError: a batch is missing or not the published one.
     """
     base, folder = Path(root), _CIFAR_FOLDERS[1]
     if base.name == folder:
@@ -324,7 +288,7 @@ def cifar10_test(root: str | Path) -> ImageSet | None:
             " cifar-10-python.tar.gz there again"
         ) from e
     planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    digests = tuple(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in planes)
+    digests = _digests(planes)
     files = tuple(f"test_batch/{k:05}" for k in range(len(labels)))
     return ImageSet(planes, labels, files, _CIFAR_CLASSES, "test", digests, digests)
 
@@ -371,16 +335,16 @@ def _cached(name: str, source: Source, image_size: int) -> Path:
         splits = source.read()
         folder.mkdir()
         for split, arrays in splits.items():
-            _write(folder, split, name, arrays, image_size)
+            images = np.stack([_planes(image, name, image_size) for image in arrays.images])
+            np.save(folder / f"{split}.npy", images)
+            digests = np.array(_digests(images))
+            np.savez(folder / f"{split}.npz", labels=arrays.labels, digests=digests)
 
     return filled(cache_dir() / "small" / f"{name}-{image_size}-{key}", fill)
 
 
-def _write(folder: Path, split: str, name: str, arrays: Arrays, image_size: int) -> None:
-    images = np.stack([_planes(image, name, image_size) for image in arrays.images])
-    digests = [hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in images]
-    np.save(folder / f"{split}.npy", images)
-    np.savez(folder / f"{split}.npz", labels=arrays.labels, digests=np.array(digests))
+def _digests(images: np.ndarray) -> tuple[str, ...]:
+    return tuple(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in images)
 
 
 def _planes(image: np.ndarray, name: str, size: int) -> np.ndarray:

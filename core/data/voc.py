@@ -85,26 +85,20 @@ def load(
 def check_examples(
     kit: Devkit, difficult: Difficult, untrained: Literal["refuse", "keep"] | None
 ) -> None:
-    """Refuse classes without any training example, and a list to score without any label.
-
-    Raises:
-        UserError: see above.
-    """
+    """Refuse, by a UserError, classes without training example and a list without any label."""
+    shown = {
+        split: (labels_of(boxes, len(kit.classes), difficult) == 1).any(0)
+        for split, boxes in kit.boxes.items()
+    }
     for split, name in kit.lists.items():
-        if not (labels_of(kit.boxes[split], len(kit.classes), difficult) == 1).any():
+        if not shown[split].any():
             raise UserError(f"{kit.root}: no image in {name} has an object that counts")
-    names = without_example(kit, difficult)
+    names = [name for name, known in zip(kit.classes, shown["train"], strict=True) if not known]
     if names and (untrained == "refuse" or (untrained is None and kit.own)):
         raise UserError(
             f"{kit.root}: no training example of {some(names)} in {kit.lists['train']}: add"
             " some, take the class out of the list of classes, or keep it with --set untrained=keep"
         )
-
-
-def without_example(kit: Devkit, difficult: Difficult) -> list[str]:
-    """Return the classes that no training image shows."""
-    shown = (labels_of(kit.boxes["train"], len(kit.classes), difficult) == 1).any(0)
-    return [name for name, known in zip(kit.classes, shown, strict=True) if not known]
 
 
 def labels_of(
@@ -146,47 +140,20 @@ def _voc_set(
 def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> dict[str, Any]:
     """Return what a report says about its data, ready for JSON and without any absolute path.
 
-    Args:
-        sets: the images of each list.
-        kit: what they were read from.
-        synthetic: description of generated images; None for a user's.
+    `kit` is what the sets were read from; `synthetic` describes generated images, None: a user's.
     """
-    classes = kit.classes
     pairs = images.duplicates(sets["train"], sets["val"])
     digest = hashlib.sha256(images.fingerprint(sets).encode())
     for split, s in sorted(sets.items()):
         digest.update(f"{split}{s.labels.shape}".encode() + s.labels.tobytes())
-
-    def counted(value: int) -> dict[str, dict[str, int]]:
-        return {
-            split: dict(zip(classes, (s.labels == value).sum(0).tolist(), strict=True))
-            for split, s in sets.items()
-        }
-
-    untrained = [c for c, n in counted(1)["train"].items() if n == 0]
-    notes = []
-    if untrained:
-        notes.append(
-            f"no training image shows {some(untrained)}: what the network says of such a class"
-            " means nothing, though its average precision counts as it comes out"
-        )
-    notes += kit.notes
-    for split, s in sets.items():
-        always = (s.labels == 1).any(0) & ~(s.labels == -1).any(0)
-        if always.any():
-            says = {
-                "train": "there is no image to tell such a class from, and class_weights=balanced"
-                " leaves its weight at 1",
-                "val": "whatever the network says, its average precision is 100 %",
-            }[split]
-            named = some([name for name, a in zip(classes, always, strict=True) if a])
-            notes.append(f"every image of {kit.lists[split]} that counts shows {named}: {says}")
+    counts, difficult = ({split: _counts(s, of) for split, s in sets.items()} for of in (1, 0))
+    untrained = [c for c, n in counts["train"].items() if n == 0]
     return {
         "kind": "synthetic" if synthetic else "folder",
         "description": synthetic or f"{kit.folder} in the layout of Pascal VOC",
-        "classes": list(classes),
-        "counts": counted(1),
-        "difficult_counts": counted(0),
+        "classes": list(kit.classes),
+        "counts": counts,
+        "difficult_counts": difficult,
         "images": {split: len(s) for split, s in sets.items()},
         "image_size": int(sets["train"].images.shape[-1]),
         "fingerprint": f"sha256:{digest.hexdigest()[:32]}",
@@ -196,5 +163,31 @@ def describe(sets: Mapping[str, VocSet], kit: Devkit, synthetic: str | None) -> 
         "year_folder": kit.folder,
         "lists": dict(kit.lists),
         "untrained": untrained,
-        "notes": notes,
+        "notes": _notes(sets, kit, untrained),
     }
+
+
+def _counts(images: VocSet, value: int) -> dict[str, int]:
+    return dict(zip(images.classes, (images.labels == value).sum(0).tolist(), strict=True))
+
+
+def _notes(sets: Mapping[str, VocSet], kit: Devkit, untrained: Sequence[str]) -> list[str]:
+    notes = list(kit.notes)
+    if untrained:
+        notes.insert(
+            0,
+            f"no training image shows {some(untrained)}: what the network says of such a class"
+            " means nothing, though its average precision counts as it comes out",
+        )
+    says = {
+        "train": "there is no image to tell such a class from, and class_weights=balanced"
+        " leaves its weight at 1",
+        "val": "whatever the network says, its average precision is 100 %",
+    }
+    for split, s in sets.items():
+        always = (s.labels == 1).any(0) & ~(s.labels == -1).any(0)
+        named = [name for name, a in zip(kit.classes, always, strict=True) if a]
+        if named:
+            shown = f"every image of {kit.lists[split]} that counts shows {some(named)}"
+            notes.append(f"{shown}: {says[split]}")
+    return notes

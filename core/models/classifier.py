@@ -39,9 +39,8 @@ _EMBEDDED_CLASSES = 10  # of the 25 species
 _EMBEDDED_SIZE = 32  # pixels
 _EMBEDDED_N = 1  # blocks per stage
 _EMBEDDED_EPOCHS = 12
-_STAGES: dict[
-    tuple[tuple[int, ...], bool], str
-] = {  # blocks per stage, with or without bottlenecks -> torchvision's name
+# Blocks per stage, with or without bottlenecks -> torchvision's name.
+_STAGES: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -53,26 +52,16 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network and how to feed it.
+    """A trained network and how to feed it."""
 
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        name: what it is, for reports; no path.
-        digest: SHA-256 of names, shapes and values of its state.
-        num_classes: width of its head.
-        normalisation: of the pixels it was trained on, see `core.models.normalisation`; None: not
-            known.
-        image_size: pixels of the images it was trained on, where that is known.
-        fit: how its training images were made square: "squash" or "crop".
-    """
-
-    model: nn.Module
-    name: str
-    digest: str
-    num_classes: int
+    model: nn.Module  # in evaluation mode, on the CPU
+    name: str  # what it is, for reports; no path
+    digest: str  # SHA-256 of names, shapes and values of its state
+    num_classes: int  # width of its head
+    # of the pixels it was trained on, see `core.models.normalisation`; None: not known
     normalisation: Normalisation | None = None
-    image_size: int | None = None
-    fit: str = "crop"
+    image_size: int | None = None  # pixels of the images it was trained on, where that is known
+    fit: str = "crop"  # how its training images were made square: "squash" or "crop"
 
 
 def load_classifier(checkpoint: str | None, classes: int) -> Classifier:
@@ -104,11 +93,7 @@ def digest_of(model: nn.Module) -> str:
 
 
 def load_fitting(model: nn.Module, state: State, source: str) -> None:
-    """Load `state` into `model`, see `core.models.weights.fill`.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
+    """Load `state` into `model`, see `core.models.weights.fill`."""
     say = "give the weights of such a network, or another architecture as NAME:PATH"
     fill(model, state, f"--set checkpoint={source}", f"a {resnet_name(model)}", say)
 
@@ -125,28 +110,30 @@ def resnet_name(model: nn.Module) -> str:
 
 def _from_user(checkpoint: str) -> Classifier:
     name, colon, path = checkpoint.partition(":")
+    if name in torchvision_names() and colon:
+        return _torchvision(name, _read(path, checkpoint), checkpoint, of_file(path))
     if name in torchvision_names():
-        if colon:
-            state = _read(path, checkpoint)
-            return _torchvision(name, state, checkpoint, normalisation=of_file(path))
         state = published(name, f"--set checkpoint={name}", f"checkpoint={name}:PATH")
-        return _torchvision(name, state, checkpoint, normalisation=OWN)
-    file = Path(checkpoint).expanduser()
-    if file.is_dir():
-        inside = [file / "checkpoints" / "best.pt", file / "best.pt"]
-        found = [p for p in inside if p.is_file()]
-        if not found:
-            raise UserError(
-                f"--set checkpoint={checkpoint}: the folder holds no checkpoints/best.pt: give a"
-                " finished study's result folder, or a file of weights"
-            )
-        file = found[0]
-    elif not file.is_file():
-        raise UserError(
-            f"--set checkpoint={checkpoint}: no such file: give a file of weights, a result folder,"
-            f" or one of {', '.join(torchvision_names())}"
-        )
+        return _torchvision(name, state, checkpoint, OWN)
+    file = _file(checkpoint)
     return _from_state(_read(file, checkpoint), file, checkpoint)
+
+
+def _file(checkpoint: str) -> Path:
+    """Return the file of weights of that name, or in the result folder of that name."""
+    path = Path(checkpoint).expanduser()
+    for file in (path, path / "checkpoints" / "best.pt", path / "best.pt"):
+        if file.is_file():
+            return file
+    if path.is_dir():
+        raise UserError(
+            f"--set checkpoint={checkpoint}: the folder holds no checkpoints/best.pt: give a"
+            " finished study's result folder, or a file of weights"
+        )
+    raise UserError(
+        f"--set checkpoint={checkpoint}: no such file: give a file of weights, a result folder,"
+        f" or one of {', '.join(torchvision_names())}"
+    )
 
 
 @functools.cache
@@ -171,10 +158,7 @@ def _from_state(state: State, file: Path, source: str) -> Classifier:
     config = _config_beside(file)
     normalisation = OWN if config else of_file(file)
     if is_torchvisions(state):
-        try:
-            name = torchvision_name(state)
-        except UserError as e:
-            raise UserError(f"--set checkpoint={source}: {e}: give NAME:PATH") from e
+        name = torchvision_name(state, f"--set checkpoint={source}", ": give NAME:PATH")
         return _torchvision(name, state, source, normalisation, config)
     if is_resnet(public := own_names(state)):
         return _small(public, config, source, normalisation)
@@ -193,8 +177,7 @@ def _small(
     load_fitting(model, state, source)
     size = config.get("image_size")
     what = f"{resnet_name(model)} with norm {norm}" if config else resnet_name(model)
-    known = {"image_size": size, "fit": "squash", "normalisation": normalisation}
-    return _classifier(model, what, **known)
+    return _classifier(model, what, normalisation, size, "squash")
 
 
 def _norm_in(state: State) -> str:
@@ -222,18 +205,17 @@ def is_torchvisions(state: State) -> bool:
     return any(name.startswith("layer4.") for name in state)
 
 
-def torchvision_name(state: State) -> str:
-    """Return the name of torchvision's ResNet that a state belongs to, by its blocks.
+def torchvision_name(state: State, told: str, say: str = "") -> str:
+    """Return the name of torchvision's ResNet that a state belongs to.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError: there is none; the message names the option `told` and what to do: `say`.
     """
     found = {re.match(r"layer([1-4])\.(\d+)\.", name) for name in state}
     blocks = {(int(m[1]), int(m[2])) for m in found if m}
     counts = tuple(sum(stage == s for stage, _ in blocks) for s in range(1, 5))
     name = _STAGES.get((counts, "layer1.0.conv3.weight" in state))
     if name is None:
-        raise UserError(f"no ResNet of torchvision has {counts} blocks in its stages")
+        raise UserError(f"{told}: no ResNet of torchvision has {counts} blocks in its stages{say}")
     return name
 
 
@@ -265,12 +247,11 @@ def _torchvision(
     fit, size = ("squash", 32) if small else ("crop", None)
     if config:
         fit, size = config.get("fit", "squash"), config.get("image_size", size)
-    known = {"image_size": size, "fit": fit, "normalisation": normalisation}
-    return _classifier(model, own, **known)
+    return _classifier(model, own, normalisation, size, fit)
 
 
-def _classifier(model: nn.Module, name: str, **options: Any) -> Classifier:
-    return Classifier(model.eval(), name, digest_of(model), head_width(model), **options)
+def _classifier(model: nn.Module, name: str, *how: Any) -> Classifier:
+    return Classifier(model.eval(), name, digest_of(model), head_width(model), *how)
 
 
 def head_width(model: nn.Module) -> int:
@@ -282,15 +263,15 @@ def head_width(model: nn.Module) -> int:
 
 
 def embedded_images() -> dict[str, images.ImageSet]:
-    """Return the synthetic birds of the embedded model: training set, and images unseen by it."""
-    sets = images.load(birds.default_birds(), _EMBEDDED_SIZE)
-    return {split: _first_classes(whole) for split, whole in sets.items()}
+    """Return the synthetic birds of the embedded model: training set, and images unseen by it.
 
-
-def _first_classes(whole: images.ImageSet) -> images.ImageSet:
-    """Keep some of the species, so that a demonstration takes minutes."""
-    few = images.part(whole, np.flatnonzero(whole.labels < _EMBEDDED_CLASSES))
-    return dataclasses.replace(few, classes=whole.classes[:_EMBEDDED_CLASSES])
+    They are of some of the species, so that a demonstration takes minutes.
+    """
+    sets = {}
+    for split, whole in images.load(birds.default_birds(), _EMBEDDED_SIZE).items():
+        few = images.part(whole, np.flatnonzero(whole.labels < _EMBEDDED_CLASSES))
+        sets[split] = dataclasses.replace(few, classes=whole.classes[:_EMBEDDED_CLASSES])
+    return sets
 
 
 def _embedded() -> Classifier:
@@ -309,5 +290,4 @@ def _embedded() -> Classifier:
 
     model = build()
     load_fitting(model, _read(kept(file, train), "none"), "none")
-    known = {"image_size": _EMBEDDED_SIZE, "fit": "squash", "normalisation": OWN}
-    return _classifier(model, EMBEDDED, **known)
+    return _classifier(model, EMBEDDED, OWN, _EMBEDDED_SIZE, "squash")

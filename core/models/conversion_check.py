@@ -34,52 +34,39 @@ from core.models.weights import fill, load_state
 OUTPUT = "output"  # the row of the logits, after those of the norms
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _BATCH = 50
+_NAMED = {  # image size and name
+    "default": (224, "ResNet-18, torchvision's ImageNet weights"),
+    "embedded": (48, "ResNet-18, learnt on labtune's synthetic birds"),
+    "none": (64, "ResNet-18 with random weights"),
+}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one tensor of the converted network is from the original's, over all images.
+    """How far one tensor of the converted network is from the original's, over all images."""
 
-    Attributes:
-        mode: "A", "B", or "none": standardised weights and nothing that makes up for them.
-        precision: "float32" or "float64".
-        layer: name of a norm whose output is compared, or "output" for the logits.
-        mae: mean absolute difference.
-        largest: largest absolute difference.
-        size: largest absolute value of the original.
-        images: how many.
-        changed: images whose largest logit belongs to another class; None for inner layers.
-        accuracy: share of images that the original gets right; None without labels.
-        accuracy_converted: the same of the converted network.
-    """
-
-    mode: str
-    precision: str
-    layer: str
-    mae: float
-    largest: float
-    size: float
-    images: int
+    mode: str  # "A", "B", or "none": standardised weights and nothing that makes up for them
+    precision: str  # "float32" or "float64"
+    layer: str  # name of a norm whose output is compared, or "output" for the logits
+    mae: float  # mean absolute difference
+    largest: float  # largest absolute difference
+    size: float  # largest absolute value of the original
+    images: int  # how many
+    # images whose largest logit belongs to another class; None for inner layers
     changed: int | None = None
+    # share of images that the original gets right; None without labels
     accuracy: float | None = None
-    accuracy_converted: float | None = None
+    accuracy_converted: float | None = None  # the same of the converted network
 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Images for a check.
+    """Images for a check."""
 
-    Attributes:
-        images: (N, 3, S, S) uint8.
-        labels: (N,), or None.
-        classes: how many the labels tell apart; 0 without labels.
-        description: what the images are.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None = None
-    classes: int = 0
-    description: str = ""
+    images: np.ndarray  # (N, 3, S, S) uint8
+    labels: np.ndarray | None = None  # (N,), or None
+    classes: int = 0  # how many the labels tell apart; 0 without labels
+    description: str = ""  # what the images are
 
 
 def check(
@@ -91,11 +78,8 @@ def check(
 ) -> list[Agreement]:
     """Compare `model` with its conversions on every image, in evaluation mode.
 
-    Returns:
-        For each precision and mode a row per norm that was paired, then one for the output.
-
-    Raises:
-        ValueError: the model cannot be converted; see `core.layers.convert.convert`.
+    Returns for each precision and mode a row per norm that was paired, then one for the output.
+    Raises ValueError: the model cannot be converted; see `core.layers.convert.convert`.
     """
     rows = []
     for precision in precisions:
@@ -105,24 +89,19 @@ def check(
             changed = _uncompensated(original)
             if mode != "none":
                 changed = convert(original, "A" if mode == "A" else "B")
-            rows += _compare(original, changed, norms, photos, mode, precision, normalisation)
+            found = _compare((original, changed), norms, photos, normalisation)
+            rows += [Agreement(mode, precision, *row) for row in found]
     return rows
 
 
 def run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check the network and the images that settings name.
 
-    Args:
-        settings: may hold `data_dir` (a folder of images, of class folders, or of splits; none: the
-            embedded birds), `weights` (as of `core.models.pretrained`, or a file of a torchvision
-            or CIFAR ResNet), `image_size`, `fit` ("squash" or "crop"), `val_images` (use so many).
-
-    Returns:
-        `weights`, `images`, `normalisation` (words for each), `image_size`, and `rows`, `Agreement`
-        as dicts.
-
-    Raises:
-        UserError: images or weights that cannot be used.
+    These may hold `data_dir` (a folder of images, of class folders, or of splits; none: the
+    embedded birds), `weights` (as of `core.models.pretrained`, or a file of a torchvision or CIFAR
+    ResNet), `image_size`, `fit` ("squash" or "crop"), `val_images` (use so many). Returns
+    `weights`, `images`, `normalisation` (words for each), `image_size`, and `rows`, `Agreement` as
+    dicts. Raises UserError: images or weights that cannot be used.
     """
     folder = settings.get("data_dir")
     weights = str(settings.get("weights") or ("embedded" if folder is None else "default"))
@@ -151,28 +130,23 @@ def run(settings: Mapping[str, Any]) -> dict[str, Any]:
 def network(weights: str) -> tuple[nn.Module, int, str]:
     """Return a network with its own head, the image size it was made for, and its name.
 
-    Raises:
-        UserError: weights that cannot be had or that fit no ResNet.
+    Raises UserError: weights that cannot be had or that fit no ResNet.
     """
-    if weights == "default":
-        return pretrained.resnet18(weights, 1000), 224, "ResNet-18, torchvision's ImageNet weights"
-    if weights == "embedded":
-        classes = len(folders.scan(birds.default_birds()).classes)
-        model = pretrained.resnet18(weights, classes)
-        return model, 48, "ResNet-18, learnt on labtune's synthetic birds"
-    if weights == "none":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return pretrained.resnet18(weights, 1000), 64, "ResNet-18 with random weights"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of random weights, and of a head that a file does not have
+        if weights not in pretrained.NAMES:
+            return _from_file(weights)
+        classes = (
+            1000 if weights != "embedded" else len(folders.scan(birds.default_birds()).classes)
+        )
+        return pretrained.resnet18(weights, classes), *_NAMED[weights]
+
+
+def _from_file(weights: str) -> tuple[nn.Module, int, str]:
     state, told, file = load_state(weights), f"--weights {weights}", Path(weights).name
     if is_torchvisions(state):
-        try:
-            name = torchvision_name(state)
-        except UserError as e:
-            raise UserError(f"{told}: {e}") from e
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of a head of its own, where the file has none
-            model = torchvision_net(name, state)
+        name = torchvision_name(state, told)
+        model = torchvision_net(name, state)
         if "fc.weight" not in state:
             state |= {key: model.state_dict()[key] for key in ("fc.weight", "fc.bias")}
         fill(model, state, told, name, "give its own file")
@@ -194,36 +168,28 @@ def load_photos(
     """Return the images of a folder, or the embedded birds.
 
     A folder with splits gives its validation (or test) images, one with class folders its images
-    with labels, any other all images in it and below.
-
-    Raises:
-        UserError: no folder, no images, or images that cannot be read (all are named).
+    with labels, any other all images in it and below. Raises UserError: no folder, no images, or
+    images that cannot be read (all are named).
     """
-    synthetic = folder is None
     root = Path(birds.default_birds() if folder is None else folder)
     base = _scored(root.expanduser().resolve())
     found = sorted(
-        base / path
+        Path(path)
         for path, entry in folders.files_below(base)
         if entry.name.lower().endswith(folders.EXTENSIONS) and entry.is_file()
     )
     if not found:
         raise UserError(f"--data-dir {folder}: no images in it: give a folder of photographs")
-    classes = sorted({path.relative_to(base).parts[0] for path in found if path.parent != base})
-    flat = any(len(path.relative_to(base).parts) != 2 for path in found) or len(classes) < 2
+    classes = sorted({path.parts[0] for path in found if len(path.parts) > 1})
+    if any(len(path.parts) != 2 for path in found) or len(classes) < 2:
+        classes = []
     if limit is not None and limit < len(found):  # evenly over the folder, so over its classes
         found = [found[i * len(found) // limit] for i in range(limit)]
-    files = []
-    for path in found:
-        inside, status = path.relative_to(base), path.stat()
-        label = 0 if flat else classes.index(inside.parts[0])
-        files.append(
-            folders.ImageFile(inside.as_posix(), label, status.st_size, status.st_mtime_ns)
-        )
+    files = [folders.file_of(base / path, path.as_posix()) for path in found]
     images, _ = decoding.decoded_splits(base, {"all": files}, size, fit)["all"]
-    labels = None if flat else np.array([file.label for file in files])
-    kind = "synthetic bird pictures" if synthetic else f"images of the folder {root.name}"
-    return Photos(images, labels, 0 if flat else len(classes), f"{len(files):,} {kind}")
+    labels = np.array([classes.index(path.parts[0]) for path in found]) if classes else None
+    kind = "synthetic bird pictures" if folder is None else f"images of the folder {root.name}"
+    return Photos(images, labels, len(classes), f"{len(files):,} {kind}")
 
 
 # ---- the parts ----
@@ -233,11 +199,8 @@ def _scored(root: Path) -> Path:
     """Return the folder of the split to score, if the root has splits."""
     if not root.is_dir():
         raise UserError(f"--data-dir {root} is not a folder: give a folder of photographs")
-    if (root / "train").is_dir():
-        for name in ("val", "valid", "validation", "test"):
-            if (root / name).is_dir():
-                return root / name
-    return root
+    splits = folders.STAND_INS["val"] if (root / "train").is_dir() else ()
+    return next((root / name for name in splits if (root / name).is_dir()), root)
 
 
 def _uncompensated(model: nn.Module) -> nn.Module:
@@ -265,50 +228,26 @@ class _Sums:
 
 
 def _compare(
-    original: nn.Module,
-    changed: nn.Module,
-    norms: Sequence[str],
-    photos: Photos,
-    mode: str,
-    precision: str,
-    normalisation: Normalisation,
-) -> list[Agreement]:
+    nets: Sequence[nn.Module], norms: Sequence[str], photos: Photos, normalisation: Normalisation
+) -> list[tuple[Any, ...]]:
+    """Return the fields of an `Agreement`, from `layer` on, of each norm and the output."""
     sums = {layer: _Sums() for layer in [*norms, OUTPUT]}
-    different, right, right_converted, classes = 0, 0, 0, 0
-    like = next(original.parameters())
-    for start in range(0, len(photos.images), _BATCH):
+    like, count, guesses, classes = next(nets[0].parameters()), len(photos.images), [], 0
+    for start in range(0, count, _BATCH):
         part = torch.from_numpy(np.array(photos.images[start : start + _BATCH]))
         x = normalise(part.to(like.device), *NORMALISATIONS[normalisation]).to(like.dtype)
-        old, new = _outputs(original, norms, x), _outputs(changed, norms, x)
+        old, new = (_outputs(net, norms, x) for net in nets)
         for layer, one in sums.items():
             one.add(old[layer], new[layer])
         classes = old[OUTPUT].shape[1]
-        guess, guess_new = old[OUTPUT].argmax(1), new[OUTPUT].argmax(1)
-        different += int((guess != guess_new).sum())
-        if photos.labels is not None:
-            y = torch.from_numpy(photos.labels[start : start + _BATCH]).to(guess.device)
-            right += int((guess == y).sum())
-            right_converted += int((guess_new == y).sum())
-    count = len(photos.images)
-    named = photos.labels is not None and photos.classes == classes
-    rows = []
-    for layer, one in sums.items():
-        last = layer == OUTPUT
-        rows.append(
-            Agreement(
-                mode,
-                precision,
-                layer,
-                one.total / one.count,
-                one.largest,
-                one.size,
-                count,
-                different if last else None,
-                right / count if last and named else None,
-                right_converted / count if last and named else None,
-            )
-        )
-    return rows
+        guesses.append(torch.stack([old[OUTPUT].argmax(1), new[OUTPUT].argmax(1)]))
+    guess, guess_new = torch.cat(guesses, 1).cpu().numpy()
+    of_output: list[Any] = [int((guess != guess_new).sum())]
+    if photos.labels is not None and photos.classes == classes:
+        of_output += [int((told == photos.labels).sum()) / count for told in (guess, guess_new)]
+    more = {OUTPUT: of_output}
+    gaps = {layer: (one.total / one.count, one.largest, one.size) for layer, one in sums.items()}
+    return [(layer, *gap, count, *more.get(layer, ())) for layer, gap in gaps.items()]
 
 
 def _outputs(model: nn.Module, norms: Sequence[str], x: Tensor) -> dict[str, Tensor]:

@@ -32,28 +32,17 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Fit:
-    """What a trial's step takes.
+    """What a trial's step takes."""
 
-    Attributes:
-        precision: of the forward pass.
-        recompute: whether activations are computed again for the backward pass.
-        estimate: bytes as run.
-        plain: bytes in float32 without recomputation.
-    """
-
-    precision: Precision
-    recompute: bool
-    estimate: int
-    plain: int
+    precision: Precision  # of the forward pass
+    recompute: bool  # whether activations are computed again for the backward pass
+    estimate: int  # bytes as run
+    plain: int  # bytes in float32 without recomputation
 
     def facts(self) -> dict[str, Any]:
         """Return what the trial notes of it."""
-        return {
-            "chosen_precision": self.precision,
-            "chosen_recompute": self.recompute,
-            "estimated_mib": self.estimate / 2**20,
-            "plain_mib": self.plain / 2**20,
-        }
+        mib = {"estimated_mib": self.estimate / 2**20, "plain_mib": self.plain / 2**20}
+        return {"chosen_precision": self.precision, "chosen_recompute": self.recompute, **mib}
 
 
 @dataclass(frozen=True)
@@ -74,11 +63,8 @@ def measure(
 ) -> Line:
     """Measure a step's activations, and add the weights' gradients and momentum.
 
-    Args:
-        build: makes the model (with a settable `recompute`) on the CPU.
-        args: what it is made from.
-        image_size: pixels.
-        recompute: whether activations are computed again for the backward pass.
+    `build` makes the model from `args`, on the CPU and with a settable `recompute`: whether
+    activations are computed again for the backward pass. `image_size` is in pixels.
     """
     with torch.random.fork_rng(devices=[]):  # a trial's own draws are not to depend on this
         model = build(*args)
@@ -91,23 +77,14 @@ def measure(
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of a trial.
+    """A training step of a trial."""
 
-    Attributes:
-        build: makes the model from `args`.
-        args: all that tells the model from others.
-        image_size: pixels.
-        batch: images that are run at once.
-        precision: of the forward pass.
-        recompute: whether activations are computed again.
-    """
-
-    build: Callable[..., nn.Module]
-    args: tuple[Hashable, ...]
-    image_size: int
-    batch: int
-    precision: Precision = "float32"
-    recompute: bool = False
+    build: Callable[..., nn.Module]  # makes the model from `args`
+    args: tuple[Hashable, ...]  # all that tells the model from others
+    image_size: int  # pixels
+    batch: int  # images that are run at once
+    precision: Precision = "float32"  # of the forward pass
+    recompute: bool = False  # whether activations are computed again
 
     def fit(self) -> Fit:
         """Estimate what the step takes."""
@@ -125,18 +102,14 @@ def share(
     """Choose the first way in which all trials fit: as asked, recomputed, in half precision too.
 
     One way for all, so that what is compared does not differ by its rounding. Recomputation comes
-    first because it changes no number.
+    first because it changes no number. Returns the settings that every trial takes over, and the
+    bytes that the largest then needs. Raises UserError: the largest step fits in no way; the
+    message gives its estimate.
 
     Args:
         steps: a trial's step in words -> the step.
         slot: bytes of the smallest slot; None: as asked.
         half: the precision that the cards compute in, should float32 not fit.
-
-    Returns:
-        The settings that every trial takes over, and the bytes that the largest then needs.
-
-    Raises:
-        UserError: the largest step fits in no way; the message gives its estimate.
     """
     ways: list[dict[str, Any]] = [{}, {"recompute": True}, {"recompute": True, "precision": half}]
     needed, largest = 0, ""
@@ -196,11 +169,7 @@ class _Watch(TorchDispatchMode):
 def step_bytes(model: nn.Module, image_size: int, batch: int, precision: Precision) -> int:
     """Return the peak bytes of one training step's activations and gradients, by running it.
 
-    Args:
-        model: on the CPU; its weights are not counted.
-        image_size: pixels; images are (batch, 3, image_size, image_size).
-        batch: images.
-        precision: of the forward pass.
+    The model is on the CPU, its weights are not counted; images are (batch, 3, size, size) pixels.
     """
     model.train()
     with _Watch([*model.parameters(), *model.buffers()]) as watch:
@@ -216,8 +185,8 @@ def step_bytes(model: nn.Module, image_size: int, batch: int, precision: Precisi
 
 def counted(
     batches: Iterable[B], note: Callable[[int], None] | None, *models: nn.Module
-) -> Iterable[B]:
-    """Return `batches`; the first two steps made of them are counted, without changing a number.
+) -> Iterator[B]:
+    """Yield `batches`; the first two steps made of them are counted, without changing a number.
 
     Args:
         batches: of an epoch, on the CPU; all but the first two pass unwatched.
@@ -226,16 +195,12 @@ def counted(
             (oneDNN's copies of weights, the decoded images) is not counted. None: no counting.
         models: whose weights and buffers are there already.
     """
-    return batches if note is None else _counted(batches, note, models)
-
-
-def _counted(
-    batches: Iterable[B], note: Callable[[int], None], models: Sequence[nn.Module]
-) -> Iterator[B]:
     left = iter(batches)
-    known = [t for model in models for t in (*model.parameters(), *model.buffers())]
-    sizes = {storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in known)}
-    with _Watch(known) as watch:
-        yield from islice(left, COUNTED)
-    note(sum(sizes.values()) + watch.peak)
+    if note is not None:
+        known = [t for model in models for t in (*model.parameters(), *model.buffers())]
+        storages = [t.untyped_storage() for t in known]
+        sizes = {storage._cdata: storage.nbytes() for storage in storages}
+        with _Watch(known) as watch:
+            yield from islice(left, COUNTED)
+        note(sum(sizes.values()) + watch.peak)
     yield from left

@@ -42,25 +42,18 @@ _FAR_RATIO, _FAR_SHIFT = 2.0, 0.5
 
 @dataclass(frozen=True)
 class Settled:
-    """The normalisation of a network's input, and why this one.
+    """The normalisation of a network's input, and why this one."""
 
-    Attributes:
-        name: key of `NORMALISATIONS`.
-        how: set by the user, known for the weights, guessed by accuracy, or assumed for want of
-            labels.
-        shift: how far the mean of the first batch norm's input on clean images is from the running
-            one, see `core.layers.running.LayerChange`.
-        ratio: its standard deviation over the running one.
-        images: that the accuracies are of.
-        accuracy: share of them that the unadapted network tells right under each candidate, where
-            it was guessed.
-    """
-
-    name: Normalisation
+    name: Normalisation  # key of `NORMALISATIONS`
+    # set by the user, known for the weights, guessed by accuracy, or assumed for want of labels
     how: Literal["set", "known", "guessed", "assumed"]
+    # how far the mean of the first batch norm's input on clean images is from the running one, see
+    # `core.layers.running.LayerChange`
     shift: float
-    ratio: float
-    images: int = 0
+    ratio: float  # its standard deviation over the running one
+    images: int = 0  # that the accuracies are of
+    # share of them that the unadapted network tells right under each candidate, where it was
+    # guessed
     accuracy: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -118,6 +111,7 @@ def settle(
         UserError: the model gives values that are not finite.
     """
     accuracy: dict[str, float] = {}
+    name, how = OWN, "assumed"
     chosen = np.random.default_rng(0).permutation(len(images))[:_GUESS_IMAGES]
     images, labels = images[chosen], None if labels is None else labels[chosen]
     if wanted != "auto":
@@ -125,12 +119,8 @@ def settle(
     elif known is not None:
         name, how = known, "known"
     elif labels is not None:
-        accuracy = {
-            candidate: _accuracy(model, images, labels, candidate) for candidate in NORMALISATIONS
-        }
-        name, how = max(NORMALISATIONS, key=lambda candidate: accuracy[candidate]), "guessed"
-    else:
-        name, how = OWN, "assumed"
+        accuracy = {n: _accuracy(model, images, labels, n) for n in NORMALISATIONS}
+        name, how = max(NORMALISATIONS, key=lambda n: accuracy[n]), "guessed"
     shift, ratio = first_norm(model, batch(model, images[:_BATCH], name))
     return Settled(name, how, shift, ratio, len(images) if accuracy else 0, accuracy)
 
@@ -144,15 +134,12 @@ def batch(model: nn.Module, images: np.ndarray, name: Normalisation) -> Tensor:
 def first_norm(model: nn.Module, x: Tensor) -> tuple[float, float]:
     """Return how far the statistics of a batch at the first batch norm are from the running ones.
 
+    These are shift and ratio of `core.layers.running.LayerChange`. Raises UserError: the model has
+    no batch norm, or gives values that are not finite.
+
     Args:
         model: in evaluation mode, with batch norm; not changed.
         x: (B, 3, H, W), normalised.
-
-    Returns:
-        shift and ratio of `core.layers.running.LayerChange`.
-
-    Raises:
-        UserError: the model has no batch norm, or gives values that are not finite.
     """
     with torch.inference_mode():
         if not model(x).isfinite().all():

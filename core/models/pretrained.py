@@ -54,14 +54,8 @@ def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Mod
 
 
 def digest(weights: str) -> str:
-    """Return what tells these weights from others, for fingerprints; makes or fetches them.
-
-    Raises:
-        UserError: see `resnet18`.
-    """
-    if weights == "none":
-        return "none"
-    return freezing.state_digest(_state(weights), "{}")
+    """Return what tells these weights from others; makes or fetches them, see `resnet18`."""
+    return "none" if weights == "none" else freezing.state_digest(_state(weights), "{}")
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -117,29 +111,18 @@ def learnt(
 ) -> nn.Module:
     """Train a network on the CPU by the good recipe, the same each time on the same machine.
 
-    Its generator, its thread count and torch's flags are its own, whoever calls.
-
-    Args:
-        build: makes the network, from torch's generator.
-        images: with their labels.
-        batch_size: images in a batch.
-        epochs: passes over the images.
-        threads: of torch; sums depend on it.
-        max_norm: see `core.training.epoch.Learner`.
+    Its generator, its thread count (on which sums depend) and torch's flags are its own, whoever
+    calls. `build` makes the network from torch's generator; `max_norm` is as of
+    `core.training.epoch.Learner`.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
-            model = build()
-            batches = Batches(images, batch_size, torch.device("cpu"), train=True)
-            steps = epochs * len(batches)
-            optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
-            task = cross_entropy(len(images.classes))
-            learner = Learner(model, optimizer, schedule, task, max_norm=max_norm)
-            for epoch in range(1, epochs + 1):
-                learner.train_epoch(batches.epoch(epoch), epoch)
-    finally:
-        torch.set_num_threads(before)
+    with numerics.alone(threads):
+        torch.manual_seed(0)
+        model = build()
+        batches = Batches(images, batch_size, torch.device("cpu"), train=True)
+        steps = epochs * len(batches)
+        optimizer, schedule = optimizer_and_schedule(model, RECIPES["good"], steps)
+        task = cross_entropy(len(images.classes))
+        learner = Learner(model, optimizer, schedule, task, max_norm=max_norm)
+        for epoch in range(1, epochs + 1):
+            learner.train_epoch(batches.epoch(epoch), epoch)
     return model

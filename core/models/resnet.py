@@ -22,12 +22,8 @@ class Block(nn.Module):
 
     Where the width doubles, the shortcut takes every second pixel and pads the new channels with
     zeros (option A of the paper). The zeros are put half before and half after, as in the public
-    CIFAR weights that `load_weights` reads.
-
-    Args:
-        c_in: channels that come in.
-        c_out: channels that go out; the stride is 2 where it differs from `c_in`.
-        norm: key of `core.layers.norms.NORMS`.
+    CIFAR weights that `load_weights` reads. The stride is 2 where `c_out` differs from `c_in`;
+    `norm` is a key of `core.layers.norms.NORMS`.
     """
 
     def __init__(self, c_in: int, c_out: int, norm: str):
@@ -135,10 +131,8 @@ def resnet(n: int, num_classes: int, norm: str = "bn") -> ResNet:
     """Build the 6n+2 ResNet; see `ResNet` for the arguments.
 
     n = 2 with 25 classes and batch norm has 173,481 parameters. The lab's text speaks of n layers
-    per stage; 6n + 2 layers and the paper need 2n, which is what is built.
-
-    Raises:
-        ValueError: n or num_classes below 1, or an unknown norm.
+    per stage; 6n + 2 layers and the paper need 2n, which is what is built. Raises ValueError: n or
+    num_classes below 1, or an unknown norm.
     """
     return ResNet(n, num_classes, norm)
 
@@ -159,12 +153,9 @@ def load_weights(model: ResNet, path: str | Path) -> ResNet:
     """Load a state dict into `model`, also that of the public CIFAR ResNets, and return `model`.
 
     Reads our own state dicts and the files of akamaster/pytorch_resnet_cifar10 (names prefixed
-    `module.`, `bn` for norms, `layer` for stages, `linear` for the head, no
-    `num_batches_tracked`). Only tensors are read: a file that holds code is refused.
-
-    Raises:
-        UserError: no such file, not a file of tensors, or names or shapes that do not fit (both
-            sides of every mismatch are listed).
+    `module.`, `bn` for norms, `layer` for stages, `linear` for the head, no `num_batches_tracked`).
+    Only tensors are read: a file that holds code is refused. Raises UserError: no such file, not a
+    file of tensors, or names or shapes that do not fit (both sides of every mismatch are listed).
     """
     state = own_names(load_state(path))
     fill(model, state, str(path), "the model", "give weights of this network")

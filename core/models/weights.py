@@ -27,26 +27,14 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`, `model.`) are taken off, and numbers of
     any floating-point type become float32. Only tensors and plain values are read: a file with code
-    or other objects is refused.
-
-    Raises:
-        UserError: no such file, not a file of tensors, or a tensor that holds nan or infinity.
+    or other objects is refused. Raises UserError: no such file, not a file of tensors, or a tensor
+    that holds nan or infinity.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: give the path of a state dict saved by torch.save")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many types here: unpickling, zip, end of file
-        raise UserError(
-            f"{path} is not a file of tensors (a truncated file, or one that holds other objects or"
-            " code, which is never run): save model.state_dict() with torch.save"
-        ) from e
+    content = _content(path)
     found = _state_in(content)
     if found is None:
-        keys = (
-            f" (it holds {_some([str(k) for k in content])})" if isinstance(content, dict) else ""
-        )
+        keys = f" (it holds {_some([*map(str, content)])})" if isinstance(content, dict) else ""
         raise UserError(
             f"{path} holds no state dict{keys}: save model.state_dict() with torch.save"
         )
@@ -62,15 +50,22 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def _content(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: give the path of a state dict saved by torch.save")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many types here: unpickling, zip, end of file
+        raise UserError(
+            f"{path} is not a file of tensors (a truncated file, or one that holds other objects or"
+            " code, which is never run): save model.state_dict() with torch.save"
+        ) from e
+
+
 def kept(path: Path, learn: Callable[[], dict[str, Tensor]]) -> Path:
-    """Return a file of weights in the cache, learnt on first use.
+    """Return a file of weights in the cache; on first use `learn` returns the state dict.
 
-    Args:
-        path: where it goes.
-        learn: returns the state dict.
-
-    Raises:
-        UserError: the cache cannot be written.
+    Raises UserError: the cache cannot be written.
     """
 
     def write() -> None:
@@ -82,11 +77,7 @@ def kept(path: Path, learn: Callable[[], dict[str, Tensor]]) -> Path:
 
 
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse weights with which every output would be nan.
-
-    Raises:
-        UserError: a tensor holds nan or infinity; it is named.
-    """
+    """Refuse, by a UserError, weights with which every output would be nan."""
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(
@@ -109,39 +100,29 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Return how a state dict differs from what `model` takes, in words; nothing if it fits."""
     own = model.state_dict()
     optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = sorted(own.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    ]
-    whole = [  # quantised, say: copied into floats they would be other weights, mostly 0
-        f"{name} is {state[name].dtype} in the file, {own[name].dtype} in the model"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].is_floating_point() and not state[name].is_floating_point()
-    ]
-    found = (
-        ("missing from the file", missing),
-        ("not in the model", unexpected),
-        ("other shapes", shapes),
-        ("other kinds of numbers", whole),
-    )
-    return "; ".join(f"{what}: {_some(names)}" for what, names in found if names)
+    both = [(name, own[name], state[name]) for name in sorted(own.keys() & state.keys())]
+    found = {
+        "missing from the file": sorted(own.keys() - state.keys() - optional),
+        "not in the model": sorted(state.keys() - own.keys()),
+        "other shapes": [
+            f"{name} is {tuple(given.shape)} in the file, {tuple(wanted.shape)} in the model"
+            for name, wanted, given in both
+            if given.shape != wanted.shape
+        ],
+        "other kinds of numbers": [  # quantised, say: as floats they would be others, mostly 0
+            f"{name} is {given.dtype} in the file, {wanted.dtype} in the model"
+            for name, wanted, given in both
+            if wanted.is_floating_point() and not given.is_floating_point()
+        ],
+    }
+    return "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, what: str, say: str) -> None:
     """Load `state` into `model`; counters of batches may be missing, nothing else.
 
-    Args:
-        model: whose weights are replaced.
-        state: under the model's names.
-        source: of the state, for the message.
-        what: the model is, for the message.
-        say: what to do if it does not fit.
-
-    Raises:
-        UserError: names or shapes differ; the first of each kind are named.
+    Raises UserError: names or shapes differ. The message says that `source` does not fit `what`,
+    with the first differences of each kind, and what to do: `say`.
     """
     wrong = mismatch(model, state)
     if wrong:
@@ -152,13 +133,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, what: str, 
 def published(name: str, told: str, otherwise: str) -> dict[str, Tensor]:
     """Return torchvision's default ImageNet weights, fetched once for every program here.
 
-    Args:
-        name: of the network, as torchvision's `get_model` takes it.
-        told: the option that asked for them, for the message.
-        otherwise: what can be given in their place.
-
-    Raises:
-        UserError: there is no network, or the download is damaged.
+    `name` is as torchvision's `get_model` takes it. Raises UserError: there is no network, or the
+    download is damaged; the message names the option `told` and what can be given `otherwise`.
     """
     from torchvision.models import get_model_weights  # takes seconds to import
 

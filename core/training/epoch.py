@@ -51,9 +51,7 @@ class Images(Protocol):
 class CrossEntropy:
     """Cross-entropy in nats per image, and accuracy, error, micro_f1 and macro_f1.
 
-    Args:
-        num_classes: C; logits are (B, C) float32, labels (B,) integers.
-        device: of the batches.
+    Logits are (B, C) float32, labels (B,) integers, C is `num_classes`.
     """
 
     def __init__(self, num_classes: int, device: torch.device):
@@ -86,28 +84,19 @@ def cross_entropy(num_classes: int) -> Task:
 
 @dataclass(frozen=True)
 class Learner:
-    """A network in training.
+    """A network in training."""
 
-    Attributes:
-        network: on its device.
-        optimizer: of its weights.
-        schedule: of the learning rates, stepped after each batch.
-        task: loss and metrics.
-        precision: of the forward pass.
-        max_norm: largest L2 norm of the gradient; 0: any.
-        accumulate: parts in which a batch is run; their gradients add up to those of the whole,
-            each image weighing the same. Only norms that look at one image at a time compute the
-            same then: batch norm sees the parts.
-        scaler: of the loss: float16 needs it (its gradients underflow); idle otherwise.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
-    task: Task
-    precision: Precision = "float32"
-    max_norm: float = 0.0
+    network: nn.Module  # on its device
+    optimizer: torch.optim.Optimizer  # of its weights
+    schedule: LambdaLR  # of the learning rates, stepped after each batch
+    task: Task  # loss and metrics
+    precision: Precision = "float32"  # of the forward pass
+    max_norm: float = 0.0  # largest L2 norm of the gradient; 0: any
+    # parts in which a batch is run; their gradients add up to those of the whole, each image
+    # weighing the same. Only norms that look at one image at a time compute the same then: batch
+    # norm sees the parts
     accumulate: int = 1
+    # of the loss: float16 needs it (its gradients underflow); idle otherwise
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self):
@@ -124,20 +113,15 @@ class Learner:
         return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
 
     def train_epoch(self, batches: Iterable[Batch], epoch: int) -> dict[str, float]:
-        """Train on every batch once.
+        """Train on every batch once and return the task's metrics, as train_<metric>_running.
 
-        Returns:
-            The task's metrics, named train_<metric>_running: of the predictions made while
-            training, with augmented images and the weights of each step. `score` gives those of
-            fixed weights.
-
-        Raises:
-            Diverged: the loss is not finite; the message names epoch, step and learning rate.
+        They are of the predictions made while training, with augmented images and the weights of
+        each step; `score` gives those of fixed weights. Raises Diverged: the loss is not finite;
+        the message names epoch, step and learning rate.
         """
         self.network.train()
         objective = self.task(self.device)
-        losses: list[Tensor] = []
-        lrs: list[float] = []
+        losses, lrs = list[Tensor](), list[float]()
         for step, (x, y) in enumerate(batches, 1):
             self.optimizer.zero_grad(set_to_none=True)
             logits, mean = self._backward(objective, x, y)
@@ -172,17 +156,13 @@ class Learner:
     def score(self, scored: Mapping[str, Images]) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Evaluate sets of images, as they are in epoch 0.
 
-        Returns:
-            The metrics, their names led by those of the sets, and the logits of each set.
+        Returns the metrics, their names led by those of the sets, and the logits of each set.
         """
         metrics, logits = {}, {}
         for name, images in scored.items():
+            batches = images.epoch(0)
             found, logits[name] = evaluate(
-                self.network,
-                images.epoch(0),
-                self.task,
-                prefix=f"{name}_",
-                precision=self.precision,
+                self.network, batches, self.task, prefix=f"{name}_", precision=self.precision
             )
             metrics |= found
         return metrics, logits
@@ -199,12 +179,8 @@ def evaluate(
 ) -> tuple[dict[str, float], Tensor]:
     """Score every batch in evaluation mode.
 
-    Returns:
-        The task's metrics, each with `prefix`, and the logits (N, C) in float32 on the CPU, in the
-        order of the batches.
-
-    Raises:
-        Diverged: the task needs finite scores, and one is not.
+    Returns the task's metrics, each with `prefix`, and the logits (N, C) in float32 on the CPU, in
+    the order of the batches. Raises Diverged: the task needs finite scores, and one is not.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -229,15 +205,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def check_finite(losses: list[Tensor], lrs: list[float], epoch: int) -> None:
-    """Raise at the first loss that is not finite, then forget those that were.
+    """Raise `Diverged` at the first loss that is not finite, then forget those that were.
 
-    Args:
-        losses: one number per step since the last look; emptied.
-        lrs: learning rate of every step of the epoch so far.
-        epoch: for the message.
-
-    Raises:
-        Diverged: see above; the message names epoch, step and learning rate.
+    `losses` has one number per step since the last look, `lrs` the learning rate of every step of
+    the epoch so far; the message names epoch, step and learning rate.
     """
     start = len(lrs) - len(losses)
     values = torch.stack(losses).isfinite().tolist() if losses else []

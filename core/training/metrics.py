@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,16 +15,10 @@ class ConfusionMatrix:
 
     Filling it costs one `bincount` per batch and never waits for the device; the metrics equal
     scikit-learn's on the same predictions.
-
-    Args:
-        num_classes: C.
-        device: where the counts are kept.
-
-    Attributes:
-        counts: (C, C) int64; rows are true classes, columns predictions.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
+        # (C, C): rows are true classes, columns predictions
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
@@ -50,18 +45,14 @@ class ConfusionMatrix:
         micro = 2 * int(right.sum()) / (2 * int(right.sum()) + int(wrong.sum()))
         seen = occurs > 0
         macro = (2 * right[seen] / occurs[seen].double()).mean().item()
-        return {
-            "accuracy": accuracy,
-            "error": 1 - accuracy,
-            "micro_f1": micro,
-            "macro_f1": macro,
-        }
+        return {"accuracy": accuracy, "error": 1 - accuracy, "micro_f1": micro, "macro_f1": macro}
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return each class's average precision over all images: scikit-learn's, sum (R_n - R_n-1) P_n.
 
-    It belongs to the ranking of all images at once; means over batches flatter.
+    It belongs to the ranking of all images at once; means over batches flatter. Returns (C,)
+    float64 in [0, 1]; nan where no image is labelled 1, as nothing is to be found then.
 
     Args:
         scores: (N, C), higher for more likely; of equal ones the order does not matter.
@@ -69,21 +60,12 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
             objects); or of booleans, whether the class is present. The type says which, never the
             values: a column with present and difficult objects alone has no -1.
 
-    Returns:
-        (C,) float64 in [0, 1]; nan where no image is labelled 1, as nothing is to be found then.
-
     Raises:
         ValueError: shapes differ, another label, or scores that are not finite.
     """
     from sklearn.metrics import average_precision_score  # 1 s to import, seldom needed
 
-    present, counted = counted_labels(scores, labels)
-    values = np.full(scores.shape[1], np.nan)
-    for c in range(scores.shape[1]):
-        here = counted[:, c]
-        if present[here, c].any():
-            values[c] = average_precision_score(present[here, c], scores[here, c])
-    return values
+    return _of_classes(scores, labels, lambda s, present: average_precision_score(present, s))
 
 
 def voc_average_precision(
@@ -100,13 +82,20 @@ def voc_average_precision(
     """
     if year not in ("2007", "2010"):
         raise ValueError(f"voc_average_precision: year must be 2007 or 2010, got {year}")
+    measure = _eleven_points if year == "2007" else _area
+    return _of_classes(scores, labels, lambda *of: measure(*_precision_at_recall(*of)))
+
+
+def _of_classes(
+    scores: np.ndarray, labels: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]
+) -> np.ndarray:
+    """Return a measure of each class's scores that count and whether it is present there."""
     present, counted = counted_labels(scores, labels)
     values = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         here = counted[:, c]
         if present[here, c].any():
-            found, precision = _precision_at_recall(scores[here, c], present[here, c])
-            values[c] = (_eleven_points if year == "2007" else _area)(found, precision)
+            values[c] = measure(scores[here, c], present[here, c])
     return values
 
 

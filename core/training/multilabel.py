@@ -29,28 +29,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels (B, C) -> losses 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Some images of a set as normalised float batches on a device.
+    """Some images of a set as normalised float batches on a device."""
 
-    Attributes:
-        images: (N, 3, H, W) uint8, of the whole set.
-        labels: (N, C) int8, of the whole set.
-        chosen: (M,) indices of the images that are used.
-        batch_size: images per batch; the last batch holds the rest, but never a single image where
-            there are others (batch norm has no variance of one).
-        device: where batches are put; augmentation and normalisation run there.
-        seed: fixes order and augmentation of each epoch.
-        augment: strength (see `core.data.augment.distort`); None neither shuffles nor augments.
-        channels_last: memory format of the batches.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    chosen: np.ndarray
+    images: np.ndarray  # (N, 3, H, W) uint8, of the whole set
+    labels: np.ndarray  # (N, C) int8, of the whole set
+    chosen: np.ndarray  # (M,) indices of the images that are used
+    # images per batch; the last batch holds the rest, but never a single image where there are
+    # others (batch norm has no variance of one)
     batch_size: int
-    device: torch.device
-    seed: int = 0
+    device: torch.device  # where batches are put; augmentation and normalisation run there
+    seed: int = 0  # fixes order and augmentation of each epoch
+    # strength (see `core.data.augment.distort`); None neither shuffles nor augments
     augment: float | None = None
-    channels_last: bool = False
+    channels_last: bool = False  # memory format of the batches
 
     def __len__(self) -> int:
         return len(self._split(torch.arange(len(self.chosen))))
@@ -132,9 +123,7 @@ def make_loss(
 class PairLoss:
     """The mean loss of the pairs of image and class that count, in nats per pair; mAP and accuracy.
 
-    Args:
-        each: returns the losses of pairs.
-        device: of the batches.
+    `each` returns the losses of pairs.
     """
 
     def __init__(self, each: Loss, device: torch.device):
@@ -158,11 +147,7 @@ class PairLoss:
             self.loss(logits, labels)
 
     def metrics(self) -> dict[str, float]:
-        """Return loss per pair that counts, mean average precision, share of right decisions.
-
-        Raises:
-            Diverged: a score is not finite.
-        """
+        """Return loss per pair that counts, mean average precision, share of right decisions."""
         scores, labels = torch.cat(self._logits).cpu(), torch.cat(self._labels).cpu()
         if not scores.isfinite().all():
             raise Diverged("a score is not finite: lower lr or set max_norm")

@@ -19,10 +19,8 @@ def optimizer_and_schedule(
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Build the optimiser, and the schedule to step after each batch: warm-up, then cosine to 0.
 
-    Args:
-        model: its gates (`core.layers.norms`) get ten times the learning rate and no weight decay.
-        recipe: see `Recipe`.
-        steps: batches in the whole training.
+    Gates (`core.layers.norms`) get ten times the learning rate and no weight decay. `steps` are the
+    batches in the whole training.
     """
     groups = parameter_groups(model, recipe.lr, recipe.weight_decay)
     optimizer = make_optimizer(recipe.optimizer, groups, recipe.lr, momentum=recipe.momentum)

@@ -21,23 +21,15 @@ LEARNING_RATES: dict[OptimizerName, float] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights are optimised.
+    """How the weights are optimised."""
 
-    Attributes:
-        optimizer: see `core.training.optimizer.make_optimizer`.
-        lr: learning rate at its highest.
-        momentum: of SGD.
-        weight_decay: L2 penalty (decoupled for adamw); never applied to the gates of bin.
-        warmup: share of all steps in which lr rises linearly from 0, in [0, 1).
-        max_norm: gradients are scaled down to this L2 norm; 0 leaves them.
-    """
-
-    optimizer: OptimizerName = "sgd"
-    lr: float = LEARNING_RATES["sgd"]
-    momentum: float = 0.9
+    optimizer: OptimizerName = "sgd"  # see `core.training.optimizer.make_optimizer`
+    lr: float = LEARNING_RATES["sgd"]  # learning rate at its highest
+    momentum: float = 0.9  # of SGD
+    # L2 penalty (decoupled for adamw); never applied to the gates of bin
     weight_decay: float = 5e-4
-    warmup: float = 0.1
-    max_norm: float = 1.0
+    warmup: float = 0.1  # share of all steps in which lr rises linearly from 0, in [0, 1)
+    max_norm: float = 1.0  # gradients are scaled down to this L2 norm; 0 leaves them
 
 
 RECIPES = {

@@ -24,7 +24,7 @@ from core.shift import adaptation
 from core.shift.corruptions import corrupt
 from core.training.device import device_here
 from trainables.adaptation import CLEAN, Config
-from trainables.adaptation.data import Task, stamp, task_of
+from trainables.adaptation.data import Key, Task, only, stamp, task_of
 
 EVAL_BATCH = 125  # images; a measure of speed only, as the model is in evaluation mode
 _CHUNK = 256  # images corrupted at once
@@ -33,17 +33,11 @@ _KEPT_SCORES = 250_000  # scores of a trial that go to predictions/
 
 
 class Scored(NamedTuple):
-    """How a model did on a cell's images.
+    """How a model did on a cell's images."""
 
-    Attributes:
-        right: (N,) bool, in the order of the images.
-        loss: cross-entropy, nats per image.
-        logits: (N, C) float32 on the CPU.
-    """
-
-    right: np.ndarray
-    loss: float
-    logits: Tensor
+    right: np.ndarray  # (N,) bool, in the order of the images
+    loss: float  # cross-entropy, nats per image
+    logits: Tensor  # (N, C) float32 on the CPU
 
     @property
     def accuracy(self) -> float:
@@ -61,24 +55,22 @@ def adapt_cell(config: dict[str, Any], report: trial.Report | None = None) -> No
     start = time.monotonic()
     cfg = Config(**config)
     task = task_of(cfg)
-    before = _unadapted(cfg)
+    before = _unadapted(_key(cfg))
     after, adapted = _adapted(cfg, task)
     if cfg.method in ("none", "running"):
         _note_changes(task, adapted.model)
-    clean = _unadapted(_clean(cfg))
+    clean = _unadapted(_key(_clean(cfg)))
     row: dict[str, Any] = {"epoch": 1, "acc_unadapted": before.accuracy}
     row |= {"acc_adapted": after.accuracy, "gain": after.accuracy - before.accuracy}
     row |= {"loss_unadapted": before.loss, "loss_adapted": after.loss, "n": len(after.right)}
-    row |= _counts(before, after) | {
-        "updates": adapted.updates,
-        "clean_acc_unadapted": clean.accuracy,
-    }
+    row |= _counts(before, after)
+    row |= {"updates": adapted.updates, "clean_acc_unadapted": clean.accuracy}
     if cfg.clean_reference:
-        again = _clean_adapted(_clean(cfg))
+        again = _clean_adapted(_clean(cfg), stamp(cfg.checkpoint))
         row |= {"clean_acc_adapted": again.accuracy}
         row |= {f"clean_{key}": value for key, value in _counts(clean, again).items()}
     seconds = time.monotonic() - start
-    row |= {"corruption_seconds": _shifted(cfg).take_seconds(), "seconds": seconds}
+    row |= {"corruption_seconds": _shifted(_key(cfg)).take_seconds(), "seconds": seconds}
     if after.logits.numel() <= _KEPT_SCORES:
         images = task.images
         trial.save_predictions(after.logits.numpy(), images.labels, images.files, images.classes)
@@ -86,11 +78,7 @@ def adapt_cell(config: dict[str, Any], report: trial.Report | None = None) -> No
 
 
 def check_cells(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
-    """Refuse batches, and without wrapping updates, that need more images than there are.
-
-    Raises:
-        UserError: see above.
-    """
+    """Refuse, by a UserError, batches and updates without wrapping that need too many images."""
     labels = np.zeros(sum(described["counts"]["val"].values()), dtype=np.int64)
     for config in configs:
         try:
@@ -104,19 +92,14 @@ def check_cells(configs: Sequence[Mapping[str, Any]], described: Mapping[str, An
 
 def _adapted(cfg: Config, task: Task) -> tuple[Scored, adaptation.Adapted]:
     """Return the scores with adaptation, and the model after it."""
-    shifted = _shifted(cfg)
+    shifted = _shifted(_key(cfg))
     labels = task.images.labels
     moving = _update_batches(cfg, labels) if cfg.method == "running" else []
+    images = (_batch(task, shifted, index) for index in moving)
     adapted = adaptation.adapt(
-        task.model,
-        (_batch(task, shifted, index) for index in moving),
-        cfg.method,
-        num_bn_updates=cfg.num_bn_updates,
-        momentum=cfg.momentum,
-        cumulative=cfg.cumulative,
-        prior=cfg.prior_n,
-        lr=cfg.tent_lr,
-    )
+        task.model, images, cfg.method, num_bn_updates=cfg.num_bn_updates, momentum=cfg.momentum,
+        cumulative=cfg.cumulative, prior=cfg.prior_n, lr=cfg.tent_lr,
+    )  # fmt: skip
     if cfg.method in ("none", "running"):
         batches = _in_order(len(labels))
     else:
@@ -143,17 +126,13 @@ def _update_batches(cfg: Config, labels: np.ndarray) -> list[np.ndarray]:
     )
 
 
-def _in_order(count: int) -> list[np.ndarray]:
-    return [np.arange(k, min(k + EVAL_BATCH, count)) for k in range(0, count, EVAL_BATCH)]
+def _in_order(count: int, size: int = EVAL_BATCH) -> list[np.ndarray]:
+    return [np.arange(k, min(k + size, count)) for k in range(0, count, size)]
 
 
 @torch.inference_mode()
 def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndarray]) -> Scored:
-    """Predict the images batch by batch; every image is in one batch.
-
-    Raises:
-        Diverged: a score is not finite.
-    """
+    """Predict the images batch by batch; every image is in one batch."""
     logits = torch.cat([model(_batch(task, shifted, index)).float() for index in batches]).cpu()
     if not logits.isfinite().all():
         raise Diverged(
@@ -162,8 +141,8 @@ def _score(task: Task, model: nn.Module, shifted: Shifted, batches: list[np.ndar
     ordered = torch.empty_like(logits)
     ordered[torch.from_numpy(np.concatenate(batches))] = logits
     labels = torch.from_numpy(task.images.labels)
-    loss = F.cross_entropy(ordered, labels).item()
-    return Scored((ordered.argmax(1) == labels).numpy(), loss, ordered)
+    right = (ordered.argmax(1) == labels).numpy()
+    return Scored(right, F.cross_entropy(ordered, labels).item(), ordered)
 
 
 def _batch(task: Task, shifted: Shifted, index: np.ndarray) -> Tensor:
@@ -192,8 +171,7 @@ class Shifted:
         self.seconds = 0.0  # spent on corrupting
         self.kept: Tensor | None = None
         if images.nbytes <= _KEPT_BYTES:
-            count = len(images)
-            chunks = [np.arange(k, min(k + _CHUNK, count)) for k in range(0, count, _CHUNK)]
+            chunks = _in_order(len(images), _CHUNK)
             self.kept = torch.cat([self._corrupted(chunk).cpu() for chunk in chunks])
 
     def __call__(self, index: np.ndarray) -> Tensor:
@@ -209,54 +187,37 @@ class Shifted:
 
     def _corrupted(self, index: np.ndarray) -> Tensor:
         start = time.monotonic()
-        images = torch.from_numpy(self.images[index])
-        if self.cfg.corruption != CLEAN:
-            images = corrupt(
-                images.to(device_here()),
-                self.cfg.corruption,
-                self.cfg.severity,
-                self.cfg.corruption_seed,
-                torch.from_numpy(index),
-                frost_dir=self.cfg.frost_dir,
-            )
+        images, cfg = torch.from_numpy(self.images[index]), self.cfg
+        if cfg.corruption != CLEAN:
+            how = cfg.corruption, cfg.severity, cfg.corruption_seed, torch.from_numpy(index)
+            images = corrupt(images.to(device_here()), *how, frost_dir=cfg.frost_dir)
         self.seconds += time.monotonic() - start
         return images
-
-
-def _key(cfg: Config) -> Config:
-    """Return `cfg` with every setting at its default that plays no part in corrupted images."""
-    parts = ("corruption", "severity", "corruption_seed", "images", "image_size", "checkpoint")
-    places = ("normalisation", "frost_dir", "data_dir", "skip_broken")
-    return Config(**{name: getattr(cfg, name) for name in (*parts, *places)})
 
 
 def _clean(cfg: Config) -> Config:
     return replace(cfg, corruption=CLEAN, severity=0)
 
 
-def _shifted(cfg: Config) -> Shifted:
-    return _shifted_of(_key(cfg), stamp(cfg.checkpoint))
+def _key(cfg: Config) -> Key:
+    """Return what the corrupted images of a cell depend on."""
+    return only(
+        cfg, "corruption", "severity", "corruption_seed", "images", "image_size", "checkpoint",
+        "normalisation", "frost_dir", "data_dir", "skip_broken",
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)  # this cell's images, and the clean ones
-def _shifted_of(cfg: Config, stamp: int) -> Shifted:
-    return Shifted(cfg, task_of(cfg).images.images)
-
-
-def _unadapted(cfg: Config) -> Scored:
-    return _unadapted_of(_key(cfg), stamp(cfg.checkpoint))
+def _shifted(key: Key) -> Shifted:
+    return Shifted(key.cfg, task_of(key.cfg).images.images)
 
 
 @functools.lru_cache(maxsize=64)
-def _unadapted_of(cfg: Config, stamp: int) -> Scored:
-    task = task_of(cfg)
-    return _score(task, task.model, _shifted(cfg), _in_order(len(task.images)))
-
-
-def _clean_adapted(cfg: Config) -> Scored:
-    return _clean_adapted_of(cfg, stamp(cfg.checkpoint))
+def _unadapted(key: Key) -> Scored:
+    task = task_of(key.cfg)
+    return _score(task, task.model, _shifted(key), _in_order(len(task.images)))
 
 
 @functools.lru_cache(maxsize=64)
-def _clean_adapted_of(cfg: Config, stamp: int) -> Scored:
+def _clean_adapted(cfg: Config, stamp: int) -> Scored:
     return _adapted(cfg, task_of(cfg))[0]

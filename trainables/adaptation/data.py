@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,11 +39,8 @@ class Task:
 def describe_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check data, model and frost pictures once, and return what the report says about them.
 
-    `settled` is what auto comes to; the engine puts it to every trial.
-
-    Raises:
-        UserError: data or weights that cannot be used, weights for other classes, or a model
-            without batch norm.
+    `settled` is what auto comes to; the engine puts it to every trial. Raises UserError: data or
+    weights that cannot be used, weights for other classes, or a model without batch norm.
     """
     cfg = Config(**settings)
     task, settled = task_of(cfg), _settled(cfg)
@@ -70,26 +67,37 @@ def task_of(cfg: Config) -> Task:
     """Return images and model of a cell, with the normalisation that it comes to."""
     wanted = cfg.normalisation
     name = _settled(cfg).name if wanted == "auto" else wanted
-    return replace(_task(*_places(cfg)), normalisation=name)
+    return replace(_task(_places(cfg)), normalisation=name)
 
 
-def _places(cfg: Config) -> tuple[Any, ...]:
-    known = (cfg.checkpoint, cfg.data_dir, cfg.images, cfg.image_size, cfg.skip_broken)
-    return (*known, stamp(cfg.checkpoint))
+class Key(NamedTuple):
+    """Settings of which those are at their defaults that play no part, and the weights' `stamp`."""
+
+    cfg: Config
+    stamp: int
+
+
+def only(cfg: Config, *names: str) -> Key:
+    """Return the named settings of a cell, by which a worker keeps what depends on them alone."""
+    return Key(Config(**{name: getattr(cfg, name) for name in names}), stamp(cfg.checkpoint))
+
+
+def _places(cfg: Config) -> Key:
+    return only(cfg, "checkpoint", "data_dir", "images", "image_size", "skip_broken")
 
 
 def _settled(cfg: Config) -> Settled:
-    return _settled_of(cfg.normalisation, *_places(cfg))
+    return _settled_of(cfg.normalisation, _places(cfg))
 
 
 @functools.lru_cache(maxsize=2)
-def _settled_of(wanted: Literal["auto", Normalisation], *places: Any) -> Settled:
-    task = _task(*places)
+def _settled_of(wanted: Literal["auto", Normalisation], places: Key) -> Settled:
+    task = _task(places)
     try:
         known = task.source.normalisation
         return settle(task.model, task.images.images, task.images.labels, wanted, known)
     except UserError as e:
-        raise UserError(f"--set checkpoint={places[0] or 'none'}: {e}") from e
+        raise UserError(f"--set checkpoint={places.cfg.checkpoint or 'none'}: {e}") from e
 
 
 def stamp(checkpoint: str | None) -> int:
@@ -99,64 +107,43 @@ def stamp(checkpoint: str | None) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def _task(
-    checkpoint: str | None,
-    data_dir: str | None,
-    count: int | None,
-    image_size: int | None,
-    skip_broken: bool,
-    stamp: int,
-) -> Task:
-    if data_dir is not None and checkpoint is None:
+def _task(places: Key) -> Task:
+    cfg, root = places.cfg, places.cfg.data_dir
+    if root is not None and cfg.checkpoint is None:
         raise UserError(
-            f"--data-dir {data_dir}: the embedded model knows the embedded birds only: give weights"
+            f"--data-dir {root}: the embedded model knows the embedded birds only: give weights"
             " for these classes with --set checkpoint=..."
         )
-    if data_dir is None and checkpoint is not None:
-        data_dir = str(birds.default_birds())
-    if data_dir is None:
-        source = load_classifier(None, len(embedded_images()["val"].classes))
-        images = _first_evenly(embedded_images()["val"], count)
-    elif (published := small.cifar10_test(data_dir)) is not None:
-        images = _first_evenly(published, count)
-        source = load_classifier(checkpoint, len(images.classes))
+    if cfg.checkpoint is None:
+        whole = embedded_images()["val"]
     else:
-        listing = folders.scan(data_dir, ["val"])
-        source = load_classifier(checkpoint, len(listing.classes))
-        images = _from_folder(listing, source, count, image_size, skip_broken)
+        root = str(birds.default_birds()) if root is None else root
+        whole = small.cifar10_test(root)
+    if whole is not None:
+        images = _first_evenly(whole, cfg.images)
+        source = load_classifier(cfg.checkpoint, len(images.classes))
+    else:
+        listing = folders.scan(str(root), ["val"])
+        source = load_classifier(cfg.checkpoint, len(listing.classes))
+        images = _from_folder(listing, source, cfg)
     # in this memory format convolutions on a CPU take a third less time
     model = source.model.to(memory_format=torch.channels_last)  # pyrefly: ignore
     return Task(images, source, model.to(device_here()))
 
 
-def _from_folder(
-    listing: folders.Listing,
-    source: Classifier,
-    count: int | None,
-    image_size: int | None,
-    skip_broken: bool,
-) -> data_images.ImageSet:
-    """Return the images of a folder in the order of `evenly`, decoded as the model takes them."""
-    files = evenly(listing.files["val"], count, len(listing.classes))
+def _from_folder(listing: folders.Listing, source: Classifier, cfg: Config) -> data_images.ImageSet:
+    """Return the images of a folder evenly over its classes, decoded as the model takes them."""
+    listed = listing.files["val"]
+    order = _even_order(np.array([f.label for f in listed]), cfg.images, len(listing.classes))
+    files = [listed[k] for k in order]
     native = _common_size(listing.root, files)
-    size = image_size or source.image_size or (native if native == SMALLEST else 224)
+    size = cfg.image_size or source.image_size or (native if native == SMALLEST else 224)
     fit: decoding.Fit = "crop" if source.fit == "crop" and native != size else "squash"
-    return data_images.read(listing, {"val": files}, size, fit, skip_broken)["val"]
-
-
-def evenly(
-    files: Sequence[folders.ImageFile], count: int | None, classes: int
-) -> tuple[folders.ImageFile, ...]:
-    """Return the first file of each class, the second of each, and so on, up to `count`.
-
-    Raises:
-        UserError: `count` is below one image per class or above the number of files.
-    """
-    order = _even_order(np.array([file.label for file in files]), count, classes)
-    return tuple(files[k] for k in order)
+    return data_images.read(listing, {"val": files}, size, fit, cfg.skip_broken)["val"]
 
 
 def _even_order(labels: np.ndarray, count: int | None, classes: int) -> np.ndarray:
+    """Return the places of the first image of each class, of the second, and so on, to `count`."""
     if count is not None and not classes <= count <= len(labels):
         raise UserError(
             f"--set images={count}: give {classes:,} (one for each class) to {len(labels):,} (all)"
@@ -169,11 +156,7 @@ def _first_evenly(images: data_images.ImageSet, count: int | None) -> data_image
 
 
 def _common_size(root: Path, files: Sequence[folders.ImageFile]) -> int | None:
-    """Return the side of images that are all squares of one size; only their headers are read.
-
-    Raises:
-        UserError: an image is smaller than the corruptions need.
-    """
+    """Return the side of images that are all squares of one size; only their headers are read."""
     sizes = set()
     for file in files:
         try:

@@ -87,15 +87,7 @@ class Config(Checked):
 
 
 def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
-    """Refuse batches that the training set does not fill.
-
-    Args:
-        configs: of all trials.
-        described: what `describe_images` returned.
-
-    Raises:
-        UserError: a batch is larger than the training set.
-    """
+    """Refuse batches that the training set does not fill, see `trainables.rules.check_batch`."""
     count = sum(described["counts"]["train"].values())
     count = described.get("holdout", {"trained": count})["trained"]
     for config in configs:

@@ -28,12 +28,10 @@ def images(cfg: Config) -> tuple[data.ImageSet, data.ImageSet]:
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and decode the images once, and return what the report says about them.
 
-    Raises:
-        UserError: folders or images that cannot be used, all named.
+    Raises UserError: folders or images that cannot be used, all named.
     """
     cfg = Config(**settings)
     train, val = images(replace(cfg, holdout=0.0))
-    described = data.describe(
-        {"train": train, "val": val}, synthetic=None if cfg.data_dir else birds.SYNTHETIC
-    )
+    synthetic = None if cfg.data_dir else birds.SYNTHETIC
+    described = data.describe({"train": train, "val": val}, synthetic)
     return described | holdout.describe(train, cfg.holdout)

@@ -17,7 +17,7 @@ from core.models.resnet import resnet
 from core.training.device import device_here
 from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
-from core.training.recipe import RECIPES, Recipe, override
+from core.training.recipe import RECIPES, Precision, override
 from trainables.birds import Config
 from trainables.birds.data import images
 
@@ -36,30 +36,18 @@ def train_birds(config: dict[str, Any], report: trial.Report | None = None) -> N
     train_set, val_set = images(cfg)
     train, seen, val = batches(cfg, train_set, val_set, device)
     classes = len(train_set.classes)
-
     way = step(cfg, classes).fit()
     model = resnet(cfg.n, classes, cfg.norm).to(device)
     model.recompute = way.recompute
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    recipe = recipe_of(cfg)
+    learner = learner_of(cfg, model, classes, way.precision, cfg.epochs * len(train))
     trial.note(**way.facts())
-    optimizer, schedule = optimizer_and_schedule(model, recipe, cfg.epochs * len(train))
-    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
-    learner = Learner(
-        network,
-        optimizer,
-        schedule,
-        cross_entropy(classes),
-        precision=way.precision,
-        max_norm=recipe.max_norm,
-        accumulate=cfg.accumulate,
-    )
     kept, name = trial.Best(), "heldout" if cfg.holdout else "val"
     state = {"model": model, **learner.state(), "kept": kept}
     scored = ({"train": seen} if cfg.train_eval else {}) | {name: val}
     for row in trial.epochs(state, cfg.epochs, report):
-        row["lr"] = schedule.get_last_lr()[0]
+        row["lr"] = learner.schedule.get_last_lr()[0]
         shown = train.epoch(row["epoch"])
         if not cfg.compile:  # the compiler would stand back while steps are counted
             shown = memory.counted(shown, trial.step_counter(), model)
@@ -85,13 +73,19 @@ def batches(
     return train, seen, val
 
 
-def recipe_of(cfg: Config) -> Recipe:
-    """Return how a trial is optimised, and note its learning rate before and after scaling."""
+def learner_of(
+    cfg: Config, model: nn.Module, classes: int, precision: Precision, steps: int
+) -> Learner:
+    """Return the training of a network, and note its learning rate before and after scaling."""
     fields = ("optimizer", "lr", "momentum", "weight_decay", "warmup", "max_norm")
     recipe = override(RECIPES[cfg.recipe], **{name: getattr(cfg, name) for name in fields})
     scaled = recipe.lr * SCALING[cfg.lr_scaling](cfg.batch_size / LAB_BATCH)
     trial.note(base_lr=recipe.lr, scaled_lr=scaled)
-    return override(recipe, lr=scaled)
+    recipe = override(recipe, lr=scaled)
+    optimizer, schedule = optimizer_and_schedule(model, recipe, steps)
+    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
+    how = (precision, recipe.max_norm, cfg.accumulate)
+    return Learner(network, optimizer, schedule, cross_entropy(classes), *how)
 
 
 def share_slot(

@@ -101,12 +101,7 @@ class Config(Checked):
 
 
 def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
-    """Refuse batches that the training set does not fill, and too few images.
-
-    Raises:
-        UserError: a batch is larger than the training set of its trial, or a limit leaves less than
-            an image for each class.
-    """
+    """Refuse batches that the training set does not fill, and less than an image for each class."""
     count, classes = sum(described["counts"]["train"].values()), len(described["classes"])
     for config in configs:
         for name in ("train_images", "val_images"):
@@ -115,5 +110,4 @@ def check_batches(configs: Sequence[Mapping[str, Any]], described: Mapping[str, 
                     f"--set {name}={config[name]}: at least {classes}, one for each class, are"
                     " needed"
                 )
-        least = min(count, config["train_images"] or count)
-        check_batch(config, least)
+        check_batch(config, min(count, config["train_images"] or count))

@@ -24,14 +24,9 @@ WEIGHTS = {
 
 def images(cfg: Config) -> dict[str, ImageSet]:
     """Return the decoded images of a trial, "train" and "val"."""
-    return small.load(
-        cfg.dataset,
-        cfg.data_dir,
-        cfg.image_size,
-        {"train": cfg.train_images, "val": cfg.val_images},
-        download=cfg.download,
-        skip_broken=cfg.skip_broken,
-    )
+    limit = {"train": cfg.train_images, "val": cfg.val_images}
+    how = {"download": cfg.download, "skip_broken": cfg.skip_broken}
+    return small.load(cfg.dataset, cfg.data_dir, cfg.image_size, limit, **how)
 
 
 def batches(
@@ -72,10 +67,7 @@ def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and decode all images once, and return what the report says about them.
 
     Where the first trial starts from weights, they are made or fetched here too, and belong to the
-    fingerprint.
-
-    Raises:
-        UserError: data or weights that cannot be used.
+    fingerprint. Raises UserError: data or weights that cannot be used.
     """
     cfg = dataclasses.replace(Config(**settings), train_images=None, val_images=None)
     described = small.describe(cfg.dataset, cfg.data_dir, images(cfg))

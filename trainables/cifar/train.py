@@ -84,14 +84,8 @@ def learner_of(cfg: Config, network: nn.Module, images: ImageSet) -> Learner:
     trial.note(base_lr=recipe.lr)
     steps = cfg.epochs * steps_of(len(images), cfg.batch_size)
     optimizer, schedule = optimizer_and_schedule(trained_part(network), recipe, steps)
-    return Learner(
-        PartlyFrozen(network, cfg.statistics),
-        optimizer,
-        schedule,
-        cross_entropy(len(images.classes)),
-        precision=cfg.precision,
-        max_norm=recipe.max_norm,
-    )
+    task, frozen = cross_entropy(len(images.classes)), PartlyFrozen(network, cfg.statistics)
+    return Learner(frozen, optimizer, schedule, task, cfg.precision, recipe.max_norm)
 
 
 def facts(cfg: Config, network: nn.Module) -> dict[str, Any]:

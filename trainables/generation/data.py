@@ -26,19 +26,12 @@ SAMPLES, SHOWS, PATHS = 2, 3, 4  # streams of a trial's seed; 0 and 1 are order 
 
 
 class Pictures(NamedTuple):
-    """A data set on the device.
+    """A data set on the device."""
 
-    Attributes:
-        train: (N, C, S, S) uint8.
-        labels: (N,) int64.
-        names: of the classes.
-        reference: what samples are held against.
-    """
-
-    train: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
-    reference: Reference
+    train: Tensor  # (N, C, S, S) uint8
+    labels: Tensor  # (N,) int64
+    names: tuple[str, ...]  # of the classes
+    reference: Reference  # what samples are held against
 
 
 _opened: dict[tuple[Any, ...], Pictures] = {}  # by the trial before: a warm worker keeps its data
@@ -47,8 +40,7 @@ _opened: dict[tuple[Any, ...], Pictures] = {}  # by the trial before: a warm wor
 def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check the images, train the classifier once, and return what the report says about both.
 
-    Raises:
-        UserError: data, weights or settings that cannot be used.
+    Raises UserError: data, weights or settings that cannot be used.
     """
     cfg = Config(**settings)
     weights = ""
@@ -62,21 +54,16 @@ def describe_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
     build(cfg, pictures)
     found = pictures.reference
     yardsticks = features.yardsticks(found)
+    classifier = {"digest": found.digest, "features": features.FEATURES}
+    copies = {"threshold": threshold(found.unseen), "calibrated_on": len(found.unseen)}
+    accuracy = yardsticks["held_out"]["class_agreement"]
     return described | {
         "channels": pictures.train.shape[1],
         "fingerprint": f"{described['fingerprint']}+classifier:{found.digest}{weights}",
         "compared": found.count,
-        "classifier": {
-            "digest": found.digest,
-            "features": features.FEATURES,
-            "held_out_accuracy": yardsticks["held_out"]["class_agreement"],
-        },
+        "classifier": classifier | {"held_out_accuracy": accuracy},
         "yardsticks": yardsticks,
-        "copy_check": {
-            "threshold": threshold(found.unseen),
-            "calibrated_on": len(found.unseen),
-            "found": found.found(),
-        },
+        "copy_check": copies | {"found": found.found()},
     }
 
 
@@ -84,12 +71,8 @@ def opened(cfg: Config) -> Pictures:
     """Return the images of a trial on its device, with what samples are held against."""
     sets = images(cfg)
     grey = is_grey(sets) if cfg.channels == "auto" else cfg.channels == "grey"
-    how = {
-        "flip": mirrored(cfg),
-        "count": _compared(cfg, sets),
-        "neighbours": cfg.neighbours,
-        "fingerprint": data.fingerprint(sets),
-    }
+    how = {"flip": mirrored(cfg), "count": _compared(cfg, sets), "neighbours": cfg.neighbours}
+    how |= {"fingerprint": data.fingerprint(sets)}
     key = (sets["train"].images.shape, grey, *how.values())
     if key not in _opened:
         _opened.clear()
@@ -98,15 +81,17 @@ def opened(cfg: Config) -> Pictures:
 
 
 def _on_device(sets: Mapping[str, ImageSet], grey: bool, how: Mapping[str, Any]) -> Pictures:
-    device = device_here()
-    train, val = (_tensor(sets[split], grey, device) for split in ("train", "val"))
-    labels, val_labels = (
-        torch.from_numpy(np.array(sets[split].labels, dtype=np.int64)).to(device)
-        for split in ("train", "val")
-    )
+    (train, labels), (val, val_labels) = (_tensors(sets[s], grey) for s in ("train", "val"))
     names = sets["train"].classes
     found = features.reference(train, labels, val, val_labels, len(names), **how)
     return Pictures(train, labels, names, found)
+
+
+def _tensors(images: ImageSet, grey: bool) -> tuple[Tensor, Tensor]:
+    """Return pixels and labels on the device."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images.images[:, : 1 if grey else 3]))
+    labels = torch.from_numpy(np.array(images.labels, dtype=np.int64))
+    return pixels.to(device_here()), labels.to(device_here())
 
 
 def build(cfg: Config, pictures: Pictures) -> Family:
@@ -142,20 +127,14 @@ def batches(
 def images(cfg: Config) -> dict[str, ImageSet]:
     """Return the decoded training and held-out images of a trial."""
     limit = {"train": cfg.train_images, "val": cfg.val_images}
-    return small.load(
-        cfg.dataset,
-        cfg.data_dir,
-        side(cfg),
-        limit,
-        download=cfg.download,
-        skip_broken=cfg.skip_broken,
-    )
+    how = {"download": cfg.download, "skip_broken": cfg.skip_broken}
+    return small.load(cfg.dataset, cfg.data_dir, side(cfg), limit, **how)
 
 
 def side(cfg: Config) -> int:
     """Return the side of the images in pixels."""
-    own = 16 if small.resolve(cfg.dataset, cfg.data_dir) == "digits" else 32
-    return cfg.image_size or own
+    digits = small.resolve(cfg.dataset, cfg.data_dir) == "digits"
+    return cfg.image_size or (16 if digits else 32)
 
 
 def mirrored(cfg: Config) -> bool:
@@ -186,11 +165,6 @@ def _check_counts(cfg: Config, sets: Mapping[str, ImageSet]) -> None:
 def _compared(cfg: Config, sets: Mapping[str, ImageSet]) -> int:
     """Return how many samples are compared with real images at a time."""
     return cfg.eval_samples or min(MOST_COMPARED, len(sets["val"]))
-
-
-def _tensor(images: ImageSet, grey: bool, device: torch.device) -> Tensor:
-    pixels = images.images[:, :1] if grey else images.images
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
 
 
 def generator(cfg: Config, number: int) -> torch.Generator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ STORED = 1000  # samples kept per trial for the report
 PAIRS = 12  # samples shown beside their nearest training images
 ROWS, STEPS = 4, 9  # of interpolations
 STATES = 6  # of the way from noise to image that are kept
+_inception: dict[tuple[str, str, int], tuple[Any, Any]] = {}  # network and moments, of the last
 
 
 class Grids:
@@ -138,20 +138,10 @@ def _real(reference: Reference, columns: Tensor) -> dict[str, np.ndarray]:
 
 def inception_distance(path: str, pictures: Pictures, made: Tensor) -> float:
     """Return the Frechet distance of samples to all training images in Inception's features."""
-    look, real = _inception(path, pictures.reference.digest, len(pictures.train))(
-        pictures.train.cpu()
-    )
+    key = path, pictures.reference.digest, len(pictures.train)
+    if key not in _inception:  # a warm worker looks at the training images once
+        _inception.clear()
+        look = features.inception(path)
+        _inception[key] = look, moments(look(pictures.train.cpu()))
+    look, real = _inception[key]
     return frechet(moments(look(made)), real)
-
-
-@functools.lru_cache(maxsize=1)  # a warm worker looks at the training images once
-def _inception(path: str, digest: str, count: int):
-    look = features.inception(path)
-    known: list[Any] = []
-
-    def both(train: Tensor):
-        if not known:
-            known.append(moments(look(train)))
-        return look, known[0]
-
-    return both

@@ -19,15 +19,7 @@ from core.generation.features import quantised
 from core.models import memory
 from core.training.device import device_here
 from trainables.generation import Config
-from trainables.generation.data import (
-    SAMPLES,
-    SHOWS,
-    Pictures,
-    batches,
-    build,
-    generator,
-    opened,
-)
+from trainables.generation.data import SAMPLES, SHOWS, Pictures, batches, build, generator, opened
 from trainables.generation.keep import Grids, keep
 
 SHOWN = 4  # images of each class in a grid, at most `GRID` in all
@@ -44,9 +36,8 @@ def train_generator(config: dict[str, Any], report: trial.Report | None = None) 
     family = build(cfg, pictures).to(device)
     draws = Draws(cfg.seed, ("order", "noise"))
     kept, grids = trial.Best(), Grids(shown_labels(len(pictures.names)))
-    trial.note(
-        parameters=family.parameters(), channels_used=family.shape[0], size_used=family.shape[1]
-    )
+    channels, size, _ = family.shape
+    trial.note(parameters=family.parameters(), channels_used=channels, size_used=size)
     optimizer = next(iter(family.optimizers.values()))
     trial.note(base_lr=optimizer.param_groups[0]["lr"])
     state = {"model": family.average.network, "family": family, "draws": draws, "grids": grids}
@@ -72,8 +63,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train for one round of steps and return the mean of each loss, named train_*.
 
-    Raises:
-        Diverged: a loss is not finite.
+    Raises Diverged: a loss is not finite.
     """
     sums: dict[str, Tensor] = {}
     steps = 0

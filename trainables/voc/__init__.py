@@ -109,15 +109,7 @@ class Config(Checked):
 
 
 def check_sizes(configs: Sequence[Mapping[str, Any]], described: Mapping[str, Any]) -> None:
-    """Refuse batches that no trial's training images fill.
-
-    Args:
-        configs: of all trials.
-        described: what `describe_images` returned.
-
-    Raises:
-        UserError: a batch is larger than the training images of a trial.
-    """
+    """Refuse batches that a trial's images do not fill, see `trainables.rules.check_batch`."""
     for config in configs:
         count = described["images"]["train"]
         count = described.get("holdout", {"trained": count})["trained"]

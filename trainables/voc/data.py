@@ -35,24 +35,15 @@ def images(cfg: Config) -> tuple[voc.VocSet, voc.VocSet]:
 
 
 def split(cfg: Config, train_set: voc.VocSet) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the images that are trained on, and of those held out.
-
-    Raises:
-        UserError: more folds than images.
-    """
-    count = len(train_set)
+    """Return the indices of the images that are trained on, and of those held out."""
     if cfg.fold is None:
-        return np.arange(count), np.arange(0)
+        return np.arange(len(train_set)), np.arange(0)
     fold = assign(cfg, train_set)
     return np.flatnonzero(fold != cfg.fold), np.flatnonzero(fold == cfg.fold)
 
 
 def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
-    """Return the fold of each training image, the same for every seed.
-
-    Raises:
-        UserError: fewer images than folds.
-    """
+    """Return the fold of each training image, the same for every seed; refuse too few images."""
     if cfg.folds > len(train_set):
         raise UserError(f"--folds {cfg.folds}: there are only {len(train_set)} training images")
     return folds.stratified_folds(train_set.labels, cfg.folds, train_set.digests)
@@ -61,8 +52,7 @@ def assign(cfg: Config, train_set: voc.VocSet) -> np.ndarray:
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check, fetch and decode what trials need, and return what the report says about it.
 
-    Raises:
-        UserError: data or weights that cannot be used or fetched.
+    Raises UserError: data or weights that cannot be used or fetched.
     """
     cfg = Config(**settings)
     if cfg.download:

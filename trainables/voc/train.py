@@ -75,16 +75,8 @@ def batches(
     cfg: Config, images: voc.VocSet, chosen: np.ndarray, device: torch.device
 ) -> LabelledImages:
     """Return the chosen images in the batches of training, augmented."""
-    return LabelledImages(
-        images.images,
-        images.labels,
-        chosen,
-        cfg.batch_size,
-        device,
-        cfg.seed,
-        cfg.augment,
-        cfg.channels_last,
-    )
+    how = cfg.batch_size, device, cfg.seed, cfg.augment, cfg.channels_last
+    return LabelledImages(images.images, images.labels, chosen, *how)
 
 
 def as_they_are(images: LabelledImages) -> LabelledImages:
@@ -102,9 +94,7 @@ def learner_of(cfg: Config, model: nn.Module, loss: Loss, steps: int) -> Learner
     """Return the training of a network with a loss of pairs."""
     found = make_optimizer(cfg, model)
     schedule = optimizer.lr_schedule(found, steps, cfg.warmup, cfg.schedule)
-    return Learner(
-        model, found, schedule, pair_loss(loss), precision=cfg.precision, max_norm=cfg.max_norm
-    )
+    return Learner(model, found, schedule, pair_loss(loss), cfg.precision, cfg.max_norm)
 
 
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -116,14 +106,8 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     body = [p for name, p in model.named_parameters() if not name.startswith("fc.")]
     head_lr = HEAD_FACTOR * cfg.lr if cfg.head_lr is None else cfg.head_lr
     groups = [{"params": body, "lr": cfg.lr}, {"params": head, "lr": head_lr}]
-    return optimizer.make_optimizer(
-        cfg.optimizer,
-        groups,
-        cfg.lr,
-        momentum=cfg.momentum,
-        weight_decay=cfg.weight_decay,
-        fused=True,
-    )
+    how = {"momentum": cfg.momentum, "weight_decay": cfg.weight_decay}
+    return optimizer.make_optimizer(cfg.optimizer, groups, cfg.lr, fused=True, **how)
 
 
 class Every:
@@ -161,25 +145,21 @@ def keep_predictions(
     """
     trained = np.array([train_set.files[i] for i in chosen])
     if isinstance(kept, trial.Best):
-        trial.note(scores_epoch=kept.epoch)
         more = {**kept.named(), "train_files": trained}
-        trial.save_predictions(
-            kept.scores.numpy(), val_set.labels, val_set.files, val_set.classes, more
-        )
-        return
-    every = {name: torch.stack(scores).numpy() for name, scores in kept.scores.items()}
-    epochs = len(every["val"])
-    trial.note(scores_epoch=epochs)
-    more = {
-        "epoch": np.array(epochs),
-        "fold": np.array(-1 if cfg.fold is None else cfg.fold),
-        "folds": np.array(cfg.folds),
-        "train_files": trained,
-        "heldout_scores": every["heldout"],
-        "val_scores": every["val"],
-        "val_labels": val_set.labels,
-        "val_files": np.array(val_set.files),
-    }
-    files = tuple(train_set.files[i] for i in held)
-    last = every["heldout"][-1]
-    trial.save_predictions(last, train_set.labels[held], files, train_set.classes, more)
+        scores, shown = kept.scores.numpy(), (val_set.labels, val_set.files, val_set.classes)
+    else:
+        every = {name: torch.stack(scores).numpy() for name, scores in kept.scores.items()}
+        more = {
+            "epoch": np.array(len(every["val"])),
+            "fold": np.array(-1 if cfg.fold is None else cfg.fold),
+            "folds": np.array(cfg.folds),
+            "train_files": trained,
+            "heldout_scores": every["heldout"],
+            "val_scores": every["val"],
+            "val_labels": val_set.labels,
+            "val_files": np.array(val_set.files),
+        }
+        files = tuple(train_set.files[i] for i in held)
+        scores, shown = every["heldout"][-1], (train_set.labels[held], files, train_set.classes)
+    trial.note(scores_epoch=int(more["epoch"]))
+    trial.save_predictions(scores, *shown, more)

@@ -27,8 +27,7 @@ CHECK_IMAGES = 40  # of the short check that every report shows
 def train_converted(config: dict[str, Any], report: trial.Report | None = None) -> None:
     """Fine-tune one variant; report loss (nats per pair), mAP and accuracy each epoch.
 
-    Raises:
-        TrialError: the network cannot be converted.
+    Raises TrialError: the network cannot be converted.
     """
     cfg = Config(**config)
     task = cfg.task()
@@ -66,11 +65,7 @@ def train_converted(config: dict[str, Any], report: trial.Report | None = None) 
 
 
 def converted(model: nn.Module, variant: str) -> nn.Module:
-    """Return the network as it is ("original"), or with standardised weights in mode A or B.
-
-    Raises:
-        TrialError: it cannot be converted.
-    """
+    """Return the network as it is ("original"), or converted in mode A or B (else TrialError)."""
     if variant == "original":
         return model
     try:
@@ -86,8 +81,7 @@ def converted(model: nn.Module, variant: str) -> nn.Module:
 def describe_images(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and decode images and weights; return what the report says, with a short check of both.
 
-    Raises:
-        UserError: data or weights that cannot be used.
+    Raises UserError: data or weights that cannot be used.
     """
     cfg = Config(**settings)
     described = voc_data.describe_images(vars(cfg.task()))

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from core.data import folders
 from core.data.synthetic.poses import CIRCLE, Shape, pose, turned
 from core.data.synthetic.species import SPECIES, Species
 from core.errors import UserError
@@ -72,9 +73,8 @@ _BRANCHES = ("5a4632", "7a6a58", "4c5a34")
 
 def _rgb(colours: Iterable[str]) -> np.ndarray:
     """Colours (n, 3), 0 to 255, of hexadecimal ones."""
-    return (
-        np.frombuffer(bytes.fromhex("".join(colours)), np.uint8).reshape(-1, 3).astype(np.float32)
-    )
+    raw = bytes.fromhex("".join(colours))
+    return np.frombuffer(raw, np.uint8).reshape(-1, 3).astype(np.float32)
 
 
 _SCENE_RGB = np.stack([_rgb(scene) for scene in _SCENES])
@@ -139,13 +139,8 @@ def _branch(shapes: list[Shape], width: int, rng: np.random.Generator) -> np.nda
     y = max(points[:, 1].max() for points, _ in shapes[:4])
     thick = rng.uniform(0.015, 0.04) * width
     slope = rng.uniform(-0.06, 0.06) * width
-    branch = [
-        (0, y - slope),
-        (width, y + slope),
-        (width, y + slope + thick),
-        (0, y - slope + thick),
-    ]
-    return np.array(branch)
+    left, right = y - slope, y + slope
+    return np.array([(0, left), (width, right), (width, right + thick), (0, left + thick)])
 
 
 def draw_bird(species: Species, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
@@ -153,9 +148,8 @@ def draw_bird(species: Species, rng: np.random.Generator) -> tuple[Image.Image, 
     width, height = _size(rng)
     # drawn at twice the size and averaged down: PIL's polygons have hard edges
     canvas = _background(2 * width, 2 * height, rng)
-    mask = Image.new("L", canvas.size, 0)
     shapes = _placed(pose(species, rng), 2 * width, 2 * height, rng)
-    draw, draw_mask = ImageDraw.Draw(canvas), ImageDraw.Draw(mask)
+    draw = ImageDraw.Draw(canvas)
     if rng.random() < 0.6:
         branch = _rgb([_BRANCHES[rng.integers(len(_BRANCHES))]]) + rng.normal(0, 8, 3)
         _paint(draw, [_branch(shapes, 2 * width, rng)], branch)
@@ -166,12 +160,18 @@ def draw_bird(species: Species, rng: np.random.Generator) -> tuple[Image.Image, 
     leaves = _blobs(rng, int(rng.integers(*_LEAVES)), canvas.size, 0.02, 0.08)
     greens = _SCENE_RGB[1][rng.integers(6, size=len(leaves))]
     _paint(draw, leaves, greens + rng.normal(0, 10, greens.shape))
-    for polygon in polygons:
-        draw_mask.polygon(polygon.ravel().tolist(), fill=255)
-    for leaf in leaves:  # in front of the bird
-        draw_mask.polygon(leaf.ravel().tolist(), fill=0)
-    bird = mask.reduce(2).point([0] * 128 + [255] * 128)
-    return _lit(canvas.reduce(2), rng), bird.convert("1", dither=Image.Dither.NONE)
+    return _lit(canvas.reduce(2), rng), _mask(canvas.size, polygons, leaves)
+
+
+def _mask(size: tuple[int, int], bird: list[np.ndarray], leaves: np.ndarray) -> Image.Image:
+    """The pixels of a bird, at half the size, but for those of the leaves in front of it."""
+    mask = Image.new("L", size, 0)
+    draw = ImageDraw.Draw(mask)
+    for polygons, fill in ((bird, 255), (leaves, 0)):
+        for polygon in polygons:
+            draw.polygon(polygon.ravel().tolist(), fill=fill)
+    seen = mask.reduce(2).point([0] * 128 + [255] * 128)
+    return seen.convert("1", dither=Image.Dither.NONE)
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
@@ -204,7 +204,7 @@ def make_birds(
     val_per_class: int = VAL_PER_CLASS,
     seed: int = 0,
 ) -> Path:
-    """Write an image folder of drawn birds, and a mask of each bird.
+    """Write an image folder of drawn birds, and a mask of each bird; return its path.
 
     Picture k of a class depends on seed, split, class and k alone, whatever else is written.
 
@@ -215,20 +215,15 @@ def make_birds(
         val_per_class: pictures in each val/<class>/.
         seed: of everything that is drawn at random.
 
-    Returns:
-        `root` as a path.
-
     Raises:
         UserError: `root` is not empty, or a number is out of range.
         OSError: `root` cannot be written.
     """
-    root = Path(root)
     if not 2 <= classes <= len(SPECIES):
         raise UserError(f"make_birds: classes must be 2 to {len(SPECIES)}, got {classes}")
     if min(train_per_class, val_per_class) < 1:
         raise UserError("make_birds: at least one picture of each class and split is needed")
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"make_birds: {root} is not empty: choose another folder or empty it")
+    root = folders.new(root, "make_birds")
     counts = {"train": train_per_class, "val": val_per_class}
     for index, species in enumerate(SPECIES[:classes]):
         for place, (split, count) in enumerate(counts.items()):
@@ -253,13 +248,7 @@ def _write_class(
 
 
 def default_birds() -> Path:
-    """Return the folder of the embedded data set, made on first use in the cache.
-
-    It is made again when what draws it changes, or when files are missing (caches get tidied up).
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
+    """Return the folder of the embedded data set, made on first use; see `cache.folder`."""
     return _default_birds(cache.cache_dir())
 
 

@@ -66,10 +66,8 @@ def _train(length: float) -> list[Shape]:
     shapes: list[Shape] = [(wedge, "2f7a3c"), (wedge * (0.97, 0.6), "4f9a3a")]
     for row, x in enumerate(np.linspace(-0.3, -0.97, 5) * length):
         for y in np.linspace(-0.2, 0.2, 2 + row % 2) * (0.6 - x * 0.6):
-            shapes += [
-                (_ellipse((x, y), 0.075, 0.06), "c8a03c"),
-                (_ellipse((x, y), 0.045, 0.035), "1846b8"),
-            ]
+            shapes.append((_ellipse((x, y), 0.075, 0.06), "c8a03c"))
+            shapes.append((_ellipse((x, y), 0.045, 0.035), "1846b8"))
     return shapes
 
 
@@ -87,26 +85,19 @@ def _crest(sp: Species) -> list[Shape]:
     """Crest on a head of radius 1 at the origin."""
     inner, outer = sp.crest_colours
     if sp.crest == "fan":  # raised feathers, each tipped
-        shapes: list[Shape] = []
-        for angle in (75, 97, 119, 141, 163):
-            feather = np.array([(0.5, -0.2), (2.3, -0.3), (2.6, 0), (2.3, 0.3), (0.5, 0.2)])
-            shapes += _banded(turned(feather, angle), inner, ((angle, 0.62, 1, outer),))
-        return shapes
+        feather = np.array([(0.5, -0.2), (2.3, -0.3), (2.6, 0), (2.3, 0.3), (0.5, 0.2)])
+        return [
+            shape
+            for angle in (75, 97, 119, 141, 163)
+            for shape in _banded(turned(feather, angle), inner, ((angle, 0.62, 1, outer),))
+        ]
     if sp.crest == "wisp":
         wisp = np.array([(0.2, 0.7), (-1.4, 1.5), (-2.6, 2.6), (-1.2, 1.1), (-0.6, 0.4)])
         return [(wisp, outer)]
     if sp.crest == "tuft":  # bare shafts with a fan of tips
-        return [
-            shape
-            for angle in (80, 98, 116, 134)
-            for shape in (
-                (
-                    turned(np.array([(0.6, -0.1), (2.6, -0.1), (2.6, 0.1), (0.6, 0.1)]), angle),
-                    inner,
-                ),
-                (turned(_ellipse((2.8, 0), 0.4, 0.32), angle), outer),
-            )
-        ]
+        shaft = np.array([(0.6, -0.1), (2.6, -0.1), (2.6, 0.1), (0.6, 0.1)])
+        raised = [(shaft, inner), (_ellipse((2.8, 0), 0.4, 0.32), outer)]
+        return [s for angle in (80, 98, 116, 134) for s in _moved(raised, angle, (0, 0))]
     if sp.crest == "casque":
         return [(np.array([(0.1, 0.5), (0.6, 1.35), (2.0, 0.75), (2.3, 0.1), (0.9, 0.3)]), outer)]
     return []
@@ -149,12 +140,10 @@ def pose(sp: Species, rng: np.random.Generator) -> list[Shape]:
     lean = np.radians(rng.uniform(50, 85))
     along = (0.08 + reach * np.cos(lean), sp.head_size * 0.6 + reach * np.sin(lean))
     head_at = np.add(shoulder, along)
-    stride = rng.uniform(-0.08, 0.08, 2)
+    strides = zip((0.04, -0.06), rng.uniform(-0.08, 0.08, 2), strict=True)
     return [
-        *_leg(sp, 0.04, stride[0]),
-        *_leg(sp, -0.06, stride[1]),
-        *_moved(tail, tilt, (0, 0)),
-        *_moved(body, tilt, (0, 0)),
+        *(part for x, stride in strides for part in _leg(sp, x, stride)),
+        *_moved([*tail, *body], tilt, (0, 0)),
         *_neck(sp, shoulder, head_at),
         *((points + head_at, colour) for points, colour in _head(sp, rng.uniform(-15, 15))),
         *_moved(wing, tilt, (0, 0)),
@@ -167,19 +156,9 @@ def _neck(sp: Species, shoulder: np.ndarray, head_at: np.ndarray) -> list[Shape]
         return []
     direction = head_at - shoulder
     side = np.array([-direction[1], direction[0]]) / np.linalg.norm(direction)
-    base, top, middle = sp.depth * 0.36, sp.head_size * 0.7, (shoulder + head_at) / 2
-    waist = (base + top) / 2.4
-    lower = [
-        shoulder + side * base,
-        middle + side * waist,
-        middle - side * waist,
-        shoulder - side * base,
-    ]
-    upper = [
-        middle + side * waist,
-        head_at + side * top,
-        head_at - side * top,
-        middle - side * waist,
-    ]
+    base, top = sp.depth * 0.36, sp.head_size * 0.7
+    places = (shoulder, base), ((shoulder + head_at) / 2, (base + top) / 2.4), (head_at, top)
+    left, right = ([at + way * side * w for at, w in places] for way in (1, -1))
+    lower, upper = [*left[:2], *right[1::-1]], [*left[1:], *right[:0:-1]]
     front = sp.body_bands[0][3] if sp.body_bands and sp.body_bands[0][0] < 90 else sp.body
     return [(np.array(lower), front), (np.array(upper), sp.head)]

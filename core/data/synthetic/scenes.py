@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 import numpy as np
 from PIL import Image, ImageDraw
 
+from core.data import folders
 from core.data.annotations import VOC_CLASSES
 from core.data.synthetic.objects import KINDS, oval, rectangle
 from core.errors import UserError
@@ -87,9 +88,8 @@ def draw_scene(rng: np.random.Generator) -> Drawn:
             fill = tuple(np.clip(colour, 0, 255).astype(int).tolist())
             draw.polygon(polygon.ravel().tolist(), fill=fill)
     pixels = np.asarray(canvas.reduce(2), np.float32) * np.float32(rng.uniform(0.75, 1.15))
-    pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * np.float32(
-        rng.uniform(*_GRAIN)
-    )
+    noise = rng.standard_normal(pixels.shape, np.float32)
+    pixels = pixels + noise * np.float32(rng.uniform(*_GRAIN))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return Drawn(image, [(o.name, _bounds(o, width, height), o.difficult) for o in objects])
 
@@ -100,12 +100,11 @@ def _choose(rng: np.random.Generator) -> list[tuple[str, bool]]:
     shown = np.flatnonzero(rng.random(len(chances)) < chances)
     if len(shown) == 0:
         shown = rng.choice(len(chances), 1, p=chances / chances.sum())
-    shown = rng.permutation(shown)[:_MOST_CLASSES]
-    chosen = []
-    for label in shown:
-        for _ in range(1 + int(rng.random() < _AGAIN)):
-            chosen.append((VOC_CLASSES[label], bool(rng.random() < _DIFFICULT)))
-    return chosen
+    return [
+        (VOC_CLASSES[label], bool(rng.random() < _DIFFICULT))
+        for label in rng.permutation(shown)[:_MOST_CLASSES]
+        for _ in range(1 + int(rng.random() < _AGAIN))
+    ]
 
 
 def _place(name: str, difficult: bool, canvas: Image.Image, rng: np.random.Generator) -> _Placed:
@@ -123,13 +122,10 @@ def _place(name: str, difficult: bool, canvas: Image.Image, rng: np.random.Gener
     low, high = every.min(0), every.max(0)
     centre = rng.uniform(0.0, 1.0, 2) * np.maximum(frame - (high - low), 0)
     tint = rng.normal(0, _TINT, 3)
-    ground = np.asarray(canvas, np.float32).mean((0, 1))
     pale = _PALE if difficult else 0.0
-    return _Placed(
-        name,
-        [(p - low + centre, (_rgb(c) + tint) * (1 - pale) + ground * pale) for p, c in moved],
-        difficult,
-    )
+    ground = np.asarray(canvas, np.float32).mean((0, 1)) * pale
+    seen = [(p - low + centre, (_rgb(c) + tint) * (1 - pale) + ground) for p, c in moved]
+    return _Placed(name, seen, difficult)
 
 
 def _bounds(placed: _Placed, width: int, height: int) -> tuple[int, int, int, int]:
@@ -171,7 +167,9 @@ def _blot(x: float, y: float, rx: float, ry: float) -> np.ndarray:
 def make_voc(
     root: str | os.PathLike[str], train: int = TRAIN, val: int = VAL, seed: int = 0
 ) -> Path:
-    """Write a generated devkit; picture k of a list depends on seed, list and k alone.
+    """Write a generated devkit and return its path.
+
+    Picture k of a list depends on seed, list and k alone.
 
     Args:
         root: folder to make; it must not hold anything yet.
@@ -179,35 +177,22 @@ def make_voc(
         val: pictures in val.txt.
         seed: of everything that is drawn at random.
 
-    Returns:
-        `root` as a path.
-
     Raises:
         UserError: `root` is not empty, or a number is below 1.
         OSError: `root` cannot be written.
     """
-    root = Path(root)
     if min(train, val) < 1:
         raise UserError("make_voc: at least one picture in each list is needed")
-    if root.exists() and any(root.iterdir()):
-        raise UserError(f"make_voc: {root} is not empty: choose another folder or empty it")
+    root = folders.new(root, "make_voc")
     folder = root / FOLDER
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
-    labels: dict[str, dict[str, dict[str, int]]] = {}
-    number = 0
+    labels: dict[str, dict[str, dict[str, int]]] = {"train": {}, "val": {}}
     for place, (split, count) in enumerate((("train", train), ("val", val))):
-        labels[split] = {}
         for k in range(count):
-            number += 1
+            name = f"synthetic_{place * train + k + 1:06}"
             rng = np.random.default_rng((seed, place, k))
-            drawn = draw_scene(rng)
-            name = f"synthetic_{number:06}"
-            drawn.image.save(
-                folder / "JPEGImages" / f"{name}.jpg", quality=int(rng.integers(70, 95))
-            )
-            _write_annotation(folder, name, drawn)
-            labels[split][name] = _labels(drawn)
+            labels[split][name] = _write_picture(folder, name, rng)
     _write_lists(folder / "ImageSets/Main", labels)
     about = {"description": SYNTHETIC, "seed": seed, "folder": FOLDER, "train": train, "val": val}
     (root / "README.txt").write_text(_README.format(**about))
@@ -215,8 +200,11 @@ def make_voc(
     return root
 
 
-def _labels(drawn: Drawn) -> dict[str, int]:
-    """Return class -> 1 or 0 (only difficult objects) of what a picture shows."""
+def _write_picture(folder: Path, name: str, rng: np.random.Generator) -> dict[str, int]:
+    """Draw and write a picture; return class -> 1 or 0 (only difficult ones) of what it shows."""
+    drawn = draw_scene(rng)
+    drawn.image.save(folder / "JPEGImages" / f"{name}.jpg", quality=int(rng.integers(70, 95)))
+    _write_annotation(folder, name, drawn)
     found: dict[str, int] = {}
     for name, _, difficult in drawn.objects:
         found[name] = max(found.get(name, 0), int(not difficult))
@@ -256,17 +244,12 @@ def _write_lists(folder: Path, labels: Mapping[str, Mapping[str, Mapping[str, in
 
 
 def default_voc() -> Path:
-    """Return the root of the embedded data set, made on first use in the cache.
-
-    It is made again when what draws it changes, or when files are missing (caches get tidied up).
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
+    """Return the root of the embedded data set, made on first use; see `cache.folder`."""
     return _default_voc(cache.cache_dir())
 
 
 @functools.lru_cache(maxsize=4)  # checked once per process: two thousand files
 def _default_voc(place: Path) -> Path:
-    sources = [Path(__file__).with_name(f"{part}.py") for part in ("scenes", "objects")]
+    parts = ("scenes.py", "objects.py", "objects.toml")
+    sources = [Path(__file__).with_name(part) for part in parts]
     return cache.folder(place, "synthetic-voc", 1, sources, make_voc)

@@ -1,4 +1,4 @@
-"""The ten species of the synthetic birds: colours, shapes and what covers them."""
+"""The 25 species of the synthetic birds: colours, shapes and what covers them."""
 
 from __future__ import annotations
 
