@@ -13,6 +13,7 @@ Everyone who is logged in on that machine can reach it while it runs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 import sys
@@ -23,14 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from markupsafe import Markup
 
-from analysis.browser import page as ranking_page
-from analysis.browser import server as ranking_server
-from analysis.browser.page import Shown, View
-from analysis.results import pictures
+from analysis.browser.page import ORDERS, TEMPLATES, Shown, View, context
+from analysis.browser.server import make_app
+from analysis.command import run
+from analysis.document.markup import environment
 from analysis.results.folder import load
+from analysis.results.pictures import find_root
 from core.errors import UserError
-from core.output import patient_output
 from core.storage.files import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -58,27 +60,24 @@ class Options:
     export: Path | None = None
 
 
-@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve or export the page as `argv` says; return 0, or 2 when something cannot be used."""
-    opts = tyro.cli(Options, args=argv, description=__doc__)
-    try:
-        results = load(opts.results)
-        shown = Shown(results, pictures.find_root(results, opts.data_dir), opts.trial)
-        if opts.export is not None:
-            print(f"pages: {export(shown, opts.export)}")
-            return 0
-        with serving(shown, opts.port) as server:
-            address = f"http://127.0.0.1:{server.port}/"
-            print(f"{shown.title}: {address} (Ctrl-C ends it)", flush=True)
-            if opts.open:
-                webbrowser.open(address)
-            with contextlib.suppress(KeyboardInterrupt):
-                server.serve_forever()
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
-    return 0
+    return run(_browse, Options, __doc__, argv)
+
+
+def _browse(opts: Options) -> None:
+    results = load(opts.results)
+    shown = Shown(results, find_root(results, opts.data_dir), opts.trial)
+    if opts.export is not None:
+        print(f"pages: {export(shown, opts.export)}")
+        return
+    with serving(shown, opts.port) as server:
+        address = f"http://127.0.0.1:{server.port}/"
+        print(f"{shown.title}: {address} (Ctrl-C ends it)", flush=True)
+        if opts.open:
+            webbrowser.open(address)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @contextlib.contextmanager
@@ -88,29 +87,17 @@ def serving(shown: Shown, port: int = 0) -> Iterator[BaseWSGIServer]:
     Raises:
         UserError: the port is taken or not allowed.
     """
-    from werkzeug.serving import WSGIRequestHandler, make_server
+    from werkzeug.serving import make_server
 
-    class Quiet(WSGIRequestHandler):
-        """Requests without a line for each on the terminal."""
-
-        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            pass
-
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
     try:
         listener = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError) as e:
         why = getattr(e, "strerror", None) or str(e)
         raise UserError(f"--port {port}: {why}; choose another, or leave it out") from e
     with listener:
-        place = listener.getsockname()
-        server = make_server(
-            place[0],
-            place[1],
-            ranking_server.make_app(shown),
-            threaded=True,
-            request_handler=Quiet,
-            fd=listener.fileno(),
-        )
+        host, port = listener.getsockname()
+        server = make_server(host, port, make_app(shown), threaded=True, fd=listener.fileno())
         try:
             yield server
         finally:
@@ -133,44 +120,30 @@ def export(shown: Shown, folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export {folder}: it is there already; name a new folder")
     ranked, place = shown.ranked(shown.first), shown.trials.index(shown.first)
-    template = ranking_page.environment().get_template("browse.html.j2")
-    css = (ranking_page.TEMPLATES / "browse.css").read_text(encoding="utf-8")
-    names = [_page_name(label, name) for label, name in enumerate(ranked.classes)]
-    links = [
-        {"name": name, "top": f"{page}-top.html"}
-        for name, page in zip(ranked.classes, names, strict=True)
-    ]
+    template = environment(TEMPLATES).get_template("browse.html.j2")
+    css = Markup((TEMPLATES / "browse.css").read_text(encoding="utf-8"))
+    pages = [_pages_of(label, name) for label, name in enumerate(ranked.classes)]
+    links = [{"name": name, **of} for name, of in zip(ranked.classes, pages, strict=True)]
     needed: set[int] = set()
-    for label, page in enumerate(names):
-        for order in ranking_page.ORDERS:
-            view = View(shown.first, label, order)
-            told = ranking_page.context(shown, view) | {
-                "class_links": links,
-                "top": f"{page}-top.html",
-                "bottom": f"{page}-bottom.html",
-            }
+    for label, page in enumerate(pages):
+        for order, file in page.items():
+            told = context(shown, View(shown.first, label, order))
             needed |= {tile["number"] for tile in told["tiles"] if tile["there"]}
-            text = template.render(static=True, css=_Raw(css), **told)
-            write_text(folder / f"{page}-{order}.html", text)
+            told |= {"static": True, "css": css, "class_links": links, **page}
+            write_text(folder / file, template.render(told))
     for number in sorted(needed):
         found = ranked.pictures.thumbnail(ranked.files[number])
         if found is not None:
             write_bytes(folder / "images" / f"{place}-{number}.jpg", found)
     first = folder / "index.html"
-    write_text(first, (folder / f"{names[0]}-top.html").read_text(encoding="utf-8"))
+    write_text(first, (folder / pages[0]["top"]).read_text(encoding="utf-8"))
     return first
 
 
-class _Raw(str):
-    """The style sheet, which is not to be escaped."""
-
-    def __html__(self) -> str:
-        return self
-
-
-def _page_name(label: int, name: str) -> str:
-    """Return a file name for a class that every system takes."""
-    return f"{label:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')[:40] or 'class'}"
+def _pages_of(label: int, name: str) -> dict[str, str]:
+    """Return names for the files of a class, by order, that every system takes."""
+    short = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "class"
+    return {order: f"{label:03d}-{short}-{order}.html" for order in ORDERS}
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from typing import Annotated
 
 import tyro
 
+from analysis.command import run
 from analysis.document import provenance, tables
-from analysis.document import report as reports
-from analysis.document.report import Report
+from analysis.document.report import Report, write
 from analysis.results.folder import load
-from analysis.saliency import page as gradcam_page
+from analysis.saliency import page
 from analysis.saliency.study import Pick, compute
 from core.errors import UserError
-from core.output import patient_output
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,9 @@ class Options:
     seed: int = 0
 
 
-@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the maps as `argv` says; return 0, or 2 when something given cannot be used."""
-    opts = tyro.cli(Options, args=argv, description=__doc__)
-    try:
-        _write_page(opts)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
-    return 0
+    return run(_write_page, Options, __doc__, argv)
 
 
 def _write_page(opts: Options) -> None:
@@ -65,19 +57,19 @@ def _write_page(opts: Options) -> None:
         raise UserError(f"the study in {opts.results} has not ended: go on with it by --resume")
     results = load(opts.results)
     found = compute(results, opts.data_dir, opts.classes, opts.pick, opts.seed)
-    gradcam_page.store(found, opts.results)
-    page = Report(
+    page.store(found, opts.results)
+    report = Report(
         title="Where the best network looks",
         question="Which parts of an image speak for its true class, when the network is right and "
         "when it is wrong?",
-        sections=(*gradcam_page.sections(results, found), provenance.how_made(results)),
+        sections=(*page.sections(results, found), provenance.how_made(results)),
         banners=provenance.banners(results),
         footer="Pictures, maps and every number are in `gradcam.npz` and `tables/` beside this "
         "file.",
     )
     # two classes a page, after a page of text and before one on how the study was made
-    reports.write(page, opts.results, max_pages=4 + len(found.chosen), name="gradcam")
-    tables.print_table(gradcam_page.headline(found))
+    write(report, opts.results, max_pages=4 + len(found.chosen), name="gradcam")
+    tables.print_table(page.headline(found))
     print(f"page: {opts.results / 'gradcam.html'}")
 
 

@@ -21,15 +21,16 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
 
+from analysis.command import run
 from analysis.document.provenance import relative
+from analysis.document.report import each_text
 from analysis.results.folder import UNREADABLE, load, private
 from core.errors import UserError
-from core.output import patient_output
 from core.provenance import ROOT, git
 from core.storage.files import read_json, write_bytes
 
@@ -39,7 +40,9 @@ _PAGES = ("gradcam.html", "gradcam.pdf", "best_config.json", "search.json")  # w
 _PACKAGES = ("analysis", "core", "studies", "trainables")
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can say: no time of packing in it
 _PATH = re.compile(r"(?:[A-Za-z]:)?[/\\][^/\\\s]+[/\\]")
-_README = """{title}
+_README = """{question}
+
+Study {study}, {name}.
 
 code/           the code, {commit}
 results/{study}/{name}/
@@ -76,21 +79,13 @@ class Options:
     data_dir: Path | None = None
 
 
-@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Pack as `argv` says; return 0, or 2 when something given cannot be used."""
-    opts = tyro.cli(Options, args=argv, description=__doc__)
-    try:
-        out, files = pack(opts)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
-    print(f"hand-in: {out} ({files} files, {out.stat().st_size / 2**20:.1f} MiB)")
-    return 0
+    return run(pack, Options, __doc__, argv)
 
 
-def pack(opts: Options) -> tuple[Path, int]:
-    """Write the zip; return it and how many files it holds.
+def pack(opts: Options) -> None:
+    """Write the zip and say how many files it holds.
 
     Raises:
         UserError: a folder without a report, or files that name places of this machine.
@@ -101,21 +96,21 @@ def pack(opts: Options) -> tuple[Path, int]:
     files |= {f"code/{at}": data for at, data in code_files()}
     if opts.pages:
         files |= {f"pages/{at}": data for at, data in _pages(opts)}
-    version = git()
-    commit = version["commit"] or "not from a git checkout"
-    told = f"commit {commit}" if version["commit"] else commit
-    told += " with uncommitted changes" if version["dirty"] else ""
-    pages = "pages/index.html\n                the top 50 and bottom 50 of each class\n"
-    title = f"{study['question']}\n\nStudy {kind}, {name}."
-    words = _README.format(
-        title=title, study=kind, name=name, commit=told, pages=pages if opts.pages else ""
-    )
-    files["README.txt"] = words.encode()
+    files["README.txt"] = _readme(study["question"], kind, name, opts.pages).encode()
     files["requirements.txt"] = requirements().encode()
     check(files, _places(opts.results))
     out = opts.out or Path(f"hand-in-{kind}-{name}.zip")
     write_bytes(out, zipped(files, f"hand-in-{kind}-{name}"))
-    return out, len(files)
+    print(f"hand-in: {out} ({len(files)} files, {out.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _readme(question: str, study: str, name: str, with_pages: bool) -> str:
+    version = git()
+    commit = f"commit {version['commit']}" if version["commit"] else "not from a git checkout"
+    commit += " with uncommitted changes" if version["dirty"] else ""
+    pages = "pages/index.html\n                the top 50 and bottom 50 of each class\n"
+    pages = pages if with_pages else ""
+    return _README.format(question=question, study=study, name=name, commit=commit, pages=pages)
 
 
 def _result_files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -133,23 +128,16 @@ def _result_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     wanted = [folder / name for name in (*_NEEDED, *_PAGES)]
     wanted += [path for sub in _FOLDERS for path in sorted((folder / sub).rglob("*"))]
     for path in wanted:
-        if path.is_symlink() or not path.is_file() or path.name.startswith("."):
-            continue
-        data = path.read_bytes()
-        if path.name == "study.json":
-            data = (json.dumps(_cut(read_json(path)), indent=1) + "\n").encode()
-        elif path.name == "trials.csv":  # reasons of failures may name files
-            data = relative(data.decode("utf-8")).encode()
-        yield path.relative_to(folder).as_posix(), data
+        if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
+            yield path.relative_to(folder).as_posix(), _without_places(path)
 
 
-def _cut(content: Any) -> Any:
-    """Cut absolute paths in the texts of a JSON file down to their last part."""
-    if isinstance(content, Mapping):
-        return {key: _cut(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_cut(value) for value in content]
-    return relative(content) if isinstance(content, str) else content
+def _without_places(path: Path) -> bytes:
+    if path.name == "study.json":
+        return (json.dumps(each_text(read_json(path), relative), indent=1) + "\n").encode()
+    if path.name == "trials.csv":  # reasons of failures may name files
+        return relative(path.read_bytes().decode("utf-8")).encode()
+    return path.read_bytes()
 
 
 def code_files() -> Iterator[tuple[str, bytes]]:
@@ -198,18 +186,14 @@ def _pages(opts: Options) -> Iterator[tuple[str, bytes]]:
     results = load(opts.results)
     shown = Shown(results, find_root(results, opts.data_dir))
     with tempfile.TemporaryDirectory(prefix="labtune-pages-") as made:
-        export(shown, Path(made) / "pages")
-        for path in sorted((Path(made) / "pages").rglob("*")):
+        export(shown, Path(made))
+        for path in sorted(Path(made).rglob("*")):
             if path.is_file():
-                yield path.relative_to(Path(made) / "pages").as_posix(), path.read_bytes()
+                yield path.relative_to(made).as_posix(), path.read_bytes()
 
 
 def check(files: Mapping[str, bytes], places: Sequence[str]) -> None:
-    """Refuse files that name a place of this machine, or images by an absolute path.
-
-    Args:
-        files: names and contents.
-        places: absolute folders of this machine, without a slash at the end.
+    """Refuse files that name one of `places` of this machine, or images by an absolute path.
 
     Raises:
         UserError: such a file; the message names it and what it holds.

@@ -42,10 +42,11 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from analysis.command import run
 from analysis.document import tables
 from analysis.results import ranking
+from core import provenance
 from core.errors import UserError
-from core.output import patient_output
 from core.storage.files import write_bytes, write_json, write_text
 
 TRIAL = "imported"
@@ -85,38 +86,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores and labels of images.
+    """Scores and labels of images."""
 
-    Attributes:
-        images: N names, as their column has them.
-        classes: C names.
-        scores: (N, C) float64: the file's own numbers, or their ranking would have other ties.
-        signs: (N, C) int8: 1 present, 0 ignored, -1 absent.
-        zero: what a 0 in the file was taken for.
-    """
-
-    images: tuple[str, ...]
-    classes: tuple[str, ...]
-    scores: np.ndarray
-    signs: np.ndarray
-    zero: Zero
+    images: tuple[str, ...]  # N names, as their column has them
+    classes: tuple[str, ...]  # C names
+    scores: np.ndarray  # (N, C) float64: the file's own numbers, or the ranking has other ties
+    signs: np.ndarray  # (N, C) int8: 1 present, 0 ignored, -1 absent
+    zero: Zero  # what a 0 in the file was taken for
 
 
-@patient_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Import as `argv` says; return 0, or 2 when something given cannot be used."""
-    opts = tyro.cli(Options, args=argv, description=__doc__)
-    try:
-        folder = import_scores(opts, sys.argv[1:] if argv is None else argv)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
-    print(f"imported: {folder}; browse it by: python analysis/browse.py {folder}")
-    return 0
+    words = sys.argv[1:] if argv is None else argv
+    return run(lambda opts: import_scores(opts, words), Options, __doc__, words)
 
 
-def import_scores(opts: Options, argv: Sequence[str] = ()) -> Path:
-    """Write the result folder of a scores file and return it.
+def import_scores(opts: Options, argv: Sequence[str]) -> None:
+    """Write the result folder of a scores file and name it.
 
     Raises:
         UserError: a file that cannot be used, or a folder that holds a study already.
@@ -142,7 +128,7 @@ def import_scores(opts: Options, argv: Sequence[str] = ()) -> Path:
     write_text(folder / "trials.csv", tables.to_csv(trials))
     write_text(folder / "history.csv", "trial,part,epoch\n")  # how they were trained is not known
     write_json(folder / "study.json", _declaration(opts, found, config, argv, taken))
-    return folder
+    print(f"imported: {folder}; browse it by: python analysis/browse.py {folder}")
 
 
 def _taken(opts: Options, found: Scored, kind: str) -> list[str]:
@@ -169,12 +155,9 @@ def _taken(opts: Options, found: Scored, kind: str) -> list[str]:
 
 
 def read(scores: Path, labels: Path | None = None, zero: Zero | None = None) -> Scored:
-    """Read a scores file, and a labels file if there is one.
+    """Read a CSV of scores, and one of labels unless the first holds them.
 
-    Args:
-        scores: the CSV.
-        labels: CSV of labels, unless `scores` holds them.
-        zero: what a label 0 means; None: ignored where -1 occurs in the file, else absent.
+    A label 0 means `zero`; None: ignored where -1 occurs in the file, else absent.
 
     Raises:
         UserError: a file that cannot be used; the message names it and the column or image.
@@ -184,17 +167,10 @@ def read(scores: Path, labels: Path | None = None, zero: Zero | None = None) -> 
     if labels is not None and not own:
         own = [name for name in table.columns if not name.startswith("label_")]
     classes = tuple(name.removeprefix("score_") for name in own)
-    wanted = [f"label_{name}" for name in classes]
     if labels is not None:
         marked = _aligned(_table(labels), labels, table.index, classes)
     else:
-        lacking = [name for name in wanted or ["score_<class>"] if name not in table.columns]
-        if lacking:
-            raise UserError(
-                f"{scores}: there is no column {lacking[0]}; give scores as score_<class> and "
-                "labels as label_<class>, or the labels as a file of their own by --labels"
-            )
-        marked = table[wanted]
+        marked = _beside(table, scores, classes)
     values = _numbers(table[own], scores)
     truth = _numbers(marked, labels or scores)
     odd = np.argwhere(~np.isin(truth, (1, 0, -1)))
@@ -210,6 +186,18 @@ def read(scores: Path, labels: Path | None = None, zero: Zero | None = None) -> 
     return Scored(tuple(table.index), classes, values, signs, zero)
 
 
+def _beside(table: pd.DataFrame, file: Path, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Return the labels that stand in the file of the scores."""
+    wanted = [f"label_{name}" for name in classes]
+    lacking = [name for name in wanted or ["score_<class>"] if name not in table.columns]
+    if lacking:
+        raise UserError(
+            f"{file}: there is no column {lacking[0]}; give scores as score_<class> and "
+            "labels as label_<class>, or the labels as a file of their own by --labels"
+        )
+    return table[wanted]
+
+
 class _Cell(NamedTuple):
     """A cell's text and the line of the file it stands on."""
 
@@ -218,35 +206,8 @@ class _Cell(NamedTuple):
 
 
 def _table(file: Path) -> pd.DataFrame:
-    """Read a CSV as cells, indexed by the names of images.
-
-    Raises:
-        UserError: it cannot be read, or columns or names are missing or there twice.
-    """
-    try:
-        text = _text(file)
-        head = text.partition("\n")[0]
-        separator = max(",;\t", key=head.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        lines = [
-            (reader.line_num, [c.strip() for c in cells])
-            for cells in reader
-            if "".join(cells).strip()
-        ]
-    except FileNotFoundError as e:
-        raise UserError(f"{file}: there is no such file; give a CSV of scores") from e
-    except (OSError, EOFError, ValueError, RuntimeError, *_UNREADABLE) as e:
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{file} cannot be read as a CSV ({why}): export it again") from e
-    if len(lines) < 2 or len(lines[0][1]) < 2:
-        raise UserError(f"{file}: a column of names, columns of numbers and rows are needed")
-    (_, header), *rows = lines
-    for line, cells in rows:
-        if len(cells) != len(header):
-            raise UserError(
-                f"{file}, line {line}: {len(cells)} cells where the header has {len(header)}:"
-                " export it again"
-            )
+    """Read a CSV as cells, indexed by the names of images; none of these may be there twice."""
+    separator, ((_, header), *rows) = _lines(file)
     kept = _named_columns(file, header, [cells for _, cells in rows])
     twice = [name for name, count in Counter(header[k] for k in kept).items() if count > 1]
     if twice:
@@ -256,15 +217,38 @@ def _table(file: Path) -> pd.DataFrame:
     if names.duplicated().any():
         raise UserError(f"{file}: {names[names.duplicated()][0]} has several rows; keep one")
     # Where the comma does not separate, it is the decimal sign of many a country's spreadsheets.
-    comma = separator != ","
+    comma = "," if separator == "," else "."
     table = {
-        header[k]: [
-            _Cell(cells[k].replace(",", ".") if comma else cells[k], line) for line, cells in rows
-        ]
+        header[k]: [_Cell(cells[k].replace(",", comma), line) for line, cells in rows]
         for k in kept
         if k != place
     }
     return pd.DataFrame(table, index=names)
+
+
+def _lines(file: Path) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Return what separates the cells of a CSV, and its header and rows with their line numbers."""
+    try:
+        text = _text(file)
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        read = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except FileNotFoundError as e:
+        raise UserError(f"{file}: there is no such file; give a CSV of scores") from e
+    except (OSError, EOFError, ValueError, RuntimeError, *_UNREADABLE) as e:
+        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{file} cannot be read as a CSV ({why}): export it again") from e
+    lines = [(line, cells) for line, cells in read if any(cells)]
+    if len(lines) < 2 or len(lines[0][1]) < 2:
+        raise UserError(f"{file}: a column of names, columns of numbers and rows are needed")
+    width = len(lines[0][1])
+    for line, cells in lines:
+        if len(cells) != width:
+            raise UserError(
+                f"{file}, line {line}: {len(cells)} cells where the header has {width}:"
+                " export it again"
+            )
+    return separator, lines
 
 
 def _text(file: Path) -> str:
@@ -286,9 +270,6 @@ def _named_columns(file: Path, header: list[str], rows: list[list[str]]) -> list
     """Return the places of the columns that count: of those without a name, the images' at most.
 
     Row numbers, as pandas writes them, are none of theirs.
-
-    Raises:
-        UserError: another column without a name, or none for the images.
     """
     bare = [k for k, name in enumerate(header) if re.fullmatch(r"(Unnamed: \d+)?", name)]
     if "image" not in header:
@@ -322,11 +303,7 @@ def _aligned(
 
 
 def _numbers(table: pd.DataFrame, file: Path) -> np.ndarray:
-    """Return columns of cells as finite numbers (N, C), each the float64 next to what it says.
-
-    Raises:
-        UserError: a cell holds no number, or one that no float64 holds.
-    """
+    """Return columns of cells as finite numbers (N, C), each the float64 next to what it says."""
     found = np.empty(table.shape)
     for column, name in enumerate(table.columns):
         for row, cell in enumerate(table[name]):
@@ -408,13 +385,17 @@ def _row(found: Scored, kind: str, config: dict[str, Any]) -> dict[str, Any]:
 def _declaration(
     opts: Options, found: Scored, config: dict[str, Any], argv: Sequence[str], taken: Sequence[str]
 ) -> dict[str, Any]:
-    from core import provenance
-
-    present = (found.signs == ranking.PRESENT).sum(axis=0)
-    difficult = (found.signs == ranking.IGNORED).sum(axis=0)
-    counts = {
-        name: {"val": dict(zip(found.classes, values.tolist(), strict=True))}
-        for name, values in (("counts", present), ("difficult_counts", difficult))
+    counts = {}
+    for name, sign in (("counts", ranking.PRESENT), ("difficult_counts", ranking.IGNORED)):
+        images = (found.signs == sign).sum(axis=0).tolist()
+        counts[name] = {"val": dict(zip(found.classes, images, strict=True))}
+    data = {
+        "kind": "imported",
+        "description": f"scores ({config['scores']}) of another program",
+        "classes": list(found.classes),
+        **counts,
+        "images": {"val": len(found.images)},
+        "notes": list(taken),
     }
     return {
         "study": opts.study,
@@ -427,14 +408,7 @@ def _declaration(
         "metric": "val_map",
         "mode": "max",
         "trials": [{"trial": TRIAL, "part": TRIAL, "config": config}],
-        "data": {
-            "kind": "imported",
-            "description": f"scores ({config['scores']}) of another program",
-            "classes": list(found.classes),
-            **counts,
-            "images": {"val": len(found.images)},
-            "notes": list(taken),
-        },
+        "data": data,
         "command": ["python", "analysis/import_scores.py", *argv],
         "git": provenance.git(),
         "versions": provenance.versions(),

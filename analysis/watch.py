@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -53,17 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     opts = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _watch(opts)
+        _watch(opts)
     except UserError as e:
         print(e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 0
+        pass
     finally:
         signal.signal(signal.SIGTERM, previous)
+    return 0
 
 
-def _watch(opts: Options) -> int:
+def _watch(opts: Options) -> None:
     if not 0.1 <= opts.every <= 3600:
         raise UserError(f"--every {opts.every}: give seconds from 0.1 to 3600")
     reconfigure = getattr(sys.stdout, "reconfigure", None)
@@ -71,29 +72,9 @@ def _watch(opts: Options) -> int:
         reconfigure(errors="replace")  # a question may hold what LANG=C cannot print
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=200)  # a file has no edge to cut names at
-    folders = find_studies(opts.results)
-    files = Files()
-    latest = look(folders[0], files, time.time()) if not opts.all or len(folders) == 1 else None
-
-    def picture() -> tuple[RenderableType, bool]:
-        """Return what to show now, and whether it will not change any more."""
-        nonlocal latest
-        now = time.time()
-        height = console.height - 1 if console.is_terminal else None
-        if latest is None:
-            studies = [_try_look(folder, files, now) for folder in folders]
-            still = all(isinstance(s, tuple) or s.state == "done" for s in studies)
-            return overview(studies, console.width, now), still
-        latest = look(latest.folder, files, now, latest.declared)
-        note = []
-        if len(folders) > 1:
-            below = f"\n{len(folders)} studies below {plain(opts.results)}: --all lists them"
-            note = [Text(below, "dim")]
-        height = None if height is None else height - 2 * len(note)
-        return Group(view(latest, console, now, height), *note), latest.state == "done"
-
-    content, done = picture()
+        console.width = 200  # a file has no edge to cut names at
+    seen = _pictures(opts, console)
+    content, done = next(seen)
     if not opts.once and not done and console.is_terminal and not console.is_dumb_terminal:
         # On a screen of its own: a window that is resized leaves no torn lines behind.
         live = Live(content, console=console, screen=True, auto_refresh=False)
@@ -101,14 +82,31 @@ def _watch(opts: Options) -> int:
             live.start(refresh=True)
             while not done:
                 time.sleep(opts.every)
-                content, done = picture()
+                content, done = next(seen)
                 live.update(content, refresh=True)
         except KeyboardInterrupt:
             pass  # what was last seen stays on the terminal
         finally:
             live.stop()
     console.print(content)
-    return 0
+
+
+def _pictures(opts: Options, console: Console) -> Iterator[tuple[RenderableType, bool]]:
+    """Yield what to show at the time, and whether it will not change any more."""
+    folders, files, declared = find_studies(opts.results), Files(), None
+    below = Text(f"\n{len(folders)} studies below {plain(opts.results)}: --all lists them", "dim")
+    note = [below] if len(folders) > 1 else []
+    while True:
+        now = time.time()
+        if opts.all and len(folders) > 1:
+            studies = [_try_look(folder, files, now) for folder in folders]
+            done = all(isinstance(s, tuple) or s.state == "done" for s in studies)
+            yield overview(studies, console.width, now), done
+            continue
+        latest = look(folders[0], files, now, declared)
+        declared = latest.declared
+        height = console.height - 1 - 2 * len(note) if console.is_terminal else None
+        yield Group(view(latest, console, now, height), *note), latest.state == "done"
 
 
 def _try_look(folder: Path, files: Files, now: float) -> Snapshot | tuple[Path, str]:

@@ -18,7 +18,7 @@ import numpy as np
 from analysis.results import ranking
 from analysis.results.folder import Predictions, Results, load_predictions
 from analysis.results.pictures import Pictures
-from core.errors import UserError
+from core.errors import UserError, some
 
 PAGE = 50  # images a page, so that the first pages are the top 50 and the bottom 50
 ORDERS = {"top": "highest scores first", "bottom": "lowest scores first"}
@@ -27,25 +27,12 @@ _MARKS = {"right": "✓", "wrong": "✗", "ignored": "○"}
 
 
 class Ranked:
-    """The predictions of one trial, every class ranked once it is looked at.
-
-    Args:
-        stored: what the trial left behind.
-        root: where its images are, if anywhere.
-
-    Attributes:
-        scores: (N, C).
-        signs: (N, C) of 1, 0 (ignored) and -1.
-        files: N names.
-        classes: C names.
-        cut: the decision threshold.
-        pictures: the images.
-    """
+    """The predictions of one trial, its images at `root`, every class ranked when looked at."""
 
     def __init__(self, stored: Predictions, root: Path | None):
-        self.scores = stored.scores
-        self.signs = ranking.signs(stored.labels, len(stored.classes))
-        self.files, self.classes = stored.files, stored.classes
+        self.scores = stored.scores  # (N, C)
+        self.signs = ranking.signs(stored.labels, len(stored.classes))  # (N, C) of 1, 0, -1
+        self.files, self.classes = stored.files, stored.classes  # N and C names
         self.cut = ranking.decision_threshold(stored.scores, stored.config.get("scores", "logits"))
         self.pictures = Pictures(root, stored.files)
         self._orders: dict[int, np.ndarray] = {}
@@ -72,12 +59,9 @@ class Ranked:
 
 
 class Shown:
-    """A result folder as it is browsed.
+    """A result folder as it is browsed, with its images at `root`, if anywhere.
 
-    Args:
-        results: the study.
-        root: where its images are, if anywhere.
-        trial: the one to start with; by default the best of those with stored scores.
+    `trial` is the one to start with; by default the best of those with stored scores.
 
     Raises:
         UserError: no scores are stored, or none of `trial`.
@@ -89,9 +73,8 @@ class Shown:
         if not self.trials:
             raise UserError(f"{results.path}/predictions holds no scores: there is nothing to show")
         if trial is not None and trial not in self.trials:
-            raise UserError(
-                f"--trial {trial}: no scores of it are stored; choose of {_few(self.trials)}"
-            )
+            known = some(self.trials, 8)
+            raise UserError(f"--trial {trial}: no scores of it are stored; choose of {known}")
         self.first = trial or best_trial(results, self.trials)
         self._ranked: dict[str, Ranked] = {}
         self.ranked(self.first)  # a damaged file is told before a browser opens
@@ -121,23 +104,14 @@ def best_trial(results: Results, trials: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What an address shows.
+    """What an address shows."""
 
-    Attributes:
-        trial: whose scores.
-        label: index of the class.
-        order: "top" or "bottom".
-        page: counted from 1.
-        find: part of a file name; empty: all images.
-        threshold: on the scale of the scores; None: where the network decides.
-    """
-
-    trial: str
-    label: int = 0
-    order: str = "top"
-    page: int = 1
-    find: str = ""
-    threshold: float | None = None
+    trial: str  # whose scores
+    label: int = 0  # index of the class
+    order: str = "top"  # or "bottom"
+    page: int = 1  # counted from 1
+    find: str = ""  # part of a file name; empty: all images
+    threshold: float | None = None  # on the scale of the scores; None: where the network decides
 
 
 class Unknown(LookupError):
@@ -221,22 +195,11 @@ def tiles(ranked: Ranked, view: View, numbers: np.ndarray, ranks: np.ndarray) ->
         said = marks(int(signs[view.label]), name)
         kind, _, words = said["above" if score > cut else "below"].partition("|")
         file = ranked.files[number]
-        found.append(
-            {
-                "number": number,
-                "rank": rank,
-                "score": score,
-                "file": file,
-                "short": file.rpartition("/")[2],
-                "kind": kind,
-                "words": words,
-                "above": said["above"],
-                "below": said["below"],
-                "present": [ranked.classes[c] for c in np.flatnonzero(signs == ranking.PRESENT)],
-                "difficult": [ranked.classes[c] for c in np.flatnonzero(signs == ranking.IGNORED)],
-                "there": ranked.pictures.path(file) is not None,
-            }
-        )
+        tile = {"number": number, "rank": rank, "score": score, "kind": kind, "words": words}
+        tile |= {"file": file, "short": file.rpartition("/")[2], **said}
+        for key, sign in (("present", ranking.PRESENT), ("difficult", ranking.IGNORED)):
+            tile[key] = [ranked.classes[c] for c in np.flatnonzero(signs == sign)]
+        found.append(tile | {"there": ranked.pictures.path(file) is not None})
     return found
 
 
@@ -266,31 +229,23 @@ def context(shown: Shown, view: View) -> dict[str, Any]:
     start = (view.page - 1) * PAGE
     here = slice(start, start + PAGE)
     low, high, digits = ranked.scale()
-    signs = ranked.signs[:, view.label]
+    signs = (("present", ranking.PRESENT), ("absent", ranking.ABSENT), ("ignored", ranking.IGNORED))
 
     def link(**changes: Any) -> str:
         return address(shown, dataclasses.replace(view, **changes))
 
     return {
-        "title": shown.title,
-        "question": shown.results.study["question"],
-        "synthetic": shown.results.synthetic,
+        "shown": shown,
+        "ranked": ranked,
         "view": view,
         "name": ranked.classes[view.label],
-        "classes": ranked.classes,
-        "trials": shown.trials,
         "place": shown.trials.index(view.trial),
-        "first": shown.first,
         "order": ORDERS[view.order],
         "tiles": tiles(ranked, view, numbers[here], ranks[here]),
         "start": start,
         "count": len(numbers),
-        "total": len(ranked.files),
         "pages": pages,
-        "present": int((signs == ranking.PRESENT).sum()),
-        "absent": int((signs == ranking.ABSENT).sum()),
-        "ignored": int((signs == ranking.IGNORED).sum()),
-        "without_images": shown.root is None,
+        **{key: int((ranked.signs[:, view.label] == sign).sum()) for key, sign in signs},
         "low": f"{low:.{digits}f}",
         "high": f"{high:.{digits}f}",
         "step": f"{10**-digits:.{digits}f}",
@@ -305,19 +260,6 @@ def context(shown: Shown, view: View) -> dict[str, Any]:
     }
 
 
-def environment() -> Any:
-    """Return Jinja's environment for the page: everything from data is escaped."""
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-
-
 def _shown(cut: float, digits: int) -> str:
     """Return a threshold as the slider says it, or in full where its steps are too coarse."""
     rounded = f"{cut:.{digits}f}"
@@ -326,8 +268,3 @@ def _shown(cut: float, digits: int) -> str:
 
 def _percent(share: float) -> str:
     return "undefined" if math.isnan(share) else f"{100 * share:.1f}\u00a0%"
-
-
-def _few(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.browser.page import (
-    TEMPLATES,
-    Shown,
-    Unknown,
-    View,
-    context,
-    environment,
-    point_text,
-    view_of,
-)
+from analysis.browser.page import TEMPLATES, Shown, Unknown, View, context, point_text, view_of
+from analysis.document.markup import environment
 
 if TYPE_CHECKING:
     import flask
+    from werkzeug.exceptions import HTTPException
 
 HOSTS = ["127.0.0.1", "localhost"]  # any other name for this server is an attack by DNS
 _POLICY = (
@@ -40,7 +33,7 @@ def make_app(shown: Shown) -> flask.Flask:
 
     app = flask.Flask("labtune-browse", static_folder=None, template_folder=None)
     app.config["TRUSTED_HOSTS"] = HOSTS
-    page = environment().get_template("browse.html.j2")
+    page = environment(TEMPLATES).get_template("browse.html.j2")
     # read once: what is served does not depend on what a request names
     files = {kind: (TEMPLATES / f"browse.{kind}").read_bytes() for kind in ("css", "js")}
 
@@ -64,23 +57,22 @@ def make_app(shown: Shown) -> flask.Flask:
     def image(trial: int, number: int, large: bool) -> flask.Response:
         return _picture(shown, trial, number, large)
 
-    @app.get("/favicon.ico")  # a browser asks for it when it shows an image alone
-    def icon() -> tuple[str, int]:
-        return "", 204
-
     @app.get("/browse.<any(css, js):kind>")
     def browse(kind: str) -> flask.Response:
         mimetype = {"css": "text/css", "js": "text/javascript"}[kind]
         return flask.Response(files[kind], mimetype=mimetype)
 
+    app.get("/favicon.ico")(lambda: ("", 204))  # a browser asks for it to show an image alone
     app.after_request(_guarded)
-
-    @app.errorhandler(HTTPException)
-    def refuse(error: HTTPException) -> flask.Response:
-        words = f"{error.code} {error.name}. {error.description or ''}\n"
-        return flask.Response(words, error.code, mimetype="text/plain")
-
+    app.register_error_handler(HTTPException, _refused)
     return app
+
+
+def _refused(error: HTTPException) -> flask.Response:
+    import flask
+
+    words = f"{error.code} {error.name}. {error.description or ''}\n"
+    return flask.Response(words, error.code, mimetype="text/plain")
 
 
 def _guarded(answer: flask.Response) -> flask.Response:

@@ -6,13 +6,14 @@ first figure is made: importing this module stays quick.
 
 import functools
 import io
+import itertools
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,6 @@ from core.storage.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Inches on an A4 page with 18 mm margins: the whole text width, and half of it less the gutter.
 FULL, HALF = 6.85, 3.3
@@ -56,18 +54,10 @@ NORM_STYLES = {
 
 _RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    **dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
+    **dict.fromkeys(("axes.titlesize", "axes.labelsize"), 8.5),
+    **dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
     "axes.prop_cycle": f"cycler('color', {list(_PALETTE)})",
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -82,12 +72,15 @@ _RC = {
 
 
 @contextmanager
-def house_style() -> Iterator[None]:
+def _house_style() -> Iterator[None]:
     """Matplotlib's settings for everything drawn inside, none of the user's; restored after."""
     with matplotlib().rc_context():
         matplotlib().rcdefaults()
         matplotlib().rcParams.update(_RC)
         yield
+
+
+styled = _house_style()  # decorates functions that draw: in house style, whoever calls them
 
 
 @functools.cache
@@ -104,17 +97,6 @@ def matplotlib() -> Any:
     return loaded
 
 
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Let a drawing function run in house style, whoever calls it."""
-
-    @functools.wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with house_style():
-            return draw(*args, **kwargs)
-
-    return inside
-
-
 # Without these four an SVG carries no date and no program version: the same bytes every time.
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
@@ -125,15 +107,12 @@ def styles(values: Iterable[Any]) -> dict[Any, Style]:
     Pass all values of a grid key, so that a figure of some of them keeps their colours. After seven
     values the colours repeat with the next marker.
     """
-    found, position = {}, 0
-    for value in values:
-        if value in NORM_STYLES:
-            found[value] = NORM_STYLES[value]
-            continue
-        turn, index = divmod(position, len(_PALETTE))
-        found[value] = Style(_PALETTE[index], _MARKERS[(index + turn) % len(_MARKERS)])
-        position += 1
-    return found
+    others = (
+        Style(color, _MARKERS[(index + turn) % len(_MARKERS)])
+        for turn in itertools.count()
+        for index, color in enumerate(_PALETTE)
+    )
+    return {value: NORM_STYLES.get(value) or next(others) for value in values}
 
 
 @styled
@@ -149,11 +128,7 @@ def panels(
 
 @styled
 def save(figure: "Figure", folder: Path, name: str) -> Path:
-    """Write `name`.svg and `name`.png (160 dpi) into `folder`, the same bytes every time.
-
-    Returns:
-        The path of the SVG.
-    """
+    """Write `name`.svg, whose path is returned, and .png (160 dpi): the same bytes every time."""
     svg, png = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a box is drawn where the font lacks one
@@ -172,7 +147,6 @@ def curve(
     y: str,
     style: Style,
     *,
-    x: str = "epoch",
     label: str | None = None,
     linestyle: str = "-",
     scale: float = 1.0,
@@ -186,35 +160,27 @@ def curve(
 
     Args:
         axes: where to draw.
-        history: rows of this group only: trial, state, `x`, `y`.
+        history: rows of this group only: trial, state, epoch, `y`.
         y: metric column.
         style: colour and marker.
-        x: column of the horizontal axis.
         label: name in the legend.
         linestyle: "-" for validation, "--" for training by the house's habit.
         scale: factor on `y`, 100 for per cent.
         states: trials that count for the mean.
     """
     counted = history["state"].isin(states)
-    wide = history[counted].pivot(index=x, columns="trial", values=y).dropna() * scale
-    middle = wide.mean(axis=1)
+    wide = history[counted].pivot(index="epoch", columns="trial", values=y).dropna() * scale
+    look = {"color": style.color, "linewidth": style.width, "marker": style.marker}
+    marks = {"markevery": max(1, len(wide) // 8), "markeredgewidth": 0}
     # No legend entry without a line, where no trial of the group has finished.
-    axes.plot(
-        wide.index,
-        middle,
-        linestyle,
-        color=style.color,
-        linewidth=style.width,
-        marker=style.marker,
-        label=label if len(wide) else None,
-        markevery=max(1, len(wide) // 8),
-        markeredgewidth=0,
-    )
+    name = label if len(wide) else None
+    axes.plot(wide.index, wide.mean(axis=1), linestyle, label=name, **look, **marks)
     if wide.shape[1] > 1 and len(wide):
         low, high = _band(wide)
         axes.fill_between(wide.index, low, high, color=style.color, alpha=0.13, linewidth=0)
     for _, broken in history[~counted].groupby("trial", sort=False):
-        _broken_line(axes, broken[x], broken[y].astype(float) * scale, linestyle, style.color)
+        values = broken[y].astype(float) * scale
+        _broken_line(axes, broken["epoch"], values, linestyle, style.color)
 
 
 @styled
@@ -224,14 +190,12 @@ def curves(
     order: Sequence[Any],
     ylabel: str,
     *,
-    x: str = "epoch",
     scale: float = 1.0,
     height: float = 2.25,
     look: Mapping[Any, Style] | None = None,
     label: Callable[[Any], str] = str,
     columns: int = 7,
     dashed: str = "train_",
-    states: Sequence[str] = FINISHED,
 ) -> "Figure":
     """Curves of several groups in panels side by side, one legend below.
 
@@ -241,14 +205,12 @@ def curves(
         by: column that tells the groups apart.
         order: its values, in the order of the legend.
         ylabel: what is shown, with its unit.
-        x: column of the horizontal axis.
         scale: factor on the values, 100 for per cent.
         height: inches.
         look: styles by value instead of `styles(order)`.
         label: from a value to its name in the legend.
         columns: of the legend, at most.
         dashed: how the names of metrics begin whose lines are dashed.
-        states: trials that count for the mean.
     """
     shown, look = list(shown), look or styles(order)
     figure, axes = panels(len(shown), height=height, sharey=True)
@@ -257,10 +219,10 @@ def curves(
         for value in order:
             group, style = rows[rows[by] == value], look[value]
             if len(group):
-                curve(panel, group, metric, style, x=x, label=label(value), linestyle=line,
-                      scale=scale, states=states)  # fmt: skip
+                name = label(value)
+                curve(panel, group, metric, style, label=name, linestyle=line, scale=scale)
         panel.set_title(title, loc="left")
-        whole_numbers(panel, x)
+        whole_numbers(panel, "epoch")
     axes[0].set_ylabel(ylabel)
     fit_to_lines(axes[0], np.concatenate([rows[metric] for _, rows, metric in shown]), scale)
     fullest = max(reversed(axes), key=lambda panel: len(panel.get_legend_handles_labels()[1]))
@@ -273,10 +235,8 @@ def splits(
 ) -> list[tuple[str, pd.DataFrame, str]]:
     """What `curves` draws for {column: title}: a panel per column, with how many seeds it holds."""
     seen = seeds_text(history, by)
-    return [
-        (f"{title} ({seen})" if seen else title, history, metric)
-        for metric, title in metrics.items()
-    ]
+    seen = f" ({seen})" if seen else ""
+    return [(f"{title}{seen}", history, metric) for metric, title in metrics.items()]
 
 
 def fit_to_lines(axes: "Axes", values: np.ndarray | pd.Series, scale: float = 1.0) -> None:
@@ -309,14 +269,8 @@ def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
     """Put the legend of one panel under the whole figure."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=columns,
-            handlelength=2.4,
-            columnspacing=1.4,
-        )
+        place: Any = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(handles, labels, **place, handlelength=2.4, columnspacing=1.4)
 
 
 @styled
@@ -327,10 +281,7 @@ def dots(
     order: Sequence[Any],
     metric: str,
     label: str,
-    *,
     scale: float = 1.0,
-    look: Mapping[Any, Style] | None = None,
-    states: Sequence[str] = FINISHED,
 ) -> None:
     """A row per group: every seed a dot, the mean a bar; the axis starts at 0.
 
@@ -342,22 +293,14 @@ def dots(
         metric: column to show.
         label: name of the horizontal axis, with the unit.
         scale: factor on the values.
-        look: styles by value; by default `styles(order)`.
-        states: trials that count.
     """
-    look = look or styles(order)
-    for row, value in enumerate(order):
-        group = trials[(trials[by] == value) & trials["state"].isin(states)]
+    for row, (value, style) in enumerate(styles(order).items()):
+        group = trials[(trials[by] == value) & trials["state"].isin(FINISHED)]
         values = group[metric].dropna().to_numpy(dtype=float) * scale
         if len(values):
-            axes.barh(row, values.mean(), color=look[value].color, alpha=0.3, height=0.6)
-            axes.plot(
-                values,
-                np.full(len(values), row),
-                look[value].marker,
-                color=look[value].color,
-                linestyle="none",
-            )
+            rows, color = np.full(len(values), row), style.color
+            axes.barh(row, values.mean(), color=color, alpha=0.3, height=0.6)
+            axes.plot(values, rows, style.marker, color=color, linestyle="none")
     named_rows(axes, [literal(value) for value in order])
     axes.set_xlim(left=0)
     axes.set_xlabel(label)
@@ -404,24 +347,17 @@ def heatmap(
         axes.figure.colorbar(image, ax=axes, label=label, fraction=0.03, pad=0.01)
 
 
-def equation(tex: str, size: float = 12.0) -> str:
+@styled
+def equation(tex: str) -> str:
     r"""An SVG of a formula in Matplotlib's TeX subset, such as y = \frac{x - \mu}{\sigma}."""
-    with house_style():
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
 
-        rcParams["mathtext.fontset"] = "stix"
-        figure = Figure(figsize=(0.1, 0.1))
-        figure.text(0, 0, f"${tex}$", fontsize=size)
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer,
-            format="svg",
-            metadata=_NO_METADATA,
-            bbox_inches="tight",
-            pad_inches=0.03,
-            transparent=True,
-        )
+    rcParams["mathtext.fontset"] = "stix"
+    figure = Figure(figsize=(0.1, 0.1))
+    figure.text(0, 0, f"${tex}$", fontsize=12.0)
+    buffer, tight = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.03}
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True, **tight)
     return buffer.getvalue().decode()
 
 
@@ -437,9 +373,9 @@ def seeds_text(table: pd.DataFrame, by: str, states: Sequence[str] = FINISHED) -
     if not len(counted):
         return ""
     low, high = int(counted.min()), int(counted.max())
-    if low == high:
-        return f"n = {low} seed" + ("s" if low != 1 else "")
-    return f"n = {low} to {high} seeds"
+    if low != high:
+        return f"n = {low} to {high} seeds"
+    return f"n = {low} seed" + ("s" if low != 1 else "")
 
 
 def band_text(table: pd.DataFrame, by: str | list[str], states: Sequence[str] = FINISHED) -> str:

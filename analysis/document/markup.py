@@ -6,6 +6,7 @@ text that comes from data (class names, error messages).
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 _INLINE = re.compile(
@@ -57,6 +58,20 @@ def plain(text: str) -> str:
 def escape(text: object) -> str:
     """Make `text` stand for itself inside markup, on one line."""
     return re.sub(r"([\\*`\[\]])", r"\\\1", " ".join(str(text).split()))
+
+
+def environment(templates: Path, **options: Any) -> Any:
+    """Jinja's environment for the pages in a folder: everything from data is escaped."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        **options,
+    )
 
 
 def _add(pieces: list[Span], kind: str, text: str) -> None:

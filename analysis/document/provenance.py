@@ -16,9 +16,11 @@ from analysis.document.markup import escape
 from analysis.document.report import Code, Report, Section, join
 from analysis.results.folder import Results, load
 from core.cluster.slots import Slots, sentence
+from core.errors import some
 
 _ENDED = ("finished", "stopped")
 _REASON_LENGTH = 300
+_REASON = tables.text("reason", "reason", wrap=True)
 # /a/b, ~/a/b, C:\\a\\b; not the slash in and/or, in https:// or in a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w.:/\\~…-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\",;:()]+)+[/\\]?")
 
@@ -49,10 +51,9 @@ def of_finished(write: Callable[..., None]) -> Callable[..., None]:
 
 def report_reasons(results: Results) -> None:
     """Write tables/reasons and a report that says why trials did not finish, and nothing else."""
-    reasons = _reasons(results)
-    sections = [Section("Why nothing can be compared", (reasons,))]
-    title = f"{results.study['study']}: no numbers"
-    publish(results, title, sections, [reasons], [reasons], sources=())
+    shown = [_reasons(results)]
+    sections = [Section("Why nothing can be compared", tuple(shown))]
+    publish(results, f"{results.study['study']}: no numbers", sections, shown, shown, sources=())
 
 
 def publish(
@@ -61,9 +62,13 @@ def publish(
     sections: Sequence[Section | None],
     written: Sequence[tables.Table | None],
     printed: Sequence[tables.Table],
-    **about: Any,
+    timed: bool = True,
+    sources: Sequence[str] = ("predictions/",),
+    elsewhere: str = "",
 ) -> None:
     """Write tables/, report.html and report.pdf of a study and print its short tables.
+
+    A study's own sections stand between its warnings and the record of how it was made.
 
     Args:
         results: the study.
@@ -71,11 +76,20 @@ def publish(
         sections: top to bottom; None for what there is not.
         written: tables for tables/; None for what there is not.
         printed: tables for the terminal.
-        **about: further arguments of `study_report`.
+        timed: see `how_made`.
+        sources: what of the folder the sections are made of, beside study.json, trials.csv and
+            history.csv.
+        elsewhere: what else they are made of, with the "and" before it, in markup.
     """
     for table in filter(None, written):
         tables.write(table, results.path / "tables")
-    reports.write(study_report(results, title, sections, **about), results.path)
+    kept = tuple(filter(None, (*sections, broken_trials(results), how_made(results, timed))))
+    used = ("study.json", "trials.csv", "history.csv", *sources)
+    files = [f"`{name}`" for name in used if (results.path / name).exists()]
+    footer = f"Every number that this study measured is computed from {join(files)} beside this "
+    footer += f"file{elsewhere}; tables and figures are in `tables/` and `figures/`."
+    report = Report(title, escape(results.study["question"]), kept, banners(results), footer)
+    reports.write(report, results.path)
     for table in printed:
         tables.print_table(table)
 
@@ -83,94 +97,44 @@ def publish(
 def _reasons(results: Results) -> tables.Table:
     """Why trials did not finish, the most frequent reason first."""
     trials = results.trials[~results.trials["state"].isin(_ENDED)]
-    trials = trials.assign(reason=[_reason(words) for words in trials["error"]])
+    trials = trials.assign(reason=trials["error"].map(_reason))
     groups = trials.groupby(["reason", "state"], sort=False)
     rows = groups.agg(trials=("trial", "size"), such_as=("trial", "first")).reset_index()
     rows = rows.sort_values("trials", ascending=False, kind="stable").head(30)
-    columns = (
-        tables.text("reason", "reason", wrap=True),
-        tables.text("state", "state"),
-        tables.number("trials", "trials"),
-        tables.text("such_as", "such as", wrap=True),
-    )
+    kind = (tables.text("state", "state"), tables.number("trials", "trials"))
+    columns = (_REASON, *kind, tables.text("such_as", "such as", wrap=True))
     total = len(results.trials)
     done = f"{total - len(trials)}" if len(trials) < total else "None"
     return tables.Table("reasons", rows, columns, f"{done} of {total} trials finished.")
 
 
-def study_report(
-    results: Results,
-    title: str,
-    sections: Sequence[Section | None],
-    timed: bool = True,
-    sources: Sequence[str] = ("predictions/",),
-    elsewhere: str = "",
-) -> Report:
-    """A study's own sections between its warnings and the record of how it was made.
-
-    Args:
-        results: the study.
-        title: plain text.
-        sections: top to bottom; None for what there is not.
-        timed: see `how_made`.
-        sources: what of the folder the sections are made of, beside study.json, trials.csv and
-            history.csv.
-        elsewhere: what else they are made of, with the "and" before it, in markup.
-    """
-    kept = [one for one in (*sections, broken_trials(results)) if one]
-    files = ["study.json", "trials.csv", "history.csv", *sources]
-    files = [f"`{name}`" for name in files if (results.path / name).exists()]
-    return Report(
-        title=title,
-        question=escape(results.study["question"]),
-        sections=(*kept, how_made(results, timed)),
-        banners=banners(results),
-        footer=f"Every number that this study measured is computed from {join(files)} beside this "
-        f"file{elsewhere}; tables and figures are in `tables/` and `figures/`.",
-    )
-
-
 def banners(results: Results) -> tuple[str, ...]:
     """Warnings that a reader must see first, as markup."""
-    found = []
-    if results.synthetic:
-        found.append(
-            "**Synthetic data: generated images, not photographs.** The numbers compare the "
-            "settings with each other on these images and say nothing about real ones."
-        )
-    unfinished = int((results.trials["state"] == "unfinished").sum())
-    if unfinished:
-        total = len(results.trials)
-        found.append(
-            f"**The study is unfinished: {total - unfinished} of {total} trials have run.** "
-            "Everything below is about those only and may change when the rest is done."
-        )
-    bad = int(results.trials["state"].isin(["failed", "diverged"]).sum())
-    if bad:
-        found.append(
-            f"**{bad} of {len(results.trials)} trials failed or diverged** and are in no mean; "
-            "they are listed with their reasons below."
-        )
-    if "numerics" in results.trials and len(kinds := _numerics(results)) > 1:
-        found.append(
-            "**Trials ran on machines that add up differently**, so that their last digits differ "
-            "for no setting's sake: " + "; ".join(escape(kind) for kind in kinds) + "."
-        )
-    if results.study.get("scale") == "smoke":
-        found.append("**Smoke run:** it shows that every step works; the numbers mean nothing.")
-    return tuple(found)
+    total, states = len(results.trials), results.trials["state"]
+    unfinished = int((states == "unfinished").sum())
+    bad = int(states.isin(["failed", "diverged"]).sum())
+    kinds, smoke = _numerics(results.trials), results.study.get("scale") == "smoke"
+    said = {
+        "**Synthetic data: generated images, not photographs.** The numbers compare the settings "
+        "with each other on these images and say nothing about real ones.": results.synthetic,
+        f"**The study is unfinished: {total - unfinished} of {total} trials have run.** Everything "
+        "below is about those only and may change when the rest is done.": unfinished,
+        f"**{bad} of {total} trials failed or diverged** and are in no mean; they are listed with "
+        "their reasons below.": bad,
+        "**Trials ran on machines that add up differently**, so that their last digits differ for "
+        f"no setting's sake: {'; '.join(map(escape, kinds))}.": len(kinds) > 1,
+        "**Smoke run:** it shows that every step works; the numbers mean nothing.": smoke,
+    }
+    return tuple(words for words, holds in said.items() if holds)
 
 
-def _numerics(results: Results) -> list[str]:
+def _numerics(trials: pd.DataFrame) -> list[str]:
     """Name each fingerprint of numerics (`core.numerics`) and the trials that ran under it."""
-    known = results.trials[results.trials["numerics"].fillna("").astype(str) != ""]
+    if "numerics" not in trials:
+        return []
+    known = trials[trials["numerics"].fillna("").astype(str) != ""]
     groups = known.groupby("numerics", sort=False)["trial"]
-    return [f"{name}: {_some(list(trials))}" for name, trials in groups]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
+    return [f"{name}: {some(list(names), 8)}" for name, names in groups]
 
 
 def broken_trials(results: Results) -> Section | None:
@@ -178,16 +142,9 @@ def broken_trials(results: Results) -> Section | None:
     bad = results.trials[results.trials["state"].isin(["failed", "diverged", "unfinished"])]
     if bad.empty:
         return None
-    shown = bad.head(30)
-    reasons = [_reason(words) for words in shown["error"]]
-    rows = shown[["trial", "state"]].assign(reason=reasons)
-    columns = (
-        tables.text("trial", "trial"),
-        tables.text("state", "state"),
-        tables.text("reason", "reason", wrap=True),
-    )
-    rest = len(bad) - len(shown)
-    note = f"{rest} more are in trials.csv." if rest else ""
+    rows = bad.head(30).assign(reason=lambda shown: shown["error"].map(_reason))
+    columns = (tables.text("trial", "trial"), tables.text("state", "state"), _REASON)
+    note = f"{len(bad) - 30} more are in trials.csv." if len(bad) > 30 else ""
     table = tables.Table("broken_trials", rows, columns, "Trials that are in no mean.", note)
     return Section("Trials that did not finish", (table,))
 
@@ -204,7 +161,7 @@ def how_made(results: Results, timed: bool = True) -> Section:
     rows = [
         ("Commit", _commit(study.get("git") or {})),
         ("Scale", _words(study.get("scale"))),
-        ("Seeds", _seeds(results)),
+        ("Seeds", ", ".join(map(str, results.levels("seed")))),
         ("Optimiser", _optimisers(results)),
         ("Started", _words(study.get("started")) if timed else ""),
         ("Versions", _words(study.get("versions"))),
@@ -221,11 +178,9 @@ def how_made(results: Results, timed: bool = True) -> Section:
     columns = (tables.text("what", ""), tables.text("value", "", wrap=True))
     table = tables.Table("provenance", frame, columns, "How this study was made.")
     command = [relative(str(word)) for word in study.get("command") or []]
-    if not timed:
-        command = _repeatable(command)
-    return Section(
-        "How this was made", (*([Code(wrap_command(command))] if command else []), table)
-    )
+    command = command if timed else _repeatable(command)
+    code = (Code(wrap_command(command)),) if command else ()
+    return Section("How this was made", (*code, table))
 
 
 def _optimisers(results: Results) -> str:
@@ -268,11 +223,11 @@ def relative(words: str) -> str:
     return _ABSOLUTE.sub(lambda found: "…/" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], words)
 
 
-def wrap_command(words: Iterable[str], width: int = 88) -> str:
+def wrap_command(words: Iterable[str]) -> str:
     """A shell command over several lines, each but the last ending in a backslash."""
     lines = [""]
     for word in (word if word.startswith("…") else shlex.quote(word) for word in words):
-        if lines[-1] and len(lines[-1]) + len(word) > width:
+        if lines[-1] and len(lines[-1]) + len(word) > 88:
             lines.append("   ")
         lines[-1] += f" {word}" if lines[-1] else word
     return " \\\n".join(lines)
@@ -302,7 +257,7 @@ def _reason(words: str) -> str:
 def _commit(git: Mapping[str, Any]) -> str:
     if not git.get("commit"):
         return "not in a git checkout"
-    return f"{git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
+    return git["commit"] + (" with uncommitted changes" if git.get("dirty") else "")
 
 
 def _arithmetic(numerics: Mapping[str, Any]) -> str:
@@ -312,27 +267,19 @@ def _arithmetic(numerics: Mapping[str, Any]) -> str:
     return f"CPU {numerics['cpu']}, threads {numerics['threads']}, digest {numerics['digest']}"
 
 
-def _resumed(study: Mapping[str, Any], always: bool = True) -> str:
-    """How often the study was continued, and with other code or libraries or not.
-
-    Args:
-        study: its declaration.
-        always: also say so where neither had changed, so that no number could.
-    """
+def _resumed(study: Mapping[str, Any], always: bool) -> str:
+    """How often the study was continued, and what had changed; with `always`, also if nothing."""
     again = study.get("resumed") or []
-    if not again:
+    parts = {"git": "the code", "versions": "library versions", "numerics": "numerics"}
+    changed = [
+        what
+        for part, what in parts.items()
+        if part in study and any(run.get(part) != study[part] for run in again)
+    ]
+    if not again or not (always or changed):
         return ""
-    parts = [part for part in ("git", "versions", "numerics") if part in study]
-    changed = [part for part in parts if any(r.get(part) != study[part] for r in again)]
-    if not (always or changed):
-        return ""
-    what = {"git": "the code", "versions": "library versions", "numerics": "numerics"}
-    note = f"; {join([what[part] for part in changed])} had changed" if changed else ""
+    note = f"; {join(changed)} had changed" if changed else ""
     return f"{len(again)} time{'s' if len(again) > 1 else ''}{note}"
-
-
-def _seeds(results: Results) -> str:
-    return ", ".join(str(seed) for seed in results.levels("seed"))
 
 
 def _time(results: Results) -> str:
@@ -370,13 +317,10 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _classes(classes: Any) -> str:
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
-        return (
-            f"{len(classes)}: {', '.join(map(str, classes))}"
-            if len(classes) <= 30
-            else (f"{len(classes)}: {', '.join(map(str, classes[:30]))} …")
-        )
-    return _words(classes)
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        return _words(classes)
+    more = " …" if len(classes) > 30 else ""
+    return f"{len(classes)}: {', '.join(map(str, classes[:30]))}{more}"
 
 
 def _count(split: str, found: Any, images: int | None = None) -> str:

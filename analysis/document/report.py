@@ -11,8 +11,9 @@ import re
 import sys
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,6 @@ from core.storage.files import remove, write_bytes, write_text
 MAX_PAGES = 10
 BOX = "\u25a1"  # stands in the PDF for a character that none of its fonts has
 _TEMPLATES = Path(__file__).parent / "templates"
-# With the standard, typst refuses a picture without alt text, and a sign that no font has.
-_TYPST: dict[str, Any] = {"ignore_system_fonts": True, "pdf_standards": ["ua-1"]}
 _SIGNS = """#set document(title: "signs")
 #set text(font: "Libertinus Serif")
 #for sign in json("signs.json") [#sign ]
@@ -41,19 +40,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption.
+    """A picture with its caption."""
 
-    Attributes:
-        path: an .svg, .png or .jpg file.
-        caption: markup; says what is shown, n and seeds.
-        alt: what the picture tells, for those who cannot see it.
-        width: "full" text width, or "half": two that follow each other stand side by side.
-    """
-
-    path: Path
-    caption: str
-    alt: str
-    width: Literal["full", "half"] = "full"
+    path: Path  # an .svg, .png or .jpg file
+    caption: str  # markup; says what is shown, n and seeds
+    alt: str  # what the picture tells, for those who cannot see it
+    width: Literal["full", "half"] = "full"  # of the text; two halves in a row stand side by side
 
 
 @dataclass(frozen=True)
@@ -76,16 +68,11 @@ Block = Text | Table | Figure | Equation | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it.
-
-    Attributes:
-        title: plain text.
-        blocks: top to bottom.
-        optional: may be left out of the PDF, from the last such section on, when it gets too long.
-    """
+    """A heading in plain text and what stands under it, top to bottom."""
 
     title: str
     blocks: tuple[Block, ...]
+    # May be left out of the PDF, from the last such section on, when it gets too long.
     optional: bool = False
 
 
@@ -97,32 +84,21 @@ def section(title: str, *blocks: Block | str | None, optional: bool = False) -> 
 
 @dataclass(frozen=True)
 class Report:
-    """Title, question, warnings and sections.
+    """Title, question, warnings and sections."""
 
-    Attributes:
-        title: plain text.
-        question: what the study asks, markup.
-        sections: top to bottom.
-        banners: warnings above everything, markup (synthetic data, unfinished study).
-        footer: one line of markup at the end.
-    """
-
-    title: str
-    question: str
-    sections: tuple[Section, ...]
-    banners: tuple[str, ...] = ()
-    footer: str = ""
+    title: str  # plain text
+    question: str  # what the study asks, markup
+    sections: tuple[Section, ...]  # top to bottom
+    banners: tuple[str, ...] = ()  # warnings above everything, markup (as of synthetic data)
+    footer: str = ""  # one line of markup at the end
 
 
-@dataclass
-class _Files:
-    """Pictures of a report under short names, as bytes."""
-
-    content: dict[str, bytes] = field(default_factory=dict)
+class _Files(dict[str, bytes]):
+    """Pictures of a report by short names."""
 
     def add(self, data: bytes, suffix: str) -> str:
-        name = f"picture-{len(self.content) + 1}{suffix}"
-        self.content[name] = data
+        name = f"picture-{len(self) + 1}{suffix}"
+        self[name] = data
         return name
 
 
@@ -136,7 +112,7 @@ def write(report: Report, path: Path, max_pages: int = MAX_PAGES, name: str = "r
     study that has run is not lost for it.
     """
     files = _Files()
-    document = _printable(_document(report, files))
+    document = _document(report, files)
     write_text(path / f"{name}.html", _html(document, files))
     try:
         pdf = _pdf(document, files, max_pages)
@@ -154,39 +130,31 @@ def page_count(pdf: bytes) -> int:
 
 
 def _document(report: Report, files: _Files) -> dict[str, Any]:
-    numbers = {"Figure": 0, "Table": 0}
+    numbers: Counter[str] = Counter()
     sections = []
     for index, section in enumerate(report.sections, start=1):
         blocks: list[dict[str, Any]] = []
         for block in section.blocks:
             _append(blocks, _block(block, files, numbers))
-        sections.append(
-            {
-                "title": section.title,
-                "id": f"s{index}",
-                "optional": section.optional,
-                "blocks": blocks,
-            }
-        )
-    return {
+        told = {"title": section.title, "id": f"s{index}", "optional": section.optional}
+        sections.append({**told, "blocks": blocks})
+    document = {
         "title": report.title,
         "question": markup.spans(report.question),
         "banners": [markup.spans(banner) for banner in report.banners],
         "sections": sections,
         "footer": markup.spans(report.footer),
     }
+    # Neither a page nor a PDF may hold control characters.
+    return each_text(document, printable)
 
 
-def _printable(document: dict[str, Any]) -> dict[str, Any]:
-    r"""Show control characters, which neither a page nor a PDF may hold, as `\x1b`."""
-    return _each_text(document, printable)
-
-
-def _each_text(content: Any, change: Callable[[str], str]) -> Any:
+def each_text(content: Any, change: Callable[[str], str]) -> Any:
+    """What a JSON file holds with every text in it changed."""
     if isinstance(content, dict):
-        return {key: _each_text(value, change) for key, value in content.items()}
+        return {key: each_text(value, change) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_each_text(value, change) for value in content]
+        return [each_text(value, change) for value in content]
     return change(content) if isinstance(content, str) else content
 
 
@@ -203,7 +171,7 @@ def _append(blocks: list[dict[str, Any]], block: dict[str, Any]) -> None:
         blocks.append(block)
 
 
-def _block(block: Block, files: _Files, numbers: dict[str, int]) -> dict[str, Any]:
+def _block(block: Block, files: _Files, numbers: Counter[str]) -> dict[str, Any]:
     if isinstance(block, Text):
         return {"kind": "text", "nodes": markup.blocks(block.text)}
     if isinstance(block, Code):
@@ -224,40 +192,29 @@ def _block(block: Block, files: _Files, numbers: dict[str, int]) -> dict[str, An
         "name": _numbered("Table", numbers),
         "caption": markup.spans(block.caption),
         "note": markup.spans(block.note),
-        "header": [column.header for column in block.columns],
         "headed": any(column.header for column in block.columns),
-        "align": [column.align for column in block.columns],
-        "wrap": [column.wrap for column in block.columns],
+        **{key: [getattr(c, key) for c in block.columns] for key in ("header", "align", "wrap")},
         "rows": block.cells(),
     }
 
 
-def _numbered(kind: str, numbers: dict[str, int]) -> str:
+def _numbered(kind: str, numbers: Counter[str]) -> str:
     numbers[kind] += 1
     return f"{kind} {numbers[kind]}"
 
 
 def _html(document: dict[str, Any], files: _Files) -> str:
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-
     def picture(name: str, alt: str) -> Markup:
-        data = files.content[name]
+        data = files[name]
         if name.endswith(".svg"):
             return Markup(_inline_svg(data.decode(), Path(name).stem, alt))
         kind = "png" if name.endswith(".png") else "jpeg"
         source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         return Markup('<img src="{}" alt="{}">').format(source, alt)
 
+    environment = markup.environment(_TEMPLATES, keep_trailing_newline=True)
     return environment.get_template("report.html.j2").render(document=document, picture=picture)
 
 
@@ -266,8 +223,7 @@ def _inline_svg(svg: str, name: str, alt: str) -> str:
     from markupsafe import escape
 
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<style.*?</style>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -280,13 +236,13 @@ def _inline_svg(svg: str, name: str, alt: str) -> str:
 def _pdf(document: dict[str, Any], files: _Files, max_pages: int) -> bytes:
     with tempfile.TemporaryDirectory(prefix="labtune-report-") as folder:
         root = Path(folder)
-        for name, data in files.content.items():
+        typ = (_TEMPLATES / "report.typ").read_bytes()
+        for name, data in {**files, "report.typ": typ}.items():
             (root / name).write_bytes(data)
-        (root / "report.typ").write_bytes((_TEMPLATES / "report.typ").read_bytes())
-        drawn = _drawable(document, root)
         pdf = b""
-        for attempt in _shorter(drawn):
-            pdf = _compile(attempt, root)
+        for attempt in _shorter(_drawable(document, root)):
+            (root / "report.json").write_text(json.dumps(attempt, sort_keys=True), "utf-8")
+            pdf = _compile(root / "report.typ")
             if page_count(pdf) <= max_pages:
                 break
     return pdf
@@ -299,11 +255,9 @@ def _drawable(document: dict[str, Any], root: Path) -> dict[str, Any]:
     changed = {ord(sign): BOX for sign in _without_font(unusual, root)}
     # Some signs can be drawn alone and not together, as a digit in a keycap: the marks go.
     marked = {word.translate(changed) for word in text.split() if any(map(_is_mark, word))}
-    marks = {
-        sign for word in _without_font(sorted(marked), root) for sign in filter(_is_mark, word)
-    }
-    changed |= {ord(sign): "" for sign in marks}
-    drawn = _each_text(document, lambda words: words.translate(changed)) if changed else document
+    for word in _without_font(sorted(marked), root):
+        changed |= {ord(sign): "" for sign in filter(_is_mark, word)}
+    drawn = each_text(document, lambda words: words.translate(changed))
     return {**drawn, "boxes": BOX if changed else ""}
 
 
@@ -313,27 +267,26 @@ def _is_mark(sign: str) -> bool:
 
 def _without_font(signs: list[str], root: Path) -> list[str]:
     """Those of `signs` that typst cannot draw: it names only the first, so they are halved."""
-    import typst
-
     if not signs:
         return []
     (root / "signs.json").write_text(json.dumps(signs))
     (root / "signs.typ").write_text(_SIGNS)
     try:
-        typst.compile(str(root / "signs.typ"), root=str(root), format="pdf", **_TYPST)
+        _compile(root / "signs.typ")
         return []
-    except typst.TypstError:
+    except RuntimeError:  # typst's own is one
         half = len(signs) // 2
         if not half:
             return signs
         return _without_font(signs[:half], root) + _without_font(signs[half:], root)
 
 
-def _compile(document: dict[str, Any], root: Path) -> bytes:
+def _compile(file: Path) -> bytes:
     import typst
 
-    (root / "report.json").write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
-    return typst.compile(str(root / "report.typ"), root=str(root), format="pdf", **_TYPST)
+    # With the standard, typst refuses a picture without alt text, and a sign that no font has.
+    how: dict[str, Any] = {"ignore_system_fonts": True, "pdf_standards": ["ua-1"]}
+    return typst.compile(str(file), root=str(file.parent), format="pdf", **how)
 
 
 def _shorter(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,6 @@
 The CSV keeps the numbers in full precision; all other forms show the same rounded cells.
 """
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,38 +22,23 @@ Cell = Callable[[Mapping[Any, Any]], str]
 
 @dataclass(frozen=True)
 class Column:
-    """One shown column.
+    """One shown column."""
 
-    Attributes:
-        header: what stands above it, with the unit.
-        cell: from a row of numbers to the text shown.
-        align: "right" for numbers.
-        wrap: long text that may break over lines; the column takes the width that is left.
-    """
-
-    header: str
-    cell: Cell
-    align: Literal["left", "right"] = "right"
-    wrap: bool = False
+    header: str  # what stands above it, with the unit
+    cell: Cell  # from a row of numbers to the text shown
+    align: Literal["left", "right"] = "right"  # of numbers
+    wrap: bool = False  # long text may break over lines; the column takes the width that is left
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers and how they are shown.
+    """Numbers and how they are shown."""
 
-    Attributes:
-        name: file name without extension.
-        numbers: a row per line of the table.
-        columns: what is shown of it, left to right.
-        caption: one line of markup (`analysis.document.markup`).
-        note: markup below the table: n, spread, units, what is left out.
-    """
-
-    name: str
-    numbers: pd.DataFrame
-    columns: tuple[Column, ...]
-    caption: str
-    note: str = ""
+    name: str  # file name without extension
+    numbers: pd.DataFrame  # a row per line of the table
+    columns: tuple[Column, ...]  # what is shown of it, left to right
+    caption: str  # one line of markup (`analysis.document.markup`)
+    note: str = ""  # markup below the table: n, spread, units, what is left out
 
     def cells(self) -> list[list[str]]:
         """The shown text, row by row."""
@@ -137,15 +120,15 @@ def p_value(key: str, header: str = "p (Holm)") -> Column:
     return Column(header, lambda row: show_p(row[key]))
 
 
-def count_of(n: str, of: str, header: str = "seeds") -> Column:
-    """A column "3", or "2 of 3" where some trials could not be counted; "-" for NaN."""
+def count_of(n: str, of: str) -> Column:
+    """A column of seeds "3", or "2 of 3" where some could not be counted; "-" for NaN."""
 
     def cell(row: Mapping[Any, Any]) -> str:
         if math.isnan(row[n]):
             return MISSING
         return f"{row[n]:.0f}" if row[n] == row[of] else f"{row[n]:.0f} of {row[of]:.0f}"
 
-    return Column(header, cell)
+    return Column("seeds", cell)
 
 
 def published(
@@ -162,7 +145,6 @@ def published(
         caption: of the table.
         result: how results are shown, where they are no text that may wrap.
     """
-    keys = ["source", "setting", "result"]
     # A per cent sign stays with its number: cells are not markup, which sees to that elsewhere.
     cells = [[cell.replace(" %", "\u00a0%") for cell in row] for row in rows]
     columns = (
@@ -170,14 +152,15 @@ def published(
         text("setting", "setting", wrap=True),
         result or text("result", "result", wrap=True),
     )
-    return Table("published", pd.DataFrame(cells, columns=keys), columns, caption, links)
+    frame = pd.DataFrame(cells, columns=["source", "setting", "result"])
+    return Table("published", frame, columns, caption, links)
 
 
 def decimal(value: float, digits: int, signed: bool = False) -> str:
     """A rounded number with a real minus sign; "-" for NaN; never "-0.0"."""
     if value is None or math.isnan(value):
         return MISSING
-    shown = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+    shown = f"{value:{'+' if signed else ''},.{digits}f}"
     if not re.search("[1-9]", shown):
         shown = shown.lstrip("+-")
     return shown.replace("-", "−")
@@ -219,33 +202,21 @@ def write(table: Table, folder: Path) -> None:
 
 def to_csv(numbers: pd.DataFrame) -> str:
     """CSV with numbers in full precision; text a spreadsheet would run as a formula is quoted."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(numbers.columns)
-    for row in numbers.itertuples(index=False):
-        writer.writerow([_csv_cell(value) for value in row])
-    return out.getvalue()
+    return numbers.map(_csv_cell).to_csv(index=False, lineterminator="\n")
 
 
 def to_markdown(table: Table) -> str:
     """GitHub's table, the caption above it and the note below."""
     rows = [[column.header for column in table.columns], *table.cells()]
     rows = [[_markdown_cell(cell) for cell in row] for row in rows]
-    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
-    sides = [column.align for column in table.columns]
-    rule = [
-        "-" * (width - 1) + ":" if side == "right" else "-" * width
-        for width, side in zip(widths, sides, strict=True)
-    ]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(width) if side == "right" else cell.ljust(width)
-            for cell, width, side in zip(row, widths, sides, strict=True)
-        )
-        + " |"
-        for row in [rows[0], rule, *rows[1:]]
-    ]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    right = [column.align == "right" for column in table.columns]
+    rule = [(":" * side).rjust(width, "-") for width, side in zip(widths, right, strict=True)]
+    lines = []
+    for row in [rows[0], rule, *rows[1:]]:
+        places = zip(row, widths, right, strict=True)
+        cells = [cell.rjust(width) if side else cell.ljust(width) for cell, width, side in places]
+        lines.append(f"| {' | '.join(cells)} |")
     parts = [f"**{table.caption}**", "\n".join(lines), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -272,34 +243,16 @@ def to_latex(table: Table) -> str:
 
 
 def print_table(table: Table, console: Any = None) -> None:
-    """Print `table` in a terminal, or 100 columns wide into a pipe or a log.
+    """Print `table` on a rich Console, by default standard output: a terminal, a pipe or a log.
 
     Where it is too wide, each cell gets a line of its own.
-
-    Args:
-        table: what to print.
-        console: a rich Console; by default one on standard output.
     """
-    from rich import box
-    from rich.cells import cell_len
     from rich.measure import Measurement
-    from rich.table import Table as Grid
     from rich.text import Text
 
-    console = console or terminal()
-    # Text objects throughout: rich would read "[bold]" in a class name as markup.
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+    console = console or _terminal()
     rows = [[printable(cell) for cell in row] for row in table.cells()]
-    for column, *cells in zip(table.columns, *rows, strict=True):
-        needed = max(cell_len(words) for words in (column.header, *cells))
-        grid.add_column(
-            Text(column.header),
-            justify=column.align,
-            no_wrap=not column.wrap,
-            min_width=None if column.wrap else needed,
-        )
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+    grid = _grid(table.columns, rows)
     # Not as the grid's own title and caption: those break lines at its width, however narrow.
     console.print(Text(printable(markup.plain(table.caption)), style="bold"))
     free = console.options.update(max_width=10_000)
@@ -314,7 +267,24 @@ def print_table(table: Table, console: Any = None) -> None:
         console.print(Text(printable(markup.plain(table.note))))
 
 
-def terminal() -> Any:
+def _grid(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Any:
+    """What rich prints; Text throughout, as it would read "[bold]" in a class name as markup."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, *cells in zip(columns, *rows, strict=True):
+        needed = None if column.wrap else max(map(cell_len, (column.header, *cells)))
+        shown = Text(column.header)
+        grid.add_column(shown, justify=column.align, no_wrap=not column.wrap, min_width=needed)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    return grid
+
+
+def _terminal() -> Any:
     """A rich Console on standard output, 100 columns wide where there is no terminal."""
     from rich.console import Console
 
@@ -328,14 +298,8 @@ def escape_latex(words: str) -> str:
 
 
 _LATEX = {
+    **{sign: f"\\{sign}" for sign in "{}$&#%_"},
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "<": "$<$",

@@ -1,7 +1,7 @@
 """A running study drawn as lines of a terminal."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -23,17 +23,12 @@ STYLES = {
     "failed": "red",
     "diverged": "red",
 }
+# A header, how readily the column goes where there is little room (0: never), its cells.
+Column = tuple[str, int, Sequence[str | Text]]
 
 
 def view(snapshot: Snapshot, console: Console, now: float, height: int | None) -> RenderableType:
-    """Return a study as what rich prints.
-
-    Args:
-        snapshot: of the study.
-        console: for its width.
-        now: the Unix time.
-        height: lines there are room for; None for as many as it takes.
-    """
+    """Return a study at the Unix time `now` as what rich prints in `height` lines; None: in all."""
     width = console.width
     head = _head(snapshot, now, cut=height is not None)
     active = [t for t in snapshot.trials if t.state in ("running", "interrupted")]
@@ -97,41 +92,21 @@ def share_room(sizes: Sequence[Sequence[int]], heads: Sequence[int], room: int) 
 
 
 def overview(snapshots: Sequence[Snapshot | tuple[Path, str]], width: int, now: float) -> Table:
-    """Return one line per study.
+    """Return one line per study; of one that cannot be read, its folder and what is wrong."""
 
-    Args:
-        snapshots: of the studies; the folder and what is wrong for one that cannot be read.
-        width: of the terminal.
-        now: the Unix time.
-    """
-    names, rows = [], []
-    for s in snapshots:
-        if isinstance(s, tuple):
-            names.append(str(s[0]))
-            rows.append((Text(s[1], "red"), "", "", "", "", ""))
-            continue
-        best = s.best()
-        bad = s.count(*BAD)
-        names.append(str(s.folder))
-        rows.append(
-            (
-                Text(s.state, STYLES[s.state]),
-                f"{sum(t.ended > 0 for t in s.trials)} of {len(s.trials)}",
-                str(s.count("running") or ""),
-                Text(str(bad or ""), "red"),
-                f"{plain(best.metric)} {_value(best.best)}" if best else "",
-                f"{clock(now - s.changed)} ago",
-            )
-        )
-    headers = (
-        ("state", 0),
-        ("ended", 0),
-        ("running", 1),
-        ("failed", 1),
-        ("best", 2),
-        ("changed", 3),
-    )
-    return _table("study", names, headers, rows, width)
+    def each(cell: Callable[[Snapshot], str | Text]) -> list[str | Text]:
+        return ["" if isinstance(s, tuple) else cell(s) for s in snapshots]
+
+    columns = [
+        ("state", 0, [_state(s) for s in snapshots]),
+        ("ended", 0, each(lambda s: f"{sum(t.ended > 0 for t in s.trials)} of {len(s.trials)}")),
+        ("running", 1, each(lambda s: str(s.count("running") or ""))),
+        ("failed", 1, each(lambda s: Text(str(s.count(*BAD) or ""), "red"))),
+        ("best", 2, each(_best)),
+        ("changed", 3, each(lambda s: f"{clock(now - s.changed)} ago")),
+    ]
+    names = [str(s[0] if isinstance(s, tuple) else s.folder) for s in snapshots]
+    return _table("study", names, columns, width)
 
 
 def clock(seconds: float) -> str:
@@ -151,35 +126,44 @@ def shorten(name: str, width: int) -> str:
     return (name[: max(0, width - 2 - tail)] + ".." + name[len(name) - tail :])[:width]
 
 
+def _state(s: Snapshot | tuple[Path, str]) -> Text:
+    return Text(s[1], "red") if isinstance(s, tuple) else Text(s.state, STYLES[s.state])
+
+
+def _best(s: Snapshot) -> str:
+    best = s.best()
+    return f"{plain(best.metric)} {_value(best.best)}" if best else ""
+
+
 def _head(s: Snapshot, now: float, cut: bool) -> list[Text]:
     """Return the lines above the tables."""
     study, question = plain(s.declared["study"]), plain(s.declared.get("question"))
     head = [Text.assemble((study, "bold"), "  ", (plain(s.folder), "dim"))]
-    if question:
-        head.append(Text(question))
+    head += [Text(question)] if question else []
     head += [Text(line, STYLES[s.state]) for line in _state_lines(s, now)]
-    names = [*ORDER, *sorted({t.state for t in s.trials} - set(ORDER))]
-    counts = [(f"{s.count(n)} {n}", STYLES.get(n, "")) for n in names if s.count(n)]
-    total = Text(f"{len(s.trials)} trial{'s' * (len(s.trials) != 1)}")
-    for i, (text, style) in enumerate(counts):
-        total.append(": " if i == 0 else ", ").append(text, style)
-    head.append(total)
+    head.append(_counts(s))
     times = [f"{clock(s.elapsed)} elapsed"] if s.elapsed is not None else []
     if s.state == "running" and s.left is None:
         times.append("time left not known before the first epoch")
     elif s.left:
         times.append(f"about {clock(s.left)} left")
-    if times:
-        head.append(Text(", ".join(times)))
-    if s.state == "running":
-        head.append(_slots(s, cut))
+    head += [Text(", ".join(times))] if times else []
+    head += [_slots(s, cut)] if s.state == "running" else []
     best = s.best()
     if best is not None:
-        text = f"best {plain(best.metric)} {_value(best.best)}"
-        head.append(Text.assemble((text, "bold"), f" ({best.name}, epoch {best.best_epoch})"))
+        trial = f" ({best.name}, epoch {best.best_epoch})"
+        head.append(Text.assemble((f"best {_best(s)}", "bold"), trial))
     head += [Text(f"cannot be read: {plain(path)}", "yellow") for path in s.damaged[:3]]
     head += _more(len(s.damaged) - 3, "unreadable files")
     return head
+
+
+def _counts(s: Snapshot) -> Text:
+    total = Text(f"{len(s.trials)} trial{'s' * (len(s.trials) != 1)}")
+    names = [*ORDER, *sorted({t.state for t in s.trials} - set(ORDER))]
+    for i, name in enumerate(filter(s.count, names)):
+        total.append(", " if i else ": ").append(f"{s.count(name)} {name}", STYLES.get(name, ""))
+    return total
 
 
 def _state_lines(s: Snapshot, now: float) -> list[str]:
@@ -223,97 +207,59 @@ def _slots(s: Snapshot, cut: bool) -> Text:
 def _metric(trials: Sequence[Trial], s: Snapshot) -> str:
     """Return what these trials are scored by, if it is the same for all."""
     named = {t.metric for t in trials} or {str(s.declared["metric"])}
-    return named.pop() if len(named) == 1 else "metric"
+    return plain(named.pop()) if len(named) == 1 else "metric"
 
 
 def _active_table(trials: Sequence[Trial], s: Snapshot, width: int) -> Table:
-    metric = plain(_metric(trials, s))
-    headers = (
-        ("host", 3),
-        ("process", 5),
-        ("GPU", 4),
-        ("epoch", 0),
-        (metric, 1),
-        ("best", 2),
-        ("since epoch", 0),
-        ("attempt", 2),
-    )
-    rows = [
-        (
-            t.host,
-            t.pid,
-            t.gpus,
-            _progress(t),
-            _value(t.last),
-            _value(t.best),
-            "" if t.quiet is None else clock(t.quiet),
-            str(t.attempt) if t.attempt > 1 else "",
-        )
-        for t in trials
+    columns = [
+        ("host", 3, [t.host for t in trials]),
+        ("process", 5, [t.pid for t in trials]),
+        ("GPU", 4, [t.gpus for t in trials]),
+        ("epoch", 0, [_progress(t) for t in trials]),
+        (_metric(trials, s), 1, [_value(t.last) for t in trials]),
+        ("best", 2, [_value(t.best) for t in trials]),
+        ("since epoch", 0, ["" if t.quiet is None else clock(t.quiet) for t in trials]),
+        ("attempt", 2, [str(t.attempt) if t.attempt > 1 else "" for t in trials]),
     ]
-    return _table("trial", [t.name for t in trials], headers, rows, width)
+    return _table("trial", [t.name for t in trials], columns, width)
 
 
 def _ended_table(trials: Sequence[Trial], s: Snapshot, width: int, now: float) -> Table:
-    headers = (
-        ("state", 0),
-        ("epochs", 2),
-        (plain(_metric(trials, s)), 1),
-        ("best", 1),
-        ("took", 3),
-        ("ended", 2),
-    )
-    rows = [
-        (
-            Text(t.state, STYLES.get(t.state, "")),
-            _progress(t),
-            _value(t.last),
-            _value(t.best),
-            clock(t.seconds),
-            f"{clock(now - t.ended)} ago",
-        )
-        for t in trials
+    columns = [
+        ("state", 0, [Text(t.state, STYLES.get(t.state, "")) for t in trials]),
+        ("epochs", 2, [_progress(t) for t in trials]),
+        (_metric(trials, s), 1, [_value(t.last) for t in trials]),
+        ("best", 1, [_value(t.best) for t in trials]),
+        ("took", 3, [clock(t.seconds) for t in trials]),
+        ("ended", 2, [f"{clock(now - t.ended)} ago" for t in trials]),
     ]
-    return _table("trial", [t.name for t in trials], headers, rows, width)
+    return _table("trial", [t.name for t in trials], columns, width)
 
 
-def _table(
-    first: str,
-    names: Sequence[str],
-    headers: Sequence[tuple[str, int]],
-    rows: Sequence[Sequence[str | Text]],
-    width: int,
-) -> Table:
+def _table(first: str, names: Sequence[str], columns: Sequence[Column], width: int) -> Table:
     """Return a table whose rows take one line each, however narrow the terminal.
 
     Columns without content are left out; then those with the highest number go, one by one, until
     the names in the first column have room.
     """
-    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
-    columns = {
-        header: (rank, [row[i] for row in cells])
-        for i, (header, rank) in enumerate(headers)
-        if any(row[i].plain for row in cells)
-    }
-    longest = max((cell_len(name) for name in [first, *names]), default=0)
+    kept = [column for column in columns if any(map(len, column[2]))]
+    longest = max(map(cell_len, [first, *names]))
 
     def room() -> int:
-        taken = [max(cell_len(h), *(c.cell_len for c in col)) for h, (_, col) in columns.items()]
-        return width - sum(taken) - 2 * len(taken)
+        cells = [[header, *map(str, column)] for header, _, column in kept]
+        return width - sum(max(map(cell_len, column)) + 2 for column in cells)
 
-    while columns and room() < min(longest, NAME_WIDTH):
-        header = max(columns, key=lambda header: columns[header][0])
-        if columns[header][0] == 0:
-            break
-        del columns[header]
+    while room() < min(longest, NAME_WIDTH) and any(rank for _, rank, _ in kept):
+        kept.remove(max(kept, key=lambda column: column[1]))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column(first, no_wrap=True)
-    for header in columns:
+    for header, _, _ in kept:
         left = header in ("host", "state")
         table.add_column(Text(header), justify="left" if left else "right", no_wrap=True)
-    for i, name in enumerate(names):
-        short = Text(shorten(plain(name), max(room(), 8)))
-        table.add_row(short, *(column[i] for _, column in columns.values()))
+    space = max(room(), 8)
+    for name, *cells in zip(names, *(column for _, _, column in kept), strict=True):
+        row = [Text(cell) if isinstance(cell, str) else cell for cell in cells]
+        table.add_row(Text(shorten(plain(name), space)), *row)
     return table
 
 
@@ -322,9 +268,7 @@ def _title(text: str) -> list[Text]:
 
 
 def _more(count: int, what: str = "more") -> list[Text]:
-    if count <= 0:
-        return []
-    return [Text(f"and {count} {what}", "dim")]
+    return [Text(f"and {count} {what}", "dim")] if count > 0 else []
 
 
 def _reason(t: Trial) -> Text:

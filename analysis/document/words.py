@@ -96,31 +96,28 @@ def stopping_text(study: dict[str, Any]) -> str:
     stopping = study.get("stopping")
     if not stopping:
         return "The study records no rule for early stopping."
-    epochs = stopping.get("max_epochs")
+    measured, epochs = measured_words(study), stopping.get("max_epochs")
     if stopping.get("scheduler") == "asha":
-        grace, factor = int(stopping["grace"]), stopping["reduction_factor"]
-        brackets = int(stopping.get("brackets", 1))
-        first = (
-            f"**ASHA** (asynchronous successive halving) over epochs: grace {grace}, reduction "
-            f"factor {factor}, brackets {brackets}, at most {epochs} epochs. A trial is looked at "
-            f"after {_rungs(grace, factor, epochs)} and goes on if its {measured_words(study)} is "
-            f"in the best 1/{factor} of the trials seen there so far"
-        )
-        first += (
-            f"; with {brackets} brackets some trials start at a later rung."
-            if brackets > 1
-            else "."
-        )
+        first = _asha_text(stopping, measured, epochs)
     else:
         first = f"No scheduler compared the trials while they ran; at most {epochs} epochs."
     patience = int(stopping.get("patience") or 0)
-    second = (
-        f" **Plateau**: a trial ends when its {measured_words(study)} has not improved for "
-        f"{patience} epochs."
-        if patience
-        else " The plateau stop was off."
+    if not patience:
+        return f"{first} The plateau stop was off."
+    last = f"a trial ends when its {measured} has not improved for {patience} epochs."
+    return f"{first} **Plateau**: {last}"
+
+
+def _asha_text(stopping: Mapping[str, Any], measured: str, epochs: int | None) -> str:
+    grace, factor = int(stopping["grace"]), stopping["reduction_factor"]
+    brackets = int(stopping.get("brackets", 1))
+    later = f"; with {brackets} brackets some trials start at a later rung" if brackets > 1 else ""
+    return (
+        f"**ASHA** (asynchronous successive halving) over epochs: grace {grace}, reduction "
+        f"factor {factor}, brackets {brackets}, at most {epochs} epochs. A trial is looked at "
+        f"after {_rungs(grace, factor, epochs)} and goes on if its {measured} is "
+        f"in the best 1/{factor} of the trials seen there so far{later}."
     )
-    return first + second
 
 
 def _rungs(grace: int, factor: float, epochs: int | None) -> str:

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,7 @@ class Results:
         trials, history = self.trials, self.history
         for key, value in config.items():
             trials = trials[trials[key] == value]
-        history = history[history["trial"].isin(trials["trial"])]
-        history = history.reset_index(drop=True)
+        history = history[history["trial"].isin(trials["trial"])].reset_index(drop=True)
         return replace(self, trials=trials.reset_index(drop=True), history=history)
 
     def at_best(self) -> pd.DataFrame:
@@ -107,23 +106,14 @@ class Results:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores of one trial on the validation images.
+    """Scores of one trial on the validation images."""
 
-    Attributes:
-        scores: logits (N, C), float32; imported ones float64, which may be probabilities.
-        labels: int64 (N,) for one class per image, (N, C) of 1, 0 (ignored) and -1 for several.
-        files: N names relative to the data root.
-        classes: C names.
-        config: the trial's configuration.
-        epoch: of the weights that gave the scores; None: the last.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    files: tuple[str, ...]
-    classes: tuple[str, ...]
-    config: dict[str, Any]
-    epoch: int | None = None
+    scores: np.ndarray  # logits (N, C), float32; imported ones float64, maybe probabilities
+    labels: np.ndarray  # int64 (N,) for one class an image, (N, C) of 1, 0 (ignored), -1 for more
+    files: tuple[str, ...]  # N names relative to the data root
+    classes: tuple[str, ...]  # C names
+    config: dict[str, Any]  # of the trial
+    epoch: int | None = None  # of the weights that gave the scores; None: the last
 
 
 def load(path: str | Path) -> Results:
@@ -264,20 +254,16 @@ def _typed(name: str, cells: Sequence[str]) -> pd.Series:
     """Integers, floats or booleans when every filled cell is one, else text."""
     if name in _TEXT:
         return pd.Series(list(cells), dtype=object)
-    filled = [cell for cell in cells if cell]
-    if any("_" in cell for cell in filled):  # int() and float() take "1_000" for a number
-        return pd.Series([cell or None for cell in cells], dtype=object)
-    if filled and all(cell in ("True", "False") for cell in filled) and len(filled) == len(cells):
+    full = bool(cells) and all(cells)
+    if full and set(cells) <= {"True", "False"}:
         return pd.Series([cell == "True" for cell in cells], dtype=bool)
-    try:
-        if len(filled) == len(cells) and filled:
-            return pd.Series([int(cell) for cell in cells])
-    except (ValueError, OverflowError):
-        pass
-    try:
-        return pd.Series([float(cell) if cell else float("nan") for cell in cells], dtype=float)
-    except ValueError:
-        return pd.Series([cell or None for cell in cells], dtype=object)
+    if not any("_" in cell for cell in cells):  # int() and float() take "1_000" for a number
+        with suppress(ValueError, OverflowError):
+            if full:
+                return pd.Series([int(cell) for cell in cells])
+        with suppress(ValueError):
+            return pd.Series([float(cell or "nan") for cell in cells], dtype=float)
+    return pd.Series([cell or None for cell in cells], dtype=object)
 
 
 def _complete(
@@ -322,10 +308,5 @@ def _sorted_history(
     keys = [key for key in trials if key in {"part", "state", *config} and key not in history]
     history = history.merge(trials[["trial", *keys]], on="trial", how="left")
     place = {name: number for number, name in enumerate(trials["trial"])}
-    order = history["trial"].map(place).astype(int)
-    return (
-        history.assign(_place=order)
-        .sort_values(["_place", "epoch"])
-        .drop(columns="_place")
-        .reset_index(drop=True)
-    )
+    order = history.assign(trial=history["trial"].map(place)).sort_values(["trial", "epoch"])
+    return history.loc[order.index].reset_index(drop=True)

@@ -7,9 +7,7 @@ against the data root, with its symbolic links followed, before it is opened.
 import contextlib
 import hashlib
 import io
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
@@ -18,6 +16,7 @@ from analysis.results.folder import Results, private
 from core.data.synthetic import birds
 from core.errors import UserError
 from core.storage import cache
+from core.storage.files import write_bytes
 
 SMALL, LARGE = 256, 1024  # longer side in pixels
 _QUALITY = 80  # of JPEG: 14 kB for a photograph of 256 pixels
@@ -25,21 +24,11 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
 _TRIED = 20  # names that are looked for in each place
 _RULE = "1"  # part of every cache key: raise it when a change below can move a pixel
 
-_YEARS = ("VOC2012", "VOC2007", "VOCdevkit/VOC2012", "VOCdevkit/VOC2007")
-
-
-def _voc_place(folder: str, suffix: str) -> Callable[[str], str]:
-    return lambda file: f"{folder}JPEGImages/{PurePosixPath(file).name}{suffix}"
-
-
-# From a stored name to where it may lie below the root, the likeliest first.
-_PLACES: tuple[Callable[[str], str], ...] = (
-    lambda file: file,
-    *(
-        _voc_place(folder, suffix)
-        for suffix in ("", ".jpg")
-        for folder in ("", *(f"{year}/" for year in _YEARS))
-    ),
+_VOC = ("", "VOC2012/", "VOC2007/", "VOCdevkit/VOC2012/", "VOCdevkit/VOC2007/")
+# Where an image may lie below the root, the likeliest first: by its stored name or the last of it.
+_PLACES = (
+    "{file}",
+    *(f"{folder}JPEGImages/{{name}}{suffix}" for suffix in ("", ".jpg") for folder in _VOC),
 )
 
 
@@ -58,18 +47,18 @@ class Pictures:
         self.root = None if root is None else root.resolve()
         self._place = _PLACES[0]
         for place in _PLACES:
-            if any(self._inside(place(file)) for file in files[:_TRIED] if file):
+            if any(self._inside(file, place) for file in files[:_TRIED]):
                 self._place = place
                 break
 
     def path(self, file: str) -> Path | None:
         """Return where the image lies; None if it is not there or not inside the root."""
-        return self._inside(self._place(file)) if file else None
+        return self._inside(file, self._place)
 
-    def _inside(self, file: str) -> Path | None:
-        if self.root is None or "\0" in file:
+    def _inside(self, file: str, place: str) -> Path | None:
+        if self.root is None or not file or "\0" in file:
             return None
-        name = PurePosixPath(file)
+        name = PurePosixPath(place.format(file=file, name=PurePosixPath(file).name))
         if name.is_absolute() or ".." in name.parts:
             return None
         try:
@@ -97,7 +86,8 @@ class Pictures:
             return kept.read_bytes()
         made = jpeg(path, SMALL)
         if made is not None:
-            _keep(kept, made)
+            with contextlib.suppress(UserError):  # a cache that cannot be written has none
+                write_bytes(kept, made)
         return made
 
     def large(self, file: str) -> bytes | None:
@@ -132,9 +122,7 @@ def jpeg(path: Path, side: int) -> bytes | None:
 def find_root(results: Results, given: Path | None = None) -> Path | None:
     """Return where the images of a study are; None where nobody knows.
 
-    Args:
-        results: the study.
-        given: its data root (or, of VOC, the archive), if the user named it.
+    `given` is its data root (or, of VOC, the archive), if the user named it.
 
     Raises:
         UserError: `given` is neither.
@@ -164,20 +152,3 @@ def _embedded(study: str) -> Path | None:
 
         return scenes.default_voc()
     return birds.default_birds() if study in ("norms", "batch_size") else None
-
-
-def _keep(kept: Path, content: bytes) -> None:
-    """Publish a thumbnail whole; where the cache cannot be written there is none, and that is all.
-
-    Two requests for the same image may both come here: the second replaces like by like.
-    """
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=kept.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            os.replace(temporary, kept)
-        except BaseException:
-            os.unlink(temporary)
-            raise

@@ -11,19 +11,12 @@ PRESENT, IGNORED, ABSENT = 1, 0, -1
 
 
 class Point(NamedTuple):
-    """What a threshold does to one class; ignored images are in none of the counts.
+    """What a threshold does to one class; ignored images are in none of the other counts."""
 
-    Attributes:
-        hits: images with the class and a score above the threshold.
-        false_alarms: images without the class and a score above it.
-        misses: images with the class and a score at or below it.
-        ignored: ignored images above it.
-    """
-
-    hits: int
-    false_alarms: int
-    misses: int
-    ignored: int
+    hits: int  # images with the class and a score above the threshold
+    false_alarms: int  # images without the class and a score above it
+    misses: int  # images with the class and a score at or below it
+    ignored: int  # ignored images above it
 
     @property
     def precision(self) -> float:
@@ -66,22 +59,12 @@ def signs(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def ranking(scores: np.ndarray) -> np.ndarray:
-    """Return the images (N,) from the highest score to the lowest, equal ones as they are stored.
-
-    Args:
-        scores: (N,) of one class, finite.
-    """
+    """Return the images (N,) by finite scores (N,), highest first, equal ones as stored."""
     return np.argsort(-np.asarray(scores), kind="stable")
 
 
 def point(scores: np.ndarray, labels: np.ndarray, threshold: float) -> Point:
-    """Count what `score > threshold` does to one class.
-
-    Args:
-        scores: (N,).
-        labels: (N,) of 1, 0 and -1.
-        threshold: on the scale of the scores.
-    """
+    """Count what `score > threshold` does to one class of scores (N,) and labels (N,), 1, 0, -1."""
     above = scores > threshold
     return Point(
         int((above & (labels == PRESENT)).sum()),
@@ -99,9 +82,7 @@ def are_probabilities(scores: np.ndarray) -> bool:
 def decision_threshold(scores: np.ndarray, kind: str = "") -> float:
     """Return the score above which a class counts as present: 0.5 of probabilities, 0 of logits.
 
-    Args:
-        scores: (N, C).
-        kind: "probabilities" or "logits" where it is known; otherwise the scores tell.
+    Where `kind`, "probabilities" or "logits", is not known, the scores (N, C) tell.
     """
     probabilities = kind == "probabilities" if kind else are_probabilities(scores)
     return 0.5 if probabilities else 0.0

@@ -9,18 +9,12 @@ import pandas as pd
 
 @dataclass
 class Recomputed:
-    """How far metrics that were computed again are from those reported.
+    """How far metrics that were computed again are from those reported."""
 
-    Attributes:
-        trials: how many trials have stored what they are computed from.
-        of: how many have finished.
-        images: of each trial.
-        worst: metric -> (largest absolute difference, the trial).
-    """
-
-    trials: int = 0
-    of: int = 0
-    images: int = 0
+    trials: int = 0  # how many have stored what they are computed from
+    of: int = 0  # how many have finished
+    images: int = 0  # of each trial
+    # metric -> (largest absolute difference, the trial)
     worst: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def compare(self, trial: str, again: Mapping[str, float], reported: Any) -> dict[str, float]:

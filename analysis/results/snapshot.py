@@ -3,7 +3,7 @@
 import datetime
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,51 +12,33 @@ from core.errors import UserError
 from core.storage.files import read_json
 from core.storage.lock import is_alive
 
+Json = Mapping[str, Any]  # an object of a JSON file
 SKEW = 5.0  # seconds by which the clocks of two hosts may differ
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as its files have it.
+    """One trial as its files have it."""
 
-    Attributes:
-        name: its folder under `trials/`.
-        state: finished, stopped, failed or diverged when it has ended; running, interrupted (begun,
-            and nothing runs the study), or waiting when it has not.
-        epoch: the last epoch that was reported, 0 before the first.
-        epochs: how many it will have; None when the study does not say.
-        last: the metric at that epoch, None when it was not finite.
-        best: the best metric so far.
-        best_epoch: the first epoch that had it.
-        seconds: spent on it up to its last epoch or its end.
-        quiet: seconds since the last epoch or since the process began, for a running trial.
-        ended: when it ended (Unix time), for one that has.
-        error: why it failed or diverged.
-        host: where its last process is or was.
-        pid: that process.
-        gpus: the GPUs that process was given, e.g. "0".
-        node: the id of that node.
-        attempt: how many processes have begun it.
-        metric: the name of what it is scored by.
-    """
-
-    name: str
+    name: str  # its folder under `trials/`
+    # finished, stopped, failed or diverged when it has ended; running, interrupted (begun, and
+    # nothing runs the study), or waiting when it has not
     state: str
-    epoch: int
-    epochs: int | None
-    last: float | None
-    best: float | None
-    best_epoch: int | None
-    seconds: float
-    quiet: float | None
-    ended: float
-    error: str
-    host: str
-    pid: str
-    gpus: str
-    node: str
-    attempt: int
-    metric: str = ""
+    epoch: int  # the last epoch that was reported, 0 before the first
+    epochs: int | None  # how many it will have; None when the study does not say
+    last: float | None  # the metric at that epoch, None when it was not finite
+    best: float | None  # the best metric so far
+    best_epoch: int | None  # the first epoch that had it
+    seconds: float  # spent on it up to its last epoch or its end
+    quiet: float | None  # seconds since the last epoch or the process began, for a running trial
+    ended: float  # when it ended (Unix time), for one that has
+    error: str  # why it failed or diverged
+    host: str  # where its last process is or was
+    pid: str  # that process
+    gpus: str  # the GPUs that process was given, e.g. "0"
+    node: str  # the id of that node
+    attempt: int  # how many processes have begun it
+    metric: str = ""  # the name of what it is scored by
 
 
 @dataclass(frozen=True)
@@ -71,31 +53,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study at one moment.
-
-    Attributes:
-        folder: its result folder.
-        declared: the content of study.json.
-        state: "running", "interrupted" or "done".
-        driver: the content of driver.json, empty when there is none.
-        trials: in the order of the study.
-        nodes: from driver.json, of a running study.
-        elapsed: seconds of this run, of the whole study when it is done; None when not known.
-        left: seconds it will still take, a guess; None when there is nothing to go by.
-        changed: when a file of the study was last written (Unix time).
-        damaged: files that are there and cannot be read.
-    """
+    """A study at one moment."""
 
     folder: Path
-    declared: dict[str, Any]
-    state: str
-    driver: dict[str, Any]
-    trials: list[Trial]
-    nodes: list[Node]
-    elapsed: float | None
-    left: float | None
-    changed: float
-    damaged: list[Path]
+    declared: dict[str, Any]  # the content of study.json
+    state: str  # "running", "interrupted" or "done"
+    driver: dict[str, Any]  # the content of driver.json, empty when there is none
+    trials: list[Trial]  # in the order of the study
+    nodes: list[Node]  # from driver.json, of a running study
+    elapsed: float | None  # seconds of this run, of the whole study when it is done, if known
+    left: float | None  # seconds it will still take, a guess; None when there is nothing to go by
+    changed: float  # when a file of the study was last written (Unix time)
+    damaged: list[Path]  # files that are there and cannot be read
 
     def best(self) -> Trial | None:
         """Return the trial with the best metric of those that did not fail.
@@ -120,13 +89,10 @@ class Files:
 
     A file is parsed again only when it has been replaced, so that a study of a thousand trials
     costs a stat per file and refresh.
-
-    Attributes:
-        damaged: files that were there and could not be read, since `damaged` was last emptied.
     """
 
     def __init__(self):
-        self.damaged: list[Path] = []
+        self.damaged: list[Path] = []  # were there and could not be read, since last emptied
         self._known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -167,12 +133,12 @@ def find_studies(path: Path) -> list[Path]:
         except OSError:
             below.clear()
             continue
-        if "study.json" in files or (stat.st_dev, stat.st_ino) in seen:  # a link may lead back up
-            below.clear()
-        if "study.json" in files and (stat.st_dev, stat.st_ino) not in seen:
+        this, study = (stat.st_dev, stat.st_ino), "study.json" in files
+        if study and this not in seen:
             found.append(Path(at))
-        seen.add((stat.st_dev, stat.st_ino))
-        below[:] = [name for name in below if not name.startswith(".")]
+        ends = study or this in seen  # a link may lead back up
+        below[:] = [name for name in below if not (ends or name.startswith("."))]
+        seen.add(this)
     if not found:
         raise UserError(
             f"no study at or below {path}: give a result folder such as results/norms/demo, or"
@@ -216,13 +182,9 @@ def read_declaration(folder: Path) -> dict[str, Any]:
 def look(
     folder: Path, files: Files, now: float, declared: dict[str, Any] | None = None
 ) -> Snapshot:
-    """Read a study as it is now.
+    """Read a study as it is at the Unix time `now`; `files` keeps what has been read before.
 
-    Args:
-        folder: its result folder.
-        files: keeps what has been read before.
-        now: the Unix time.
-        declared: taken for study.json should that not be readable.
+    `declared` is taken for study.json should that not be readable.
 
     Raises:
         UserError: study.json cannot be read and `declared` is None, or the folder has gone.
@@ -235,27 +197,15 @@ def look(
     files.damaged.clear()
     driver = files.read(folder / "driver.json")
     alive = is_alive(driver, now)
-    begun = _moment(driver.get("started")) if alive else None
-    trials = [
-        _trial(folder, planned, declared, files, now, alive, begun)
-        for planned in _planned(declared)
-    ]
-    open_ = [t for t in trials if t.state in ("running", "interrupted", "waiting")]
+    begun = _moment(driver.get("started")) or 0.0 if alive else None
+    trials = [_trial(folder, t, declared, files, now, begun) for t in declared["trials"]]
+    open_ = any(t.state in ("running", "interrupted", "waiting") for t in trials)
     state = "running" if alive else "interrupted" if open_ else "done"
     nodes = _nodes(driver, declared, trials) if alive else []
-    changed = last_change(folder)
-    return Snapshot(
-        folder=folder,
-        declared=declared,
-        state=state,
-        driver=driver,
-        trials=trials,
-        nodes=nodes,
-        elapsed=_elapsed(state, declared, driver, now),
-        left=time_left(trials, sum(node.slots for node in nodes)) if alive else None,
-        changed=changed,
-        damaged=list(files.damaged),
-    )
+    left = time_left(trials, sum(node.slots for node in nodes)) if alive else None
+    elapsed = _elapsed(state, declared, driver, now)
+    at, damaged = last_change(folder), list(files.damaged)
+    return Snapshot(folder, declared, state, driver, trials, nodes, elapsed, left, at, damaged)
 
 
 def time_left(trials: Sequence[Trial], slots: int) -> float | None:
@@ -294,47 +244,28 @@ def time_left(trials: Sequence[Trial], slots: int) -> float | None:
     return max(sum(work) / min(slots or running or 1, len(open_)), *work)
 
 
-def _planned(declared: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    return declared["trials"]
-
-
 def _trial(
-    folder: Path,
-    planned: Mapping[str, Any],
-    declared: Mapping[str, Any],
-    files: Files,
-    now: float,
-    alive: bool,
-    begun: float | None,
+    folder: Path, planned: Json, declared: Json, files: Files, now: float, begun: float | None
 ) -> Trial:
-    """Read one trial; `begun` is when the driver that is alive began."""
+    """Read one trial; `begun` is when the driver began that is alive, 0 if that is not known."""
     at = folder / "trials" / planned["trial"]
     attempt = files.read(at / "attempt.json")
     # The end is read before the epochs: a trial that ends in between then has all of them.
     result = files.read(at / "result.json")
     history = files.read(at / "history.json")
-    rows = _rows(history)
-    config = planned.get("config")
-    epochs = config.get("epochs") if isinstance(config, dict) else None
-    metric = planned.get("metric", declared["metric"])  # a search's trials have their own
-    values = [(_number(row.get(metric)), row["epoch"]) for row in rows]
-    known = [pair for pair in values if pair[0] is not None]
-    sign = -1 if declared["mode"] == "min" else 1
-    best = max(known, key=lambda pair: sign * (pair[0] or 0.0), default=(None, None))
     started = _moment(attempt.get("started"))
-    state, quiet = _state(result, attempt, history, started, alive, begun), None
+    state, quiet = _state(result, attempt, history, started, begun), None
     if state == "running":
         since = max(_mtime(at / "history.json"), started or 0.0)
         quiet = max(now - since, 0.0) if since else None
-    gpus = attempt.get("gpus")
+    config, gpus = planned.get("config"), attempt.get("gpus")
+    epochs = config.get("epochs") if isinstance(config, dict) else None
+    metric = planned.get("metric", declared["metric"])  # a search's trials have their own
     return Trial(
         name=plain(planned["trial"]),
         state=state,
-        epoch=rows[-1]["epoch"] if rows else 0,
         epochs=epochs if isinstance(epochs, int) else None,
-        last=values[-1][0] if values else None,
-        best=best[0],
-        best_epoch=best[1],
+        **_scored(_rows(history), metric, declared["mode"]),
         seconds=_number(result.get("seconds")) or _number(history.get("seconds")) or 0.0,
         quiet=quiet,
         ended=(_mtime(at / "result.json") or now) if result else 0.0,
@@ -348,61 +279,61 @@ def _trial(
     )
 
 
+def _scored(rows: Sequence[dict[str, Any]], metric: str, mode: str) -> dict[str, Any]:
+    """Return the last epoch with its metric, and the best metric with its first epoch."""
+    values = [(_number(row.get(metric)), row["epoch"]) for row in rows]
+    last, epoch = values[-1] if values else (None, 0)
+    known = [pair for pair in values if pair[0] is not None]
+    sign = -1 if mode == "min" else 1
+    best, at = max(known, key=lambda pair: sign * (pair[0] or 0.0), default=(None, None))
+    return {"epoch": epoch, "last": last, "best": best, "best_epoch": at}
+
+
 def _state(
-    result: Mapping[str, Any],
-    attempt: Mapping[str, Any],
-    history: Mapping[str, Any],
-    started: float | None,
-    alive: bool,
-    begun: float | None,
+    result: Json, attempt: Json, history: Json, started: float | None, begun: float | None
 ) -> str:
     if result:
         return plain(result.get("state")) or "failed"
-    if not alive:
+    if begun is None:
         return "interrupted" if attempt or history else "waiting"
     # After a resume the attempt of the run before is still there until the trial's turn comes.
-    old = started is not None and begun is not None and started < begun - SKEW
+    old = started is not None and started < begun - SKEW
     return "running" if attempt and not old else "waiting"
 
 
-def _rows(history: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = history.get("rows")
-    rows = rows if isinstance(rows, list) else []
-    rows = [r for r in rows if isinstance(r, dict) and isinstance(r.get("epoch"), int)]
+def _rows(history: Json) -> list[dict[str, Any]]:
+    rows = [r for r in _list(history.get("rows")) if isinstance(r.get("epoch"), int)]
     return sorted(rows, key=lambda row: row["epoch"])
 
 
-def _nodes(
-    driver: Mapping[str, Any], declared: Mapping[str, Any], trials: Sequence[Trial]
-) -> list[Node]:
+def _list(content: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list; none of anything else."""
+    return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+
+
+def _nodes(driver: Json, declared: Json, trials: Sequence[Trial]) -> list[Node]:
     slots = declared.get("slots")
     recorded = slots.get("nodes") if isinstance(slots, dict) else None
-    # The driver's first sign of life is older than its nodes; study.json has them by then.
-    listed = driver.get("nodes") or recorded
     running = [t for t in trials if t.state == "running"]
     nodes = []
-    for node in listed if isinstance(listed, list) else []:
-        if isinstance(node, dict):
-            host = plain(node.get("host"))
-            id_ = plain(node.get("id", node.get("node")))
-            # A trial may give a shortened id; without one it is known by its host.
-            used = sum(id_.startswith(t.node) if t.node else t.host == host for t in running)
-            count = int(_number(node.get("slots", node.get("count"))) or 0)
-            gpus = int(_number(node.get("gpus")) or 0)
-            nodes.append(Node(host or id_[:8], gpus, count, used))
+    # The driver's first sign of life is older than its nodes; study.json has them by then.
+    for node in _list(driver.get("nodes") or recorded):
+        host = plain(node.get("host"))
+        id_ = plain(node.get("id", node.get("node")))
+        # A trial may give a shortened id; without one it is known by its host.
+        used = sum(id_.startswith(t.node) if t.node else t.host == host for t in running)
+        count = int(_number(node.get("slots", node.get("count"))) or 0)
+        gpus = int(_number(node.get("gpus")) or 0)
+        nodes.append(Node(host or id_[:8], gpus, count, used))
     return nodes
 
 
-def _elapsed(
-    state: str, declared: Mapping[str, Any], driver: Mapping[str, Any], now: float
-) -> float | None:
-    started = _moment(driver.get("started"))
-    if state == "running":
-        return None if started is None else now - started
+def _elapsed(state: str, declared: Json, driver: Json, now: float) -> float | None:
     if state == "done":
         return _number(declared.get("seconds"))
-    beat = _moment(driver.get("beat"))
-    return None if started is None or beat is None else beat - started
+    started = _moment(driver.get("started"))
+    until = now if state == "running" else _moment(driver.get("beat"))
+    return None if started is None or until is None else until - started
 
 
 def plain(value: Any) -> str:
@@ -413,10 +344,9 @@ def plain(value: Any) -> str:
 
 def _number(value: Any) -> float | None:
     try:
-        ok = isinstance(value, int | float) and math.isfinite(value)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # an integer beyond every float
-        ok = False
-    return float(value) if ok else None
+        return None
 
 
 def _moment(text: Any) -> float | None:

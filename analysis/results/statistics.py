@@ -26,10 +26,8 @@ class Interval(NamedTuple):
     n: int
 
 
-def t_interval(
-    values: Sequence[float] | np.ndarray | pd.Series, confidence: float = 0.95
-) -> Interval:
-    """Mean and two-sided t interval, mean -+ t(n-1) * std / sqrt(n), std the sample's.
+def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
+    """Mean and two-sided 95 % t interval, mean -+ t(n-1) * std / sqrt(n), std the sample's.
 
     One value has a mean but no interval (NaN); none has neither. The same value from every seed has
     none either: it tells how coarse the metric is (whole images of a few), not that every further
@@ -37,7 +35,6 @@ def t_interval(
 
     Args:
         values: one number per seed; NaN is an error of the caller.
-        confidence: coverage in (0, 1).
 
     Raises:
         ValueError: a value is not finite.
@@ -48,17 +45,15 @@ def t_interval(
             "t_interval: values must be finite; leave diverged trials out and count them"
         )
     n, nan = len(data), float("nan")
-    if n == 0:
-        return Interval(nan, nan, nan, nan, 0)
-    mean = float(data.mean())
-    if n == 1:
-        return Interval(mean, nan, nan, nan, 1)
+    mean = float(data.mean()) if n else nan
+    if n < 2:
+        return Interval(mean, nan, nan, nan, n)
     std = float(data.std(ddof=1))
     # Rounding leaves a spread of 1e-17 between equal values, and a mean of 1e-17 of zeros.
     if std <= 1e-12 * max(abs(mean), 1e-3):
         end = 0.0 if abs(mean) <= 1e-12 else nan
         return Interval(mean, end, end, std, n)
-    half = float(scipy.stats.t.ppf(0.5 + confidence / 2, n - 1)) * std / n**0.5
+    half = float(scipy.stats.t.ppf(0.975, n - 1)) * std / n**0.5
     return Interval(mean, mean - half, mean + half, std, n)
 
 
@@ -108,14 +103,10 @@ def compare(
     keys = [by] if isinstance(by, str) else list(by)
     rows = []
     for values, group in trials.groupby(keys, sort=False, dropna=False):
-        interval = t_interval(usable(group, metric, states)[metric])
-        rows.append(
-            {**dict(zip(keys, values, strict=True)), **interval._asdict(), "of": len(group)}
-        )
+        interval = t_interval(usable(group, metric, states)[metric])._asdict()
+        rows.append({**dict(zip(keys, values, strict=True)), **interval, "of": len(group)})
     table = pd.DataFrame(rows, columns=[*keys, *Interval._fields, "of"])
-    return table.sort_values(
-        "mean", ascending=mode == "min", na_position="last", kind="stable"
-    ).reset_index(drop=True)
+    return table.sort_values("mean", ascending=mode == "min", kind="stable", ignore_index=True)
 
 
 def named(
@@ -135,21 +126,15 @@ def joined(
 
 
 def paired(
-    trials: pd.DataFrame,
-    by: str,
-    metric: str,
-    baseline: object,
-    over: str = "seed",
-    states: Sequence[str] = FINISHED,
+    trials: pd.DataFrame, by: str, metric: str, baseline: object, states: Sequence[str] = FINISHED
 ) -> pd.DataFrame:
     """Differences of `metric` to a baseline over shared seeds, each with a 95 % t interval.
 
     Args:
-        trials: a row per trial; one trial at most for each value of `by` and `over`.
+        trials: a row per trial; one trial at most for each value of `by` and seed.
         by: config column with the things compared.
         metric: column to compare.
         baseline: value of `by` that the others are compared with.
-        over: column that pairs the trials (same seed, same fold).
         states: which trials count.
 
     Returns:
@@ -159,25 +144,22 @@ def paired(
         one pair, and of differences that are all the same number other than 0.
 
     Raises:
-        ValueError: several trials share `by` and `over`, so that pairs are not defined.
+        ValueError: several trials share `by` and seed, so that pairs are not defined.
     """
     table = usable(trials, metric, states)
-    twice = table.duplicated([by, over])
+    twice = table.duplicated([by, "seed"])
     if twice.any():
         row = table[twice].iloc[0]
         raise ValueError(
-            f"paired: several trials have {by}={row[by]} and {over}={row[over]}; filter the trials "
+            f"paired: several trials have {by}={row[by]} and seed={row['seed']}; filter the trials "
             "by the other settings first"
         )
-    wide = table.pivot(index=over, columns=by, values=metric)
+    wide = table.pivot(index="seed", columns=by, values=metric)
     rows = []
     for value in trials[by].drop_duplicates():
-        if value == baseline:
-            continue
-        shared = wide.reindex(columns=[value, baseline]).dropna().astype(float)
-        rows.append(
-            {by: value, **_difference(shared[value].to_numpy(), shared[baseline].to_numpy())}
-        )
+        if value != baseline:
+            shared = wide.reindex(columns=[value, baseline]).dropna().to_numpy(dtype=float)
+            rows.append({by: value, **_difference(*shared.T)})
     result = pd.DataFrame(rows, columns=[by, "difference", "low", "high", "std", "n", "p"])
     return result.assign(p_holm=holm(result["p"].astype(float).to_numpy()))
 
@@ -189,14 +171,7 @@ def _difference(values: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
         p = 1.0
     elif interval.low < interval.high:
         p = float(scipy.stats.ttest_rel(values, baseline).pvalue)
-    return {
-        "difference": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "std": interval.std,
-        "n": interval.n,
-        "p": p,
-    }
+    return {"difference": interval.mean, **interval._asdict(), "p": p}
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
