@@ -123,14 +123,13 @@ def export(shown: Shown, folder: Path) -> Path:
     template = environment(TEMPLATES).get_template("browse.html.j2")
     css = Markup((TEMPLATES / "browse.css").read_text(encoding="utf-8"))
     pages = [_pages_of(label, name) for label, name in enumerate(ranked.classes)]
-    links = [{"name": name, **of} for name, of in zip(ranked.classes, pages, strict=True)]
     needed: set[int] = set()
     for label, page in enumerate(pages):
-        for order, file in page.items():
+        for order in ORDERS:
             told = context(shown, View(shown.first, label, order))
             needed |= {tile["number"] for tile in told["tiles"] if tile["there"]}
-            told |= {"static": True, "css": css, "class_links": links, **page}
-            write_text(folder / file, template.render(told))
+            told |= {"static": True, "css": css, "class_links": pages, **page}
+            write_text(folder / page[order], template.render(told))
     for number in sorted(needed):
         found = ranked.pictures.thumbnail(ranked.files[number])
         if found is not None:
@@ -141,9 +140,9 @@ def export(shown: Shown, folder: Path) -> Path:
 
 
 def _pages_of(label: int, name: str) -> dict[str, str]:
-    """Return names for the files of a class, by order, that every system takes."""
+    """Return a class's name and, by order, names for its files that every system takes."""
     short = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "class"
-    return {order: f"{label:03d}-{short}-{order}.html" for order in ORDERS}
+    return {"name": name, **{order: f"{label:03d}-{short}-{order}.html" for order in ORDERS}}
 
 
 if __name__ == "__main__":

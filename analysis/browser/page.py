@@ -159,10 +159,9 @@ def address(shown: Shown, view: View) -> str:
 
 
 def selected(ranked: Ranked, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of a view in its order, over all pages, and the rank of each from the top.
+    """Return the places (M,) in the stored list of a view's images, in its order, over all pages.
 
-    Returns:
-        (M,) places in the stored list, and (M,) ranks among all N images, counted from 1.
+    With them comes the rank (M,) of each among all N images, counted from 1 at the top.
     """
     order = ranked.order(view.label)
     ranks = np.arange(1, len(order) + 1)

@@ -18,6 +18,7 @@ from analysis.results.folder import Results, load
 from core.cluster.slots import Slots, sentence
 from core.errors import some
 
+_FILES = ("study.json", "trials.csv", "history.csv")
 _ENDED = ("finished", "stopped")
 _REASON_LENGTH = 300
 _REASON = tables.text("reason", "reason", wrap=True)
@@ -84,8 +85,7 @@ def publish(
     for table in filter(None, written):
         tables.write(table, results.path / "tables")
     kept = tuple(filter(None, (*sections, broken_trials(results), how_made(results, timed))))
-    used = ("study.json", "trials.csv", "history.csv", *sources)
-    files = [f"`{name}`" for name in used if (results.path / name).exists()]
+    files = [f"`{name}`" for name in (*_FILES, *sources) if (results.path / name).exists()]
     footer = f"Every number that this study measured is computed from {join(files)} beside this "
     footer += f"file{elsewhere}; tables and figures are in `tables/` and `figures/`."
     report = Report(title, escape(results.study["question"]), kept, banners(results), footer)
@@ -271,14 +271,10 @@ def _resumed(study: Mapping[str, Any], always: bool) -> str:
     """How often the study was continued, and what had changed; with `always`, also if nothing."""
     again = study.get("resumed") or []
     parts = {"git": "the code", "versions": "library versions", "numerics": "numerics"}
-    changed = [
-        what
-        for part, what in parts.items()
-        if part in study and any(run.get(part) != study[part] for run in again)
-    ]
-    if not again or not (always or changed):
+    new = [key for key in parts if key in study and any(r.get(key) != study[key] for r in again)]
+    if not again or not (always or new):
         return ""
-    note = f"; {join(changed)} had changed" if changed else ""
+    note = f"; {join([parts[key] for key in new])} had changed" if new else ""
     return f"{len(again)} time{'s' if len(again) > 1 else ''}{note}"
 
 
@@ -346,9 +342,8 @@ def _named(found: Any) -> str:
         return _words(found) if found else "0"
     if not isinstance(found, Sequence) or isinstance(found, str):
         return _words(found) or "0"
-    names = [relative(_words(entry)) for entry in found[:5]]
     more = ", …" if len(found) > 5 else ""
-    return f"{len(found)}" + (f": {', '.join(names)}{more}" if names else "")
+    return f"{len(found)}: {', '.join(map(_words, found[:5]))}{more}" if found else "0"
 
 
 def _words(value: Any) -> str:

@@ -33,19 +33,14 @@ _STATES = ("finished", "failed", "diverged", "stopped", "unfinished")
 
 @dataclass(frozen=True)
 class Results:
-    """One result folder.
-
-    Attributes:
-        path: the folder.
-        study: the content of study.json.
-        trials: a row per trial, in the order of the study, with `state` one of finished, failed,
-            diverged, stopped, unfinished; trials that never started are there as unfinished.
-        history: a row per trial and epoch (counted from 1), sorted; with every config column.
-    """
+    """One result folder."""
 
     path: Path
-    study: dict[str, Any]
+    study: dict[str, Any]  # the content of study.json
+    # A row per trial, in the order of the study, with `state` one of finished, failed, diverged,
+    # stopped, unfinished; trials that never started are there as unfinished.
     trials: pd.DataFrame
+    # A row per trial and epoch (counted from 1), sorted; with every config column.
     history: pd.DataFrame
 
     @property
