@@ -71,12 +71,7 @@ _ODD_LINEAR = ((50, 64, 10), (20, 84, 10), (64, 256, 512), (25, 64, 1), (1, 64, 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """How a process computes.
-
-    Attributes:
-        threads: of torch.
-        groups: a digest for each kind of operation.
-    """
+    """How a process computes with `threads` of torch: a digest for each kind of operation."""
 
     threads: int
     groups: Mapping[str, str]
@@ -118,10 +113,8 @@ def label(threads: int) -> str:
 
     A GPU's own arithmetic is not measured: some of its kernels add up in no fixed order.
     """
-    digest = fingerprint(threads).digest
-    if torch.cuda.is_available():
-        return f"{digest} on {torch.cuda.get_device_name(0)}"
-    return digest
+    card = f" on {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return fingerprint(threads).digest + card
 
 
 @functools.cache
@@ -137,8 +130,7 @@ def fingerprint(threads: int) -> Fingerprint:
 @contextmanager
 def alone(threads: int) -> Iterator[None]:
     """Compute as a new process would, whatever the caller has set."""
-    before = torch.get_num_threads()
-    dtype = torch.get_default_dtype()
+    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     try:

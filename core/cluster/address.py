@@ -46,11 +46,7 @@ def _greet(link: socket.socket) -> None:
 
 
 def _cluster_here() -> str:
-    """Return the address of the cluster that Ray finds on this machine.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the address of the cluster that Ray finds on this machine, or raise UserError."""
     from ray._private.services import canonicalize_bootstrap_address
 
     try:

@@ -98,9 +98,9 @@ def on_node(node: Node, memory: int | None, cores: int, *, use_gpus: bool) -> Sl
 
 def per_cards(cards: Sequence[int], memory: int | None) -> int:
     """Return how many slots of `memory` bytes each of `cards` takes (the smallest decides)."""
-    if not cards:
-        return 0
-    return 1 if memory is None else max(0, min(cards) - CARD_RESERVE) // memory
+    if memory is None:
+        return min(1, len(cards))
+    return max(0, min(cards, default=0) - CARD_RESERVE) // memory
 
 
 def check(nodes: Sequence[Node], memory: int | None, text: str) -> None:
@@ -111,12 +111,14 @@ def check(nodes: Sequence[Node], memory: int | None, text: str) -> None:
             itself; `text` is what the user gave.
     """
     cards = [card for node in nodes for card in node.cards]
-    if cards and memory is not None and memory <= CONTEXT:
+    if not cards or memory is None:
+        return
+    if memory <= CONTEXT:
         raise UserError(
             f"--slot-memory {text}: a process takes {CONTEXT / 2**20:.0f} MiB of a card before its"
             " first tensor: choose a larger slot"
         )
-    if cards and memory is not None and not any(per_cards((card,), memory) for card in cards):
+    if not per_cards((max(cards),), memory):
         raise UserError(
             f"--slot-memory {text} is more than the largest card offers"
             f" ({(max(cards) - CARD_RESERVE) / 2**30:.1f} GiB): choose a smaller slot"
@@ -138,13 +140,12 @@ def too_small(offered: Sequence[Slots], least: int) -> str:
 def sentence(slots: Sequence[Slots], memory: int | None) -> str:
     """Return the slots of all nodes in words."""
     gpus, count = sum(s.gpus for s in slots), sum(s.count for s in slots)
-    words = [_counted(len(slots), "node")]
+    words = _counted(len(slots), "node")
+    size = _counted(slots[0].threads, "core") if slots else "a core"
     if gpus:
-        words.append(_counted(gpus, "GPU"))
+        words += f", {_counted(gpus, 'GPU')}"
         size = "one whole GPU" if memory is None else f"{memory / 2**30:g} GiB"
-    else:
-        size = _counted(slots[0].threads, "core") if slots else "a core"
-    return f"{', '.join(words)}: {_counted(count, 'slot')} of {size}"
+    return f"{words}: {_counted(count, 'slot')} of {size}"
 
 
 def this_machine() -> Node:
@@ -198,10 +199,10 @@ def parse_memory(text: str, option: str = "--slot-memory") -> int | None:
     if text.lower() == "none":
         return None
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or int(float(match[1]) * unit) <= 0:
+    size = int(float(match[1]) * UNITS.get(match[2].lower(), 0)) if match else 0
+    if size <= 0:
         raise UserError(f"{option} {text}: give a size such as 2GiB or 1500MiB, or none")
-    return int(float(match[1]) * unit)
+    return size
 
 
 def _step(share: float) -> float:

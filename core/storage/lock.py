@@ -48,11 +48,7 @@ def only_driver(
 
 @contextlib.contextmanager
 def only_user(remote: mirror.Mirror) -> Iterator[mirror.Mirror]:
-    """Be the one driver of this machine whose local folder is that of `remote`, and yield it.
-
-    Raises:
-        UserError: another driver on this machine uses it.
-    """
+    """Be the one driver here that uses the local folder of `remote`, or raise UserError."""
     with _held(remote.lock(), remote.shown, remote.local):
         yield remote
 
@@ -110,12 +106,7 @@ def _claim(folder: Path, me: dict[str, Any], beat: Callable[[], None]) -> None:
 
 
 def is_alive(driver: dict[str, Any], now: float | None = None) -> bool:
-    """Return whether the driver that wrote this `driver.json` still runs, as far as can be seen.
-
-    Args:
-        driver: what it wrote.
-        now: the Unix time; None to ask for it.
-    """
+    """Return whether who wrote this `driver.json` runs, as far as is seen at Unix time `now`."""
     try:
         beat, pid = datetime.datetime.fromisoformat(driver["beat"]), int(driver["pid"])
     except (KeyError, TypeError, ValueError):

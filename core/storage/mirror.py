@@ -44,7 +44,9 @@ class Mirror:
         base, mark, query = uri.partition("?")
         self.shown = "/".join(part for part in (base.rstrip("/"), below) if part)
         self.address = self.shown + mark + query
-        self.local = local or _cache() / hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        base = os.environ.get("LABTUNE_MIRROR")
+        base = base or f"{tempfile.gettempdir()}/labtune-results-{os.getuid()}"
+        self.local = local or Path(base, hashlib.sha256(self.address.encode()).hexdigest()[:16])
 
     def __reduce__(self) -> tuple:
         """Travel to other nodes by name: each has its own connection and its own folder."""
@@ -60,11 +62,7 @@ class Mirror:
             raise UserError(f"--results-dir {self.shown}: {_reason(e)}") from e
 
     def check(self, name: str) -> None:
-        """Write, read and delete an object.
-
-        Raises:
-            StorageError: the store is not there or gives no rights.
-        """
+        """Write, read and delete an object, or raise StorageError: no store there, or no rights."""
         with self._told("use"):
             store, path = self._object(f".check-{name}")
             with store.open_output_stream(path) as stream:
@@ -90,11 +88,7 @@ class Mirror:
             yield Mirror(self.uri, self.below, Path(folder) / "copy")
 
     def push(self, path: Path) -> None:
-        """Send one local file.
-
-        Raises:
-            StorageError: it could not be written.
-        """
+        """Send one local file, or raise StorageError."""
         with _here(path):
             data = path.read_bytes()
         with self._told("write"):
@@ -128,11 +122,9 @@ class Mirror:
             store.delete_file(name)
 
     def pull(self, below: str = "", *, only: tuple[str, ...] = ()) -> None:
-        """Make the local files below a folder those of the store.
+        """Make the local files below a folder of the study's those of the store.
 
-        Args:
-            below: folder relative to the study's; all of it by default.
-            only: if given, fetch files with these endings and leave others alone.
+        With `only`, fetch files with these endings and leave others alone.
         """
         from pyarrow import fs
 
@@ -168,11 +160,7 @@ class Mirror:
 
 
 def is_remote(place: str) -> bool:
-    """Return whether `place` names an object store.
-
-    Raises:
-        UserError: it names something else that is not a path.
-    """
+    """Return whether `place` names an object store; UserError if neither that nor a path."""
     scheme, mark, _ = place.partition("://")
     if mark and scheme not in SCHEMES:
         raise UserError(f"--results-dir {place}: give a folder or s3://BUCKET/FOLDER")
@@ -206,11 +194,6 @@ def shown(folder: Path) -> str:
     """Return what users call a result folder: where it is mirrored, if it is."""
     remote = of(folder / "study.json")
     return str(folder) if remote is None else remote.shown
-
-
-def _cache() -> Path:
-    base = os.environ.get("LABTUNE_MIRROR")
-    return Path(base) if base else Path(tempfile.gettempdir()) / f"labtune-results-{os.getuid()}"
 
 
 def _reason(error: Exception) -> str:

@@ -20,12 +20,9 @@ LONGEST = 40  # bytes of a path to which Ray adds 65 for its sockets, whose path
 def folder() -> Iterator[Path]:
     """Make a folder that only this user can enter, short enough for sockets; remove it at the end.
 
-    It lies in RAY_TMPDIR, in /tmp, or else where TMPDIR says. Folders of drivers that were killed
-    are removed there. A lock tells those that live, as a process id says nothing where containers
-    share /tmp.
-
-    Raises:
-        UserError: no folder for temporary files can be written.
+    It lies in RAY_TMPDIR, in /tmp, or else where TMPDIR says (UserError: none can be written).
+    Folders of drivers that were killed are removed there. A lock tells those that live, as a
+    process id says nothing where containers share /tmp.
     """
     made = _make()
     try:

@@ -61,11 +61,7 @@ def declaration(
 
 
 def surroundings(threads: int) -> dict[str, Any]:
-    """Return what this machine computes with and offers, and a sentence on its digits; by torch.
-
-    Args:
-        threads: of a trial on a CPU.
-    """
+    """Return what this machine offers to trials of so many threads, and says of its digits."""
     from core import numerics  # brings torch
 
     found = numerics.fingerprint(threads)

@@ -135,12 +135,12 @@ class Study:
     Attributes:
         name: folder under the results folder.
         question: what the study answers, one sentence.
+        metric: the reported metric that picks best epochs and the best trial.
+        mode: "max" or "min".
         trainable: `trainable(config, report=...)`, reports one row of metrics per epoch.
         config: dataclass of the trainable's settings; defaults are the full scale.
         parts: name -> grid; all that belong to the chosen scale are run.
         scales: "demo", "full" and "smoke".
-        metric: the reported metric that picks best epochs and the best trial.
-        mode: "max" or "min".
         data: what is done with the data before any trial starts.
         report: writes tables, figures and report of a finished result folder.
         settings: what the command line takes beside the common options.
@@ -149,12 +149,12 @@ class Study:
 
     name: str
     question: str
+    metric: str
+    mode: str
     trainable: Callable[..., None]
     config: type
     parts: Mapping[str, Part]
     scales: Mapping[str, Scale]
-    metric: str
-    mode: str
     data: Data
     report: Callable[[Path], None]
     settings: Settings = field(default_factory=Settings)

@@ -73,12 +73,6 @@ def _run_in(folder: Path, study: Study, opts: Options, argv: Sequence[str]) -> i
 class Run:
     """A study under the options of one command, on its way to a finished result folder.
 
-    Args:
-        study: the declaration.
-        opts: the options.
-        folder: the result folder.
-        argv: the command line's words.
-
     Attributes:
         planned: the trials that are known; a search adds to them.
         private: settings that say where things are on this machine.
@@ -340,8 +334,6 @@ def report_only(study: Study, folder: Path) -> int:
     """Rebuild the report from the files in `folder`; trials that never ended count as failed."""
     if not (folder / "study.json").is_file():
         raise UserError(f"no study at {mirror.shown(folder)}: check --results-dir and --name")
-    if (folder / "trials").is_dir():
-        trials = collect.collect(folder, study.metric, study.mode)
-    else:
-        trials = collect.read(folder)
+    whole = (folder / "trials").is_dir()
+    trials = collect.collect(folder, study.metric, study.mode) if whole else collect.read(folder)
     return finish(study, folder, trials)

@@ -81,11 +81,7 @@ def note(**facts: Any) -> None:
 
 
 def restore(state: Mapping[str, Stateful]) -> int:
-    """Load the newest whole checkpoint into the parts of `state`.
-
-    Returns:
-        The last epoch that is done, 0 for a new trial.
-    """
+    """Load the newest whole checkpoint into `state`; return its epoch, 0 for a new trial."""
     trial = current.get()
     if trial is None:
         return 0

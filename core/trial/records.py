@@ -16,14 +16,9 @@ from core.trial.running import UNKNOWN_MEMORY, Attempt, Row, Spec, Trial
 
 def attempt_record(attempt: Attempt) -> dict[str, Any]:
     """Return what `attempt.json` says: where a trial was begun."""
-    return {
-        "host": os.uname().nodename,
-        "pid": os.getpid(),
-        "gpus": list(attempt.gpus),
-        "node": attempt.node,
-        "attempt": attempt.number,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    here = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": list(attempt.gpus)}
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return here | {"node": attempt.node, "attempt": attempt.number, "started": started}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
