@@ -105,7 +105,7 @@ def _on_device(sets: Mapping[str, ImageSet], grey: bool, how: Mapping[str, Any])
         for split in ("train", "val")
     )
     names = sets["train"].classes
-    found = features.reference(train, labels, val, val_labels, len(names), **how)
+    found = features.Reference(train, labels, val, val_labels, len(names), **how)
     return Pictures(train, labels, names, found)
 
 
