@@ -17,7 +17,8 @@ this takes, alone and in the same batches. Photos are made up, as speed does not
 
 from __future__ import annotations
 
-import json
+import functools
+import itertools
 import math
 import os
 import statistics
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import turns
 from core.models.resnet import resnet
 from core.shift.adaptation import adapt, stream
 from core.shift.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -130,36 +133,30 @@ Ask = Callable[[str, float], float]
 @contextmanager
 def package(images: Tensor) -> Iterator[Ask]:
     """Run the package in a process; yield a function (corruption, seconds) -> images per second."""
-    python = package_python()
+    python, pipe = package_python(), subprocess.PIPE
+    ones = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npy"
         np.save(file, images.permute(0, 2, 3, 1).numpy(), allow_pickle=False)
-        ones = {
-            name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        }
+        command = [str(python), str(WORKER), str(file)]
         with subprocess.Popen(
-            [str(python), str(WORKER), str(file)],
-            env=os.environ | ones,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, env=os.environ | ones, stdin=pipe, stdout=pipe, text=True
         ) as process:
             assert process.stdin is not None and process.stdout is not None
-            stdin, stdout = process.stdin, process.stdout
-            if stdout.readline() != "ready\n":
+            if process.stdout.readline() != "ready\n":
                 raise RuntimeError("imagecorruptions does not start in its environment")
+            yield functools.partial(_ask, process.stdin, process.stdout)
+            process.stdin.close()
 
-            def ask(name: str, seconds: float) -> float:
-                stdin.write(f"{name} {seconds}\n")
-                stdin.flush()
-                for line in stdout:
-                    words = line.split()
-                    if len(words) == 2 and words[0].isdigit():  # the package itself prints too
-                        return int(words[0]) / float(words[1])
-                raise RuntimeError(f"imagecorruptions stopped at {name}")
 
-            yield ask
-            stdin.close()
+def _ask(stdin: IO[str], stdout: IO[str], name: str, seconds: float) -> float:
+    stdin.write(f"{name} {seconds}\n")
+    stdin.flush()
+    for line in stdout:
+        words = line.split()
+        if len(words) == 2 and words[0].isdigit():  # the package itself prints too
+            return int(words[0]) / float(words[1])
+    raise RuntimeError(f"imagecorruptions stopped at {name}")
 
 
 # --- rates ---
@@ -178,12 +175,11 @@ def measure(size: int, options: Options, ask: Ask | None) -> Iterator[Row]:
             ours.append(len(images) / (time.thread_time() - start))
             if ask is not None:
                 theirs.append(ask(name, options.seconds))
-        rate = statistics.median(ours)
+        both = (None, None)
         if theirs:
             ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-            yield Row(name, size, rate, statistics.median(theirs), ratio)
-        else:
-            yield Row(name, size, rate, None, None)
+            both = (statistics.median(theirs), ratio)
+        yield Row(name, size, statistics.median(ours), *both)
 
 
 def mean_row(rows: list[Row]) -> Row:
@@ -204,25 +200,25 @@ def rates(options: Options, console: Console) -> list[Row]:
     rows: list[Row] = []
     for size, count in SIZES.items():
         with console.status(f"measuring at {size} x {size}"):
-            if options.package:
-                try:
-                    with package(made_up(count, size)) as ask:
-                        own = list(measure(size, options, ask))
-                except (RuntimeError, OSError) as e:
-                    console.print(f"without imagecorruptions: {e}", markup=False)
-                    own = list(measure(size, options, None))
-            else:
-                own = list(measure(size, options, None))
+            own = _at_size(size, count, options, console)
         rows += [*own, mean_row(own)]
     return rows
 
 
+def _at_size(size: int, count: int, options: Options, console: Console) -> list[Row]:
+    if options.package:
+        try:
+            with package(made_up(count, size)) as ask:
+                return list(measure(size, options, ask))
+        except (RuntimeError, OSError) as e:
+            console.print(f"without imagecorruptions: {e}", markup=False)
+    return list(measure(size, options, None))
+
+
 def table(rows: list[Row]) -> Table:
     """Lay the rows out for reading."""
-    view = Table(title="images per second, severity 3, one thread")
-    view.add_column("corruption")
-    for column in ("size", "labtune", "imagecorruptions", "ratio"):
-        view.add_column(column, justify="right")
+    title, numbers = "images per second, severity 3, one thread", ("size", "labtune")
+    view = turns.table(title, ["corruption"], (*numbers, "imagecorruptions", "ratio"))
     for row in rows:
         theirs, ratio = row.package_images_per_second, row.ratio
         view.add_row(
@@ -250,8 +246,7 @@ def task(options: Options) -> dict[str, float]:
     labels = np.arange(2000) % 10
     torch.manual_seed(0)
     model = resnet(3, 10).eval()
-    cells = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    cells = cells[:2] if options.quick else cells
+    cells = list(itertools.product(CORRUPTIONS, SEVERITIES))[: 2 if options.quick else None]
     corrupt(images[:64], "frost", 1, frost_dir=options.frost_dir)
     whole = alone = corrupting = 0.0
     for name, severity in cells:
@@ -298,23 +293,17 @@ def forward_passes(model: torch.nn.Module, images: Tensor) -> float:
 def main(options: Options) -> None:
     """Measure, print and write."""
     torch.set_num_threads(1)
-    console = Console()
     if options.task:
         found = task(options)
-        console.print(
+        text = (
             f"{found['cells']} cells: {found['seconds']:.1f} s, of which corrupting"
             f" {found['corrupting_seconds']:.1f} s; forward passes alone"
-            f" {found['forward_seconds']:.1f} s; ratio {found['ratio']:.2f}",
-            soft_wrap=True,
+            f" {found['forward_seconds']:.1f} s; ratio {found['ratio']:.2f}"
         )
-        content = [found]
+        turns.show(text, options.json, [found])
     else:
-        rows = rates(options, console)
-        console.print(table(rows))
-        content = [asdict(row) for row in rows]
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        rows = rates(options, Console())
+        turns.show(table(rows), options.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.turns import show, study
 from core import trial
-from core.storage.files import write_json
-from core.study import Data, Part, Scale, Study, collect, tensorboard
+from core.storage.files import read_json
+from core.study import collect, tensorboard
 from core.study.driver import run
 from core.study.options import Options
 
@@ -49,36 +49,21 @@ def train_nothing(config: Mapping[str, Any], report: trial.Report = trial.report
     report({"epoch": 1, "val_accuracy": 1.0})
 
 
-def study(trials: int) -> Study:
-    """Declare a study of so many trials that do nothing."""
-    return Study(
-        name="trivial",
-        question="What does the engine cost?",
-        trainable=train_nothing,
-        config=Config,
-        parts={"main": Part(grid={"number": list(range(trials))})},
-        scales={name: Scale(seeds=1) for name in ("demo", "full", "smoke")},
-        metric="val_accuracy",
-        mode="max",
-        data=Data(prepare=lambda settings: {"fingerprint": ""}),
-        report=lambda folder: None,
-    )
-
-
 def measure(trials: int) -> dict[str, float]:
     """Run a study of so many trials in this process; return its costs in seconds and MiB."""
     spent: dict[str, float] = defaultdict(float)
     _time(tensorboard.Live, "row", spent, "curves")
     _time(tensorboard.Live, "ended", spent, "curves")
     _time(collect, "collect", spent, "tables")
+    grid = {"number": list(range(trials))}
+    trivial = study(train_nothing, Config, grid, lambda settings: {"fingerprint": ""})
     with tempfile.TemporaryDirectory() as folder:
         began, cpu = time.time(), time.process_time()
-        run(study(trials), Options(results_dir=folder))
+        run(trivial, Options(results_dir=folder))
         wall, cpu = time.time() - began, time.process_time() - cpu
-        ended, own = [], []
-        for path in Path(folder).glob("trivial/demo/trials/*/result.json"):
-            ended.append(path.stat().st_mtime)
-            own.append(json.loads(path.read_text())["seconds"])
+        paths = list(Path(folder).glob("benchmark/demo/trials/*/result.json"))
+        ended = [path.stat().st_mtime for path in paths]
+        own = [read_json(path)["seconds"] for path in paths]
     assert len(ended) == trials
     first = min(end - seconds for end, seconds in zip(ended, own, strict=True))
     return {
@@ -132,9 +117,7 @@ def main(
     table = Table("measure", *(str(size) for size in sizes))
     for key in results[0]:
         table.add_row(key.replace("_", " "), *(f"{result[key]:.3g}" for result in results))
-    Console().print(table)
-    if json_file is not None:
-        write_json(json_file, {"sizes": results})
+    show(table, json_file, {"sizes": results})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ turns, each with the work of an epoch at 20x20 pixels, on one thread, in CPU sec
 
 from __future__ import annotations
 
-import json as js
 import os
 import statistics
 import subprocess
@@ -18,8 +17,9 @@ import time
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+
+from benchmarks.turns import show
 
 NORMS = ("torch_bn", "bn", "bin")
 STEPS, BATCH, SIZE = 63, 32, 20  # an epoch of the demo
@@ -62,10 +62,7 @@ def main(rounds: int = 5, json: Path | None = None) -> None:
         pinned, native = (statistics.median(times) for times in zip(*pairs, strict=True))
         found[norm] = {"pinned": pinned, "native": native, "ratio": ratio}
         table.add_row(norm, f"{pinned:.2f}", f"{native:.2f}", f"{ratio:.2f}")
-    Console().print(table)
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(js.dumps(found, indent=1))
+    show(table, json, found)
 
 
 def _turn(norm: str, choice: str) -> float:

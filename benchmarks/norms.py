@@ -16,11 +16,10 @@ step (`--memory recycled` shows the opposite, the bare arithmetic on warm memory
 
 from __future__ import annotations
 
-import json
+import functools
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,9 +29,9 @@ from typing import Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks import turns
 from core.layers.norms import NORMS
 
 Size = tuple[int, int, int]  # channels, height, width
@@ -116,26 +115,11 @@ class Row:
     ms: float
     torch_ms: float
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Name the columns as the tables of this project do."""
-        return {
-            "norm": self.norm,
-            "shape": self.shape,
-            "pass": self.part,
-            "compiled": self.compiled,
-            "ratio": self.ms / self.torch_ms,
-            "ms": self.ms,
-            "torch_ms": self.torch_ms,
-        }
-
-
-def clock(options: Options) -> float:
-    """Read the clock in seconds, after the device has finished."""
-    if options.device == "cuda":
-        torch.cuda.synchronize()
-    elif options.threads == 1:
-        return time.thread_time()
-    return time.perf_counter()
+        told: dict[str, Any] = {"norm": self.norm, "shape": self.shape, "pass": self.part}
+        times = {"ratio": self.ms / self.torch_ms, "ms": self.ms, "torch_ms": self.torch_ms}
+        return told | {"compiled": self.compiled} | times
 
 
 def run_once(layer: Any, x: Tensor, dy: Tensor, part: str) -> None:
@@ -152,17 +136,10 @@ def medians(
     layers: tuple[Any, Any], x: Tensor, dy: Tensor, part: str, options: Options
 ) -> tuple[float, float]:
     """Median milliseconds of two layers, ours and torch's, which take turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    pairs = list(zip(layers, times, strict=True))
-    for turn in range(options.rounds + 1):
-        # A B B A: memory that one layer gives back makes the next allocation dearer
-        for layer, seconds in pairs if turn % 2 else reversed(pairs):
-            start = clock(options)
-            run_once(layer, x, dy, part)
-            if turn:  # the first one warms up
-                seconds.append(clock(options) - start)
-    ours, torchs = (1e3 * statistics.median(seconds) for seconds in times)
-    return ours, torchs
+    sides = [functools.partial(run_once, layer, x, dy, part) for layer in layers]
+    read = functools.partial(turns.clock, options.device, options.threads)
+    ours, torchs = turns.in_turns(sides, options.rounds, read)
+    return 1e3 * statistics.median(ours), 1e3 * statistics.median(torchs)
 
 
 def measure(norm: str, sizes: dict[Size, int], options: Options) -> list[Row]:
@@ -206,27 +183,6 @@ def net_rows(rows: list[Row], sizes: dict[Size, int]) -> list[Row]:
     ]
 
 
-def table(rows: list[Row]) -> Table:
-    """Lay the rows out for reading."""
-    view = Table(title="norm layers against torch's (below 1: ours is faster)")
-    for column in ("norm", "shape", "pass", "compiled"):
-        view.add_column(column)
-    for column in ("ours, ms", "torch, ms", "ratio"):
-        view.add_column(column, justify="right")
-    for row in rows:
-        view.add_row(
-            row.norm,
-            row.shape,
-            row.part,
-            "yes" if row.compiled else "",
-            f"{row.ms:.2f}",
-            f"{row.torch_ms:.2f}",
-            f"{row.ms / row.torch_ms:.2f}",
-            style="bold" if row.shape == "net" else None,
-        )
-    return view
-
-
 def main(options: Options) -> None:
     """Measure everything, print the table and write the rows."""
     sizes, console = NET, Console()
@@ -240,11 +196,15 @@ def main(options: Options) -> None:
         with console.status(f"measuring {norm}"), ProcessPoolExecutor(1, spawn) as process:
             rows += process.submit(measure, norm, sizes, options).result()
     rows += net_rows(rows, sizes)
-    console.print(table(rows))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([row.to_json() for row in rows], indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    title = "norm layers against torch's (below 1: ours is faster)"
+    words = ("norm", "shape", "pass", "compiled")
+    view = turns.table(title, words, ("ours, ms", "torch, ms", "ratio"))
+    for row in rows:
+        shown = (f"{ms:.2f}" for ms in (row.ms, row.torch_ms, row.ms / row.torch_ms))
+        compiled = "yes" if row.compiled else ""
+        style = "bold" if row.shape == "net" else None
+        view.add_row(row.norm, row.shape, row.part, compiled, *shown, style=style)
+    turns.show(view, options.json, [row.to_json() for row in rows])
 
 
 if __name__ == "__main__":

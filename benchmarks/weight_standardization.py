@@ -11,19 +11,17 @@ the lab's, is the default, and `--batch 1` shows the worst case.
 
 from __future__ import annotations
 
-import json
+import functools
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from benchmarks.turns import clock, in_turns, show, table
 from core.layers.std_conv import WSConv2d
 
 # channels in and out, kernel, stride, input pixels at 224 -> how many ResNet-18 has
@@ -65,15 +63,6 @@ class Options:
     quick: bool = False
 
 
-def clock(options: Options) -> float:
-    """Read the clock in seconds, after the device has finished."""
-    if options.device == "cuda":
-        torch.cuda.synchronize()
-    elif options.threads == 1:
-        return time.thread_time()
-    return time.perf_counter()
-
-
 def measure(shape: tuple[int, int, int, int, int], options: Options) -> dict[str, object]:
     """Time one shape; milliseconds of both layers and the median ratio of a round."""
     c_in, c_out, kernel, stride, size = shape
@@ -81,22 +70,23 @@ def measure(shape: tuple[int, int, int, int, int], options: Options) -> dict[str
     form = torch.channels_last if options.channels_last else torch.contiguous_format
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
     conv = conv.to(options.device).to(memory_format=form)
-    layers = {"ms": WSConv2d.of(conv), "torch_ms": conv}
+    layers = (WSConv2d.of(conv), conv)
     x = torch.randn(options.batch, c_in, size, size, device=options.device)
     x = x.to(memory_format=form).requires_grad_()
     dy = torch.randn_like(conv(x))
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    for turn in range((3 if options.quick else options.rounds) + 1):
-        for name in list(layers) if turn % 2 else list(layers)[::-1]:
-            start = clock(options)
-            torch.autograd.grad(layers[name](x), [x, conv.weight], dy)
-            times[name].append(1000 * (clock(options) - start))
-    pairs = list(zip(times["ms"][1:], times["torch_ms"][1:], strict=True))  # the first warms up
+    ours, torchs = in_turns(
+        [
+            lambda layer=layer: torch.autograd.grad(layer(x), [x, conv.weight], dy)
+            for layer in layers
+        ],
+        3 if options.quick else options.rounds,
+        functools.partial(clock, options.device, options.threads),
+    )
     return {
         "shape": f"{c_in}->{c_out}, {kernel}x{kernel}/{stride}, {size} px",
-        "ratio": statistics.median(ours / torchs for ours, torchs in pairs),
-        "ms": statistics.median(ours for ours, _ in pairs),
-        "torch_ms": statistics.median(torchs for _, torchs in pairs),
+        "ratio": statistics.median(a / b for a, b in zip(ours, torchs, strict=True)),
+        "ms": 1000 * statistics.median(ours),
+        "torch_ms": 1000 * statistics.median(torchs),
     }
 
 
@@ -110,16 +100,12 @@ def main(options: Options) -> None:
         for name in ("ms", "torch_ms")
     }
     rows.append({"shape": "net", "ratio": whole["ms"] / whole["torch_ms"], **whole})
-    table = Table(title=f"Forward and backward, batch {options.batch}, {options.device}")
-    for header in ("shape", "ratio", "WSConv2d (ms)", "Conv2d (ms)"):
-        table.add_column(header, justify="left" if header == "shape" else "right")
+    title = f"Forward and backward, batch {options.batch}, {options.device}"
+    view = table(title, ["shape"], ["ratio", "WSConv2d (ms)", "Conv2d (ms)"])
     for row in rows:
         shown = (f"{row['ratio']:.3f}", f"{row['ms']:.1f}", f"{row['torch_ms']:.1f}")
-        table.add_row(str(row["shape"]), *shown)
-    Console().print(table)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        view.add_row(str(row["shape"]), *shown)
+    show(view, options.json, rows)
 
 
 if __name__ == "__main__":

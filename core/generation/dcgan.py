@@ -6,37 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.generation.family import (
-    Average,
-    Family,
-    Options,
-    Shape,
-    build_optimizer,
-    halvings,
-    labelled,
-)
+from core.generation import family
+from core.generation.family import Average, Family, Options, Shape, build_optimizer
 
 LR = 2e-4  # from 64 channels on, as in the paper; narrower networks get more, with 1 / width
 BETAS = (0.5, 0.999)  # of Adam, from the paper (section 4)
 LATENT = 100
-_LABEL = 16  # entries of a label's embedding
 
 
 class Maker(nn.Module):
-    """Latents (B, latent) and labels to images (B, C, S, S) in (-1, 1): the paper's generator.
-
-    Args:
-        shape: (C, S, S).
-        width: channels at S/2; they double towards 4x4, up to 4 times.
-        classes: number of labels, or 0.
-        latent: entries of a latent.
-    """
+    """Latents (B, latent) and labels to images (B, C, S, S) in (-1, 1): the paper's generator."""
 
     def __init__(self, shape: Shape, width: int, classes: int, latent: int):
         super().__init__()
-        channels = [width * min(2**n, 4) for n in range(halvings(shape[1]))][::-1]
-        self.labels = nn.Embedding(classes, _LABEL) if classes else None
-        size = latent + (_LABEL if classes else 0)
+        channels = family.channels(shape, width)[::-1]
+        self.labels, extra = family.label_embedding(classes)
+        size = latent + extra
         layers: list[nn.Module] = [
             nn.Unflatten(1, (size, 1, 1)),
             nn.ConvTranspose2d(size, channels[0], 4, bias=False),
@@ -52,7 +37,7 @@ class Maker(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Return the images."""
-        return self.body(labelled(latents, self.labels, labels))
+        return self.body(family.labelled(latents, self.labels, labels))
 
 
 class Judge(nn.Module):
@@ -60,19 +45,13 @@ class Judge(nn.Module):
 
     Labels enter as a projection: the inner product of features and a label's embedding is added to
     the logit (Miyato & Koyama, arXiv:1802.05637).
-
-    Args:
-        shape: (C, S, S).
-        width: channels at S/2; they double with each halving, up to 4 times.
-        classes: number of labels, or 0.
     """
 
     def __init__(self, shape: Shape, width: int, classes: int):
         super().__init__()
         layers: list[nn.Module] = []
         before = shape[0]
-        for level in range(halvings(shape[1])):
-            after = width * min(2**level, 4)
+        for level, after in enumerate(family.channels(shape, width)):
             layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=level == 0))
             if level:  # none on the first layer, as in the paper
                 layers.append(nn.BatchNorm2d(after))
@@ -96,12 +75,8 @@ class DCGAN(Family):
     The generator's loss is the non-saturating one (Goodfellow et al., arXiv:1406.2661, section 3).
     Real and made images go through the discriminator apart, so that its batch norms see one kind.
 
-    Args:
-        shape: (C, S, S).
-        width: channels at S/2; a multiple of 8.
-        classes: number of labels, or 0.
-        options: of both networks; lr None is the paper's 2e-4 of adam, below 64 channels times
-            64 / width, latent None the paper's 100. The moving average is the generator's.
+    Without an lr of its own it is the paper's 2e-4 of adam, below 64 channels times 64 / width,
+    without a latent the paper's 100. The moving average is the generator's.
     """
 
     def __init__(self, shape: Shape, width: int, classes: int, options: Options):

@@ -4,6 +4,9 @@ A family (`core.generation.vae`, `core.generation.dcgan`, `core.generation.flow_
 latents into images of [-1, 1]. It holds its networks and optimisers, takes training steps, and its
 whole state goes into a checkpoint. Nothing in it draws from torch's global generator once it is
 built.
+
+Of the networks, `shape` is (C, S, S), `width` the channels at the widest resolution, a multiple of
+8, `classes` the number of labels, 0 without any, and `latent` the entries of a latent.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from core.training.optimizer import make_optimizer
 from core.training.recipe import OptimizerName, converted_rate
 
 _AT_ONCE = 250  # images decoded together: bounds the memory of sampling
+_LABEL = 16  # entries of a label's embedding
 Shape = tuple[int, int, int]
 
 
@@ -82,8 +86,7 @@ class Average:
             return
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs = zip(self.network.parameters(), self.source.parameters(), strict=True)
-        for mean, current in pairs:
+        for mean, current in zip(self.network.parameters(), self.source.parameters(), strict=True):
             mean.lerp_(current, 1 - keep)
         for mean, current in zip(self.network.buffers(), self.source.buffers(), strict=True):
             mean.copy_(current)
@@ -264,9 +267,24 @@ def stream(seed: int, number: int) -> int:
     return (seed * 1000 + number) % 2**63  # as torch takes no larger ones
 
 
+def small_rate(width: int) -> float:
+    """Return 2e-3 up to 32 channels; wider networks get less, in proportion to 1 / width."""
+    return 2e-3 * min(1.0, 32 / width)
+
+
 def halvings(size: int) -> int:
     """Return how often `size` (of `SIZES`) is halved until 4 is left."""
     return size.bit_length() - 3
+
+
+def channels(shape: Shape, width: int) -> list[int]:
+    """Return the channels at S/2, S/4, ... 4: they double each time, up to 4 times."""
+    return [width * min(2**level, 4) for level in range(halvings(shape[1]))]
+
+
+def label_embedding(classes: int) -> tuple[nn.Embedding | None, int]:
+    """Return what `labelled` appends, and how many entries that is."""
+    return (nn.Embedding(classes, _LABEL), _LABEL) if classes else (None, 0)
 
 
 def labelled(features: Tensor, embedding: nn.Embedding | None, labels: Tensor) -> Tensor:

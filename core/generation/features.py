@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from core import numerics
 from core.data.augment import augment
 from core.errors import UserError
 from core.generation.copies import CopyCheck, false_alarms, plant, threshold
-from core.generation.quality import Moments, Nearest, balance, frechet, moments, nearest, prdc
+from core.generation.quality import Nearest, balance, frechet, moments, nearest, prdc
 from core.models.weights import kept, load_state
 from core.storage.cache import cache_dir, cache_errors
 from core.training.device import device_here
@@ -40,10 +39,7 @@ _RULE = f"1: three stages, {FEATURES} features; torch {torch.__version__}"
 class Classifier(nn.Module):
     """A small convolutional classifier whose last hidden layer serves as features.
 
-    Args:
-        channels: C of the images.
-        size: S of the images, a multiple of 8.
-        classes: number of labels.
+    For images (B, channels, size, size), the size a multiple of 8.
     """
 
     def __init__(self, channels: int, size: int, classes: int):
@@ -119,26 +115,26 @@ def _train(images: Tensor, labels: Tensor, classes: int, flip: bool) -> Classifi
     channels, size = images.shape[1:3]
     model = Classifier(channels, size, classes).to(images.device)
     generator = torch.Generator().manual_seed(0)
-    per_pass = -(-len(images) // _BATCH)
-    steps = max(_LEAST_STEPS, _PASSES * per_pass)
+    steps = max(_LEAST_STEPS, _PASSES * -(-len(images) // _BATCH))
     optimizer = torch.optim.AdamW(model.parameters(), _LR, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    done = 0
-    while done < steps:
-        order = torch.randperm(len(images), generator=generator)
-        for index in order.split(_BATCH)[: steps - done]:
-            x, y = images[index.to(images.device)], labels[index.to(images.device)]
-            x = scaled(augment(x, generator, flip=flip, padding=max(1, size // 16)))
-            loss = F.cross_entropy(model(x), y, label_smoothing=_SMOOTHING)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            done += 1
+    for index in itertools.islice(_batches(len(images), generator), steps):
+        x, y = images[index.to(images.device)], labels[index.to(images.device)]
+        x = scaled(augment(x, generator, flip=flip, padding=max(1, size // 16)))
+        loss = F.cross_entropy(model(x), y, label_smoothing=_SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     model.eval()
     features, _ = model.look(images)  # not yet divided: the buffer is 1
     model.get_buffer("spread").copy_(features.double().var(0).sum().sqrt())
     return model
+
+
+def _batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    while True:
+        yield from torch.randperm(count, generator=generator).split(_BATCH)
 
 
 def classifier(
@@ -179,39 +175,53 @@ def classifier(
     return model.to(images.device).eval().requires_grad_(False), digest
 
 
-@dataclass(frozen=True, eq=False)
 class Reference:
     """Real images in the classifier's features, which generated ones are held against.
+
+    Args:
+        train: (N, C, S, S) uint8, the generators' training images.
+        labels: (N,) int64 of `train`.
+        held_out: (M, C, S, S) uint8, real images that no network has seen.
+        held_out_labels: (M,) int64.
+        classes: number of labels.
+        flip: mirror at random while the classifier trains.
+        count: how many images are compared: this many generated ones each time.
+        neighbours: k of precision and its kin.
+        fingerprint: of the data set.
 
     Attributes:
         classifier: of the data set.
         digest: SHA-256 of its weights.
-        train: (N, C, S, S) uint8, the generators' training images.
-        held_out: (M, C, S, S) uint8, real images that no network has seen.
-        labels: (N,) int64 of `train`.
-        held_out_labels: (M,) int64.
-        classes: number of labels.
-        count: how many images are compared: this many generated ones each time.
-        neighbours: k of precision and its kin.
         moments: of all training images.
         real: (count, F) features of training images drawn once, for precision and its kin.
         check: finds training images among others.
         unseen: ratios of held-out images by `check`; they set its threshold.
+
+    Raises:
+        UserError: see `classifier`.
     """
 
-    classifier: Classifier
-    digest: str
-    train: Tensor
-    held_out: Tensor
-    labels: Tensor
-    held_out_labels: Tensor
-    classes: int
-    count: int
-    neighbours: int
-    moments: Moments
-    real: Tensor
-    check: CopyCheck
-    unseen: Tensor
+    def __init__(
+        self,
+        train: Tensor,
+        labels: Tensor,
+        held_out: Tensor,
+        held_out_labels: Tensor,
+        classes: int,
+        *,
+        flip: bool,
+        count: int,
+        neighbours: int,
+        fingerprint: str,
+    ):
+        self.train, self.labels = train, labels
+        self.held_out, self.held_out_labels = held_out, held_out_labels
+        self.classes, self.count, self.neighbours = classes, count, neighbours
+        self.classifier, self.digest = classifier(train, labels, classes, flip, fingerprint)
+        features, _ = self.classifier.look(train)
+        self.moments, self.real = moments(features), features[_some(len(train), count)]
+        self.check = CopyCheck(train)
+        self.unseen = self.check.ratios(held_out[_some(len(held_out), _CALIBRATED)])
 
     def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Return every measure of `count` images.
@@ -235,10 +245,9 @@ class Reference:
             found["class_agreement"] = agreed.double().mean().item()
         return found
 
-    def nearest(self, images: Tensor, keep: int = 1) -> Nearest:
+    def nearest(self, images: Tensor) -> Nearest:
         """Return the nearest training images of uint8 images."""
-        found = nearest(images.to(self.train.device), self.train, keep)
-        return Nearest(*(part.cpu() for part in found))
+        return Nearest(*(part.cpu() for part in nearest(images.to(self.train.device), self.train)))
 
     def copying(self, images: Tensor) -> dict[str, float]:
         """Return how near images (N, C, S, S) uint8 are to training images, and how many copy one.
@@ -254,43 +263,6 @@ class Reference:
         return {name: self.copying(images)["copies"] for name, images in plant(self.train).items()}
 
 
-def reference(
-    train: Tensor,
-    labels: Tensor,
-    held_out: Tensor,
-    held_out_labels: Tensor,
-    classes: int,
-    *,
-    flip: bool,
-    count: int,
-    neighbours: int,
-    fingerprint: str,
-) -> Reference:
-    """Prepare a data set for comparisons of `count` images at a time.
-
-    Raises:
-        UserError: see `classifier`.
-    """
-    model, digest = classifier(train, labels, classes, flip, fingerprint)
-    features, _ = model.look(train)
-    check = CopyCheck(train)
-    return Reference(
-        model,
-        digest,
-        train,
-        held_out,
-        labels,
-        held_out_labels,
-        classes,
-        count,
-        neighbours,
-        moments(features),
-        features[_some(len(train), count)],
-        check,
-        check.ratios(held_out[_some(len(held_out), _CALIBRATED)]),
-    )
-
-
 def yardsticks(against: Reference) -> dict[str, dict[str, float]]:
     """Return the measures of images that are not generated, `count` of each if there are as many.
 
@@ -299,16 +271,19 @@ def yardsticks(against: Reference) -> dict[str, dict[str, float]]:
     that had learnt them by heart. noise has uniform pixels: the ceiling.
     """
     few = _some(len(against.held_out), against.count)
-    rows = {"held_out": (against.held_out[few], against.held_out_labels[few])}
     again = _some(len(against.train), against.count, start=against.count)
-    rows["copies"] = (against.train[again], against.labels[again])
     generator = torch.Generator().manual_seed(0)
     shape = (against.count, *against.train.shape[1:])
     noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    found = {name: against.measure(images, asked) for name, (images, asked) in rows.items()}
-    found["noise"] = against.measure(noise, None)
-    for name, images in (*((name, images) for name, (images, _) in rows.items()), ("noise", noise)):
-        found[name] |= against.copying(images)
+    rows = {
+        "held_out": (against.held_out[few], against.held_out_labels[few]),
+        "copies": (against.train[again], against.labels[again]),
+        "noise": (noise, None),
+    }
+    found = {
+        name: against.measure(images, asked) | against.copying(images)
+        for name, (images, asked) in rows.items()
+    }
     found["held_out"]["copies"] = false_alarms(against.unseen)
     return found
 
@@ -348,24 +323,7 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
     Raises:
         UserError: the file is missing or holds something else.
     """
-    from torchvision.models import inception_v3
-
-    model = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=False)
-    state = {k: v for k, v in load_state(Path(path)).items() if not k.startswith("AuxLogits.")}
-    found: Any = None
-    try:
-        found = model.load_state_dict(state, strict=False)
-    except RuntimeError as e:
-        raise UserError(f"--set inception={path}: not the weights of inception_v3") from e
-    if found.unexpected_keys or any(
-        not k.startswith(("AuxLogits.", "fc.")) for k in found.missing_keys
-    ):
-        raise UserError(
-            f"--set inception={path}: not the state dict of torchvision's inception_v3 (it lacks or"
-            f" adds {', '.join((found.missing_keys + found.unexpected_keys)[:3])})"
-        )
-    model.add_module("fc", nn.Identity())  # features in place of ImageNet's logits
-    model = model.to(device_here()).eval().requires_grad_(False)
+    model = _inception_network(path)
 
     def features(images: Tensor) -> Tensor:
         parts = []
@@ -377,3 +335,21 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
         return torch.cat(parts)
 
     return features
+
+
+def _inception_network(path: str | Path) -> nn.Module:
+    from torchvision.models import inception_v3
+
+    model = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=False)
+    state = {k: v for k, v in load_state(Path(path)).items() if not k.startswith("AuxLogits.")}
+    try:
+        lacking, unknown = model.load_state_dict(state, strict=False)
+    except RuntimeError as e:
+        raise UserError(f"--set inception={path}: not the weights of inception_v3") from e
+    if unknown or any(not k.startswith(("AuxLogits.", "fc.")) for k in lacking):
+        raise UserError(
+            f"--set inception={path}: not the state dict of torchvision's inception_v3 (it lacks or"
+            f" adds {', '.join((lacking + unknown)[:3])})"
+        )
+    model.add_module("fc", nn.Identity())  # features in place of ImageNet's logits
+    return model.to(device_here()).eval().requires_grad_(False)

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.generation.family import Average, Family, Options, Shape, build_optimizer, halvings
+from core.generation import family
+from core.generation.family import Average, Family, Options, Shape
 
-LR = 2e-3  # up to 32 channels; wider networks get less, in proportion to 1 / width
 MAX_NORM = 1.0  # of the gradient: a few steps at the start are far larger than the rest
 
 
@@ -55,8 +55,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels, with a shortcut; for the smallest maps.
 
-    Args:
-        channels: C; heads have 32 channels or, in narrow networks, all.
+    Heads have 32 channels or, in narrow networks, all.
     """
 
     def __init__(self, channels: int):
@@ -83,11 +82,8 @@ class UNet(nn.Module):
     convolutions run on maps of S / patch; that costs detail and saves most of the time. A level for
     each halving from there down to 4; channels are `width` at the first and twice that below.
 
-    Args:
-        shape: (C, S, S).
-        width: channels of the first level; a multiple of 8.
-        classes: number of labels, or 0; label number `classes` means that it is not told.
-        patch: 1, 2 or 4, with S / patch at least 4.
+    Label number `classes` means that it is not told. `patch` is 1, 2 or 4, with S / patch at least
+    4.
     """
 
     def __init__(self, shape: Shape, width: int, classes: int, patch: int = 1):
@@ -96,10 +92,9 @@ class UNet(nn.Module):
         self.width, self.patch = width, patch
         self.time = nn.Sequential(nn.Linear(width, size), nn.SiLU(), nn.Linear(size, size))
         self.labels = nn.Embedding(classes + 1, size) if classes else None
-        channels = [width, *[2 * width] * halvings(shape[1] // patch)]
+        channels = [width, *[2 * width] * family.halvings(shape[1] // patch)]
         self.stem = nn.Conv2d(ends, width, 3, padding=1)
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
         for here, below in itertools.pairwise(channels):
             self.down.append(Block(here, here, size))
             self.shrink.append(nn.Conv2d(here, below, 3, stride=2, padding=1))
@@ -173,11 +168,7 @@ class FlowMatching(Family):
     sampling can push towards the label: v = v_none + guidance (v_label - v_none) (Ho & Salimans,
     arXiv:2207.12598, with guidance = 1 + their w). At guidance 1 only v_label is computed.
 
-    Args:
-        shape: (C, S, S).
-        width: channels of the first level; a multiple of 8.
-        classes: number of labels, or 0.
-        options: lr None is 2e-3 of adam, for more than 32 channels times 32 / width.
+    Without an lr of its own it is `small_rate`'s of adam.
     """
 
     def __init__(self, shape: Shape, width: int, classes: int, options: Options):
@@ -188,9 +179,8 @@ class FlowMatching(Family):
         self.latent_shape, self.options = shape, options
         self.network = UNet(shape, width, classes, patch)
         self.networks = {"network": self.network}
-        own = LR * min(1.0, 32 / width)
-        weights = self.network.parameters()
-        self.optimizers = {"network": build_optimizer(options, weights, own)}
+        weights, rate = self.network.parameters(), family.small_rate(width)
+        self.optimizers = {"network": family.build_optimizer(options, weights, rate)}
         self.average = Average(self.network, options.ema)
 
     def train_step(

@@ -112,12 +112,9 @@ def prdc(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
 
 def _radii(points: Tensor, k: int) -> Tensor:
     """Return the distance of each point to its k-th nearest neighbour, itself not counted."""
-    return torch.cat(
-        [
-            torch.cdist(part, points).kthvalue(k + 1, dim=1).values  # the first is itself, at 0
-            for part in points.split(_ROWS)
-        ]
-    )
+    distances = (torch.cdist(part, points) for part in points.split(_ROWS))
+    # the first is itself, at 0
+    return torch.cat([apart.kthvalue(k + 1, dim=1).values for apart in distances])
 
 
 def balance(predicted: Tensor, classes: int) -> float:

@@ -8,37 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.generation.family import (
-    Average,
-    Family,
-    Options,
-    Shape,
-    build_optimizer,
-    halvings,
-    labelled,
-)
+from core.generation import family
+from core.generation.family import Average, Family, Options, Shape
 
-LR = 2e-3  # up to 32 channels; wider networks get less, in proportion to 1 / width
 LEAST_VARIANCE = 0.05  # of a pixel in [-1, 1]: finer errors are not paid for with latents
-_LABEL = 16  # entries of a label's embedding
 
 
 class Encoder(nn.Module):
-    """Images (B, C, S, S) and labels to mean and log variance of latents, (B, latent) each.
-
-    Args:
-        shape: (C, S, S).
-        width: channels at S/2; they double with each halving, up to 4 times.
-        classes: number of labels, or 0.
-        latent: entries of a latent.
-    """
+    """Images (B, C, S, S) and labels to mean and log variance of latents, (B, latent) each."""
 
     def __init__(self, shape: Shape, width: int, classes: int, latent: int):
         super().__init__()
-        channels = _channels(width, halvings(shape[1]))
         layers: list[nn.Module] = []
         before = shape[0]
-        for after in channels:
+        for after in family.channels(shape, width):
             layers += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1),
                 nn.GroupNorm(8, after),
@@ -46,36 +29,27 @@ class Encoder(nn.Module):
             ]
             before = after
         self.body = nn.Sequential(*layers, nn.Flatten())
-        self.labels = nn.Embedding(classes, _LABEL) if classes else None
-        size = before * 16 + (_LABEL if classes else 0)
+        self.labels, extra = family.label_embedding(classes)
         self.head = nn.Sequential(
-            nn.Linear(size, 4 * width), nn.SiLU(), nn.Linear(4 * width, 2 * latent)
+            nn.Linear(before * 16 + extra, 4 * width), nn.SiLU(), nn.Linear(4 * width, 2 * latent)
         )
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance."""
-        features = labelled(self.body(images), self.labels, labels)
+        features = family.labelled(self.body(images), self.labels, labels)
         mean, log_variance = self.head(features).chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 10)
 
 
 class Decoder(nn.Module):
-    """Latents (B, latent) and labels to images (B, C, S, S) in (-1, 1).
-
-    Args:
-        shape: (C, S, S).
-        width: channels at S/2.
-        classes: number of labels, or 0.
-        latent: entries of a latent.
-    """
+    """Latents (B, latent) and labels to images (B, C, S, S) in (-1, 1)."""
 
     def __init__(self, shape: Shape, width: int, classes: int, latent: int):
         super().__init__()
-        channels = _channels(width, halvings(shape[1]))[::-1]
-        self.labels = nn.Embedding(classes, _LABEL) if classes else None
-        size = latent + (_LABEL if classes else 0)
+        channels = family.channels(shape, width)[::-1]
+        self.labels, extra = family.label_embedding(classes)
         self.stem = nn.Sequential(
-            nn.Linear(size, channels[0] * 16), nn.Unflatten(1, (channels[0], 4, 4))
+            nn.Linear(latent + extra, channels[0] * 16), nn.Unflatten(1, (channels[0], 4, 4))
         )
         layers: list[nn.Module] = []
         for before, after in zip(channels, (*channels[1:], width), strict=True):
@@ -90,7 +64,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Return the images."""
-        return self.body(self.stem(labelled(latents, self.labels, labels))).tanh()
+        return self.body(self.stem(family.labelled(latents, self.labels, labels))).tanh()
 
 
 class VAE(Family):
@@ -102,12 +76,8 @@ class VAE(Family):
     `LEAST_VARIANCE`: on clean drawings it would otherwise fall until the latents of the training
     images leave no room for those drawn from the prior. Samples are the means, without pixel noise.
 
-    Args:
-        shape: (C, S, S).
-        width: channels at S/2; a multiple of 8.
-        classes: number of labels, or 0.
-        options: lr None is 2e-3 of adam, for more than 32 channels times 32 / width; latent None is
-            S, 16 for images of 16x16. The moving average is the decoder's.
+    Without an lr of its own it is `small_rate`'s of adam, without a latent S, 16 for images of
+    16x16. The moving average is the decoder's.
     """
 
     def __init__(self, shape: Shape, width: int, classes: int, options: Options):
@@ -118,8 +88,8 @@ class VAE(Family):
         self.decoder = Decoder(shape, width, classes, latent)
         self.networks = {"encoder": self.encoder, "decoder": self.decoder}
         weights = [*self.encoder.parameters(), *self.decoder.parameters()]
-        own = LR * min(1.0, 32 / width)
-        self.optimizers = {"both": build_optimizer(options, weights, own)}
+        rate = family.small_rate(width)
+        self.optimizers = {"both": family.build_optimizer(options, weights, rate)}
         self.average = Average(self.decoder, options.ema)
 
     def train_step(
@@ -142,7 +112,3 @@ class VAE(Family):
         self.step("both", loss)
         self.average.update()
         return {"loss": loss.detach(), "kl": kl.detach(), "squared_error": error.detach()}
-
-
-def _channels(width: int, levels: int) -> list[int]:
-    return [width * min(2**level, 4) for level in range(levels)]

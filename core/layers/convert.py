@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -30,15 +31,7 @@ from core.layers.std_conv import EPS, WSConv2d, kernel_scale
 Mode = Literal["A", "B"]
 # Largest difference between the outputs before and after a conversion, as a share of the largest
 # output. Formulas that are wrong or miss an eps are off by far more, or by something visible.
-TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.1,
-    torch.float16: 0.05,
-}
-
-
-# ---- conversion ----
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -104,15 +97,14 @@ def convert(
     if wanted and earlier and earlier.mode != mode:
         raise ValueError(f"convert: {wanted[0].conv} is new in a model converted in the other mode")
     target = model if inplace else copy.deepcopy(model)
-    undo = _apply(target, wanted, lambda conv: WSConv2d.of(conv, eps=eps, unbiased=unbiased))
-    try:
+    with _undone_on_failure(target, wanted):
         for pair in wanted:
             conv, norm = target.get_submodule(pair.conv), target.get_submodule(pair.norm)
-            _compensate(conv, norm, mode)
+            assert isinstance(conv, nn.Conv2d)
+            layer = WSConv2d.of(conv, eps=eps, unbiased=unbiased)
+            setbyname2(target, pair.conv, layer)
+            _compensate(layer, norm, mode)
         difference = _difference(target, run) if wanted else 0.0
-    except BaseException:
-        undo()
-        raise
     if wanted or earlier is None:
         converted = (*(earlier.converted if earlier else ()), *wanted)
         target.ws_conversion = cast(Any, Conversion(mode, converted, left, difference))
@@ -143,21 +135,18 @@ def to_plain(
         ValueError: "original" for a model that `convert` did not make.
     """
     known = conversion(model)
-    layers = [name for name, m in model.named_modules() if isinstance(m, WSConv2d)]
     norms = {pair.conv: pair.norm for pair in known.converted} if known else {}
-    if weights == "original":
-        unknown = [name for name in layers if name not in norms]
-        if unknown:
-            raise ValueError(
-                f"to_plain: {', '.join(unknown)} was not made by convert, so there is no norm to"
-                " take a compensation from: use weights='standardised'"
-            )
+    layers = [name for name, m in model.named_modules() if isinstance(m, WSConv2d)]
+    unknown = [name for name in layers if name not in norms]
+    if weights == "original" and unknown:
+        raise ValueError(
+            f"to_plain: {', '.join(unknown)} was not made by convert, so there is no norm to"
+            " take a compensation from: use weights='standardised'"
+        )
     target = model if inplace else copy.deepcopy(model)
     for name in layers:
-        layer = target.get_submodule(name)
-        assert isinstance(layer, WSConv2d)
-        if weights == "original":
-            assert known is not None
+        layer = cast(WSConv2d, target.get_submodule(name))
+        if known is not None and weights == "original":
             _compensate(layer, target.get_submodule(norms[name]), known.mode, back=True)
             setbyname2(target, name, layer.plain())
         else:
@@ -203,41 +192,36 @@ def _sorted(model: nn.Module, run: Run, mode: Mode) -> tuple[tuple[Pair, ...], d
     return tuple(wanted), left
 
 
-def _apply(
-    model: nn.Module, wanted: tuple[Pair, ...], replaced: Callable[[nn.Conv2d], nn.Module]
-) -> Callable[[], None]:
-    """Replace the convolutions; return a function that puts all back, the norms' numbers too."""
-    before = []
-    for pair in wanted:
-        conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)
-        assert isinstance(conv, nn.Conv2d)
-        kept = [(t, t.detach().clone()) for t in (*norm.parameters(), *norm.buffers())]
-        before.append((pair.conv, conv, kept))
-        setbyname2(model, pair.conv, replaced(conv))
-
-    @torch.no_grad()
-    def undo() -> None:
-        for name, conv, kept in before:
+@contextmanager
+def _undone_on_failure(model: nn.Module, wanted: tuple[Pair, ...]) -> Iterator[None]:
+    """Put back the convolutions and the norms' numbers where what is done inside fails."""
+    convs = {pair.conv: model.get_submodule(pair.conv) for pair in wanted}
+    norms = [model.get_submodule(pair.norm) for pair in wanted]
+    kept = [(t, t.detach().clone()) for m in norms for t in (*m.parameters(), *m.buffers())]
+    try:
+        yield
+    except BaseException:
+        for name, conv in convs.items():
             setbyname2(model, name, conv)
+        with torch.no_grad():
             for tensor, value in kept:
                 tensor.copy_(value)
-
-    return undo
+        raise
 
 
 @torch.no_grad()
-def _compensate(conv: nn.Module, norm: nn.Module, mode: Mode, back: bool = False) -> None:
+def _compensate(conv: WSConv2d, norm: nn.Module, mode: Mode, back: bool = False) -> None:
     """Make the norm take W / n where it took W (or, `back`, the other way round); in float64."""
-    assert isinstance(conv, WSConv2d) and isinstance(norm, Norm)
+    assert isinstance(norm, Norm)
     n = kernel_scale(conv.weight.double(), conv.eps, conv.unbiased)
     n = 1 / n if back else n
-    stored = {name: getattr(norm, name) for name in ("running_mean", "running_var")}
-    mean, var = (value.double() for value in stored.values())
+    running_mean, running_var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    mean, var = running_mean.double(), running_var.double()
     b = torch.zeros_like(mean) if conv.bias is None else conv.bias.double()
     if mode == "A":
-        stored["running_mean"].copy_((mean - b) / n + b)
+        running_mean.copy_((mean - b) / n + b)
         # Not clamped: this may be below 0 for a channel that hardly varies, the sum with eps is not
-        stored["running_var"].copy_((var + norm.eps) / n.square() - norm.eps)
+        running_var.copy_((var + norm.eps) / n.square() - norm.eps)
         return
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     shift = weight.double() * (n - 1) * (mean - b) * (var + norm.eps).rsqrt()

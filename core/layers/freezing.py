@@ -42,25 +42,18 @@ def small_stem(model: nn.Module, stem: Stem, *, maxpool: bool = True) -> None:
         model.register_module("maxpool", nn.Identity())
 
 
-def averaged_kernel(kernel: Tensor, size: int = 3) -> Tensor:
-    """Shrink square kernels by adding up what falls into each of `size` x `size` equal parts.
+def averaged_kernel(kernel: Tensor) -> Tensor:
+    """Shrink kernels (out, in, k, k) to 3 x 3 by adding up what falls into each of 9 equal parts.
 
     A weight on a border is divided by area. The small kernel answers an image as the large one
-    answers the same image enlarged by (large / size) with equal squares for pixels, so features
-    learned on large photographs keep their size relative to what a thumbnail shows.
-
-    Args:
-        kernel: (out, in, k, k).
-        size: of the result.
-
-    Returns:
-        (out, in, size, size) with the same sum over each kernel.
+    answers the same image enlarged by (k / 3) with equal squares for pixels, so features learned on
+    large photographs keep their size relative to what a thumbnail shows. Sums stay.
     """
     large = kernel.shape[-1]
-    edges = torch.arange(size + 1, dtype=torch.float64) * large / size
+    edges = torch.arange(3 + 1, dtype=torch.float64) * large / 3
     cells = torch.arange(large, dtype=torch.float64)
     ends = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
-    share = ends.clamp(min=0).to(kernel.device)  # (size, large): the part of a cell in each bin
+    share = ends.clamp(min=0).to(kernel.device)  # (3, k): the part of a cell in each bin
     return (share @ kernel.detach().double() @ share.T).to(kernel.dtype)
 
 
@@ -129,29 +122,20 @@ def trained_part(model: nn.Module) -> nn.ParameterList:
 def counts(model: nn.Module) -> dict[str, int]:
     """Return the number of all, of trained and of frozen parameters."""
     total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "parameters": total,
-        "trainable_parameters": trained,
-        "frozen_parameters": total - trained,
-    }
+    trained = sum(p.numel() for p in trained_part(model))
+    counted = {"parameters": total, "trainable_parameters": trained}
+    return counted | {"frozen_parameters": total - trained}
 
 
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of names and bits of the frozen parameters; "" where there are none."""
-    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-    return _short_digest(frozen)
+    return _short_digest({n: p for n, p in model.named_parameters() if not p.requires_grad})
 
 
 def statistics_digest(model: nn.Module) -> str:
     """Return the same of the running statistics of frozen batch norms."""
-    return _short_digest(
-        {
-            f"{name}.{key}": buffer
-            for name, layer in frozen_norms(model).items()
-            for key, buffer in layer.named_buffers()
-        }
-    )
+    norms = frozen_norms(model).items()
+    return _short_digest({n: b for name, m in norms for n, b in m.named_buffers(prefix=name)})
 
 
 def _short_digest(tensors: Mapping[str, Tensor]) -> str:

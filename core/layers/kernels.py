@@ -145,12 +145,8 @@ def _gradient_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sum dy and dy * (x - mean) per channel and image, both (N, C).
 
-    Args:
-        dy: gradient of the output, in the memory format of x.
-        x: the input, dense.
-        mean: (N, C) or (1, C).
-        centred: subtract the mean before the sums and not from them.
-        ordered: add in the order of torch's batch norm, where there is only one.
+    x is dense and dy in its memory format. `centred` subtracts the mean, (N, C) or (1, C), before
+    the sums and not from them; `ordered` adds in the order of torch's batch norm.
     """
     dtype, channels = compute_dtype(x), x.shape[1]
     if is_traced(x):
@@ -202,13 +198,7 @@ def _lane_sums(rows: Tensor, factor: Tensor | None = None) -> Tensor:
 
 
 def _linear_gradient(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    centred: bool,
-    scale: Tensor,
-    slope: Tensor,
-    offset: Tensor,
+    dy: Tensor, x: Tensor, mean: Tensor, centred: bool, scale: Tensor, slope: Tensor, offset: Tensor
 ) -> Tensor:
     """Compute dy * scale + (x - mean) * slope + offset; see `_gradient_sums` for `centred`."""
     dtype = compute_dtype(x)

@@ -2,7 +2,9 @@
 
 `NORMS` maps the names used in settings and tables to the constructors. All layers take
 (N, C, H, W) of any size in either memory format and keep dtype and format; the statistics are
-at least float32, also of half-precision input (autocast).
+at least float32, also of half-precision input (autocast). `channels` is C, `eps` is added to the
+variance, and `affine` layers learn a `weight` and a `bias` per channel. A forward pass raises
+ValueError where x is not (N, C, H, W), or holds a single value where a statistic is taken.
 
 Why not the textbook's five lines: on a CPU `var` is a scalar loop and each line writes a temporary
 of the size of the input, which makes a layer 5 to 12 times slower than torch's and doubles the
@@ -32,6 +34,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from core.layers.kernels import (
@@ -45,21 +48,12 @@ from core.layers.kernels import (
 from core.layers.planes import compute_dtype, is_traced
 
 
-class _Tracking(nn.Module):
+class _Tracking(_NormBase):
     """Running mean and variance per channel, and how many batches they come from."""
 
-    _version = 2  # as nn.BatchNorm2d: since version 2 a state has num_batches_tracked
-    momentum: float | None
-    track_running_stats: bool
-    running_mean: Tensor  # this and the next two are None where nothing is tracked
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def _add_running_statistics(self, channels: int) -> None:
-        track = self.track_running_stats
-        self.register_buffer("running_mean", torch.zeros(channels) if track else None)
-        self.register_buffer("running_var", torch.ones(channels) if track else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if track else None)
+    running_mean: Any  # a tensor; this and the next two are None where nothing is tracked
+    running_var: Any
+    num_batches_tracked: Any
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
@@ -77,21 +71,9 @@ class _Tracking(nn.Module):
         self.running_mean.copy_(mean * new + self.running_mean.to(dtype) * old)
         self.running_var.copy_(torch.addcmul(self.running_var.to(dtype) * old, var, new))
 
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
-        key, batches = prefix + "num_batches_tracked", self.num_batches_tracked
-        if (local_metadata.get("version") or 0) < 2 and batches is not None:
-            state_dict.setdefault(key, batches.clone())  # states before torch 0.4.1 have none
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+    def extra_repr(self) -> str:
+        """Options as `nn.BatchNorm2d` prints them."""
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
 
 
 class BatchNorm(_Tracking):
@@ -108,37 +90,10 @@ class BatchNorm(_Tracking):
     magnifies a difference in the last digit to a visible one within some ten steps (a
     pre-activation changes its sign, and its gradient with it). Larger inputs, where that order
     costs time, agree to rounding.
-
-    Args:
-        channels: C, the size of dimension 1.
-        eps: added to the variance.
-        momentum: weight of the newest batch in the running averages; None for the mean of all
-            batches so far.
-        affine: learn `weight` and `bias`.
-        track_running_stats: keep running averages; without them evaluation uses the batch too.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-    ):
-        super().__init__()
-        self.channels, self.eps, self.momentum = channels, eps, momentum
-        self.track_running_stats = track_running_stats
-        _add_affine(self, channels, affine)
-        self._add_running_statistics(channels)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape.
-
-        Raises:
-            ValueError: x is not (N, C, H, W), or has one value per channel where batch statistics
-                are needed.
-        """
+        """Map (N, C, H, W) to the same shape."""
         x = _checked(self, x)
         weight, bias = _affine_of(self, x)
         if not self.training and self.running_mean is not None:
@@ -146,10 +101,10 @@ class BatchNorm(_Tracking):
                 t[None].to(compute_dtype(x)) for t in (self.running_mean, self.running_var)
             )
             return standardise(x, weight, bias, mean, (var + self.eps).rsqrt(), "fixed")
-        count = _check_count(self, x, x.numel() // self.channels, "per channel")
+        count = _check_count(self, x, x.numel() // self.num_features, "per channel")
         if keeps_order(x):
             return self._ordered_forward(x, weight, bias, count)
-        mean, var, centred = moments(x, self.channels, "batch")
+        mean, var, centred = moments(x, self.num_features, "batch")
         self._track(mean, var * (count / (count - 1)))
         return standardise(x, weight, bias, mean, (var + self.eps).rsqrt(), "batch", centred)
 
@@ -158,11 +113,7 @@ class BatchNorm(_Tracking):
         # torch divides in float32, and adds eps and takes the root in float64
         rstd = ((squares / count).double() + self.eps).rsqrt().to(mean.dtype)
         self._track(mean, squares / (count - 1))
-        return OrderedBatchNorm.apply(x, weight, bias, mean, rstd, "batch", self.channels, True)
-
-    def extra_repr(self) -> str:
-        """Options as `nn.BatchNorm2d` prints them."""
-        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+        return OrderedBatchNorm.apply(x, weight, bias, mean, rstd, "batch", self.num_features, True)
 
 
 class GroupNorm(nn.Module):
@@ -189,15 +140,11 @@ class GroupNorm(nn.Module):
                 f"{type(self).__name__}: {channels} channels do not split into {groups} groups; "
                 f"choose groups that divide {channels}"
             )
-        self.channels, self.groups, self.eps = channels, groups, eps
+        self.num_features, self.groups, self.eps = channels, groups, eps
         _add_affine(self, channels, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape.
-
-        Raises:
-            ValueError: x is not (N, C, H, W), or has a single value to normalise.
-        """
+        """Map (N, C, H, W) to the same shape."""
         x = _checked(self, x)
         self._check_size(x)
         weight, bias = _affine_of(self, x)
@@ -210,7 +157,7 @@ class GroupNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Channels, groups and eps."""
-        return f"{self.channels}, groups={self.groups}, eps={self.eps}"
+        return f"{self.num_features}, groups={self.groups}, eps={self.eps}"
 
 
 class LayerNorm(GroupNorm):
@@ -219,11 +166,6 @@ class LayerNorm(GroupNorm):
     The group norm with one group; weight and bias are per channel. `torch.nn.LayerNorm([C, H, W])`
     has one of each per value instead: 16.8 million parameters more in the 14-layer network at
     256x256, and a fixed image size.
-
-    Args:
-        channels: C, the size of dimension 1.
-        eps: added to the variance.
-        affine: learn `weight` and `bias`, one value per channel.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True):
@@ -235,11 +177,6 @@ class InstanceNorm(GroupNorm):
 
     The group norm with a group per channel. Equals `torch.nn.InstanceNorm2d` with `affine=True`;
     training and evaluation are the same, there are no running statistics.
-
-    Args:
-        channels: C, the size of dimension 1.
-        eps: added to the variance.
-        affine: learn `weight` and `bias`.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True):
@@ -256,33 +193,19 @@ class BatchInstanceNorm(_Tracking):
     instance are the input standardised as by `BatchNorm` and `InstanceNorm` without their affine
     parts. The gate starts at 1 and is clipped to [0, 1] after every step of any optimiser that
     holds it (a hook on `torch.optim.Optimizer`); `parameter_groups` gives it the paper's ten times
-    larger learning rate. Running averages belong to the batch part.
-
-    Args:
-        channels: C, the size of dimension 1.
-        eps: added to both variances.
-        momentum: weight of the newest batch in the running averages; None for the mean of all
-            batches so far.
+    larger learning rate. Running averages belong to the batch part; both variances get `eps`.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float | None = 0.1):
-        super().__init__()
-        self.channels, self.eps, self.momentum = channels, eps, momentum
-        self.track_running_stats = True
-        _add_affine(self, channels, True)
+        super().__init__(channels, eps, momentum)
         self.gate = nn.Parameter(torch.ones(channels))
-        self._add_running_statistics(channels)
         _GATED.add(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape.
-
-        Raises:
-            ValueError: x is not (N, C, H, W), or has one value per channel and image.
-        """
+        """Map (N, C, H, W) to the same shape."""
         x = _checked(self, x)
         count = _check_count(self, x, x.shape[2] * x.shape[3], "per channel and image")
-        mean, var, centred = moments(x, self.channels, "group")
+        mean, var, centred = moments(x, self.num_features, "group")
         mean_b, var_b = self._batch_statistics(mean, var, count)
         rstd, rstd_b = (var + self.eps).rsqrt(), (var_b + self.eps).rsqrt()
         return BatchInstance.apply(
@@ -304,10 +227,6 @@ class BatchInstanceNorm(_Tracking):
         """Restore a copied or unpickled layer, whose gate is clipped as the original's."""
         super().__setstate__(state)
         _GATED.add(self)
-
-    def extra_repr(self) -> str:
-        """Channels, eps and momentum."""
-        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -412,10 +331,15 @@ def _affine_of(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _checked(layer: Any, x: Tensor) -> Tensor:
     """Return x in a dense memory format, or say what is wrong with it."""
-    if x.dim() != 4 or x.shape[1] != layer.channels or not x.numel() or not x.is_floating_point():
+    if (
+        x.dim() != 4
+        or x.shape[1] != layer.num_features
+        or not x.numel()
+        or not x.is_floating_point()
+    ):
         raise ValueError(
             f"{type(layer).__name__}: expected floating-point input of shape "
-            f"(N, {layer.channels}, H, W), not empty, got {x.dtype} {tuple(x.shape)}"
+            f"(N, {layer.num_features}, H, W), not empty, got {x.dtype} {tuple(x.shape)}"
         )
     if is_traced(x) or x.is_contiguous(memory_format=torch.channels_last):
         return x

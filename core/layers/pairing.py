@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ Norm = nn.BatchNorm2d | BatchNorm
 SIZES = (64, 224)  # pixels of the images tried when no example is given; some networks need more
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A convolution and the batch norm that takes its output and nothing else does."""
 
     conv: str
@@ -67,22 +66,20 @@ def pairs(model: nn.Module, example: Any = None) -> Run:
     record, arguments, outputs = _run(model, example)
     modules = dict(model.named_modules())
     found, taken = [], {}
-    for norm in record.order:
+    for norm in record.calls:
         if not isinstance(modules[norm], Norm):
             continue
-        conv = record.norm_input[norm]
-        _check_pair(modules, record, conv, norm, outputs)
-        assert conv is not None
+        conv = _conv_of(modules, record, norm, outputs)
         if conv in taken:
             raise ValueError(f"{conv}: its output goes to both {taken[conv]} and {norm}")
         taken[conv] = norm
         found.append(Pair(conv, norm))
     _check_tied(model, found)
-    single = {}
-    for name, module in modules.items():
-        if isinstance(module, nn.Conv2d) and name not in taken:
-            ran = record.calls[name]
-            single[name] = "no batch norm follows it" if ran else "the example did not reach it"
+    single = {
+        name: "no batch norm follows it" if record.calls[name] else "the example did not reach it"
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d) and name not in taken
+    }
     return Run(tuple(found), single, arguments, outputs)
 
 
@@ -115,13 +112,16 @@ def tensors(content: Any) -> Iterator[Tensor]:
 class _Record:
     """What hooks and dispatch mode saw of one pass."""
 
-    calls: Counter[str] = field(default_factory=Counter)
-    order: list[str] = field(default_factory=list)  # modules, by their first call
+    calls: Counter[str] = field(default_factory=Counter)  # modules, by their first call
     stack: list[str] = field(default_factory=list)  # modules that are running now
     # id -> the convolution that made the tensor; the tensor is kept, so that no id is used twice
     made: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     norm_input: dict[str, str | None] = field(default_factory=dict)
     readers: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)  # conv -> stacks
+
+    def maker_of(self, tensor: Tensor | None) -> str | None:
+        """Return the convolution that made a tensor, if one did."""
+        return self.made.get(id(tensor), (None, tensor))[0]
 
 
 class _Watch(TorchDispatchMode):
@@ -134,8 +134,8 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run `func` as it is."""
         for tensor in tensors([args, kwargs or {}]):
-            maker, _ = self.record.made.get(id(tensor), ("", tensor))
-            if maker:
+            maker = self.record.maker_of(tensor)
+            if maker is not None:
                 self.record.readers.setdefault(maker, []).append(tuple(self.record.stack))
         return func(*args, **(kwargs or {}))
 
@@ -185,54 +185,43 @@ def _hooks(model: nn.Module, record: _Record) -> Iterator[None]:
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
         name = names[module]
         record.calls[name] += 1
-        if record.calls[name] == 1:
-            record.order.append(name)
         record.stack.append(name)
         if isinstance(module, Norm):
-            x = next(tensors([args, kwargs]), None)
-            maker, _ = record.made.get(id(x), (None, x))
-            record.norm_input[name] = maker
+            record.norm_input[name] = record.maker_of(next(tensors([args, kwargs]), None))
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
         record.stack.pop()
         if isinstance(module, nn.Conv2d) and isinstance(output, Tensor):
             record.made[id(output)] = (names[module], output)
 
-    handles = []
-    try:
+    with ExitStack() as handles:
         for module in names:
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after))
+            handles.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(after))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _check_pair(
-    modules: Mapping[str, nn.Module],
-    record: _Record,
-    conv: str | None,
-    norm: str,
-    outputs: tuple[Tensor, ...],
-) -> None:
-    """Raise unless `norm` alone, and once, takes what `conv` returned."""
+def _conv_of(
+    modules: Mapping[str, nn.Module], record: _Record, norm: str, outputs: tuple[Tensor, ...]
+) -> str:
+    """Return the convolution whose output `norm` takes; raise unless it does so alone and once."""
+    conv = record.norm_input[norm]
     if record.calls[norm] > 1:
         raise ValueError(f"{norm}: this norm is used {record.calls[norm]} times in one pass")
     if conv is None:
-        kind = type(modules[norm]).__name__
         raise ValueError(
-            f"{norm}: disconnected {kind}, its input is not the output of a convolution: only"
-            " chains of convolution, norm, ReLU can be converted"
+            f"{norm}: disconnected {type(modules[norm]).__name__}, its input is not the output of a"
+            " convolution: only chains of convolution, norm, ReLU can be converted"
         )
     if record.calls[conv] > 1:
         raise ValueError(f"{conv}: this convolution is used {record.calls[conv]} times in one pass")
     elsewhere = [stack for stack in record.readers.get(conv, []) if norm not in stack]
-    returned = any(record.made.get(id(t), ("", t))[0] == conv for t in outputs)
+    returned = any(record.maker_of(t) == conv for t in outputs)
     if elsewhere or returned:
         places = sorted({stack[-1] or type(modules[""]).__name__ for stack in elsewhere if stack})
         where = f"in {', '.join(places)}" if places else "as an output of the network"
         raise ValueError(f"{conv}: its output is used not only by {norm} but also {where}")
+    return conv
 
 
 def _check_tied(model: nn.Module, found: list[Pair]) -> None:

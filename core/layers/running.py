@@ -11,8 +11,9 @@ size 1) has no variance to measure there: for that batch it keeps its running st
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -109,22 +110,20 @@ def update(
         momentum: weight of the newest batch; None: as in the model.
         cumulative: forget what the statistics were and average all batches with equal weight.
     """
-    own = {name: layer.momentum for name, layer in layers.items()}
+    own = [(layer, layer.momentum) for layer in layers.values()]
     hooks = [layer.register_forward_pre_hook(train_if_it_can) for layer in layers.values()]
     made = 0
     try:
-        for batch in batches if updates else ():
-            if made == 0:
+        wanted = itertools.islice(batches, updates) if updates else ()  # no more are fetched
+        for made, batch in enumerate(wanted, 1):
+            if made == 1:
                 _set_momentum(layers, momentum, cumulative)
             model(images_of(batch))
-            made += 1
-            if made == updates:  # before another batch is fetched for nothing
-                break
     finally:
         for hook in hooks:
             hook.remove()
-        for name, layer in layers.items():
-            layer.momentum = own[name]
+        for layer, kept in own:
+            layer.momentum = kept
         model.eval()
     return made
 
@@ -180,13 +179,13 @@ def changed_tensors(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
 
 def changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
     """Return how far the running statistics of each batch-norm layer moved, input side first."""
-    return list(_changes(bn_layers(before), bn_layers(after)))
-
-
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[LayerChange]:
-    for old, (name, new) in zip(before.values(), after.items(), strict=True):
+    found = []
+    pairs = zip(bn_layers(before).values(), bn_layers(after).items(), strict=True)
+    for old, (name, new) in pairs:
         # a channel that never fires has a variance of 0: eps is what the layer divides by there
         old_std = (old.running_var.double() + old.eps).sqrt()
         shift = (new.running_mean.double() - old.running_mean.double()) / old_std
         ratio = (new.running_var.double() + new.eps).sqrt() / old_std
-        yield LayerChange(name, shift.square().mean().sqrt().item(), ratio.median().item())
+        moved = shift.square().mean().sqrt().item(), ratio.median().item()
+        found.append(LayerChange(name, *moved))
+    return found

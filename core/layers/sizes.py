@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from core.layers.pairing import evaluation
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -77,7 +80,7 @@ def expected(layer: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
         return None
     found: list[int] = []
     for axis, width in enumerate(size):
-        kernel, stride, padding, dilation = _settings(layer, axis, len(size))
+        kernel, stride, padding, dilation = _settings(layer, axis)
         if padding == "same":  # torch allows it with stride 1 only
             found.append(width)
             continue
@@ -108,18 +111,12 @@ def layer_sizes(model: nn.Module, shape: Sequence[int]) -> list[LayerSize]:
 
         return hook
 
-    hooks = [m.register_forward_hook(watch(name)) for name, m in leaves.items()]
-    was_training = {m: m.training for m in model.modules()}
-    try:
-        model.eval()
+    with ExitStack() as hooks:
+        for name, m in leaves.items():
+            hooks.enter_context(m.register_forward_hook(watch(name)))
+        hooks.enter_context(evaluation(model))
         like = next(model.parameters())
-        with torch.no_grad():
-            model(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in was_training.items():
-            module.training = mode
+        model(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
     unused = [(name, m) for name, m in leaves.items() if id(m) not in called]
     return rows + [LayerSize(n, type(m).__name__, (), NEVER, _parameters(m)) for n, m in unused]
 
@@ -157,7 +154,7 @@ def _row(name: str, layer: nn.Module, given: Tensor, output: Tensor) -> LayerSiz
 
 def _formula(layer: nn.Module, before: Sequence[int], after: Sequence[int]) -> str:
     """Write the formula out for the last axis."""
-    kernel, stride, padding, dilation = _settings(layer, len(before) - 1, len(before))
+    kernel, stride, padding, dilation = _settings(layer, len(before) - 1)
     if padding == "same":
         return f"padding 'same' keeps {before[-1]}"
     spread = f"{dilation}·({kernel} − 1) − 1" if dilation > 1 else f"{kernel}"
@@ -165,7 +162,7 @@ def _formula(layer: nn.Module, before: Sequence[int], after: Sequence[int]) -> s
     return f"{bound}(({before[-1]} + 2·{padding} − {spread}) / {stride}) + 1 = {after[-1]}"
 
 
-def _settings(layer: nn.Module, axis: int, axes: int) -> tuple[int, int, Any, int]:
+def _settings(layer: nn.Module, axis: int) -> tuple[int, int, Any, int]:
     """Return kernel, stride, padding ("same" or a number) and dilation of one axis."""
 
     def of(name: str) -> Any:

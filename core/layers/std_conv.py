@@ -48,13 +48,11 @@ class WSConv2d(nn.Conv2d):
         self.eps, self.unbiased, self.center = eps, unbiased, center
 
     @classmethod
-    def of(
-        cls, conv: nn.Conv2d, *, eps: float = EPS, unbiased: bool = True, center: bool = False
-    ) -> WSConv2d:
+    def of(cls, conv: nn.Conv2d, *, eps: float = EPS, unbiased: bool = True) -> WSConv2d:
         """Return a layer with the parameters (the same objects), options and hooks of `conv`."""
         layer = cls.__new__(cls)
         layer.__dict__.update(_own_state(conv))
-        layer.eps, layer.unbiased, layer.center = eps, unbiased, center
+        layer.eps, layer.unbiased, layer.center = eps, unbiased, False
         return layer
 
     def plain(self, weight: Tensor | None = None) -> nn.Conv2d:
@@ -84,9 +82,8 @@ class WSConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Options as `nn.Conv2d` prints them, then those of the standardisation."""
-        return f"{super().extra_repr()}, eps={self.eps:g}, unbiased={self.unbiased}" + (
-            ", center=True" if self.center else ""
-        )
+        center = ", center=True" if self.center else ""
+        return f"{super().extra_repr()}, eps={self.eps:g}, unbiased={self.unbiased}{center}"
 
 
 def kernel_scale(weight: Tensor, eps: float = EPS, unbiased: bool = True) -> Tensor:
@@ -129,13 +126,10 @@ def _scale(weight: Tensor, eps: float, unbiased: bool) -> tuple[Tensor, Tensor, 
     return mean, (squares / count + eps).rsqrt().reciprocal(), count
 
 
-def _formula(weight: Tensor, eps: float, unbiased: bool, center: bool) -> Tensor:
-    """Standardise in plain operations."""
-    mean, n, _ = _scale(weight, eps, unbiased)
+def _divided(weight: Tensor, mean: Tensor, n: Tensor, center: bool) -> Tensor:
     shape = (-1, *[1] * (weight.dim() - 1))
-    if center:
-        return ((weight - mean.view(shape)) / n.view(shape)).to(weight.dtype)
-    return (weight / n.view(shape)).to(weight.dtype)
+    values = weight - mean.view(shape) if center else weight
+    return (values / n.view(shape)).to(weight.dtype)
 
 
 class _Standardise(torch.autograd.Function):
@@ -150,9 +144,7 @@ class _Standardise(torch.autograd.Function):
         mean, n, count = _scale(weight, eps, unbiased)
         ctx.save_for_backward(weight, mean, n)
         ctx.options = (eps, unbiased, center, count)
-        shape = (-1, *[1] * (weight.dim() - 1))
-        values = weight - mean.view(shape) if center else weight
-        return (values / n.view(shape)).to(weight.dtype)
+        return _divided(weight, mean, n, center)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -161,7 +153,7 @@ class _Standardise(torch.autograd.Function):
         eps, unbiased, center, count = ctx.options
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
             with torch.enable_grad():
-                result = _formula(weight, eps, unbiased, center)
+                result = _divided(weight, *_scale(weight, eps, unbiased)[:2], center)
                 (found,) = torch.autograd.grad(result, weight, grad, create_graph=True)
             return found, None, None, None
         g, flat = grad.flatten(1), weight.flatten(1)

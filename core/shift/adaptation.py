@@ -74,16 +74,13 @@ def adapt(
     Raises:
         UserError: an unknown method, numbers out of range, or a model that cannot adapt.
     """
-    if method not in METHODS:
-        raise UserError(f"method={method}: it must be one of {', '.join(METHODS)}")
+    _one_of("method", method, METHODS)
     if num_bn_updates < 0 or prior < 0 or lr <= 0:
         raise UserError("num_bn_updates and prior must be at least 0, and lr above 0")
     if momentum is not None and not 0 < momentum <= 1:
         raise UserError(f"momentum={momentum}: it must be above 0 and at most 1")
     copied = copy_of(model)
-    if method == "none":
-        return Adapted(copied, 0)
-    layers = bn_layers(copied)
+    layers = {} if method == "none" else bn_layers(copied)
     if method == "running":
         made = update(copied, layers, batches, num_bn_updates, momentum, cumulative)
         return Adapted(copied, made)
@@ -95,6 +92,11 @@ def adapt(
             layer.track_running_stats = False
             layer.register_forward_pre_hook(train_if_it_can)
     return Adapted(Tent(copied, layers.values(), lr) if method == "tent" else copied, 0)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}={value}: it must be one of {', '.join(choices)}")
 
 
 # --- methods ---
@@ -189,8 +191,7 @@ def stream(
             than the data have.
     """
     labels = np.asarray(labels)
-    if order not in ORDERS:
-        raise UserError(f"order={order}: it must be one of {', '.join(ORDERS)}")
+    _one_of("order", order, ORDERS)
     if not 1 <= batch_size <= len(labels):
         raise UserError(f"batch_size={batch_size}: give 1 to {len(labels):,}, the number of images")
     if count is None:

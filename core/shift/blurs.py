@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,11 +23,8 @@ _GLASS_JUST_BELOW = 1e-4
 class _Plane:
     """Padded images as one run of memory, in which a shift of the image is a shift of the start.
 
-    Attributes:
-        shape: (B, C, H, W) with the padding.
-        flat: (rows, n) float32, a row for each image or one for all.
-        start: place of the first image's first pixel in its row.
-        count: from there to the last image's last pixel in the row.
+    `flat` (rows, n) has a row for each image or one for all: the first image's first pixel is at
+    `start`, the last one's last `count` behind it. `shape` is (B, C, H, W) with the padding.
     """
 
     def __init__(self, images: Tensor, pad: Sequence[int], mode: str, per_image: bool = False):
@@ -49,9 +47,14 @@ class _Plane:
 
     def image(self, sums: Tensor) -> Tensor:
         """Return the images (B, C, H, W) within sums from `sums` or `shifted`, as a view."""
-        batch, channels, height, width = self.shape
-        strides = (channels * height * width, height * width, width, 1)
-        return sums.as_strided((batch, channels, *self.size), strides)
+        return _inner(sums, self.shape, self.size)
+
+
+def _inner(flat: Tensor, shape: torch.Size, size: torch.Size, start: int | None = None) -> Tensor:
+    """Return the images of `size` within a run of memory that holds padded ones of `shape`."""
+    batch, channels, height, width = shape
+    strides = (channels * height * width, height * width, width, 1)
+    return flat.as_strided((batch, channels, *size), strides, start)
 
 
 def motion(images: Tensor, angles: np.ndarray, radius: int, sigma: float) -> Tensor:
@@ -65,30 +68,26 @@ def motion(images: Tensor, angles: np.ndarray, radius: int, sigma: float) -> Ten
         radius: half the length.
         sigma: of the Gaussian.
     """
-    steps = np.arange(2 * radius + 1)
-    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
     weights = whole_numbers(weights / weights.sum())
-    steps = steps[weights > 0]
+    steps = np.flatnonzero(weights > 0)
     order = np.argsort(angles, kind="stable")  # neighbours then share most of their line
     cos, sin = (np.array([f(a) for a in angles[order].tolist()]) for f in (math.cos, math.sin))
     right, down = (np.ceil(np.outer(part, steps) - 0.5).astype(int) for part in (cos, sin))
     pad = (max(-right.min(), 0), max(right.max(), 0), max(-down.min(), 0), max(down.max(), 0))
-    same = len(images) == 1
-    chosen = images if same else images[torch.from_numpy(order).to(images.device)]
-    plane = _Plane(chosen, [int(p) for p in pad], "replicate", per_image=True)
+    index = torch.from_numpy(order).to(images.device)
+    plane = _Plane(images[index], [int(p) for p in pad], "replicate", per_image=True)
     sums = plane.sums()
     torch.mul(plane.shifted(0, 0), float(weights[0]), out=sums)
     for step in steps[1:].tolist():
         line = down[:, step] * plane.shape[-1] + right[:, step]
-        ends = np.flatnonzero(np.diff(line, append=line[-1] + 1)) + 1
-        for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        ends = np.flatnonzero(np.diff(line, prepend=line[0] - 1, append=line[-1] + 1))
+        for start, end in itertools.pairwise(ends.tolist()):
             shifted = plane.shifted(int(down[start, step]), int(right[start, step]))
             sums[start:end].add_(shifted[start:end], alpha=float(weights[step]))
     blurred = plane.image(sums).mul(1 / ONE).floor_()
-    if same:
-        return blurred
     out = torch.empty_like(blurred)
-    out[torch.from_numpy(order).to(images.device)] = blurred
+    out[index] = blurred
     return out
 
 
@@ -112,10 +111,9 @@ def _blur(flat: Tensor, kernel: Sequence[float], stride: int) -> None:
     middle = slice(reach, len(flat) - reach)
     out = flat[middle] * kernel[0]
     for step, weight in enumerate(kernel[1:], 1):
-        before, after = (
-            slice(reach + s, len(flat) - reach + s) for s in (-step * stride, step * stride)
-        )
-        out.add_((flat[before] + flat[after]).mul_(weight))
+        way, stop = step * stride, len(flat) - reach
+        before, after = flat[reach - way : stop - way], flat[reach + way : stop + way]
+        out.add_((before + after).mul_(weight))
     flat[middle] = out
 
 
@@ -130,9 +128,8 @@ def zoom_blur(batch: Batch, constants: tuple[float, float]) -> Tensor:
     count, channels, height, width = batch.images.shape
     pixels, offsets, weights = _zoom_sums(height, width, *constants, batch.images.device)
     table = batch.images.view(-1, height * width).t().float()
-    sums = F.embedding_bag(
-        pixels, table.contiguous(), offsets, mode="sum", per_sample_weights=weights
-    )
+    table = table.contiguous()
+    sums = F.embedding_bag(pixels, table, offsets, mode="sum", per_sample_weights=weights)
     levels = sums.t().reshape(count, channels, height, width)
     return to_uint8(levels.mul_(1 / ONE))
 
@@ -157,11 +154,9 @@ def _zoom_sums(
     rest = ONE - np.asarray(total.sum(1)).ravel()  # what rounding left goes to the pixel itself
     total = (total + sparse.diags(rest)).tocsr()
     total.eliminate_zeros()
-    return (
-        torch.from_numpy(total.indices.astype(np.int32)).to(device),
-        torch.from_numpy(total.indptr[:-1].astype(np.int32)).to(device),
-        torch.from_numpy(total.data.astype(np.float32)).to(device),
-    )
+    places = (torch.from_numpy(p.astype(np.int32)) for p in (total.indices, total.indptr[:-1]))
+    pixels, firsts = (p.to(device) for p in places)
+    return pixels, firsts, torch.from_numpy(total.data.astype(np.float32)).to(device)
 
 
 def _zoom_matrix(side: int, factor: float) -> sparse.csr_matrix:
@@ -186,9 +181,8 @@ def glass_blur(batch: Batch, constants: tuple[float, int, int]) -> Tensor:
     source = _moves(draws[:, 0], height, width, reach)
     for turn in range(1, passes):
         source = source.gather(1, _moves(draws[:, turn], height, width, reach))
-    moved = blurred.reshape(count, channels, -1).gather(
-        2, source[:, None].expand(count, channels, -1)
-    )
+    source = source[:, None].expand(count, channels, -1)
+    moved = blurred.reshape(count, channels, -1).gather(2, source)
     return to_uint8(_gaussian(moved.view_as(blurred), kernel).clone(), _GLASS_JUST_BELOW)
 
 
@@ -198,14 +192,8 @@ def _moves(draws: Tensor, height: int, width: int, reach: int) -> Tensor:
     The pass visits pixels from the last to the first. The value it copies from a later pixel is
     what that one got itself, from an earlier pixel what was there before.
 
-    Args:
-        draws: (B, 2, H - 2 reach, W - 2 reach) shifts to the right and down.
-        height: H.
-        width: W.
-        reach: how far a pixel is at most taken from; the outermost ones stay.
-
-    Returns:
-        (B, H * W) int64.
+    `draws` are shifts to the right and down (B, 2, H - 2 reach, W - 2 reach), by `reach` at most;
+    the outermost pixels stay. Returns (B, H * W) int64.
     """
     own = torch.arange(height * width, device=draws.device)
     source = own.repeat(len(draws), 1).view(-1, height, width)
@@ -253,8 +241,7 @@ def _small_defocus(images: Tensor, radius: float, sigma: float) -> Tensor:
     plane = _Plane(images, (reach,) * 4, "reflect")
     sums = plane.sums().zero_()
     for weight in np.unique(weights[weights != 0]).tolist():
-        places = [(int(y), int(x)) for y, x in np.argwhere(weights == weight) - reach]
-        for down, right in places:
+        for down, right in (np.argwhere(weights == weight) - reach).tolist():
             sums.add_(plane.shifted(down, right), alpha=weight)
     return to_uint8(plane.image(sums).mul(1 / ONE))
 
@@ -303,13 +290,9 @@ class _Runs:
 
     def row(self, half: int) -> Tensor:
         """Return, per place, the sum of the pixels at most `half` to the left and right."""
-        sums = torch.empty_like(self.totals)
-        end = len(sums)
-        torch.sub(
-            self.totals[2 * half + 1 :],
-            self.totals[: end - 2 * half - 1],
-            out=sums[half + 1 : end - half],
-        )
+        sums, wide = torch.empty_like(self.totals), 2 * half + 1
+        inner = sums[half + 1 : len(sums) - half]
+        torch.sub(self.totals[wide:], self.totals[:-wide], out=inner)
         return sums
 
     def disk(self) -> Tensor:
@@ -326,11 +309,7 @@ class _Runs:
 
     def image(self, flat: Tensor) -> Tensor:
         """Return the images (B, C, H, W) within a flat run, as a view."""
-        return flat.as_strided(
-            (*self.shape[:2], *self.size),
-            (self.shape[1] * self.shape[2] * self.width, self.shape[2] * self.width, self.width, 1),
-            self.start,
-        )
+        return _inner(flat, self.shape, self.size, self.start)
 
 
 def _reflections(radius: int, smooth: Sequence[float]) -> list[tuple[int, int, float]]:
@@ -353,10 +332,7 @@ def _reflections(radius: int, smooth: Sequence[float]) -> list[tuple[int, int, f
 
 
 def _window_border(
-    images: Tensor,
-    radius: int,
-    smooth: Sequence[float],
-    terms: Sequence[tuple[int, int, float]],
+    images: Tensor, radius: int, smooth: Sequence[float], terms: Sequence[tuple[int, int, float]]
 ) -> Tensor:
     """Return the sums (B, C, H, W) that the upper and lower border of the window add."""
     runs = _Runs(images, radius, len(smooth) - 1)

@@ -132,6 +132,22 @@ def corrupt(
             folder that cannot be used.
     """
     check(name, severity)
+    _check_images(images, name)
+    keys = keys_of(seed, index, len(images), name, severity).to(images.device)
+    function, tables = _TABLE[name]
+    constants = tables[min(images.shape[2:]) >= LARGE][severity - 1]
+    block = _AHEAD.get(name, 1) * block_size(images)
+    folder = None if frost_dir is None else Path(frost_dir)
+    out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    with torch.inference_mode():
+        for start in range(0, len(images), block):
+            part = slice(start, start + block)
+            batch = Batch(images[part].contiguous(), keys[part], folder)
+            out[part] = function(batch, constants)
+    return out
+
+
+def _check_images(images: Tensor, name: str) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise UserError(
             f"{name} needs uint8 images of shape (N, 3, H, W), got {images.dtype} of shape"
@@ -143,18 +159,6 @@ def corrupt(
             f"{name} needs images of at least {SMALLEST} x {SMALLEST} pixels, got {width} x"
             f" {height}: set a larger image size"
         )
-    keys = keys_of(seed, index, len(images), name, severity).to(images.device)
-    function, tables = _TABLE[name]
-    constants = tables[min(height, width) >= LARGE][severity - 1]
-    block = _AHEAD.get(name, 1) * block_size(images)
-    folder = None if frost_dir is None else Path(frost_dir)
-    out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    with torch.inference_mode():
-        for start in range(0, len(images), block):
-            part = slice(start, start + block)
-            batch = Batch(images[part].contiguous(), keys[part], folder)
-            out[part] = function(batch, constants)
-    return out
 
 
 def check(name: str, severity: int) -> None:

@@ -41,12 +41,8 @@ def whole_numbers(weights: np.ndarray) -> np.ndarray:
     """
     whole = np.rint(weights * ONE)
     rest = np.rint(weights.sum(-1, keepdims=True) * ONE) - whole.sum(-1, keepdims=True)
-    np.put_along_axis(
-        whole,
-        whole.argmax(-1, keepdims=True),
-        np.take_along_axis(whole, whole.argmax(-1, keepdims=True), -1) + rest,
-        -1,
-    )
+    largest = whole.argmax(-1, keepdims=True)
+    np.put_along_axis(whole, largest, np.take_along_axis(whole, largest, -1) + rest, -1)
     return whole
 
 

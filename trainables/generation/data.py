@@ -83,7 +83,7 @@ def opened(cfg: Config) -> Pictures:
 def _on_device(sets: Mapping[str, ImageSet], grey: bool, how: Mapping[str, Any]) -> Pictures:
     (train, labels), (val, val_labels) = (_tensors(sets[s], grey) for s in ("train", "val"))
     names = sets["train"].classes
-    found = features.reference(train, labels, val, val_labels, len(names), **how)
+    found = features.Reference(train, labels, val, val_labels, len(names), **how)
     return Pictures(train, labels, names, found)
 
 

@@ -151,7 +151,7 @@ def quick(monkeypatch, tmp_path):
 def reference(quick, count: int = 24) -> sample_features.Reference:
     train, labels = squares(48, 0)
     held_out, held_out_labels = squares(40, 1)
-    return sample_features.reference(
+    return sample_features.Reference(
         train, labels, held_out, held_out_labels, 2,
         flip=False, count=count, neighbours=3, fingerprint="squares",
     )  # fmt: skip

@@ -100,7 +100,7 @@ def through_torch_save(layer: nn.Module) -> nn.Module:
 
 
 def through_state(layer: nn.Module) -> nn.Module:
-    new = NORMS["bin" if isinstance(layer, BatchInstanceNorm) else "bn"](layer.channels)
+    new = NORMS["bin" if isinstance(layer, BatchInstanceNorm) else "bn"](layer.num_features)
     new.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
     return new
 
