@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from analysis.results import statistics
+from analysis.results.folder import Predictions
 
 
 @dataclass
@@ -29,3 +33,8 @@ class Recomputed:
         """The largest difference of these metrics, or of all."""
         names = metrics or self.worst
         return max((self.worst[name][0] for name in names if name in self.worst), default=0.0)
+
+
+def confusion(stored: Predictions) -> np.ndarray:
+    """Count matrix of the predictions of one class per image, see `statistics.confusion`."""
+    return statistics.confusion(stored.labels, stored.scores.argmax(1), len(stored.classes))

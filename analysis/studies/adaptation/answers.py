@@ -1,10 +1,10 @@
 """Sentences of the adaptation report, made from the study's own numbers, in markup."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from analysis.document import arms, tables
 from analysis.document.markup import escape
 from analysis.document.report import join
 from analysis.document.tables import bracketed, decimal, significant
@@ -20,40 +20,40 @@ METHODS = {
     "tent": "by its own, and scale and shift follow the entropy of the predictions (Tent)",
 }
 # Source, setting, result: as their authors give them.
-PUBLISHED = (
+PUBLISHED = tables.published(
     (
-        "Schneider et al. 2020",
-        "ImageNet-C, ResNet-50, mean corruption error (AlexNet = 100): none, partly and fully "
-        "adapted",
-        "76.7, 65.0, 62.2",
+        (
+            "Schneider et al. 2020",
+            "ImageNet-C, ResNet-50, mean corruption error (AlexNet = 100): none, partly and fully "
+            "adapted",
+            "76.7, 65.0, 62.2",
+        ),
+        (
+            "Benz et al. 2021",
+            "ImageNet-C, ResNet-50, accuracy without and with 32 images",
+            "39.2 %, 48.7 %",
+        ),
+        (
+            "Wang et al. 2021 (Tent)",
+            "CIFAR-10-C at severity 5, WRN-28-10, error over 15 corruptions: source, batch "
+            "statistics, Tent",
+            "43.5 %, 20.4 %, 18.6 %",
+        ),
+        (
+            "the same, over these 8 corruptions",
+            "mean error: source, batch statistics, Tent",
+            "35.0 %, 16.6 %, 15.3 %",
+        ),
+        (
+            "test-time-adaptation benchmark",
+            "CIFAR-10-C at severity 5, batches that mix the corruptions: error by batch statistics",
+            "33.8 %",
+        ),
     ),
-    (
-        "Benz et al. 2021",
-        "ImageNet-C, ResNet-50, accuracy without and with 32 images",
-        "39.2 %, 48.7 %",
-    ),
-    (
-        "Wang et al. 2021 (Tent)",
-        "CIFAR-10-C at severity 5, WRN-28-10, error over 15 corruptions: source, batch "
-        "statistics, Tent",
-        "43.5 %, 20.4 %, 18.6 %",
-    ),
-    (
-        "the same, over these 8 corruptions",
-        "mean error: source, batch statistics, Tent",
-        "35.0 %, 16.6 %, 15.3 %",
-    ),
-    (
-        "test-time-adaptation benchmark",
-        "CIFAR-10-C at severity 5, batches that mix the corruptions: error by batch statistics",
-        "33.8 %",
-    ),
-)
-PUBLISHED_LINKS = (
     "Sources: [Schneider et al.](https://arxiv.org/abs/2006.16971); [Benz et "
     "al.](https://arxiv.org/abs/2010.03630); [Wang et al.](https://arxiv.org/abs/2006.10726), with "
     "its [code](https://github.com/DequanWang/tent); "
-    "[test-time-adaptation](https://github.com/mariodoebler/test-time-adaptation)."
+    "[test-time-adaptation](https://github.com/mariodoebler/test-time-adaptation).",
 )
 
 
@@ -62,25 +62,18 @@ def summary(results: Results, cells: pd.DataFrame) -> str:
     if cells.empty:
         return "No cell of the severity table was run; the parts that were follow."
     model = escape(results.data.get("model", "the model"))
-    better = int((cells["gain_low"] > 0).sum())
-    worse = int((cells["gain_high"] < 0).sum())
+    better, worse = int((cells["gain_low"] > 0).sum()), int((cells["gain_high"] < 0).sum())
     mean = {key: cells[key].mean() for key in ("acc_unadapted", "acc_adapted", "gain")}
+    best, most = cells.loc[cells["gain"].idxmax()].to_dict(), ""
+    if best["gain_low"] > 0:
+        ends = f"{percent(best['acc_unadapted'])} to {percent(best['acc_adapted'])}"
+        most = f" The largest gain is at {cell(best)}: {ends}."
     return (
         f"{model}, {int(cells['n'].max()):,} images a cell. Over {count(len(cells), 'cell')} the "
         f"mean accuracy is **{percent(mean['acc_unadapted'])} without and "
         f"{percent(mean['acc_adapted'])} with** adaptation ({signed(mean['gain'])} points). "
         f"Adaptation helps in {better} of them and harms in {worse} (95 % interval over images "
-        f"clear of zero).{_most(cells)}"
-    )
-
-
-def _most(cells: pd.DataFrame) -> str:
-    best = cells.loc[cells["gain"].idxmax()].to_dict()
-    if not best["gain_low"] > 0:
-        return ""
-    return (
-        f" The largest gain is at {cell(best)}: {percent(best['acc_unadapted'])} to "
-        f"{percent(best['acc_adapted'])}."
+        f"clear of zero).{most}"
     )
 
 
@@ -112,9 +105,8 @@ def changed(results: Results) -> str:
     if not told:
         return ""
     kinds = {part.split()[0] for text in told for part in text.split(", ")}
-    only = kinds <= {"running_mean", "running_var", "num_batches_tracked"}
     named = join([f"`{kind}`" for kind in sorted(kinds)])
-    if not only:
+    if not kinds <= {"running_mean", "running_var", "num_batches_tracked"}:
         return f"**Adaptation by running statistics changed other tensors too: {named}.**"
     return (
         "No weight is trained: compared bit by bit with the source model after each trial, "
@@ -129,16 +121,17 @@ def updates(trials: pd.DataFrame, momentum: float | None) -> str:
     text = f"{_unadapted(trials)}; {each}. "
     best, last = means.idxmax(), means.index[-1]
     if best != last:
-        gap = _pair(trials, "num_bn_updates", best, last)
-        text += f"{best} updates against {last}: {_told(gap)}"
-        text += ": more updates are not better without end. " if _clear(gap) > 0 else ". "
+        gap = arms.lead(trials, "num_bn_updates", "acc_adapted", best, last)
+        more = ": more updates are not better without end" if _clear(gap) > 0 else ""
+        text += f"{best} updates against {last}: {_told(gap)}{more}. "
     if momentum and (trials["method"] == "running").all():
-        left = [f"{significant((1 - momentum) ** number)} after {number}" for number in means.index]
+        kept = 1 - momentum
+        left = [f"{significant(kept**number)} after {number}" for number in means.index]
         text += (
-            f"Each update keeps {significant(1 - momentum)} of the old statistics, so that the "
+            f"Each update keeps {significant(kept)} of the old statistics, so that the "
             f"source's still weigh {join(left)}. Few updates are therefore a blend of source and "
-            f"target; many leave the last {effective(momentum)} batches or so (the memory of the "
-            "average, (2 − m)/m), however many went before."
+            f"target; many leave the last {round((2 - momentum) / momentum)} batches or so (the "
+            "memory of the average, (2 − m)/m), however many went before."
         )
     return text
 
@@ -156,13 +149,11 @@ def batch_sizes(trials: pd.DataFrame, moved: pd.DataFrame) -> str:
     each = "; ".join(f"{size}: {_told(gains.loc[size])}" for size in sizes)
     text = f"{_unadapted(trials)}. Gain by batches of {each}. "
     if len(sizes) > 1:
-        gap = _pair(trials, "batch_size", sizes[0], sizes[-1])
+        gap = arms.lead(trials, "batch_size", "acc_adapted", sizes[0], sizes[-1])
         text += f"Batches of {sizes[0]} against {sizes[-1]}: {_told(gap)}. "
-    ratios = {size: moved.loc[moved["batch_size"] == size, "ratio"] for size in sizes}
     left = [
         f"{significant(r.median())} at {size} ({significant(r.min())} to {significant(r.max())})"
-        for size, r in ratios.items()
-        if len(r)
+        for size, r in moved.groupby("batch_size")["ratio"]
     ]
     if left:
         text += (
@@ -176,17 +167,14 @@ def clean(numbers: pd.Series | None) -> str:
     """What adaptation costs on clean images."""
     if numbers is None:
         return ""
-    interval = (
-        f"[{signed(numbers['gain_low'])} points, {signed(numbers['gain_high'])} points] over images"
+    without, adapted = (percent(numbers[f"acc_{key}"]) for key in ("unadapted", "adapted"))
+    gain, low, high = (signed(numbers[key]) for key in ("gain", "gain_low", "gain_high"))
+    verdict = {0: "makes no clear difference", 1: "brings accuracy", -1: "costs accuracy"}
+    side = statistics.side(numbers["gain_low"], numbers["gain_high"])
+    return (
+        f"On clean images adaptation {verdict[side]}: {without} without and {adapted} with "
+        f"it, {gain} points [{low} points, {high} points] over images."
     )
-    both = (
-        f"{percent(numbers['acc_unadapted'])} without and {percent(numbers['acc_adapted'])} with "
-        f"it, {signed(numbers['gain'])} points {interval}"
-    )
-    verdict = "makes no clear difference"
-    if side := statistics.side(numbers["gain_low"], numbers["gain_high"]):
-        verdict = "brings accuracy" if side > 0 else "costs accuracy"
-    return f"On clean images adaptation {verdict}: {both}."
 
 
 def streams(trials: pd.DataFrame) -> str:
@@ -197,7 +185,7 @@ def streams(trials: pd.DataFrame) -> str:
         each = join([f"{percent(value)} {order}" for order, value in means.items()])
         sentences.append(f"`{method}`: {each}.")
         for order in means.index.drop("shuffled") if "shuffled" in means else ():
-            gap = _pair(group, "order", order, "shuffled")
+            gap = arms.lead(group, "order", "acc_adapted", order, "shuffled")
             worse |= order == "sorted" and _clear(gap) < 0
             sentences.append(f"{str(order).capitalize()} against shuffled: {_told(gap)}.")
     if worse:
@@ -241,38 +229,27 @@ def breaks(cells: pd.DataFrame) -> str:
     )
 
 
-def limits(results: Results, parts: Sequence[str]) -> str:
+def limits(results: Results) -> str:
     """What the numbers do not say."""
-    trials = results.trials
-    lines = [
+    trials, frost = results.trials, results.data.get("frost")
+    running = trials[trials["method"] == "running"]
+    asked = running["num_bn_updates"] * running["batch_size"]
+    wrapped = "n" in running and (asked > running["n"].astype(float)).any()
+    lines: list[Any] = [
         "The images that adapt the model are those it is scored on (their labels are never used): "
         "the accuracies are of a model that has seen its test images.",
         "Intervals of cells are over images (Wilson's for an accuracy; for a gain that of Agresti "
         "& Min for matched pairs) and say how other images of the same kind would differ; "
         "intervals of curves are over seeds, which change nothing but the order of the images.",
+        wrapped
+        and "Where the updates need more images than there are, the stream goes on with a "
+        "further seeded permutation (`wrap`).",
+        {"batch", "prior", "tent"} & set(trials["method"])
+        and "Methods that look at the test batch also do so at the last batch, which holds the "
+        "rest of the images and may be small.",
+        frost and "frost" in set(trials["corruption"]) and f"Frost is made with {escape(frost)}.",
     ]
-    running = trials[trials["method"] == "running"]
-    if "n" in running:
-        asked = running["num_bn_updates"] * running["batch_size"]
-        if (asked > running["n"].astype(float)).any():
-            lines.append(
-                "Where the updates need more images than there are, the stream goes on with a "
-                "further seeded permutation (`wrap`)."
-            )
-    if {"batch", "prior", "tent"} & set(trials["method"]):
-        lines.append(
-            "Methods that look at the test batch also do so at the last batch, which holds the "
-            "rest of the images and may be small."
-        )
-    frost = results.data.get("frost")
-    if frost and "frost" in set(trials["corruption"]):
-        lines.append(f"Frost is made with {escape(frost)}.")
     return listed(lines)
-
-
-def effective(momentum: float) -> int:
-    """Batches that an exponential average with this momentum amounts to."""
-    return round((2 - momentum) / momentum)
 
 
 def cell(row: Any) -> str:
@@ -282,12 +259,6 @@ def cell(row: Any) -> str:
 
 def _clear(row: Any) -> int:
     return statistics.side(row["low"], row["high"])
-
-
-def _pair(trials: pd.DataFrame, by: str, value: Any, baseline: Any) -> Any:
-    """The difference of accuracy with adaptation, paired by seed, with its t interval."""
-    two = trials[trials[by].isin([value, baseline])]
-    return statistics.paired(two, by, "acc_adapted", baseline).iloc[0]
 
 
 def _told(row: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from analysis.document import figures, provenance, tables
+from analysis.document import arms, figures, provenance, tables
 from analysis.document import report as reports
 from analysis.document.markup import escape
 from analysis.document.report import Block, Figure, Section, section
@@ -74,13 +74,13 @@ def all_tables(results: Results) -> dict[str, tables.Table]:
         "clean": ("clean", clean_table),
         "stream": ("stream", stream_table),
     }
-    found = {}
-    for name, (part, make) in makers.items():
-        trials = finished(results, part)
-        table = None if trials.empty else make(results, trials)
-        if table is not None:
-            found[name] = table
-    return found or {"trials": _trial_table(results)}
+    trials = {name: finished(results, part) for name, (part, _) in makers.items()}
+    made = {name: makers[name][1](results, some) for name, some in trials.items() if len(some)}
+    found = {name: table for name, table in made.items() if table is not None}
+    if found:
+        return found
+    states, columns = results.trials[["trial", "state"]], tuple(arms.texts("trial", "state"))
+    return {"trials": tables.Table("trials", states, columns, "No trial has finished.")}
 
 
 def finished(results: Results, part: str) -> pd.DataFrame:
@@ -128,16 +128,13 @@ def cell_numbers(trials: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     by = told_apart(trials, by)
+    counted = "n", "right_unadapted", "right_adapted", "gained", "lost"
+    others = "loss_unadapted", "loss_adapted", "updates"
     for values, group in trials.groupby(by, sort=False):
-        keys = ("n", "right_unadapted", "right_adapted", "gained", "lost", "updates")
-        mean = {key: float(group[key].astype(float).mean()) for key in keys}
-        losses = {k: float(group[k].astype(float).mean()) for k in _LOSSES}
+        mean = {key: float(group[key].astype(float).mean()) for key in (*counted, *others)}
         row = dict(zip(by, values, strict=True)) | {"seeds": group["seed"].nunique()}
-        rows.append(row | _shares(mean) | losses | {"updates": mean["updates"]})
+        rows.append(row | _shares(mean) | {key: mean[key] for key in others})
     return pd.DataFrame(rows)
-
-
-_LOSSES = ("loss_unadapted", "loss_adapted")
 
 
 def _shares(mean: Mapping[str, float]) -> dict[str, Any]:
@@ -165,15 +162,15 @@ def severity_numbers(results: Results) -> pd.DataFrame:
     own = [k for k in numbers if k in SETTINGS[2:]]
     clean = clean.dropna(subset=["clean_right_adapted"]).drop_duplicates(["seed", *own])
     keys = ("right_unadapted", "right_adapted", "gained", "lost")
-    renamed = clean.assign(
-        **{key: clean[f"clean_{key}"] for key in keys},
-        loss_unadapted=np.nan,
-        loss_adapted=np.nan,
-        corruption=CLEAN,
-        severity=0,
-    )
-    first = cell_numbers(renamed, ("corruption", "severity"))
+    clean = clean.assign(**{key: clean[f"clean_{key}"] for key in keys})
+    clean = clean.assign(loss_unadapted=np.nan, loss_adapted=np.nan, corruption=CLEAN, severity=0)
+    first = cell_numbers(clean, ("corruption", "severity"))
     return pd.concat([first, numbers], ignore_index=True)
+
+
+def corrupted(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that are not of clean images."""
+    return cells[cells["corruption"] != CLEAN] if len(cells) else cells
 
 
 def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
@@ -182,20 +179,18 @@ def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
     The reference is AlexNet where the model tells ImageNet's classes apart, else the source model
     itself without adaptation. Only corruptions with all five severities have a corruption error.
     """
-    cells = severity_numbers(results)
+    cells = corrupted(severity_numbers(results))
     if cells.empty:
         return pd.DataFrame(), ""
     imagenet = len(results.data.get("classes", ())) == 1000
     rows = []
     by = ["corruption", *(k for k in cells if k in SETTINGS[2:])]
-    for values, group in cells[cells["corruption"] != CLEAN].groupby(by, sort=False):
-        name = values[0]
+    for values, group in cells.groupby(by, sort=False):
         errors = {k: 1 - group[f"acc_{k}"].mean() for k in ("unadapted", "adapted")}
         row = dict(zip(by, values, strict=True)) | {"severities": len(group)}
         row |= {f"error_{k}": value for k, value in errors.items()}
-        reference = ALEXNET.get(str(name), np.nan) if imagenet else errors["unadapted"]
-        if len(group) < 5 or not reference:
-            reference = np.nan
+        reference = ALEXNET.get(str(values[0]), np.nan) if imagenet else errors["unadapted"]
+        reference = reference if len(group) == 5 and reference else np.nan
         rows.append(row | {f"ce_{k}": value / reference for k, value in errors.items()})
     return pd.DataFrame(rows), "AlexNet" if imagenet else "the source model without adaptation"
 
@@ -217,8 +212,7 @@ def recomputed(results: Results) -> str:
         scores = load_predictions(results.path, trial)
         again = float((scores.scores.argmax(1) == scores.labels).mean())
         checked.compare(trial, {"acc_adapted": again}, reported.loc[trial])
-    worst = checked.largest()
-    if worst > 1e-9:
+    if (worst := checked.largest()) > 1e-9:
         return (
             f"**Accuracies computed again from the stored scores differ from those reported by up "
             f"to {worst:.2g}: the scores do not belong to this table.**"
@@ -229,34 +223,33 @@ def recomputed(results: Results) -> str:
     )
 
 
-def _cells_shown(with_losses: bool = False) -> list[tables.Column]:
-    columns = [
+def _cells_shown(*more: tables.Column) -> list[tables.Column]:
+    return [
         tables.interval("acc_unadapted", "without (%)"),
         tables.interval("acc_adapted", "with (%)"),
         tables.difference("gain", "gain (points)"),
+        *more,
     ]
-    if with_losses:
-        columns.append(tables.number("loss_unadapted", "loss without", 2))
-        columns.append(tables.number("loss_adapted", "loss with", 2))
-    return columns
+
+
+_LOSSES = (
+    tables.number("loss_unadapted", "loss without", 2),
+    tables.number("loss_adapted", "loss with", 2),
+)
 
 
 def severity_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """The main table: tables/severity."""
     numbers, method = severity_numbers(results), trials.iloc[0]
-    how = (
-        f"{int(method['num_bn_updates'])} updates of {int(method['batch_size'])} images"
-        if method["method"] == "running"
-        else f"method {method['method']}"
-    )
-    return tables.Table(
-        "severity",
-        numbers,
-        (*_setting_columns(numbers), *_cells_shown(with_losses=True)),
-        f"Accuracy without and with adaptation ({how}), clean images first.",
+    how = f"{int(method['num_bn_updates'])} updates of {int(method['batch_size'])} images"
+    how = how if method["method"] == "running" else f"method {method['method']}"
+    caption = f"Accuracy without and with adaptation ({how}), clean images first."
+    note = (
         f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}; in brackets "
-        "95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss in nats.",
+        "95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss in nats."
     )
+    columns = (*_setting_columns(numbers), *_cells_shown(*_LOSSES))
+    return tables.Table("severity", numbers, columns, caption, note)
 
 
 def corruption_table(results: Results, trials: pd.DataFrame) -> tables.Table | None:
@@ -266,25 +259,21 @@ def corruption_table(results: Results, trials: pd.DataFrame) -> tables.Table | N
         return None
     columns = (
         *_setting_columns(numbers),
-        tables.number("error_unadapted", "error without (%)", 1, 100.0),
-        tables.number("error_adapted", "error with (%)", 1, 100.0),
+        *arms.shares(error_unadapted="error without", error_adapted="error with"),
         tables.number("ce_unadapted", "CE without", 1, 100.0),
         tables.number("ce_adapted", "CE with", 1, 100.0),
     )
-    return tables.Table(
-        "corruptions",
-        numbers,
-        columns,
-        "Mean error over severities, and corruption error (CE).",
-        f"CE: the errors of all five severities over those of the reference, {reference}, in per "
-        "cent.",
-    )
+    caption = "Mean error over severities, and corruption error (CE)."
+    of = f"those of the reference, {reference}, in per cent."
+    note = f"CE: the errors of all five severities over {of}"
+    return tables.Table("corruptions", numbers, columns, caption, note)
 
 
 def sweep_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Accuracy against one setting, mean over seeds: tables/updates and tables/batch_size."""
     updates = trials["part"].iloc[0] == "updates"
     key, header = ("num_bn_updates", "updates") if updates else ("batch_size", "batch size")
+    fixed, word = ("batch_size", "batches of") if updates else ("num_bn_updates", "updates:")
     numbers = _over_seeds(trials, [key])
     columns = (
         *_cell_columns(numbers, key),
@@ -293,41 +282,29 @@ def sweep_table(results: Results, trials: pd.DataFrame) -> tables.Table:
         tables.interval("mean", "with (%)", prefix=""),
         tables.difference("gain", "gain (points)"),
     )
-    cell = reports.join(_cells_of(trials))
-    fixed, word = ("batch_size", "batches of") if updates else ("num_bn_updates", "updates:")
     held = ", ".join(str(value) for value in sorted(trials[fixed].unique()))
-    return tables.Table(
-        key.replace("num_bn_", ""),
-        numbers,
-        columns,
-        f"Accuracy against {header} ({cell}; {word} {held}).",
-        f"Mean over seeds [95 % t interval]; unadapted {_unadapted_text(numbers)}.",
-    )
+    caption = f"Accuracy against {header} ({_cells_of(trials)}; {word} {held})."
+    note = f"Mean over seeds [95 % t interval]; unadapted {_unadapted_text(numbers)}."
+    return tables.Table(key.replace("num_bn_", ""), numbers, columns, caption, note)
 
 
 def method_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method under every corruption: tables/methods."""
     numbers = cell_numbers(trials, ("corruption", "severity", "method"))
     keys = [k for k in told_apart(trials, ("corruption", "method")) if k in numbers]
-    return tables.Table(
-        "methods",
-        numbers,
-        (*_setting_columns(numbers[keys]), *_cells_shown()),
-        f"Methods at severity {_listed(trials['severity'])}.",
-        "In brackets 95 % intervals over images.",
-    )
+    columns = (*_setting_columns(numbers[keys]), *_cells_shown())
+    caption = f"Methods at severity {_listed(trials['severity'])}."
+    note = "In brackets 95 % intervals over images."
+    return tables.Table("methods", numbers, columns, caption, note)
 
 
 def clean_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method on clean images: tables/clean."""
     numbers = cell_numbers(trials, ("method",))
-    return tables.Table(
-        "clean",
-        numbers,
-        (*_setting_columns(numbers), *_cells_shown(with_losses=True)),
-        "Clean images.",
-        f"{int(numbers['n'].max()):,} images; in brackets 95 % intervals over images. Loss: nats.",
-    )
+    columns = (*_setting_columns(numbers), *_cells_shown(*_LOSSES))
+    images = f"{int(numbers['n'].max()):,} images"
+    note = f"{images}; in brackets 95 % intervals over images. Loss: nats."
+    return tables.Table("clean", numbers, columns, "Clean images.", note)
 
 
 def stream_table(results: Results, trials: pd.DataFrame) -> tables.Table:
@@ -340,22 +317,13 @@ def stream_table(results: Results, trials: pd.DataFrame) -> tables.Table:
         tables.count_of("n", "of"),
         tables.interval("mean", "accuracy (%)", prefix=""),
     )
-    return tables.Table(
-        "stream",
-        numbers,
-        columns,
-        f"What the order of the images does ({reports.join(_cells_of(trials))}; batches of "
-        f"{_listed(trials['batch_size'])}).",
+    batches = f"batches of {_listed(trials['batch_size'])}"
+    caption = f"What the order of the images does ({_cells_of(trials)}; {batches})."
+    note = (
         f"Mean over seeds [95 % t interval]; unadapted {_unadapted_text(numbers)}. Sorted: by "
-        "class. Dirichlet: classes in bursts.",
+        "class. Dirichlet: classes in bursts."
     )
-
-
-def _trial_table(results: Results) -> tables.Table:
-    columns = (tables.text("trial", "trial"), tables.text("state", "state"))
-    return tables.Table(
-        "trials", results.trials[["trial", "state"]], columns, "No trial has finished."
-    )
+    return tables.Table("stream", numbers, columns, caption, note)
 
 
 def _over_seeds(trials: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -366,16 +334,10 @@ def _over_seeds(trials: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         acc_adapted, n, of; gain with low and high; acc_unadapted.
     """
     by = told_apart(trials, ["corruption", "severity", *keys])
-    numbers = trials[by].drop_duplicates()
-    found = {}
-    for metric in ("acc_adapted", "gain", "acc_unadapted"):
-        found[metric] = statistics.compare(trials, by, metric)
-    gains = found["gain"][[*by, "mean", "low", "high"]]
-    gains.columns = [*by, "gain", "gain_low", "gain_high"]
-    plain = found["acc_unadapted"][[*by, "mean"]].rename(columns={"mean": "acc_unadapted"})
-    for table in (found["acc_adapted"], gains, plain):
-        numbers = numbers.merge(table, on=by, how="left")
-    return numbers
+    table = statistics.compare(trials, by, "acc_adapted")
+    table = trials[by].drop_duplicates().merge(table, on=by, how="left")
+    table = statistics.joined(table, trials, by, "gain")
+    return statistics.joined(table, trials, by, "acc_unadapted", ends=False)
 
 
 def first_cell(table: pd.DataFrame, *axes: str) -> pd.DataFrame:
@@ -402,20 +364,15 @@ def _setting_columns(numbers: pd.DataFrame) -> list[tables.Column]:
 
 
 def _unadapted_text(numbers: pd.DataFrame) -> str:
-    cells = numbers.drop_duplicates(["corruption", "severity"])
-    if len(cells) == 1:
-        return _percent(cells["acc_unadapted"].iloc[0])
-    told = zip(_cells_of(cells), cells["acc_unadapted"], strict=True)
-    return reports.join([f"{_percent(value)} ({name})" for name, value in told])
+    cells = numbers.drop_duplicates(["corruption", "severity"]).to_dict("records")
+    # not words.percent: in a note that Markdown shows as it is
+    told = [(f"{tables.decimal(c['acc_unadapted'] * 100, 1)} %", answers.cell(c)) for c in cells]
+    return told[0][0] if len(told) == 1 else reports.join([f"{p} ({name})" for p, name in told])
 
 
-def _percent(fraction: float) -> str:
-    return f"{tables.decimal(fraction * 100, 1)} %"  # in a note that Markdown shows as it is
-
-
-def _cells_of(trials: pd.DataFrame) -> list[str]:
+def _cells_of(trials: pd.DataFrame) -> str:
     cells = trials[["corruption", "severity"]].drop_duplicates()
-    return [answers.cell(row) for _, row in cells.iterrows()]
+    return reports.join([answers.cell(row) for row in cells.to_dict("records")])
 
 
 def _listed(values: pd.Series) -> str:
@@ -425,47 +382,50 @@ def _listed(values: pd.Series) -> str:
 @figures.styled
 def heat_figures(results: Results) -> list[Figure]:
     """Corruption x severity: accuracy without and with, and gain."""
-    cells = severity_numbers(results)
-    cells = cells[cells["corruption"] != CLEAN] if len(cells) else cells
+    cells = corrupted(severity_numbers(results))
     if len(cells) < 2:
         return []
     cells = first_cell(cells, "corruption", "severity")
-    wide = {
-        key: cells.pivot(index="corruption", columns="severity", values=key).reindex(
-            cells["corruption"].unique()
-        )
-        * 100
-        for key in ("acc_unadapted", "acc_adapted", "gain")
-    }
-    names = [str(name).replace("_", " ") for name in wide["gain"].index]
-    severities = [str(s) for s in wide["gain"].columns]
-    both = np.concatenate([wide["acc_unadapted"].to_numpy(), wide["acc_adapted"].to_numpy()])
-    low, high = float(np.nanmin(both)), float(np.nanmax(both)) + 1e-9  # all may be equal
+    without, adapted, gain = (
+        _wide(cells, "severity", key) * 100 for key in ("acc_unadapted", "acc_adapted", "gain")
+    )
+    both = np.concatenate([without.to_numpy(), adapted.to_numpy()])
+    ends: dict[str, Any] = {
+        "low": float(np.nanmin(both)),
+        "high": float(np.nanmax(both)) + 1e-9,
+    }  # all may be equal
+    whole = "{:.0f}".format
+    names = [_spaced(name) for name in gain.index]
     figure, axes = figures.panels(3, height=0.75 + 0.21 * len(names))
-    titles = ("accuracy without (%)", "accuracy with (%)", "gain (points)")
-    for panel, key, title in zip(axes, wide, titles, strict=True):
-        signed = key == "gain"
-        figures.heatmap(
-            panel,
-            wide[key].to_numpy(),
-            names if panel is axes[0] else [""] * len(names),
-            severities,
-            _signed if signed else "{:.0f}".format,
-            low=None if signed else low,
-            high=None if signed else high,
-        )
+    for panel, table, title, show, limits in (
+        (axes[0], without, "accuracy without (%)", whole, ends),
+        (axes[1], adapted, "accuracy with (%)", whole, ends),
+        (axes[2], gain, "gain (points)", _signed, {}),
+    ):
+        rows = names if panel is axes[0] else [""] * len(names)
+        columns = [str(severity) for severity in gain.columns]
+        figures.heatmap(panel, table.to_numpy(), rows, columns, show, **limits)
         panel.set_title(title, loc="left")
-    path = figures.save(figure, results.path / "figures", "severity")
-    return [
-        Figure(
-            path,
-            "Accuracy without and with adaptation, and gain, per corruption (rows) and severity "
-            f"(columns); {int(cells['n'].max()):,} images a cell, "
-            f"{count(cells['seeds'].max(), 'seed')}.",
-            "Three heat maps of corruption by severity: accuracy without adaptation, with it, and "
-            "the gain.",
-        )
-    ]
+    caption = (
+        "Accuracy without and with adaptation, and gain, per corruption (rows) and severity "
+        f"(columns); {int(cells['n'].max()):,} images a cell, "
+        f"{count(cells['seeds'].max(), 'seed')}."
+    )
+    alt = (
+        "Three heat maps of corruption by severity: accuracy without adaptation, with it, and "
+        "the gain."
+    )
+    return [arms.saved(results, figure, "severity", caption, alt)]
+
+
+def _wide(cells: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
+    """A row per corruption, in the order of the cells."""
+    wide = cells.pivot(index="corruption", columns=columns, values=values)
+    return wide.reindex(cells["corruption"].unique())
+
+
+def _spaced(corruption: object) -> str:
+    return str(corruption).replace("_", " ")
 
 
 def _signed(value: float) -> str:
@@ -481,12 +441,7 @@ def sweep_figure(results: Results, part: str, key: str, label: str) -> Figure:
     cells = table.groupby(["corruption", "severity"], sort=False)
     look = figures.styles([name for name, _ in cells])
     for name, group in cells:
-        style, several = look[name], len(look) > 1
-        word = answers.cell(group.iloc[0]) if several else "adapted"
-        _seed_curve(axes, group.sort_values(key), key, style, word)
-        plain = group["acc_unadapted"].mean() * 100
-        shown = {"color": style.color if several else "#D55E00", "linestyle": ":"}
-        axes.axhline(plain, linewidth=1.3, label=None if several else "unadapted", **shown)
+        _draw_cell(axes, group.sort_values(key), key, look[name], len(look) > 1)
     clean = trials["clean_acc_unadapted"].astype(float).mean() * 100
     axes.axhline(clean, color="#009E73", linestyle="--", linewidth=1, label="clean")
     values = sorted(trials[key].unique())
@@ -497,68 +452,65 @@ def sweep_figure(results: Results, part: str, key: str, label: str) -> Figure:
     axes.set_ylabel("accuracy (%)")
     figures.legend_below(figure, axes, 3)
     seeds = int(table["n"].max())
-    return Figure(
-        figures.save(figure, results.path / "figures", key.replace("num_bn_", "")),
-        f"Accuracy against {label} ({reports.join(_cells_of(trials))}). Line: mean over "
-        f"{count(seeds, 'seed')}"
-        + ("; band: 95 % t interval" if seeds > 2 else "")
-        + "; dotted: unadapted; dashed: unadapted on clean images.",
-        f"Curve of accuracy against {label}, with lines for clean images and no adaptation.",
-        "half",
+    band = "; band: 95 % t interval" if seeds > 2 else ""
+    caption = (
+        f"Accuracy against {label} ({_cells_of(trials)}). Line: mean over {count(seeds, 'seed')}"
+        f"{band}; dotted: unadapted; dashed: unadapted on clean images."
     )
+    alt = f"Curve of accuracy against {label}, with lines for clean images and no adaptation."
+    return arms.saved(results, figure, key.replace("num_bn_", ""), caption, alt, "half")
 
 
-def _seed_curve(
-    axes: "Axes", table: pd.DataFrame, key: str, style: figures.Style, label: str
+def _draw_cell(
+    axes: "Axes", table: pd.DataFrame, key: str, style: figures.Style, several: bool
 ) -> None:
-    """Draw the mean over seeds with its t interval at every value of `key`."""
-    x = table[key].to_numpy(dtype=float)
+    """Draw a cell's mean over seeds with its t interval at every value of `key`."""
+    x, label = table[key].to_numpy(dtype=float), "adapted"
+    plain: dict[str, Any] = {"color": "#D55E00", "label": "unadapted"}
+    if several:
+        label = answers.cell(table.iloc[0])
+        plain = {"color": style.color}
     axes.plot(x, table["mean"] * 100, color=style.color, marker=style.marker, label=label)
     if (table["n"] > 2).all():
         low, high = (table[end].fillna(table["mean"]) * 100 for end in ("low", "high"))
         axes.fill_between(x, low, high, color=style.color, alpha=0.13, linewidth=0)
+    axes.axhline(table["acc_unadapted"].mean() * 100, linewidth=1.3, linestyle=":", **plain)
 
 
 @figures.styled
 def statistics_figure(results: Results) -> Figure | None:
     """How far the statistics of every layer moved in a strong and in a mild cell."""
     trials = finished(results, "severity")
-    if "bn_change" not in trials:
-        return None
-    trials = trials[trials["bn_change"].notna()].assign(gain=lambda t: t["gain"].astype(float))
+    trials = trials.dropna(subset=["bn_change"]) if "bn_change" in trials else trials[:0]
     if trials.empty:
         return None
-    ends = (trials["gain"].idxmax(), trials["gain"].idxmin())
-    strong, mild = (trials.loc[end].to_dict() for end in ends)
-    chosen = [strong] if strong["trial"] == mild["trial"] else [strong, mild]
+    gains = trials["gain"].astype(float)
+    chosen = trials.loc[list(dict.fromkeys([gains.idxmax(), gains.idxmin()]))].to_dict("records")
     figure, axes = figures.panels(2, height=2.3)
     for row, style in zip(chosen, figures.styles(["strong", "mild"]).values(), strict=False):
-        moved = layer_changes(results, row["trial"])
+        moved, name = layer_changes(results, row["trial"]), answers.cell(row)
         x = np.arange(1, len(moved) + 1)
         for panel, key in zip(axes, ("shift", "ratio"), strict=True):
-            panel.plot(
-                x, moved[key], color=style.color, marker=style.marker, label=answers.cell(row)
-            )
-    for panel, value, label in zip(
-        axes, (0, 1), ("change of the mean (std)", "std after over before"), strict=True
-    ):
+            panel.plot(x, moved[key], color=style.color, marker=style.marker, label=name)
+    labels = "change of the mean (std)", "std after over before"
+    for panel, value, label in zip(axes, (0, 1), labels, strict=True):
         panel.axhline(value, color="#555555", linewidth=0.7)
         panel.set_ylabel(label)
         figures.whole_numbers(panel, "batch-norm layer, input side first")
     figures.legend_below(figure, axes[0], 2)
     names = reports.join([answers.cell(row) for row in chosen])
-    return Figure(
-        figures.save(figure, results.path / "figures", "statistics"),
+    caption = (
         "Running statistics after adaptation against those of the source, layer by layer: root "
         "mean square over channels of the change of the mean, in standard deviations of the "
         "source's channel, and median over channels of the standard deviation's ratio. 0 and 1: "
-        f"no change. The cells of largest and smallest gain: {names}.",
-        "Two line charts over layers: change of mean and ratio of standard deviation.",
+        f"no change. The cells of largest and smallest gain: {names}."
     )
+    alt = "Two line charts over layers: change of mean and ratio of standard deviation."
+    return arms.saved(results, figure, "statistics", caption, alt)
 
 
-@figures.styled
-def stream_figure(results: Results) -> Figure:
+@arms.drawn("stream", "Bars of accuracy per order of the images, a panel per method.")
+def stream_figure(results: Results) -> arms.Drawn:
     """Accuracy of each method under each order of the images."""
     trials = first_cell(finished(results, "stream"), "method", "order")
     methods = list(trials["method"].drop_duplicates())
@@ -571,33 +523,26 @@ def stream_figure(results: Results) -> Figure:
         panel.axvline(plain, color="#D55E00", linestyle=":", linewidth=1.3)
         panel.set_xlim(0, 100)
         panel.set_title(f"{method} ({figures.seeds_text(group, 'order')})", loc="left")
-    return Figure(
-        figures.save(figure, results.path / "figures", "stream"),
-        f"Accuracy with adaptation ({_cells_of(trials)[0]}) when the images come shuffled, in "
-        "bursts of classes, or sorted by class. Bar: mean over seeds; marks: seeds; dotted "
-        "line: unadapted.",
-        "Bars of accuracy per order of the images, a panel per method.",
+    return figure, (
+        f"Accuracy with adaptation ({answers.cell(trials.iloc[0])}) when the images come shuffled, "
+        "in bursts of classes, or sorted by class. Bar: mean over seeds; marks: seeds; dotted "
+        "line: unadapted."
     )
 
 
-@figures.styled
-def method_figure(results: Results) -> Figure:
+@arms.drawn("methods", "Heat map of accuracy by corruption and method.")
+def method_figure(results: Results) -> arms.Drawn:
     """Heat map of methods and corruptions."""
     trials = first_cell(finished(results, "methods"), "corruption", "method")
     numbers = cell_numbers(trials, ("corruption", "method"))
-    wide = numbers.pivot(index="corruption", columns="method", values="acc_adapted")
-    wide = wide.reindex(numbers["corruption"].unique())[list(numbers["method"].unique())] * 100
+    wide = _wide(numbers, "method", "acc_adapted")[list(numbers["method"].unique())] * 100
     wide.loc["mean"] = wide.mean()
     figure, (axes, *_) = figures.panels(width=4.4, height=0.6 + 0.21 * len(wide))
-    names = [str(name).replace("_", " ") for name in wide.index]
-    figures.heatmap(
-        axes, wide.to_numpy(), names, list(wide.columns), "{:.1f}".format, label="accuracy (%)"
-    )
-    return Figure(
-        figures.save(figure, results.path / "figures", "methods"),
+    names = [_spaced(name) for name in wide.index], list(wide.columns)
+    figures.heatmap(axes, wide.to_numpy(), *names, "{:.1f}".format, label="accuracy (%)")
+    return figure, (
         f"Accuracy of each method at severity {_listed(trials['severity'])}; "
-        f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}.",
-        "Heat map of accuracy by corruption and method.",
+        f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}."
     )
 
 
@@ -630,13 +575,10 @@ def _corrupted_photo(results: Results) -> tuple[np.ndarray, tuple[str, ...]]:
 
     photo = torch.from_numpy(np.array(_first_image(results)[None]))
     seed = int(results.trials.iloc[0].get("corruption_seed", 0))
-    frost = private(results.path).get("frost_dir")
+    frost, index = private(results.path).get("frost_dir"), torch.tensor([0])
     rows = []
     for name in CORRUPTIONS:
-        index = torch.tensor([0])
-        bad = [
-            corrupt(photo, name, severity, seed, index, frost_dir=frost) for severity in range(1, 6)
-        ]
+        bad = [corrupt(photo, name, level, seed, index, frost_dir=frost) for level in range(1, 6)]
         rows.append(torch.cat([photo, *bad]).numpy())
     return np.stack(rows), tuple(CORRUPTIONS)
 
@@ -681,44 +623,41 @@ def _draw_photos(results: Results, pixels: np.ndarray, names: Sequence[str]) -> 
         if row == 0:
             panel.set_title(str(column) if column else CLEAN)
         if column == 0:
-            label = names[row].replace("_", " ")
-            panel.set_ylabel(label, rotation=0, ha="right", va="center")
+            panel.set_ylabel(_spaced(names[row]), rotation=0, ha="right", va="center")
     return figures.save(figure, results.path / "figures", "photos")
 
 
 def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section | None]:
     if "trials" in found:
-        return [section("Result", "**No trial has finished, so there is no result yet.**")]
+        return [section("Result", arms.NO_RESULT)]
     cells = severity_numbers(results)
-    clean = _clean_row(results, cells)
-    cells = cells[cells["corruption"] != CLEAN] if len(cells) else cells
-    errors, reference = corruption_errors(results)
-    whole = errors.dropna(subset=["ce_unadapted"]) if len(errors) else errors
+    questions = _answers(results, found, corrupted(cells), _clean_row(results, cells))
+    corruptions = [found[name] for name in ("corruptions", "severity") if "corruptions" in found]
+    stream = [stream_figure(results), found["stream"]] if "stream" in found else []
     return [
-        section(
-            "Result",
-            answers.summary(results, cells),
-            *heat_figures(results),
-            answers.corruption_error(whole, reference),
-            answers.normalisation(results),
-            recomputed(results),
-        ),
-        section("The questions, answered", _answers(results, found, cells, clean)),
+        section("Result", *_result(results, corrupted(cells))),
+        section("The questions, answered", questions),
         section("Updates and batch size", *_sweeps(results, found)),
-        section("Corruptions and severities", found["corruptions"], found["severity"])
-        if "corruptions" in found
-        else None,
+        section("Corruptions and severities", *corruptions),
         section("How far the statistics moved", statistics_figure(results)),
-        section("The order of the images", stream_figure(results), found["stream"])
-        if "stream" in found
-        else None,
+        section("The order of the images", *stream),
         section("Methods", method_figure(results)) if "methods" in found else None,
         section("Clean images", found.get("clean")),
         section("What the corruptions look like", photo_figure(results)),
-        section(
-            "Beside published figures", tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS)
-        ),
-        section("Limits", answers.limits(results, list(results.trials["part"].drop_duplicates()))),
+        section("Beside published figures", answers.PUBLISHED),
+        section("Limits", answers.limits(results)),
+    ]
+
+
+def _result(results: Results, cells: pd.DataFrame) -> list[Block | str]:
+    errors, reference = corruption_errors(results)
+    whole = errors.dropna(subset=["ce_unadapted"]) if len(errors) else errors
+    return [
+        answers.summary(results, cells),
+        *heat_figures(results),
+        answers.corruption_error(whole, reference),
+        answers.normalisation(results),
+        recomputed(results),
     ]
 
 
@@ -749,16 +688,14 @@ def _momentum(results: Results) -> float | None:
 
 
 def _answers(
-    results: Results,
-    found: Mapping[str, tables.Table],
-    cells: pd.DataFrame,
+    results: Results, found: Mapping[str, tables.Table], cells: pd.DataFrame,
     clean: pd.Series | None,
-) -> str:
+) -> str:  # fmt: skip
     pairs = [("What does adaptation change?", answers.changed(results))]
-    momentum = _momentum(results)
     if "updates" in found:
         trials = first_cell(finished(results, "updates"), "num_bn_updates")
-        pairs.append(("What do more updates bring?", answers.updates(trials, momentum)))
+        told = answers.updates(trials, _momentum(results))
+        pairs.append(("What do more updates bring?", told))
     if "batch_size" in found:
         trials = first_cell(finished(results, "batch-size"), "batch_size")
         moved = pd.concat(

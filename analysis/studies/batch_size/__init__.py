@@ -1,11 +1,5 @@
 """The report of the batch-size study."""
 
-from collections.abc import Callable
-from pathlib import Path
+from core.later import Later
 
-
-def report(folder: Path, extra: Callable) -> None:
-    """Write tables, figures and report of a finished result folder; `extra` adds sections."""
-    from analysis.studies.batch_size import sections  # brings pandas and matplotlib
-
-    sections.report(folder, extra)
+report = Later("analysis.studies.batch_size.sections:report")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, provenance, tables
+from analysis.document import arms, figures, provenance, tables
 from analysis.document.markup import escape
 from analysis.document.provenance import duration
 from analysis.document.report import Figure, Section, join, section
@@ -32,28 +32,30 @@ from analysis.document.words import (
     stopping_text,
 )
 from analysis.results import statistics
-from analysis.results.folder import Results, train_metric
+from analysis.results.folder import Results
 
 COUNTED = ("finished", "stopped")  # states whose epochs enter means
 REASONS = ("ASHA", "plateau", "other")  # why a trial was stopped
 # Wu & He 2018, ImageNet, ResNet-50: validation error (%) of BN and GN by images per GPU.
 PUBLISHED = {32: (23.6, 24.1), 16: (23.7, 24.2), 8: (24.8, 24.0), 4: (27.3, 24.2), 2: (34.7, 24.1)}
-_PUBLISHED_ROWS = (
+_PUBLISHED_TABLE = tables.published(
     (
-        "Wu & He 2018",
-        "ImageNet, ResNet-50, validation error; 32, 16, 8, 4, 2 images per GPU",
-        "BN 23.6, 23.7, 24.8, 27.3, 34.7 %; GN 24.1, 24.2, 24.0, 24.2, 24.1 %",
+        (
+            "Wu & He 2018",
+            "ImageNet, ResNet-50, validation error; 32, 16, 8, 4, 2 images per GPU",
+            "BN 23.6, 23.7, 24.8, 27.3, 34.7 %; GN 24.1, 24.2, 24.0, 24.2, 24.1 %",
+        ),
+        (
+            "CosmoLuminous, course report",
+            "CIFAR-10, 100 epochs, test accuracy; batch size 8, then 128",
+            "BN 90.97, 89.39 %; GN 86.28, 86.78 %",
+        ),
     ),
-    (
-        "CosmoLuminous, course report",
-        "CIFAR-10, 100 epochs, test accuracy; batch size 8, then 128",
-        "BN 90.97, 89.39 %; GN 86.28, 86.78 %",
-    ),
-)
-_PUBLISHED_LINKS = (
     "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
-    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
+    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775).",
 )
+
+
 Extra = Callable[[Results], list[Section]]
 _MOST_ROWS = 30  # trials listed in the report; the files in tables/ hold all
 _MOST_BARS = 36  # trials with a bar of their own
@@ -68,15 +70,8 @@ def report(results: Results, extra: Extra = lambda results: []) -> None:
         extra: makes further sections, which stand before the limits.
     """
     table = cell_table(results)
-    made = [
-        table,
-        gap_table(results),
-        savings_table(results),
-        stopped_table(results),
-        rate_table(results),
-        memory_table(results),
-        trial_table(results),
-    ]
+    others = (gap_table, savings_table, stopped_table, rate_table, memory_table, trial_table)
+    made = [table, *(make(results) for make in others)]
     written = [one for one in made if one is not None and len(one.numbers)]
     sections = _sections(results, table, extra(results))
     title, sources = "Batch size and normalisation", ("gradcam.npz",)
@@ -100,27 +95,34 @@ def measured(results: Results) -> pd.DataFrame:
     """
     trials, history = results.trials.copy(), results.history
     curves = history[np.isfinite(history["val_accuracy"].astype(float))]
-    at = curves[curves["epoch"] == equal_epoch(results)].set_index("trial")["val_accuracy"]
     first = curves.sort_values("val_accuracy", ascending=False, kind="stable")
     first = first.drop_duplicates("trial").set_index("trial")
+    at = curves[curves["epoch"] == equal_epoch(results)].set_index("trial")
+    for name, found, column in (
+        ("equal", at, "val_accuracy"),
+        ("best", first, "val_accuracy"),
+        ("best_epoch", first, "epoch"),
+    ):
+        trials[name] = trials["trial"].map(found[column]).astype(float)
+    said = zip(trials["state"], _words(trials, "stopped_by"), strict=True)
+    trials["reason"] = [_reason(words) if state == "stopped" else "" for state, words in said]
+    return _budgets(results, trials)
+
+
+def _budgets(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
+    """Add epochs planned and run, seconds per epoch and the highest learning rate."""
+    history = results.history
     by_trial = history.groupby("trial")
-    name = trials["trial"]
-    trials["equal"] = name.map(at).astype(float)
-    trials["best"] = name.map(first["val_accuracy"]).astype(float)
-    trials["best_epoch"] = name.map(first["epoch"]).astype(float)
-    trials["reason"] = [
-        _reason(words) if state == "stopped" else ""
-        for state, words in zip(trials["state"], _words(trials, "stopped_by"), strict=True)
-    ]
-    ran = name.map(by_trial["epoch"].max()).fillna(0).astype(int)
-    planned = _facts(trials, "epochs")
+    ran = trials["trial"].map(by_trial["epoch"].max()).fillna(0).astype(int)
     declared = (results.study.get("stopping") or {}).get("max_epochs")
-    trials["planned"] = planned.fillna(float(declared) if declared else ran.max())
-    trials["ran"] = ran
-    timed = name.map(by_trial["seconds"].mean()) if "seconds" in history else math.nan
-    trials["per_epoch"] = _facts(trials, "seconds_per_epoch").fillna(timed)
-    highest = name.map(by_trial["lr"].max()).astype(float) if "lr" in history else math.nan
-    trials["highest_lr"] = _facts(trials, "scaled_lr").fillna(highest)
+    planned = _facts(trials, "epochs").fillna(float(declared) if declared else ran.max())
+    trials = trials.assign(planned=planned, ran=ran)
+    for name, told, column, how in (
+        ("per_epoch", "seconds_per_epoch", "seconds", "mean"),
+        ("highest_lr", "scaled_lr", "lr", "max"),
+    ):
+        known = by_trial[column].agg(how).astype(float) if column in history else {}
+        trials[name] = _facts(trials, told).fillna(trials["trial"].map(known).astype(float))
     return trials
 
 
@@ -171,25 +173,25 @@ def cell_numbers(results: Results) -> pd.DataFrame:
         and high; n_full, full with low and high (the best of those that finished); means of
         best_epoch, ran and per_epoch; largest peak_memory_mib.
     """
-    rows = []
-    for norm, size, group in _cells(results, measured(results)):
-        ended = group["reason"].where(group["reason"] != "", group["state"])
-        row: dict[str, Any] = {"norm": norm, "batch_size": size, "of": len(group)}
-        for way in ("finished", *REASONS, "failed", "diverged", "unfinished"):
-            row[way] = int((ended == way).sum())
-        row["reached"] = _reached(group.assign(ended=ended))
-        group = group.assign(full=group["best"].where(group["state"] == "finished"))
-        for metric, n in (("equal", "n_equal"), ("best", "n"), ("full", "n_full")):
-            values = statistics.t_interval(statistics.usable(group, metric, COUNTED)[metric])
-            row |= {n: values.n, metric: values.mean}
-            row |= {f"{metric}_low": values.low, f"{metric}_high": values.high}
-        counted = _counted(group)
-        row["best_epoch"] = counted["best_epoch"].mean()
-        row["ran"] = counted["ran"].mean()
-        row["per_epoch"] = counted["per_epoch"].mean()
-        row["peak_memory_mib"] = _facts(counted, "peak_memory_mib").max()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {"norm": norm, "batch_size": size} | _cell(group)
+        for norm, size, group in _cells(results, measured(results))
+    )
+
+
+def _cell(group: pd.DataFrame) -> dict[str, Any]:
+    ended = group["reason"].where(group["reason"] != "", group["state"])
+    ways = ("finished", *REASONS, "failed", "diverged", "unfinished")
+    row: dict[str, Any] = {"of": len(group)} | {way: int((ended == way).sum()) for way in ways}
+    row["reached"] = _reached(group.assign(ended=ended))
+    group = group.assign(full=group["best"].where(group["state"] == "finished"))
+    for metric, n in (("equal", "n_equal"), ("best", "n"), ("full", "n_full")):
+        values = statistics.t_interval(statistics.usable(group, metric, COUNTED)[metric])
+        row |= {n: values.n, metric: values.mean}
+        row |= {f"{metric}_low": values.low, f"{metric}_high": values.high}
+    counted = _counted(group)
+    row |= {key: counted[key].mean() for key in ("best_epoch", "ran", "per_epoch")}
+    return row | {"peak_memory_mib": _facts(counted, "peak_memory_mib").max()}
 
 
 def _reached(group: pd.DataFrame) -> str:
@@ -205,15 +207,12 @@ def _reached(group: pd.DataFrame) -> str:
 
 def cell_table(results: Results) -> tables.Table:
     """The main table: tables/batch_size."""
-    epoch = equal_epoch(results)
-    numbers = cell_numbers(results)
-    at = f"at epoch {epoch} (%)" if epoch else "at equal epochs (%)"
-    early = bool((results.trials["state"] == "stopped").any())
+    epoch, early = equal_epoch(results), bool((results.trials["state"] == "stopped").any())
     columns = (
         tables.text("norm", "norm"),
         tables.number("batch_size", "batch"),
         tables.count_of("n", "of"),
-        _interval("equal", "n_equal", at),
+        _interval("equal", "n_equal", f"at epoch {epoch} (%)" if epoch else "at equal epochs (%)"),
         _interval("best", "n", "best (%)"),
         *([_interval("full", "n_full", "best of finished (%)")] if early else []),
         tables.text("reached", "seeds to their last epoch", wrap=True),
@@ -226,13 +225,15 @@ def cell_table(results: Results) -> tables.Table:
         "it ran. “2 to 50 (finished); 1 to 40 (plateau)”: two seeds ran all 50 epochs, one ended "
         "on a plateau after epoch 40. Failed or diverged seeds are in no mean."
     )
-    if early:
-        note += (
-            " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
-            "have given. “best of finished” leaves them out, and so errs to the other side."
-        )
     caption = "Validation accuracy of every norm and batch size, and how far each seed ran."
-    return tables.Table("batch_size", numbers, columns, caption, note)
+    note += _CENSORED if early else ""
+    return tables.Table("batch_size", cell_numbers(results), columns, caption, note)
+
+
+_CENSORED = (
+    " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
+    "have given. “best of finished” leaves them out, and so errs to the other side."
+)
 
 
 def _equal_words(results: Results) -> str:
@@ -242,13 +243,7 @@ def _equal_words(results: Results) -> str:
     trials = _counted(measured(results))
     trials = trials[trials["ran"] > 0]
     least = trials[trials["ran"] == epoch]
-    cells = join(
-        [
-            f"`{norm}` at {size}"
-            for norm, size, group in _cells(results, trials)
-            if (group["ran"] == epoch).any()
-        ]
-    )
+    cells = join([f"`{norm}` at {size}" for norm, size, _ in _cells(results, least)])
     return (
         f"Epoch {epoch} is the last that all {len(trials)} finished or stopped trials reached "
         f"(set by {count(len(least), 'trial')} of {cells})."
@@ -282,26 +277,27 @@ def gap_numbers(results: Results) -> pd.DataFrame:
     trials = trials[trials["norm"].isin(["bn", "gn"])]
     if trials["norm"].nunique() < 2:
         return pd.DataFrame()
-    rows = []
-    for size in sizes(results):
-        group = trials[trials["batch_size"] == size]
-        row: dict[str, Any] = {"batch_size": size}
-        for metric in ("equal", "best"):
-            found = statistics.paired(group, "norm", metric, "gn", states=COUNTED)
-            found = found[found["norm"] == "bn"]
-            one = found.iloc[0].to_dict() if len(found) else {}
-            row[metric] = one.get("difference", math.nan)
-            row |= {f"{metric}_{key}": one.get(key, math.nan) for key in ("low", "high", "p")}
-            row[f"{metric}_pairs"] = int(one.get("n", 0))
-        early = statistics.usable(group, "best", COUNTED).groupby("seed")
-        pairs = early.filter(lambda pair: pair["norm"].nunique() == 2).groupby("seed")
-        row["stopped"] = int(sum((pair["state"] == "stopped").any() for _, pair in pairs))
-        rows.append(row)
+    numbers = pd.DataFrame(
+        {"batch_size": size} | _gap_of(trials[trials["batch_size"] == size])
+        for size in sizes(results)
+    )
     for metric in ("equal", "best"):
-        corrected = statistics.holm([row[f"{metric}_p"] for row in rows])
-        for row, p in zip(rows, corrected, strict=True):
-            row[f"{metric}_p_holm"] = float(p)
-    return pd.DataFrame(rows)
+        numbers[f"{metric}_p_holm"] = statistics.holm(numbers[f"{metric}_p"].to_numpy(dtype=float))
+    return numbers
+
+
+def _gap_of(group: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric in ("equal", "best"):
+        found = statistics.paired(group, "norm", metric, "gn", states=COUNTED)
+        found = found[found["norm"] == "bn"]
+        one = found.iloc[0].to_dict() if len(found) else {}
+        row[metric] = one.get("difference", math.nan)
+        row |= {f"{metric}_{key}": one.get(key, math.nan) for key in ("low", "high", "p")}
+        row[f"{metric}_pairs"] = int(one.get("n", 0))
+    early = statistics.usable(group, "best", COUNTED).groupby("seed")
+    pairs = early.filter(lambda pair: pair["norm"].nunique() == 2).groupby("seed")
+    return row | {"stopped": sum((pair["state"] == "stopped").any() for _, pair in pairs)}
 
 
 def gap_change(results: Results, metric: str) -> statistics.Interval | None:
@@ -339,8 +335,7 @@ def gap_table(results: Results) -> tables.Table | None:
         tables.p_value("equal_p_holm"),
         _interval("best", "best_pairs", "at the best (points)", signed=True),
         tables.p_value("best_p_holm", "p (Holm), best"),
-        tables.number("best_pairs", "pairs"),
-        tables.number("stopped", "of them stopped"),
+        *arms.numbers(best_pairs="pairs", stopped="of them stopped"),
     )
     note = (
         "Validation accuracy of `bn` minus that of `gn` with the same seed: mean [95 % t interval] "
@@ -359,28 +354,21 @@ def savings_numbers(results: Results) -> pd.DataFrame:
         epochs of the finished and stopped trials, and the seconds they took plus those saved.
     """
     counted = _counted(measured(results))
-    left = (counted["planned"] - counted["ran"]).where(counted["state"] == "stopped", 0.0)
+    stopped = counted["state"] == "stopped"
+    left = (counted["planned"] - counted["ran"]).where(stopped, 0.0)
     saved = left * counted["per_epoch"].where(left > 0, 0.0)
-    full_epochs = float(counted["planned"].sum())
     took = _facts(counted, "seconds").fillna(counted["ran"] * counted["per_epoch"])
-    full_seconds = float(took.sum() + saved.sum(skipna=False))
-    rows = []
-    for reason in (*(r for r in REASONS if (counted["reason"] == r).any()), "all"):
-        chosen = counted["state"] == "stopped"
-        if reason != "all":
-            chosen &= counted["reason"] == reason
-        epochs, seconds = float(left[chosen].sum()), float(saved[chosen].sum(skipna=False))
-        rows.append(
-            {
-                "reason": reason,
-                "trials": int(chosen.sum()),
-                "epochs": epochs,
-                "epochs_share": epochs / full_epochs if full_epochs else math.nan,
-                "seconds": seconds,
-                "seconds_share": seconds / full_seconds if full_seconds else math.nan,
-            }
-        )
-    return pd.DataFrame(rows).assign(full_epochs=full_epochs, full_seconds=full_seconds)
+    full = float(counted["planned"].sum()), float(took.sum() + saved.sum(skipna=False))
+    chosen = {r: stopped & (counted["reason"] == r) for r in REASONS}
+    chosen = {r: rows for r, rows in chosen.items() if (counted["reason"] == r).any()}
+    found = []
+    for reason, rows in {**chosen, "all": stopped}.items():
+        row: dict[str, Any] = {"reason": reason, "trials": int(rows.sum())}
+        sums = float(left[rows].sum()), float(saved[rows].sum(skipna=False))
+        for name, part, whole in zip(("epochs", "seconds"), sums, full, strict=True):
+            row |= {name: part, f"{name}_share": part / whole if whole else math.nan}
+        found.append(row)
+    return pd.DataFrame(found).assign(full_epochs=full[0], full_seconds=full[1])
 
 
 def savings_table(results: Results) -> tables.Table:
@@ -389,8 +377,7 @@ def savings_table(results: Results) -> tables.Table:
     full = numbers.iloc[0]
     columns = (
         tables.text("reason", "stopped by"),
-        tables.number("trials", "trials"),
-        tables.number("epochs", "trial-epochs saved"),
+        *arms.numbers(trials="trials", epochs="trial-epochs saved"),
         tables.number("epochs_share", "% of the grid", 1, 100.0),
         tables.Column("time saved", lambda row: _time(row["seconds"])),
         tables.number("seconds_share", "% of the time", 1, 100.0),
@@ -409,45 +396,43 @@ def _time(seconds: float) -> str:
     return "n/a" if math.isnan(seconds) else duration(seconds)
 
 
+def _norm_batch_seed() -> tuple[tables.Column, ...]:
+    return (*arms.texts("norm"), tables.number("batch_size", "batch"), *arms.texts("seed"))
+
+
+def _ran_of(header: str) -> tables.Column:
+    return tables.Column(header, lambda row: f"{row['ran']} of {row['planned']:.0f}")
+
+
 def stopped_table(results: Results) -> tables.Table:
     """Every stopped trial with when and why: tables/stopped."""
     trials = measured(results)
     trials = trials.assign(why=_words(trials, "stopped_by"))
-    trials = trials[trials["state"] == "stopped"]
     keys = ["trial", "norm", "batch_size", "seed", "reason", "ran", "planned", "best", "why"]
     columns = (
-        tables.text("norm", "norm"),
-        tables.number("batch_size", "batch"),
-        tables.text("seed", "seed"),
+        *_norm_batch_seed(),
         tables.text("reason", "by"),
-        tables.Column("after epoch", lambda row: f"{row['ran']} of {row['planned']:.0f}"),
-        tables.number("best", "best (%)", 1, 100.0),
+        _ran_of("after epoch"),
+        *arms.shares(best="best"),
         tables.text("why", "what it said", wrap=True),
     )
-    numbers = trials[keys].reset_index(drop=True)
+    numbers = trials.loc[trials["state"] == "stopped", keys].reset_index(drop=True)
     return tables.Table("stopped", numbers, columns, "Trials that were stopped early, and why.")
 
 
 def rate_table(results: Results) -> tables.Table:
     """Learning rate and steps of each batch size: tables/learning_rates."""
     trials = measured(results)
-    trials = trials.assign(
-        rule=[words or "not recorded" for words in _words(trials, "lr_scaling")],
-        base_lr=_facts(trials, "base_lr"),
-    )
-    trials = trials[trials["highest_lr"].notna()]
+    rules = [words or "not recorded" for words in _words(trials, "lr_scaling")]
+    trials = trials.assign(rule=rules, base_lr=_facts(trials, "base_lr"))
     keys = ["batch_size", "rule", "base_lr", "highest_lr"]
     rows = []
-    for values, group in trials.groupby(keys, dropna=False):
-        row = dict(zip(keys, values, strict=True))
+    for values, group in trials.dropna(subset=["highest_lr"]).groupby(keys, dropna=False):
         norms = [norm for norm in results.levels("norm") if (group["norm"] == norm).any()]
-        row["norms"] = ", ".join(map(str, norms))
-        row["steps"] = _steps(results, group)
-        rows.append(row)
+        rows.append((*values, ", ".join(map(str, norms)), _steps(results, group)))
     columns = (
         tables.number("batch_size", "batch size"),
-        tables.text("norms", "norms"),
-        tables.text("rule", "rule"),
+        *arms.texts("norms", "rule"),
         tables.scientific("base_lr", "base lr"),
         tables.scientific("highest_lr", "highest lr"),
         tables.number("steps", "steps per epoch"),
@@ -462,12 +447,11 @@ def _steps(results: Results, group: pd.DataFrame) -> float:
     return math.ceil(images / group["batch_size"].iloc[0]) if images else math.nan
 
 
-def memory_table(results: Results) -> tables.Table:
-    """Memory estimated, chosen and measured in each cell: tables/memory."""
-    rows = []
+def _memory_numbers(results: Results) -> pd.DataFrame:
     nodes = (results.study.get("slots") or {}).get("nodes") or []
-    sizes_of_slots = [n["memory"] for n in nodes if n.get("count") and n.get("memory")]
-    slot = min(sizes_of_slots) / 2**20 if sizes_of_slots else math.nan
+    of_slots = [n["memory"] for n in nodes if n.get("count") and n.get("memory")]
+    slot = min(of_slots) / 2**20 if of_slots else math.nan
+    rows = []
     for norm, size, group in _cells(results, results.trials):
         row: dict[str, Any] = {"norm": norm, "batch_size": size}
         for key in ("plain_mib", "slot_mib", "estimated_mib", "peak_memory_mib"):
@@ -476,19 +460,26 @@ def memory_table(results: Results) -> tables.Table:
         for key in ("chosen_precision", "chosen_recompute"):
             row[key] = ", ".join(sorted({words for words in _words(group, key) if words}))
         rows.append(row)
-    numbers = pd.DataFrame(rows)
-    columns = [tables.text("norm", "norm"), tables.number("batch_size", "batch")]
-    shown = {
-        "plain_mib": tables.number("plain_mib", "plain estimate (MiB)"),
-        "slot_mib": tables.number("slot_mib", "slot (MiB)"),
-        "chosen_precision": tables.text("chosen_precision", "precision"),
-        "chosen_recompute": tables.text("chosen_recompute", "recompute"),
-        "estimated_mib": tables.number("estimated_mib", "estimate as run (MiB)"),
-        "peak_memory_mib": tables.number("peak_memory_mib", "measured peak (MiB)"),
+    return pd.DataFrame(rows)
+
+
+def memory_table(results: Results) -> tables.Table:
+    """Memory estimated, chosen and measured in each cell: tables/memory."""
+    numbers = _memory_numbers(results)
+    headers = {
+        "plain_mib": "plain estimate (MiB)",
+        "slot_mib": "slot (MiB)",
+        "chosen_precision": "precision",
+        "chosen_recompute": "recompute",
+        "estimated_mib": "estimate as run (MiB)",
+        "peak_memory_mib": "measured peak (MiB)",
     }
-    for key, column in shown.items():
-        if key in numbers and (numbers[key].notna() & (numbers[key] != "")).any():
-            columns.append(column)
+    shown = (
+        (tables.number if key.endswith("_mib") else tables.text)(key, header)
+        for key, header in headers.items()
+        if key in numbers and (numbers[key].notna() & (numbers[key] != "")).any()
+    )
+    columns = (*_norm_batch_seed()[:2], *shown)
     counted = "optimizer" in results.trials  # commits before took what the process had grown by
     cpu = "that of the tensors of a training step" if counted else "the growth of its process"
     note = (
@@ -496,23 +487,19 @@ def memory_table(results: Results) -> tables.Table:
         f"trial itself recorded, on a GPU that of its CUDA allocator, on a CPU {cpu}."
     )
     caption = "Memory of a trial: estimated, chosen and measured."
-    return tables.Table("memory", numbers, tuple(columns), caption, note)
+    return tables.Table("memory", numbers, columns, caption, note)
 
 
 def trial_table(results: Results) -> tables.Table:
     """Every trial by itself: tables/batch_size_by_seed."""
-    trials = measured(results)
     keys = ["trial", "norm", "batch_size", "seed", "state", "reason", "ran", "planned"]
-    numbers = trials[[*keys, "equal", "best", "best_epoch", "highest_lr", "per_epoch"]]
+    numbers = measured(results)[[*keys, "equal", "best", "best_epoch", "highest_lr", "per_epoch"]]
     columns = (
-        tables.text("norm", "norm"),
-        tables.number("batch_size", "batch"),
-        tables.text("seed", "seed"),
+        *_norm_batch_seed(),
         tables.text("state", "state"),
         tables.text("reason", "by"),
-        tables.Column("epochs", lambda row: f"{row['ran']} of {row['planned']:.0f}"),
-        tables.number("equal", f"at epoch {equal_epoch(results) or '-'} (%)", 1, 100.0),
-        tables.number("best", "best (%)", 1, 100.0),
+        _ran_of("epochs"),
+        *arms.shares(equal=f"at epoch {equal_epoch(results) or '-'}", best="best"),
         tables.number("best_epoch", "best epoch"),
         tables.scientific("highest_lr", "highest lr"),
         tables.number("per_epoch", "s/epoch", 2),
@@ -525,62 +512,52 @@ def accuracy_figure(results: Results) -> Figure:
     """Accuracy against batch size on a log axis, at equal epochs and at the best."""
     numbers, trials = cell_numbers(results), _counted(measured(results))
     norms = results.levels("norm")
-    look = figures.styles(norms)
     figure, axes = figures.panels(2, height=2.35)
-    epoch = equal_epoch(results)
+    where = f"at epoch {equal_epoch(results)}, reached by all"
+    titles = {"equal": where, "best": "at each trial's best epoch"}
     cut = False
-    titles = {"equal": f"at epoch {epoch}, reached by all", "best": "at each trial's best epoch"}
     for panel, (metric, title) in zip(axes, titles.items(), strict=True):
-        for place, norm in enumerate(norms):
+        for place, (norm, style) in enumerate(figures.styles(norms).items()):
             shift = 2 ** (0.16 * (place - (len(norms) - 1) / 2))
             cells = numbers[(numbers["norm"] == norm) & numbers[metric].notna()]
+            _points(panel, cells, metric, shift, style, str(norm))
             seeds = trials[(trials["norm"] == norm) & trials[metric].notna()]
-            _points(panel, cells, metric, shift, look[norm], str(norm))
-            for state, inside in (("finished", look[norm].color), ("stopped", "white")):
-                some = seeds[seeds["state"] == state]
-                panel.plot(
-                    some["batch_size"] * shift * 1.09,
-                    some[metric] * 100,
-                    look[norm].marker,
-                    color=look[norm].color,
-                    markerfacecolor=inside,
-                    markeredgewidth=0.6,
-                    markersize=2.8,
-                )
+            _seeds(panel, seeds, metric, shift * 1.09, style)
         panel.set_title(title, loc="left")
         _size_axis(panel, sizes(results))
         cut |= _limit(panel, trials[metric], numbers, metric)
     axes[0].set_ylabel("validation accuracy (%)")
     figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
     some = numbers[numbers["n"] > 0]["n"]
-    seeds = count(some.min(), "seed", some.max()) if len(some) else "no seed"
-    return Figure(
-        figures.save(figure, results.path / "figures", "accuracy_by_batch_size"),
+    n = count(some.min(), "seed", some.max()) if len(some) else "no seed"
+    return arms.saved(
+        results,
+        figure,
+        "accuracy_by_batch_size",
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
-        f"95 % t interval (n = {seeds}; one seed has no interval); small marks: single seeds, "
+        f"95 % t interval (n = {n}; one seed has no interval); small marks: single seeds, "
         "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
         + (_CUT if cut else ""),
         "Validation accuracy of each norm against batch size, at equal epochs left, at best right.",
     )
 
 
+def _seeds(panel: Any, seeds: pd.DataFrame, metric: str, shift: float, style: Any) -> None:
+    """Small marks, hollow for trials that were stopped."""
+    look = {"color": style.color, "markeredgewidth": 0.6, "markersize": 2.8}
+    for state, inside in (("finished", style.color), ("stopped", "white")):
+        some = seeds[seeds["state"] == state]
+        x, y = some["batch_size"] * shift, some[metric] * 100
+        panel.plot(x, y, style.marker, markerfacecolor=inside, **look)
+
+
 def _points(
-    panel: Any, cells: pd.DataFrame, metric: str, shift: float, look: Any, label: str
+    panel: Any, cells: pd.DataFrame, metric: str, shift: float, style: Any, label: str
 ) -> None:
-    middle = cells[metric] * 100
     half = ((cells[f"{metric}_high"] - cells[metric]) * 100).fillna(0.0)
-    panel.errorbar(
-        cells["batch_size"] * shift,
-        middle,
-        yerr=half,
-        color=look.color,
-        marker=look.marker,
-        markersize=5,
-        capsize=2.5,
-        elinewidth=0.9,
-        linewidth=1.1,
-        label=label if len(cells) else None,
-    )
+    look = {"color": style.color, "marker": style.marker, "markersize": 5, "linewidth": 1.1}
+    look |= {"capsize": 2.5, "elinewidth": 0.9, "label": label if len(cells) else None}
+    panel.errorbar(cells["batch_size"] * shift, cells[metric] * 100, yerr=half, **look)
 
 
 def _size_axis(panel: Any, ticks: Sequence[int]) -> None:
@@ -621,14 +598,12 @@ def gap_figure(results: Results) -> Figure:
     figure, axes = figures.panels(2, height=2.15)
     known = sorted(PUBLISHED)
     theirs = [PUBLISHED[size][1] - PUBLISHED[size][0] for size in known]
-    style = figures.Style("#000000", "o")
+    look = {"color": "#888888", "markersize": 3, "linewidth": 0.9, "label": "Wu & He 2018"}
+    style, cut = figures.Style("#000000", "o"), False
     titles = {"equal": f"at epoch {equal_epoch(results)}", "best": "at each trial's best epoch"}
-    cut = False
     for panel, (metric, title) in zip(axes, titles.items(), strict=True):
         panel.axhline(0, color="#000000", linewidth=0.7)
-        panel.plot(
-            known, theirs, "D--", color="#888888", markersize=3, linewidth=0.9, label="Wu & He 2018"
-        )
+        panel.plot(known, theirs, "D--", **look)
         _points(panel, numbers[numbers[metric].notna()], metric, 1.0, style, "this study")
         _size_axis(panel, sorted({*known, *sizes(results)}))
         panel.set_title(title, loc="left")
@@ -637,8 +612,10 @@ def gap_figure(results: Results) -> Figure:
     axes[0].set_ylabel("bn minus gn (points)")
     figures.legend_below(figure, axes[0], 2)
     pairs = numbers["best_pairs"]
-    return Figure(
-        figures.save(figure, results.path / "figures", "bn_minus_gn"),
+    return arms.saved(
+        results,
+        figure,
+        "bn_minus_gn",
         "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
         f"({count(pairs.min(), 'pair', pairs.max())} of seeds). Grey: published ImageNet figures, "
         "images per GPU." + (_CUT if cut else ""),
@@ -649,57 +626,60 @@ def gap_figure(results: Results) -> Figure:
 @figures.styled
 def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure | None:
     """Curves of every trial, a panel per batch size, marked where a trial was stopped."""
-    history = results.history
+    history, every = results.history, sizes(results)
     if metric not in history or history[metric].notna().sum() == 0:
         return None
     trials = measured(results).set_index("trial")
-    norms, columns = results.levels("norm"), min(4, len(sizes(results)))
-    look = figures.styles(norms)
-    rows = math.ceil(len(sizes(results)) / columns)
+    columns = min(4, len(every))
+    rows = math.ceil(len(every) / columns)
     height = 0.7 + 1.55 * rows
     figure, axes = figures.panels(columns, rows, height=height, sharey=True, sharex=True)
-    for spare in axes[len(sizes(results)) :]:
+    for spare in axes[len(every) :]:
         spare.set_visible(False)
-    for panel, size in zip(axes, sizes(results), strict=False):
+    look = figures.styles(results.levels("norm"))
+    for panel, size in zip(axes, every, strict=False):
         part = history[history["batch_size"] == size]
-        for norm in norms:
-            group = part[part["norm"] == norm]
-            for trial, one in group.groupby("trial", sort=False):
-                _single(panel, one, metric, trials.loc[trial], look[norm].color)
-            figures.curve(
-                panel, group, metric, look[norm], label=str(norm), scale=100.0, states=COUNTED
-            )
+        _draw_size(panel, part, metric, look, trials)
         seen = figures.seeds_text(part, "norm", COUNTED)
-        panel.set_title(
-            f"batch size {size}" + (f" ({seen})" if seen and columns < 4 else ""), loc="left"
-        )
+        seen = f" ({seen})" if seen and columns < 4 else ""
+        panel.set_title(f"batch size {size}{seen}", loc="left")
         figures.whole_numbers(panel, "")
-    for panel in axes[max(0, len(sizes(results)) - columns) : len(sizes(results))]:
+    for panel in axes[max(0, len(every) - columns) : len(every)]:
         panel.set_xlabel("epoch")
     for panel in axes[::columns]:
         panel.set_ylabel(label)
     figures.fit_to_lines(axes[0], history[metric], 100.0)
-    _curve_legend(figure, axes, look, trials)
-    path = figures.save(figure, results.path / "figures", name)
+    _curve_legend(figure, look, trials)
     words = label.split(" (")[0]
-    caption = f"{words[0].upper()}{words[1:]} over epochs for each batch size. "
+    caption = f"{arms.capital(words)} over epochs for each batch size. {_lines(results, metric)}"
+    line = f"Curves of {words}, a panel per batch size, a line per seed."
+    return arms.saved(results, figure, name, caption, line)
+
+
+def _draw_size(panel: Any, part: pd.DataFrame, metric: str, look: Any, trials: Any) -> None:
+    """The curves of one batch size: thin ones of its trials, thick ones of its norms."""
+    for norm, style in look.items():
+        group = part[part["norm"] == norm]
+        for trial, one in group.groupby("trial", sort=False):
+            _single(panel, one, metric, trials.loc[trial], style.color)
+        figures.curve(panel, group, metric, style, label=str(norm), scale=100.0, states=COUNTED)
+
+
+def _lines(results: Results, metric: str) -> str:
+    """What the lines of curves are, for their caption."""
     if metric.startswith("train_"):
-        running = metric.endswith("_running")
-        caption += f"Lines and marks as above. {curve_note(running)}".rstrip()
-    else:
-        caption += (
-            "Thin lines: single seeds; they end in a square where ASHA stopped them, a triangle "
-            "for a plateau, a cross for a failure. Thick line: mean over the finished and stopped "
-            f"seeds as far as all of them ran, band: {_band_words(results)}."
-        )
-    return Figure(path, caption, f"Curves of {words}, a panel per batch size, a line per seed.")
+        return f"Lines and marks as above. {curve_note(metric.endswith('_running'))}".rstrip()
+    return (
+        "Thin lines: single seeds; they end in a square where ASHA stopped them, a triangle "
+        "for a plateau, a cross for a failure. Thick line: mean over the finished and stopped "
+        f"seeds as far as all of them ran, band: {_band_words(results)}."
+    )
 
 
 def _train_curves(results: Results) -> Figure | None:
     """Accuracy on training images over epochs, running unless every epoch was scored anew."""
-    metric = train_metric(results.history, "accuracy")
-    label = "running training accuracy" if metric.endswith("_running") else "training accuracy"
-    return curve_figure(results, metric, "train_curves", f"{label} (%)")
+    metric, words = arms.train_column(results.history, "accuracy")
+    return curve_figure(results, metric, "train_curves", f"{words} accuracy (%)")
 
 
 _ENDS = {"ASHA": "s", "plateau": "^", "other": "d", "failed": "x", "diverged": "x"}
@@ -707,22 +687,15 @@ _ENDS = {"ASHA": "s", "plateau": "^", "other": "d", "failed": "x", "diverged": "
 
 def _single(panel: Any, one: pd.DataFrame, metric: str, trial: pd.Series, color: str) -> None:
     """One trial as a thin line, with a mark at its end unless it ran to the end."""
-    values = one[metric].astype(float) * 100
-    panel.plot(one["epoch"], values, color=color, linewidth=0.6, alpha=0.6)
+    x, y = one["epoch"], one[metric].astype(float) * 100
+    panel.plot(x, y, color=color, linewidth=0.6, alpha=0.6)
     mark = _ENDS.get(trial["reason"] or trial["state"])
     if mark:
-        panel.plot(
-            one["epoch"].tail(1),
-            values.tail(1),
-            mark,
-            color=color,
-            markersize=5,
-            markerfacecolor=color if mark == "x" else "white",
-            zorder=5,
-        )
+        look = {"markersize": 5, "markerfacecolor": color if mark == "x" else "white", "zorder": 5}
+        panel.plot(x.tail(1), y.tail(1), mark, color=color, **look)
 
 
-def _curve_legend(figure: Any, axes: Any, look: Any, trials: pd.DataFrame) -> None:
+def _curve_legend(figure: Any, look: Any, trials: pd.DataFrame) -> None:
     """Norms, and the end marks that occur."""
     from matplotlib.lines import Line2D
 
@@ -730,16 +703,14 @@ def _curve_legend(figure: Any, axes: Any, look: Any, trials: pd.DataFrame) -> No
         Line2D([], [], color=style.color, marker=style.marker, label=str(norm))
         for norm, style in look.items()
     ]
-    for name, mark in (("ASHA", "s"), ("plateau", "^"), ("other", "d")):
+    for name in REASONS:
         if (trials["reason"] == name).any():
-            words = f"stopped: {name}"
+            mark: dict[str, Any] = {"color": "#444444", "linestyle": "none", "marker": _ENDS[name]}
             handles.append(
-                Line2D([], [], color="#444444", linestyle="none", marker=mark, label=words)
+                Line2D([], [], markerfacecolor="white", label=f"stopped: {name}", **mark)
             )
-            handles[-1].set_markerfacecolor("white")
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handlelength=2.2
-    )
+    columns = min(6, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2)
 
 
 def _band_words(results: Results) -> str:
@@ -757,41 +728,34 @@ def epochs_figure(results: Results) -> Figure | None:
     order = pd.concat([group for _, _, group in _cells(results, trials)] or [trials])
     if len(order) > _MOST_BARS or order.empty:
         return None
-    look = figures.styles(results.levels("norm"))
-    figure, (axes, *_) = figures.panels(height=0.6 + 0.14 * len(order))
-    for row, trial in enumerate(order.to_dict("records")):
-        color = look[trial["norm"]].color
-        axes.barh(
-            row, trial["planned"], height=0.7, color="none", edgecolor="#bbbbbb", linewidth=0.6
-        )
-        axes.barh(row, trial["ran"], height=0.7, color=color)
+    look, rows = figures.styles(results.levels("norm")), order.to_dict("records")
+    figure, (axes, *_) = figures.panels(height=0.6 + 0.14 * len(rows))
+    outline = {"color": "none", "edgecolor": "#bbbbbb", "linewidth": 0.6}
+    for row, trial in enumerate(rows):
+        axes.barh(row, trial["planned"], height=0.7, **outline)
+        axes.barh(row, trial["ran"], height=0.7, color=look[trial["norm"]].color)
         why = trial["reason"] or ("" if trial["state"] == "finished" else trial["state"])
         if why:
             axes.text(trial["ran"], row, f" {why}", va="center", fontsize=6.5)
-    names = [f"{t['norm']} {t['batch_size']:.0f}, {t['seed']}" for t in order.to_dict("records")]
-    figures.named_rows(axes, names, fontsize=6.5 if len(order) > 20 else 7.5)
+    names = [f"{trial['norm']} {trial['batch_size']:.0f}, {trial['seed']}" for trial in rows]
+    figures.named_rows(axes, names, fontsize=6.5 if len(rows) > 20 else 7.5)
     figures.whole_numbers(axes, "epochs")
     axes.set_ylabel("norm, batch size, seed")
-    return Figure(
-        figures.save(figure, results.path / "figures", "epochs_run"),
-        "Epochs run (filled) of those planned (outline), with what ended a trial early.",
-        "A bar per trial with the epochs it ran.",
-    )
+    caption = "Epochs run (filled) of those planned (outline), with what ended a trial early."
+    alt = "A bar per trial with the epochs it ran."
+    return arms.saved(results, figure, "epochs_run", caption, alt)
 
 
 def summary(results: Results, numbers: pd.DataFrame) -> str:
     """The result in one paragraph, and whether the curves bear out trials.csv."""
-    ranked = numbers[numbers["n"] > 0]
+    ranked = arms.ranked(numbers)
     if ranked.empty:
         return "**No trial has an epoch to count, so there is no result yet.**"
     lines = []
     for norm in results.levels("norm"):
         cells = _ends(ranked[ranked["norm"] == norm].to_dict("records"))
-        if cells:
-            lines.append(
-                f"`{norm}` "
-                + join([f"{percent(c['best'])} at batch size {c['batch_size']}" for c in cells])
-            )
+        each = join([f"{percent(c['best'])} at batch size {c['batch_size']}" for c in cells])
+        lines += [f"`{norm}` {each}"] if cells else []
     return (
         f"Mean of each trial's best validation accuracy: {'; '.join(lines)}. "
         f"{_equal_words(results)} {gap_sentence(results)}\n\n{_agreement(results)}"
@@ -830,21 +794,27 @@ def gap_sentence(results: Results) -> str:
             "`bn` and `gn` share no seed with an epoch to count at any batch size, so there is no "
             "gap to set beside published figures."
         )
-    theirs = (
-        "Wu & He (ImageNet, ResNet-50) publish +0.5 points with 32 images per GPU, −0.8 with 8 and "
-        "−10.6 with 2"
-    )
     metric, where = "best", "at the best"
     if known["stopped"].any() and numbers["equal"].notna().any():
         metric, where = "equal", f"at epoch {equal_epoch(results)} (the best of some is censored)"
-    change = gap_change(results, metric)
+    change, row = gap_change(results, metric), known.iloc[0]
     if change is None:
-        row = known.iloc[0]
         return (
             f"At batch size {row['batch_size']:.0f} `bn` minus `gn` is {_gap(row, metric)} "
-            f"{where}; {theirs}. Without both ends of a range of batch sizes this does not show "
+            f"{where}; {_THEIRS}. Without both ends of a range of batch sizes this does not show "
             "how the gap changes."
         )
+    return f"{_moves(known, metric, where, change)}; {_THEIRS}."
+
+
+_THEIRS = (
+    "Wu & He (ImageNet, ResNet-50) publish +0.5 points with 32 images per GPU, −0.8 with 8 and "
+    "−10.6 with 2"
+)
+
+
+def _moves(known: pd.DataFrame, metric: str, where: str, change: statistics.Interval) -> str:
+    """How the gap changes from the largest batch size to the smallest, and what that shows."""
     small, large = known.iloc[0], known.iloc[-1]
     seen = (
         f"`bn` minus `gn` {where} goes from {_points_of(large[metric])} at batch size "
@@ -852,20 +822,18 @@ def gap_sentence(results: Results) -> str:
         f"a change over shared seeds of {_points_of(change.mean)}"
     )
     if math.isnan(change.low):
-        return f"{seen} ({statistics.no_interval(change.n)}, so it may be chance); {theirs}."
-    seen += bracket(change.low, change.high)
-    if change.high < 0:
-        verdict = "so batch norm loses ground with small batches here too, as published"
-    elif change.low > 0:
-        verdict = "so batch norm gains ground with small batches here, against the published trend"
-    else:
-        verdict = "an interval with 0 in it: these seeds do not show that batch norm suffers"
-        if small["batch_size"] >= 8:
-            verdict += (
-                ", which does not contradict the publication, where the loss is under a point at 8 "
-                "and large only below"
-            )
-    return f"{seen}, {verdict}; {theirs}."
+        return f"{seen} ({statistics.no_interval(change.n)}, so it may be chance)"
+    verdict = {
+        -1: "so batch norm loses ground with small batches here too, as published",
+        1: "so batch norm gains ground with small batches here, against the published trend",
+        0: "an interval with 0 in it: these seeds do not show that batch norm suffers",
+    }[statistics.side(change.low, change.high)]
+    if change.low <= 0 <= change.high and small["batch_size"] >= 8:
+        verdict += (
+            ", which does not contradict the publication, where the loss is under a point at 8 "
+            "and large only below"
+        )
+    return f"{seen}{bracket(change.low, change.high)}, {verdict}"
 
 
 def _points_of(fraction: float) -> str:
@@ -887,8 +855,7 @@ def gap_text(results: Results) -> str:
     for metric, where in (("equal", f"At epoch {equal_epoch(results)}"), ("best", "At the best")):
         rows = _ends(numbers[numbers[metric].notna()].to_dict("records"))
         gaps = join([f"{_gap(row, metric)} at batch size {row['batch_size']}" for row in rows])
-        change = gap_change(results, metric)
-        moved = ""
+        change, moved = gap_change(results, metric), ""
         if change is not None:
             moved = (
                 f"; from the largest to the smallest batch size it changes by "
@@ -917,30 +884,29 @@ def saved_text(results: Results) -> str:
     )
 
 
+_MEANING = {
+    "linear": " (learning rate = base × batch size / reference batch size)",
+    "sqrt": " (learning rate = base × √(batch size / reference batch size))",
+    "none": " (the same learning rate for every batch size)",
+}
+
+
 def rate_text(results: Results) -> str:
     """The rule that sets the learning rate of a batch size, and how steps differ."""
     numbers = rate_table(results).numbers
     if numbers.empty:
         return "Learning rates were not recorded."
-    meaning = {
-        "linear": "learning rate = base × batch size / reference batch size",
-        "sqrt": "learning rate = base × √(batch size / reference batch size)",
-        "none": "the same learning rate for every batch size",
-    }
-    rules = [
-        f"**{escape(rule)}**" + (f" ({meaning[rule]})" if rule in meaning else "")
-        for rule in sorted(set(numbers["rule"]))
-    ]
-    reference = _reference(numbers)
+    rules = [f"**{escape(rule)}**{_MEANING.get(rule, '')}" for rule in sorted({*numbers["rule"]})]
     rates = [
-        f"{join([significant(rate) for rate in sorted(set(group['highest_lr']))])} at batch size "
+        f"{join([significant(rate) for rate in sorted({*group['highest_lr']})])} at batch size "
         f"{size}"
         for size, group in _ends(list(numbers.groupby("batch_size")))
     ]
+    reference = _reference(numbers)
+    told = f", reference batch size {reference} as the rates tell" if reference else ""
     text = (
-        f"Scaling rule: {join(rules)}"
-        + (f", reference batch size {reference} as the rates tell" if reference else "")
-        + f". The highest learning rate of the schedule is {join(rates)}."
+        f"Scaling rule: {join(rules)}{told}. The highest learning rate of the schedule is "
+        f"{join(rates)}."
     )
     steps = numbers.drop_duplicates("batch_size")["steps"].dropna()
     if len(steps) > 1:
@@ -973,71 +939,68 @@ def memory_text(results: Results) -> str:
         return "No estimate of memory was recorded."
     order = numbers["plain_mib"].fillna(numbers["estimated_mib"])
     largest: dict[str, Any] = numbers.assign(order=order).nlargest(1, "order").iloc[0].to_dict()
-    text = (
+    slots = numbers["slot_mib"].dropna()
+    slot = (
+        f"A trial's slot has {decimal(slots.min(), 0)} MiB."
+        if len(slots)
+        else "The trials ran on a CPU or without a limit of memory: no slot had to be met."
+    )
+    return (
         f"The largest cell is `{largest['norm']}` at batch size {largest['batch_size']}: estimated "
         f"{decimal(largest['plain_mib'], 0)} MiB in float32 without recomputation, "
-        f"{decimal(largest['estimated_mib'], 0)} MiB as run. "
+        f"{decimal(largest['estimated_mib'], 0)} MiB as run. {slot} {_chosen(results, numbers)}"
     )
-    slots = numbers["slot_mib"].dropna()
-    text += (
-        f"A trial's slot has {decimal(slots.min(), 0)} MiB. "
-        if len(slots)
-        else "The trials ran on a CPU or without a limit of memory: no slot had to be met. "
-    )
-    chosen = numbers[["chosen_precision", "chosen_recompute"]].drop_duplicates()
+
+
+def _chosen(results: Results, numbers: pd.DataFrame) -> str:
+    """With which precision and recomputation the cells ran."""
     if numbers["chosen_precision"].eq("").all():
-        return text + "What was chosen was not recorded."
-    if len(chosen) == 1:
-        one = chosen.iloc[0]
-        recompute = "with" if one["chosen_recompute"] == "True" else "without"
-        text += f"All cells ran in {one['chosen_precision']} {recompute} recomputation"
-        laid_out = (results.study.get("fit") or {}).get("settings")
-        return text + (
-            ", chosen before the first trial so that the largest fits its slot."
-            if laid_out
-            else "."
+        return "What was chosen was not recorded."
+    chosen = numbers[["chosen_precision", "chosen_recompute"]].drop_duplicates()
+    if len(chosen) > 1:
+        return (
+            "**The cells did not all run with the same precision and recomputation** (table): "
+            "recomputation changes time only, lower precision can change accuracy too."
         )
-    return (
-        text + "**The cells did not all run with the same precision and recomputation** (table): "
-        "recomputation changes time only, lower precision can change accuracy too."
-    )
+    precision, recompute = chosen.iloc[0]
+    recompute = "with" if recompute == "True" else "without"
+    laid_out = (results.study.get("fit") or {}).get("settings")
+    why = ", chosen before the first trial so that the largest fits its slot" if laid_out else ""
+    return f"All cells ran in {precision} {recompute} recomputation{why}."
 
 
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
-    most = int(numbers["n"].max()) if len(numbers) else 0
+    most = arms.most_seeds(numbers)
     stopped = int(_counted(results.trials)["state"].eq("stopped").sum())
     slow = (
         "ASHA stops what is behind early, so it also cuts slow starters: a large batch takes fewer "
         "steps per epoch. "
-        if (measured(results)["reason"] == "ASHA").any()
-        else ""
     )
+    slow = slow if (measured(results)["reason"] == "ASHA").any() else ""
+    asha = (results.study.get("stopping") or {}).get("scheduler") == "asha"
     images = provenance.image_counts(results.data).get("val")
-    items = [
-        ONE_SEED
-        if most <= 1
-        else f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
-        "they are wide, and a difference that they do not show may still be there.",
-        f"{stopped} trials are censored. {slow}A cell with stopped trials might have done better, "
-        "never worse, at its best."
-        if stopped
-        else "",
+    items: list[Any] = [
+        f"{most} seeds: t intervals suppose a normal spread over seeds; with so few values "
+        "they are wide, and a difference that they do not show may still be there."
+        if most > 1
+        else ONE_SEED,
+        stopped
+        and f"{stopped} trials are censored. {slow}A cell with stopped trials might have done "
+        "better, never worse, at its best.",
         "The best epoch is chosen on the validation images that also measure it, and a trial with "
         "more epochs has more to choose from: “best” is slightly optimistic.",
-        "Which trial ASHA stops depends on the order in which trials reach a rung, hence on the "
-        "number of slots; another run of the same seeds may stop others."
-        if (results.study.get("stopping") or {}).get("scheduler") == "asha"
-        else "",
+        asha
+        and "Which trial ASHA stops depends on the order in which trials reach a rung, hence on "
+        "the number of slots; another run of the same seeds may stop others.",
         "Equal epochs are equal numbers of images, not of steps, and stand somewhere inside the "
         "learning-rate schedule, not at its end.",
         "One scaling rule for the learning rate; a rate tuned for each batch size and norm could "
         "change the gap. Batch sizes here are those of one device: published figures count images "
         "per GPU, with more of them per step.",
-        f"{sampling(images)}, which the intervals over seeds do not contain." if images else "",
-        "Generated images, not photographs: the gap need not hold for photographs."
-        if results.synthetic
-        else "",
+        images and f"{sampling(images)}, which the intervals over seeds do not contain.",
+        results.synthetic
+        and "Generated images, not photographs: the gap need not hold for photographs.",
         *scaled(results.study, SMALLER),
     ]
     return listed(items)
@@ -1045,10 +1008,8 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
 
 def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section | None]:
     numbers, rates, memory = table.numbers, rate_table(results), memory_table(results)
-    drawn = [
-        curve_figure(results, "val_accuracy", "curves", "validation accuracy (%)"),
-        _train_curves(results),
-    ]
+    accuracy = (results, "val_accuracy", "curves", "validation accuracy (%)")
+    drawn = [curve_figure(*accuracy), _train_curves(results)]
     every = trial_table(results)
     shown = replace(every, numbers=every.numbers.head(2 * _MOST_ROWS))
     return [
@@ -1076,25 +1037,17 @@ def _sections(results: Results, table: tables.Table, extra: list[Section]) -> li
 def _gap_section(results: Results) -> Section | None:
     table = gap_table(results)
     paired = table is not None and table.numbers["best"].notna().any()
-    return section(
-        "Batch norm minus group norm",
-        gap_text(results),
-        table,
-        gap_figure(results) if paired else None,
-        tables.published(_PUBLISHED_ROWS, _PUBLISHED_LINKS),
-    )
+    drawn = gap_figure(results) if paired else None
+    return section("Batch norm minus group norm", gap_text(results), table, drawn, _PUBLISHED_TABLE)
 
 
 def _stopping_section(results: Results) -> Section | None:
     drawn, stopped = epochs_figure(results), stopped_table(results)
-    rest = len(stopped.numbers) - _MOST_ROWS
-    note = f"{rest} more are in tables/stopped.csv." if rest > 0 else ""
-    shown = replace(stopped, numbers=stopped.numbers.head(_MOST_ROWS), note=note)
     return section(
         "Early stopping",
         f"{stopping_text(results.study)}\n\n{saved_text(results)}",
         savings_table(results),
-        shown if len(stopped.numbers) else None,
+        arms.cut(stopped, _MOST_ROWS) if len(stopped.numbers) else None,
         drawn,
     )
 

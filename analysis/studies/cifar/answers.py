@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.document import arms, tables
 from analysis.document.markup import escape
 from analysis.document.provenance import image_counts
 from analysis.document.report import join
@@ -22,28 +23,34 @@ FORMS = {
 }
 
 # Source, setting, result: as their authors give them.
-PUBLISHED = (
-    ("mmpretrain", "ResNet-18 for CIFAR, from scratch, 200 epochs", "94.82 % (ResNet-50: 95.55 %)"),
-    ("kuangliu/pytorch-cifar", "ResNet-18, 3x3 first convolution, no pool", "93.02 %"),
-    ("huyvnphan/PyTorch_CIFAR10", "ResNet-18, 3x3 first convolution", "93.07 %"),
+PUBLISHED = tables.published(
     (
-        "akamaster/pytorch_resnet_cifar10",
-        "ResNet-20 / 32 / 44 / 56 of He et al. 2016",
-        "91.73 / 92.63 / 93.10 / 93.39 %",
+        (
+            "mmpretrain",
+            "ResNet-18 for CIFAR, from scratch, 200 epochs",
+            "94.82 % (ResNet-50: 95.55 %)",
+        ),
+        ("kuangliu/pytorch-cifar", "ResNet-18, 3x3 first convolution, no pool", "93.02 %"),
+        ("huyvnphan/PyTorch_CIFAR10", "ResNet-18, 3x3 first convolution", "93.07 %"),
+        (
+            "akamaster/pytorch_resnet_cifar10",
+            "ResNet-20 / 32 / 44 / 56 of He et al. 2016",
+            "91.73 / 92.63 / 93.10 / 93.39 %",
+        ),
+        (
+            "KellerJordan/cifar10-airbench",
+            "time to an accuracy, one A100; there, a usual ResNet-18 training takes 7 minutes for "
+            "96 %",
+            "94.01 % in 2.59 s, 96.00 % in 27.3 s",
+        ),
     ),
-    (
-        "KellerJordan/cifar10-airbench",
-        "time to an accuracy, one A100; there, a usual ResNet-18 training takes 7 minutes for 96 %",
-        "94.01 % in 2.59 s, 96.00 % in 27.3 s",
-    ),
-)
-PUBLISHED_LINKS = (
     "Sources: [mmpretrain](https://github.com/open-mmlab/mmpretrain); "
     "[pytorch-cifar](https://github.com/kuangliu/pytorch-cifar); "
     "[PyTorch_CIFAR10](https://github.com/huyvnphan/PyTorch_CIFAR10); "
     "[pytorch_resnet_cifar10](https://github.com/akamaster/pytorch_resnet_cifar10); "
     "[cifar10-airbench](https://github.com/KellerJordan/cifar10-airbench). Batch norm: "
-    "[Ioffe & Szegedy 2015](https://arxiv.org/abs/1502.03167)."
+    "[Ioffe & Szegedy 2015](https://arxiv.org/abs/1502.03167).",
+    "**Other people's results on CIFAR-10**, not measured here.",
 )
 
 
@@ -54,8 +61,7 @@ def floored(accuracy: float) -> str:
 
 def summary(cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
     """The result in a paragraph for each network."""
-    found = []
-    ranked = _done(cnn)
+    found, ranked = [], arms.ranked(cnn)
     if len(ranked):
         best = ranked.sort_values("val_accuracy", ascending=False, kind="stable").iloc[0]
         found.append(
@@ -63,15 +69,14 @@ def summary(cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
             f"validation images over {count(best['n'], 'seed')}, {FORMS[best['bn']]} at a learning "
             f"rate of {significant(best['lr'])}. {against_none(cnn)}"
         )
-    ranked = _done(tuned)
-    if len(ranked):
-        each = [
-            f"`{row['setup']}` {percent(row['val_accuracy'])} with "
-            f"{int(row['trainable_parameters']):,} trained parameters"
-            for row in ranked.to_dict("records")
-        ]
+    each = [
+        f"`{row['setup']}` {percent(row['val_accuracy'])} with "
+        f"{int(row['trainable_parameters']):,} trained parameters"
+        for row in arms.ranked(tuned).to_dict("records")
+    ]
+    if each:
         found.append(f"ResNet-18, by what is trained: {join(each)}.")
-    return "\n\n".join(found) or "**No trial has finished, so there is no result yet.**"
+    return "\n\n".join(found) or arms.NO_RESULT
 
 
 def recomputed(checked: Recomputed) -> str:
@@ -102,26 +107,22 @@ def answers(
 ) -> str:  # fmt: skip
     """The lab's questions, each with an answer from the numbers."""
     pairs = []
-    if len(_done(cnn_numbers)):
+    if len(arms.ranked(cnn_numbers)):
+        unused = "The listing makes bn3 and bn4 and never calls them. What then?"
         pairs += [
             ("What does batch norm bring the small CNN?", brings(cnn, cnn_numbers)),
-            (
-                "The listing makes bn3 and bn4 and never calls them. What then?",
-                dead(cnn, cnn_numbers),
-            ),
+            (unused, dead(cnn, cnn_numbers)),
             ("Does it matter which mode the network is in?", forgotten(modes)),
             ("Why does the lab's number end in no decimals?", _floor_sentence(cnn)),
         ]
-    if len(_done(tuned_numbers)):
+    if len(arms.ranked(tuned_numbers)):
         pairs += [
             ("What does freezing save, and what does it cost?", frozen(tuned_numbers)),
             ("The snippet freezes a random first convolution. What then?", stem(tuned)),
             ("Does `requires_grad = False` freeze batch norm?", moving(tuned)),
-            ("Are the pretrained weights worth it?", pretrained(tuned, tuned_numbers)),
+            ("Are the pretrained weights worth it?", pretrained(tuned)),
         ]
-    if not pairs:
-        return "No trial has finished: nothing can be answered yet."
-    return answered(pairs)
+    return answered(pairs) or arms.NO_ANSWER
 
 
 def against_none(numbers: pd.DataFrame) -> str:
@@ -131,18 +132,16 @@ def against_none(numbers: pd.DataFrame) -> str:
         return "Without trials of `meant` and `none` at one seed the two cannot be compared."
     said = []
     for row in rows.to_dict("records"):
-        at = f"at lr {significant(row['lr'])}"
-        size = points(row["difference"], signed=True)
         low, high = row["difference_low"], row["difference_high"]
-        side = statistics.side(low, high)
-        if side:
-            way = "beats" if side > 0 else "is worse than"
-            verdict = f"{at} `meant` {way} `none` by {size}"
-        elif math.isnan(low):
-            verdict = f"{at} `meant` is {size} from `none`"
-        else:
-            verdict = f"{at} `meant` and `none` cannot be told apart: {size}"
-        said.append(f"{verdict} ({span(low, high)})")
+        size = points(row["difference"], signed=True)
+        verdict = {
+            1: f"`meant` beats `none` by {size}",
+            -1: f"`meant` is worse than `none` by {size}",
+            0: f"`meant` is {size} from `none`"
+            if math.isnan(low)
+            else f"`meant` and `none` cannot be told apart: {size}",
+        }[statistics.side(low, high)]
+        said.append(f"at lr {significant(row['lr'])} {verdict} ({span(low, high)})")
     pairs = int(rows["pairs"].max())
     return f"Over {count(pairs, 'seed')}, paired: {'; '.join(said)}."
 
@@ -150,13 +149,15 @@ def against_none(numbers: pd.DataFrame) -> str:
 def brings(cnn: Results, numbers: pd.DataFrame) -> str:
     """Accuracy, speed and tolerance of the learning rate."""
     text = against_none(numbers)
-    lost = {form: _range_over_rates(numbers, form) for form in ("none", "meant")}
-    if all(value is not None for value in lost.values()):
+    means = arms.ranked(numbers).groupby("bn")["val_accuracy"]
+    lost = (means.max() - means.min())[means.count() > 1]
+    if {"none", "meant"} <= set(lost.index):
         text += (
-            f" Between the learning rates the mean accuracy changes by {points(lost['none'] or 0)} "
-            f"without batch norm and by {points(lost['meant'] or 0)} with it."
+            f" Between the learning rates the mean accuracy changes by {points(lost['none'])} "
+            f"without batch norm and by {points(lost['meant'])} with it."
         )
-    first = _first_epoch(cnn)
+    history = statistics.finished(cnn.history)
+    first = history[history["epoch"] == 1].groupby("bn")["val_accuracy"].mean()
     if {"none", "meant"} <= set(first.index):
         text += (
             f" After the first epoch, over all learning rates and seeds, `none` is at "
@@ -167,7 +168,7 @@ def brings(cnn: Results, numbers: pd.DataFrame) -> str:
 
 def dead(cnn: Results, numbers: pd.DataFrame) -> str:
     """What the unused layers of the listing are, and what using them changes."""
-    rows = _done(numbers)
+    rows = arms.ranked(numbers)
     listing = rows[rows["bn"] == "listing"]
     if listing.empty or listing["dead_parameters"].isna().all():
         return "No trial of `listing` has finished."
@@ -177,12 +178,12 @@ def dead(cnn: Results, numbers: pd.DataFrame) -> str:
         "and 0, are counted and saved, do nothing, and stop DistributedDataParallel unless it is "
         "told to look for unused parameters."
     )
-    changes = []
-    for lr in listing["lr"]:
-        one = cnn.trials[cnn.trials["lr"] == lr]
-        for row in statistics.paired(one, "bn", "val_accuracy", "listing").to_dict("records"):
-            if row["bn"] == "meant" and row["n"]:
-                changes.append(f"{_changed(row)} at lr {significant(lr)}")
+    rates = {"lr": listing["lr"].tolist()}
+    table = arms.against(cnn.trials, "bn", "val_accuracy", "listing", rates)
+    changes = [
+        f"{_changed(row)} at lr {significant(row['lr'])}"
+        for row in table[(table["bn"] == "meant") & (table["pairs"] > 0)].to_dict("records")
+    ]
     if changes:
         text += f" Calling them behind fc1 and fc2 changes the accuracy by {join(changes)}."
     return text
@@ -195,23 +196,22 @@ def forgotten(modes: pd.DataFrame) -> str:
         "prediction depends on the other images in it; in evaluation mode they are fixed, and "
         "neither batch size nor order matters."
     )
-    if modes.empty:
+    known = modes.dropna(subset=["difference"]) if len(modes) else modes.assign(bn="none")
+    normed = known[known["bn"] != "none"].to_dict("records")
+    if not normed:
         return text
-    normed = modes[(modes["bn"] != "none") & modes["difference"].notna()]
-    if normed.empty:
-        return text
-    worst = max(normed.to_dict("records"), key=lambda row: abs(row["difference"]))
-    plain = modes[modes["bn"] == "none"]["difference"].dropna()
+    worst = max(normed, key=lambda row: abs(row["difference"]))
+    plain = known[known["bn"] == "none"]["difference"]
     without = f"; without batch norm by {points(plain.abs().max())}" if len(plain) else ""
     return (
         f"{text} Scoring without `net.eval()` changes the accuracy by up to "
-        f"{_changed(worst)} (`{worst['bn']}`, lr {significant(worst['lr'])}){without}."
+        f"{_changed(worst, '')} (`{worst['bn']}`, lr {significant(worst['lr'])}){without}."
     )
 
 
 def frozen(numbers: pd.DataFrame) -> str:
     """Parameters, time and accuracy of a part against the whole."""
-    rows = _done(numbers).set_index("setup")
+    rows = arms.ranked(numbers).set_index("setup")
     if "all" not in rows.index:
         return "No trial that trains all weights has finished, so there is nothing to compare with."
     whole, said = rows.loc["all"], []
@@ -219,11 +219,11 @@ def frozen(numbers: pd.DataFrame) -> str:
         time = row["train_seconds"] / whole["train_seconds"]
         memory = row["peak_memory_mib"] / whole["peak_memory_mib"]
         cost = f"{decimal(100 * time, 0)}\u00a0% of the training time"
-        if memory == memory and memory < math.inf:
+        if math.isfinite(memory):
             cost += f" and {decimal(100 * memory, 0)}\u00a0% of the memory"
         said.append(
             f"`{setup}` trains {int(row['trainable_parameters']):,} of {int(row['parameters']):,} "
-            f"parameters in {cost}, accuracy {_changed(row, 'difference_')}"
+            f"parameters in {cost}, accuracy {_changed(row)}"
         )
     if not said:
         return "No trial with a frozen part has finished."
@@ -240,45 +240,38 @@ def stem(tuned: Results) -> str:
         "so what the frozen layers get is not what they were trained for. (Freezing first and "
         "replacing then would leave the new one trained: the order matters.)"
     )
-    differences = _against(tuned, "layer4")
-    said = [
-        f"{words} changes the accuracy by {_changed(row)}"
-        for setup, words in (
-            ("layer4, conv1 trained", "training it"),
-            ("layer4, conv1 averaged", "starting it from the 7x7 kernel before it, shrunk,"),
-        )
-        for row in differences.get(setup, [])
-    ]
+    changes = _against(tuned, "layer4")
+    words = {
+        "layer4, conv1 trained": "training it",
+        "layer4, conv1 averaged": "starting it from the 7x7 kernel before it, shrunk,",
+    }
+    said = [f"{words[s]} changes the accuracy by {changes[s]}" for s in words if s in changes]
     return f"{text} Compared with that, {'; '.join(said)}." if said else text
 
 
 def moving(tuned: Results) -> str:
     """Running statistics of frozen layers."""
-    text = (
+    change = _against(tuned, "layer4").get("layer4, moving BN")
+    found = f" Letting them move changes the accuracy of `layer4` by {change}." if change else ""
+    return (
         "No: running mean and variance are no parameters, and in training mode they follow the "
         "batches. Here the batch norms of frozen layers stay in evaluation mode, unless "
-        "`statistics=moving` asks for the snippet's behaviour."
+        f"`statistics=moving` asks for the snippet's behaviour.{found}"
     )
-    rows = _against(tuned, "layer4").get("layer4, moving BN", [])
-    for row in rows:
-        text += f" Letting them move changes the accuracy of `layer4` by {_changed(row)}."
-    return text
 
 
-def pretrained(tuned: Results, numbers: pd.DataFrame) -> str:
+def pretrained(tuned: Results) -> str:
     """All weights retrained, against the same network from random weights."""
-    rows = _against(tuned, "scratch").get("all", [])
-    named = tuned.data.get("weights")
+    change = _against(tuned, "scratch").get("all")
     origin = {
         "embedded": " The weights come from drawn birds, not from ImageNet: they show the "
         "mechanism, not what ImageNet's are worth.",
         "none": " No pretrained weights were used in this run, so this compares like with like.",
-    }.get(str(named), "")
-    if not rows:
+    }.get(str(tuned.data.get("weights")), "")
+    if not change:
         return f"Trials of `all` and `scratch` with a common seed are missing.{origin}"
-    row = rows[0]
     return (
-        f"Retraining all weights is {_changed(row)} from training from scratch, in the same number "
+        f"Retraining all weights is {change} from training from scratch, in the same number "
         f"of steps.{origin}"
     )
 
@@ -294,48 +287,41 @@ def proof(checked: pd.DataFrame) -> str:
         f"what it was before training; in {stats} of {asked} so are the running statistics of the "
         "frozen batch norms."
     )
-    if (~still).any():
+    if asked < count:
         text += (
-            f" Where moving statistics were asked for, they moved in {moved} of "
-            f"{int((~still).sum())}."
+            f" Where moving statistics were asked for, they moved in {moved} of {count - asked}."
         )
     return text if weights == count and stats == asked else f"**{text}**"
 
 
 def beside(results: Results) -> str:
     """How far the published figures can be compared with this study."""
-    dataset = results.data.get("dataset", "")
+    dataset = str(results.data.get("dataset", ""))
+    words = {"digits": "embedded digits", "mnist": "MNIST"}.get(dataset, "other images")
+    own = f" This study ran on {words}: its levels are not theirs."
     text = "Results of others on all of CIFAR-10, with far more epochs and augmentation."
-    if dataset != "cifar10":
-        text += f" This study ran on {_data_words(results)}: its levels are not theirs."
-    return text
+    return text if dataset == "cifar10" else text + own
 
 
 def limits(results: Results, cnn: pd.DataFrame, tuned: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
-    items = []
-    seeds = max((int(t["n"].max()) for t in (cnn, tuned) if len(t)), default=0)
-    if seeds <= 1:
-        items.append("One seed: no interval, and differences may be chance. `--seeds 3` gives one.")
-    else:
-        items.append(
-            f"{count(seeds, 'seed')}: intervals are Student's t over them. Seeds vary initial "
-            "weights, order and augmentation; the validation images are the same for all."
-        )
+    seeds = max(arms.most_seeds(cnn), arms.most_seeds(tuned))
+    items: list[Any] = [
+        f"{count(seeds, 'seed')}: intervals are Student's t over them. Seeds vary initial "
+        "weights, order and augmentation; the validation images are the same for all."
+        if seeds > 1
+        else "One seed: no interval, and differences may be chance. `--seeds 3` gives one."
+    ]
     for name, part in (("The CNN", "cnn"), ("ResNet-18", "resnet18")):
         trials = results.trials[results.trials["model"] == part]
-        if len(trials):
-            first = trials.iloc[0]
-            items.append(f"{name}: {_budget(results, first)}.")
-    if results.data.get("kind") == "embedded":
-        items.append(
-            "The embedded digits are real handwriting, but 8x8 pixels and easy; those held out are "
-            "the last of each class in the file."
-        )
-    items.append(
+        items += [f"{name}: {_budget(results, first)}." for _, first in trials.head(1).iterrows()]
+    items += [
+        results.data.get("kind") == "embedded"
+        and "The embedded digits are real handwriting, but 8x8 pixels and easy; those held out are "
+        "the last of each class in the file.",
         f"{_epoch_of_result(results)} The learning rate of ResNet-18 is one "
-        "for all setups; a rate tuned for each could change their order."
-    )
+        "for all setups; a rate tuned for each could change their order.",
+    ]
     return listed(items)
 
 
@@ -371,13 +357,6 @@ def _budget(results: Results, trial: pd.Series) -> str:
     )
 
 
-def _data_words(results: Results) -> str:
-    data = results.data
-    return {"digits": "embedded digits", "mnist": "MNIST"}.get(
-        str(data.get("dataset")), "other images"
-    )
-
-
 def _floor_sentence(cnn: Results) -> str:
     trials = statistics.usable(cnn.trials, "val_accuracy")
     if trials.empty:
@@ -392,28 +371,13 @@ def _floor_sentence(cnn: Results) -> str:
     )
 
 
-def _against(tuned: Results, baseline: str) -> dict[str, list[dict]]:
-    """Paired differences to one setup, by setup; those without a common seed are left out."""
-    table = statistics.paired(tuned.trials, "setup", "val_accuracy", baseline)
-    table = table[table["n"] > 0]
-    return {row["setup"]: [row] for row in table.to_dict("records")}
+def _against(tuned: Results, baseline: str) -> dict[str, str]:
+    """Paired changes against one setup, by setup; those without a common seed are left out."""
+    table = arms.against(tuned.trials, "setup", "val_accuracy", baseline, {})
+    return {row["setup"]: _changed(row) for row in table[table["pairs"] > 0].to_dict("records")}
 
 
-def _range_over_rates(numbers: pd.DataFrame, form: str) -> float | None:
-    means = _done(numbers[numbers["bn"] == form])["val_accuracy"]
-    return float(means.max() - means.min()) if len(means) > 1 else None
-
-
-def _first_epoch(cnn: Results) -> pd.Series:
-    history = statistics.finished(cnn.history)
-    return history[history["epoch"] == 1].groupby("bn")["val_accuracy"].mean()
-
-
-def _done(numbers: pd.DataFrame) -> pd.DataFrame:
-    return numbers[numbers["n"] > 0] if len(numbers) else numbers
-
-
-def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "") -> str:
+def _changed(row: Mapping[Any, Any] | pd.Series, prefix: str = "difference_") -> str:
     """A difference of accuracy with its interval, and whether it can be told from none."""
     low, high = row[f"{prefix}low"], row[f"{prefix}high"]
     apart = "; cannot be told apart" if low <= 0 <= high else ""

@@ -3,7 +3,7 @@
 Everything comes from study.json, trials.csv, history.csv and predictions/ of one result folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from analysis.document import figures, provenance, tables
+from analysis.document import arms, figures, provenance, tables
 from analysis.document.report import Figure, Section, section
 from analysis.results import statistics
 from analysis.results.folder import Predictions, Results, load_predictions, train_metric
-from analysis.results.recomputed import Recomputed
+from analysis.results.recomputed import Recomputed, confusion
 from analysis.studies.cifar import answers
 from core.errors import UserError
 from core.layers.freezing import small_stem
@@ -40,7 +40,7 @@ FROM_SCORES = ("val_accuracy", "val_error", "val_micro_f1", "val_macro_f1", "val
 def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of the study, print its headline."""
     results, checked = recompute(results)
-    cnn, tuned = cnn_part(results), tuned_part(results)
+    cnn, tuned = results.where(model="cnn"), tuned_part(results)
     shown = cnn_table(cnn), tuned_table(tuned)
     printed = [_headline(table) for table in shown if len(table.numbers)]
     made = [*shown, frozen_table(tuned), mode_table(cnn), trial_table(results)]
@@ -69,9 +69,9 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
         reported = there.iloc[0] if len(there) else trials.loc[trial]
         if scores.epoch:
             trials.loc[trial, "scores_epoch"] = scores.epoch
-            for metric in reported.index.intersection(trials.columns):
-                if str(metric).startswith("train_"):
-                    trials.loc[trial, metric] = reported[metric]
+            names = [n for n in reported.index if str(n).startswith("train_") and n in trials]
+            for metric in names:
+                trials.loc[trial, metric] = reported[metric]
         for metric, value in checked.compare(trial, score_metrics(scores), reported).items():
             trials.loc[trial, metric] = value
     return replace(results, trials=trials.reset_index()), checked
@@ -79,7 +79,7 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
 
 def score_metrics(stored: Predictions) -> dict[str, float]:
     """Return the metrics of `FROM_SCORES`, shares in [0, 1] and the loss in nats."""
-    matrix = statistics.confusion(stored.labels, stored.scores.argmax(axis=1), len(stored.classes))
+    matrix = confusion(stored)
     accuracy = statistics.accuracy(matrix)
     logits = stored.scores.astype(np.float64)
     right = logits[np.arange(len(logits)), stored.labels]
@@ -113,11 +113,6 @@ def cnn_layers(form: str) -> list[LayerSize]:
     """Return the layers of the lab's CNN for its 32x32 images."""
     known = next(one for one in FORMS if one == form)
     return layer_sizes(SmallCNN(known), (3, CNN_SIZE, CNN_SIZE))
-
-
-def cnn_part(results: Results) -> Results:
-    """The trials of the CNN."""
-    return results.where(model="cnn")
 
 
 def tuned_part(results: Results) -> Results:
@@ -155,44 +150,62 @@ def cnn_numbers(cnn: Results) -> pd.DataFrame:
 
     Returns:
         bn, lr, n, of; val_accuracy with low and high at the last epoch; train_accuracy and
-        train_loss (nats) at the best; the paired difference of val_accuracy to bn=none at the same
-        lr with low, high, p, p_holm (Holm over the rows), pairs; dead_parameters,
-        trainable_parameters; seconds_per_epoch.
+        train_loss (nats) at the best; seconds_per_epoch; the paired difference of val_accuracy to
+        bn=none at the same lr with low, high, p, p_holm (Holm over the rows), pairs;
+        dead_parameters, trainable_parameters.
     """
-    trials, keys = cnn.trials, ["bn", "lr"]
-    table = statistics.named(trials, keys, "val_accuracy")
-    table = _with_training(table, cnn, keys)
-    table = _with_mean(table, trials, keys, "seconds_per_epoch")
-    against = []
-    for lr in cnn.levels("lr"):
-        one = trials[trials["lr"] == lr]
-        against.append(statistics.paired(one, "bn", "val_accuracy", "none").assign(lr=lr))
-    table = _with_difference(table, against, keys)
-    table = _with_facts(table, trials, keys, ["dead_parameters", "trainable_parameters"])
-    places = {key: {v: i for i, v in enumerate(cnn.levels(key))} for key in keys}
-    return table.sort_values(
-        ["lr", "bn"], key=lambda column: column.map(places[str(column.name)])
-    ).reset_index(drop=True)
+    table = _arms(cnn, ["bn", "lr"], cnn.trials, "seconds_per_epoch")
+    rates = {"lr": cnn.levels("lr")}
+    against = arms.against(cnn.trials, "bn", "val_accuracy", "none", rates)
+    table = table.merge(against, on=["bn", "lr"], how="left")
+    facts = ["dead_parameters", "trainable_parameters"]
+    table = _with_facts(table, cnn.trials, ["bn", "lr"], facts)
+    return arms.in_order(table, **rates, bn=cnn.levels("bn"))
+
+
+def _arms(part: Results, keys: list[str], timed: pd.DataFrame, seconds: str) -> pd.DataFrame:
+    """Accuracy of a part's arms, training values at each trial's best epoch, and seconds."""
+    table = statistics.named(part.trials, keys, "val_accuracy")
+    best = _with_training(part.trials, part)
+    for trials, metric in (
+        (best, "train_accuracy"), (best, "train_loss"), (timed, seconds)
+    ):  # fmt: skip
+        known = trials if metric in trials else trials.assign(**{metric: float("nan")})
+        table = statistics.joined(table, known, keys, metric, ends=False)
+    return table
+
+
+_FORM_AND_RATE = (
+    tables.text("bn", "bn"),
+    tables.scientific("lr", "lr"),
+    tables.count_of("n", "of"),
+)
+
+
+def _accuracy(baseline: str, *between: tables.Column) -> list[tables.Column]:
+    """Validation accuracy with its difference to a baseline, and training accuracy."""
+    return [
+        tables.interval("val_accuracy", "val accuracy (%)"),
+        *between,
+        tables.difference("difference", f"minus {baseline} (points)"),
+        tables.p_value("p_holm"),
+        *arms.shares(train_accuracy="train accuracy"),
+    ]
 
 
 def cnn_table(cnn: Results) -> tables.Table:
     """The CNN's forms side by side: tables/cnn."""
     numbers = cnn_numbers(cnn) if len(cnn.trials) else pd.DataFrame()
+    printed = tables.Column("the lab prints", lambda row: answers.floored(row["val_accuracy"]))
     columns = (
-        tables.text("bn", "bn"),
-        tables.scientific("lr", "lr"),
-        tables.count_of("n", "of"),
-        tables.interval("val_accuracy", "val accuracy (%)"),
-        tables.Column("the lab prints", lambda row: answers.floored(row["val_accuracy"])),
-        tables.difference("difference", "minus none (points)"),
-        tables.p_value("p_holm"),
-        tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
+        *_FORM_AND_RATE,
+        *_accuracy("none", printed),
         tables.number("train_loss", "train loss (nats)", 3),
-        tables.number("dead_parameters", "dead"),
+        *arms.numbers(dead_parameters="dead"),
         tables.number("seconds_per_epoch", "s/epoch", 2),
     )
     note = (
-        f"{answers.shown_epoch(cnn.trials)}; {_spread(numbers)}. {training_note(cnn)} "
+        f"{answers.shown_epoch(cnn.trials)}; {arms.spread(numbers)}. {training_note(cnn)} "
         "“minus none”: validation accuracy less that without batch norm at the same learning rate "
         "and seed, mean over seeds [95 % t interval], paired t test with Holm's correction. “the "
         "lab prints”: the mean as `100 * correct // total` shows it. “dead”: parameters to be "
@@ -205,32 +218,31 @@ def tuned_numbers(tuned: Results) -> pd.DataFrame:
     """A row per setup of ResNet-18.
 
     Returns:
-        setup, n, of; variant, conv1, statistics; val_accuracy with low and high at the last epoch;
-        train_accuracy at the best; the paired difference of val_accuracy to the setup "all" with
-        low, high, p, p_holm, pairs; parameters, trainable_parameters; train_seconds (per epoch,
-        without validation);
-        peak_memory_mib (largest); unchanged: "yes" if all that was frozen is as it was, bit for
-        bit, "no" if not, "" where nothing was frozen.
+        setup, n, of; val_accuracy with low and high at the last epoch; train_accuracy and
+        train_loss (nats) at the best; train_seconds (per epoch, without validation); the paired
+        difference of val_accuracy to the setup "all" with low, high, p, p_holm, pairs; variant,
+        conv1, statistics, parameters, trainable_parameters; peak_memory_mib (largest); unchanged:
+        "yes" if all that was frozen is as it was, bit for bit, "no" if not, "" where nothing was
+        frozen.
     """
     trials, keys = tuned.trials, ["setup"]
-    table = statistics.named(trials, keys, "val_accuracy")
-    finished = trials["state"].isin(statistics.FINISHED)
-    seconds = tuned.history.groupby("trial")["train_seconds"].mean()
-    timed = trials.assign(train_seconds=trials["trial"].map(seconds))
-    table = _with_training(table, tuned, keys)
-    table = _with_mean(table, timed, keys, "train_seconds")
-    table = _with_difference(
-        table, [statistics.paired(trials, "setup", "val_accuracy", "all")], keys
-    )
+    table = _arms(tuned, keys, _timed(tuned), "train_seconds")
+    against = arms.against(trials, "setup", "val_accuracy", "all", {})
+    table = table.merge(against, on=keys, how="left")
     facts = ["variant", "conv1", "statistics", "parameters", "trainable_parameters"]
     table = _with_facts(table, trials, keys, facts)
-    peaks = trials[finished].groupby("setup")["peak_memory_mib"].max()
+    peaks = statistics.finished(trials).groupby("setup")["peak_memory_mib"].max()
     table["peak_memory_mib"] = table["setup"].map(peaks).astype(float)
     checked = frozen_numbers(tuned)
     verdicts = {s: _verdict(checked[checked["setup"] == s]) for s in table["setup"]}
     table["unchanged"] = table["setup"].map(verdicts)
-    order = {setup: place for place, setup in enumerate(setups(tuned))}
-    return table.sort_values("setup", key=lambda c: c.map(order)).reset_index(drop=True)
+    return arms.in_order(table, setup=setups(tuned))
+
+
+def _timed(tuned: Results) -> pd.DataFrame:
+    """The trials with their training seconds per epoch."""
+    seconds = tuned.history.groupby("trial")["train_seconds"].mean()
+    return tuned.trials.assign(train_seconds=tuned.trials["trial"].map(seconds))
 
 
 def tuned_table(tuned: Results) -> tables.Table:
@@ -239,26 +251,22 @@ def tuned_table(tuned: Results) -> tables.Table:
     columns = (
         tables.text("setup", "trained"),
         tables.count_of("n", "of"),
-        tables.number("trainable_parameters", "trained parameters"),
-        tables.interval("val_accuracy", "val accuracy (%)"),
-        tables.difference("difference", "minus all (points)"),
-        tables.p_value("p_holm"),
-        tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
+        *arms.numbers(trainable_parameters="trained parameters"),
+        *_accuracy("all"),
         tables.number("train_seconds", "s/epoch", 2),
-        tables.number("peak_memory_mib", "peak MiB"),
+        *arms.numbers(peak_memory_mib="peak MiB"),
         tables.text("unchanged", "frozen kept"),
     )
     note = (
-        f"{answers.shown_epoch(tuned.trials)}; {_spread(numbers)}. {training_note(tuned)} “minus "
-        "all”: validation accuracy less that of the whole network retrained with the same seed, "
-        "paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
+        f"{answers.shown_epoch(tuned.trials)}; {arms.spread(numbers)}. {training_note(tuned)} "
+        "“minus all”: validation accuracy less that of the whole network retrained with the same "
+        "seed, paired t test with Holm's correction. Where nothing else is said, the 3x3 first "
         "convolution is new and random, and frozen with what precedes layer4 or the head. Seconds "
         "are of training only. “frozen kept”: whether all frozen weights and statistics are bit "
         "for bit what they were (“weights”: those are, and the statistics were to move)."
     )
-    return tables.Table(
-        "resnet18", numbers, columns, "ResNet-18 retrained in full and in part.", note
-    )
+    caption = "ResNet-18 retrained in full and in part."
+    return tables.Table("resnet18", numbers, columns, caption, note)
 
 
 def frozen_numbers(tuned: Results) -> pd.DataFrame:
@@ -288,22 +296,18 @@ def frozen_table(tuned: Results) -> tables.Table:
     """Digests of what was frozen: tables/frozen."""
 
     def shown(what: str, when: str) -> tables.Column:
-        key = f"{what}_{when}"
-        return tables.Column(
-            f"{what} {when}", lambda row: str(row[key]).removeprefix("sha256:")[:10], "left"
-        )
+        def cell(row: Mapping[Any, Any]) -> str:
+            return str(row[f"{what}_{when}"]).removeprefix("sha256:")[:10]
 
-    columns = (
-        tables.text("trial", "trial", wrap=True),
-        *(shown(what, when) for what in ("weights", "statistics") for when in _WHEN),
-    )
-    return tables.Table(
-        "frozen",
-        frozen_numbers(tuned),
-        columns,
+        return tables.Column(f"{what} {when}", cell, "left")
+
+    digests = [shown(what, when) for what in ("weights", "statistics") for when in _WHEN]
+    columns = (tables.text("trial", "trial", wrap=True), *digests)
+    caption = (
         "Digests (SHA-256, first ten digits) of frozen weights and of their batch norms' running "
-        "statistics, before the first and after the last step.",
+        "statistics, before the first and after the last step."
     )
+    return tables.Table("frozen", frozen_numbers(tuned), columns, caption)
 
 
 def mode_numbers(cnn: Results) -> pd.DataFrame:
@@ -313,49 +317,34 @@ def mode_numbers(cnn: Results) -> pd.DataFrame:
         bn, lr, n, of, val_accuracy, training_mode, and the paired difference (training mode minus
         evaluation mode) with low and high.
     """
+    arms_of = [(form, lr) for lr in cnn.levels("lr") for form in cnn.levels("bn")]
     rows = []
-    for lr in cnn.levels("lr"):
-        for form in cnn.levels("bn"):
-            group = cnn.trials[(cnn.trials["bn"] == form) & (cnn.trials["lr"] == lr)]
-            if group.empty or "training_mode_accuracy" not in group:
-                continue
-            used = statistics.usable(group, "training_mode_accuracy")
-            values = used["training_mode_accuracy"].astype(float)
-            change = statistics.t_interval(values - used["val_accuracy"].astype(float))
-            rows.append(
-                {
-                    "bn": form,
-                    "lr": lr,
-                    "n": len(used),
-                    "of": len(group),
-                    "val_accuracy": used["val_accuracy"].astype(float).mean(),
-                    "training_mode": values.mean(),
-                    "difference": change.mean,
-                    "low": change.low,
-                    "high": change.high,
-                }
-            )
+    for form, lr in arms_of if "training_mode_accuracy" in cnn.trials else ():
+        group = cnn.trials[(cnn.trials["bn"] == form) & (cnn.trials["lr"] == lr)]
+        if group.empty:
+            continue
+        used = statistics.usable(group, "training_mode_accuracy")
+        moving, fixed = (used[k].astype(float) for k in ("training_mode_accuracy", "val_accuracy"))
+        change = statistics.t_interval(moving - fixed)
+        row = {"bn": form, "lr": lr, "n": len(used), "of": len(group), "val_accuracy": fixed.mean()}
+        row |= {"training_mode": moving.mean(), "difference": change.mean}
+        rows.append(row | {"low": change.low, "high": change.high})
     return pd.DataFrame(rows)
 
 
 def mode_table(cnn: Results) -> tables.Table:
     """Evaluation and training mode: tables/modes."""
     columns = (
-        tables.text("bn", "bn"),
-        tables.scientific("lr", "lr"),
-        tables.count_of("n", "of"),
-        tables.number("val_accuracy", "net.eval() (%)", 1, 100.0),
-        tables.number("training_mode", "net.train() (%)", 1, 100.0),
+        *_FORM_AND_RATE,
+        *arms.shares(val_accuracy="net.eval()", training_mode="net.train()"),
         tables.difference("difference", "changed by forgetting (points)", prefix=""),
     )
-    return tables.Table(
-        "modes",
-        mode_numbers(cnn),
-        columns,
-        "Validation accuracy of the trained CNN in evaluation mode, and in training mode.",
+    caption = "Validation accuracy of the trained CNN in evaluation mode, and in training mode."
+    note = (
         "The same weights and images, batches in the order of the files; mean over seeds [95 % t "
-        "interval]. The running statistics are not moved by this (a copy is scored).",
+        "interval]. The running statistics are not moved by this (a copy is scored)."
     )
+    return tables.Table("modes", mode_numbers(cnn), columns, caption, note)
 
 
 def trial_table(results: Results) -> tables.Table:
@@ -363,18 +352,15 @@ def trial_table(results: Results) -> tables.Table:
     values = ["val_accuracy", "val_macro_f1", "val_loss", "train_accuracy", "train_loss"]
     keys = ["model", "bn", "lr", "variant", "conv1", "statistics", "seed"]
     rest = ["best_epoch", "seconds", "peak_memory_mib"]
-    best = results.at_best()
-    training = {m: best.get(train_metric(best, m), float("nan")) for m in ("accuracy", "loss")}
-    trials = results.trials.assign(**{f"train_{m}": found for m, found in training.items()})
+    trials = _with_training(results.trials, results)
     numbers = trials.reindex(columns=["trial", *keys, "state", *values, *rest])
     numbers[values] = numbers[values].astype(float)
     columns = (
         tables.text("trial", "trial", wrap=True),
         tables.text("state", "state"),
-        tables.number("val_accuracy", "val accuracy (%)", 2, 100.0),
-        tables.number("val_macro_f1", "val macro-F1 (%)", 2, 100.0),
+        *arms.shares(2, val_accuracy="val accuracy", val_macro_f1="val macro-F1"),
         tables.number("val_loss", "val loss (nats)", 3),
-        tables.number("train_accuracy", "train accuracy (%)", 1, 100.0),
+        *arms.shares(train_accuracy="train accuracy"),
         tables.number("best_epoch", "best epoch"),
         tables.number("seconds", "s", 1),
     )
@@ -393,13 +379,11 @@ def layer_table(form: str) -> tables.Table:
         tables.text("formula", "width by formula"),
     )
     total = int(numbers.drop_duplicates("name")["parameters"].sum())
-    return tables.Table(
-        "layers",
-        numbers,
-        columns,
-        f"The CNN as the lab lists it (bn={form}) for images of 3 x {CNN_SIZE} x {CNN_SIZE}.",
-        f"{total:,} parameters for ten classes. floor((x + 2p − k) / s) + 1, held against torch.",
-    )
+    images = f"3 x {CNN_SIZE} x {CNN_SIZE}"
+    caption = f"The CNN as the lab lists it (bn={form}) for images of {images}."
+    formula = "floor((x + 2p − k) / s) + 1, held against torch."
+    note = f"{total:,} parameters for ten classes. {formula}"
+    return tables.Table("layers", numbers, columns, caption, note)
 
 
 def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
@@ -413,55 +397,36 @@ def cnn_figure(cnn: Results, metric: str, label: str, scale: float) -> Figure:
         shown, "bn", cnn.levels("bn"), label, scale=scale, height=2.1, look=_FORM_STYLES,
         label=lambda form: f"bn={form}", dashed="none",
     )  # fmt: skip
-    words = label.split(" (")[0]
-    band = figures.band_text(cnn.history, ["lr", "bn"])
-    return Figure(
-        figures.save(drawn, cnn.path / "figures", f"cnn_{metric.removesuffix('_running')}"),
-        f"{words[0].upper()}{words[1:]} of the CNN, a panel per learning rate. {band}",
-        f"Curves of {words} over epochs for each form of the CNN.",
-    )
+    words, band = label.split(" (")[0], figures.band_text(cnn.history, ["lr", "bn"])
+    caption = f"{arms.capital(words)} of the CNN, a panel per learning rate. {band}"
+    alt = f"Curves of {words} over epochs for each form of the CNN."
+    return arms.saved(cnn, drawn, f"cnn_{metric.removesuffix('_running')}", caption, alt)
 
 
-def _loss_figure(cnn: Results) -> Figure:
-    """Training loss of the CNN over epochs, running unless every epoch was scored anew."""
-    metric = train_metric(cnn.history, "loss")
-    label = "running training loss" if metric.endswith("_running") else "training loss"
-    return cnn_figure(cnn, metric, f"{label} (nats)", 1.0)
-
-
-def tuned_figure(tuned: Results) -> Figure:
+@arms.drawn("resnet18_accuracy", "Curves of accuracy over epochs, a line per setup.")
+def tuned_figure(tuned: Results) -> arms.Drawn:
     """Accuracy of every setup of ResNet-18 over epochs."""
-    train = train_metric(tuned.history, "accuracy")
-    running = "running " if train.endswith("_running") else ""
-    titles = {train: f"{running}training", "val_accuracy": "validation"}
+    titles = dict([arms.train_column(tuned.history, "accuracy"), ("val_accuracy", "validation")])
     drawn = figures.curves(
         figures.splits(tuned.history, titles, "setup"), "setup", setups(tuned), "accuracy (%)",
         scale=100.0, height=2.6, columns=4,  # the names are long
     )  # fmt: skip
-    return Figure(
-        figures.save(drawn, tuned.path / "figures", "resnet18_accuracy"),
+    return drawn, (
         "Accuracy of ResNet-18 retrained in full and in part; training left, validation right. "
-        f"{figures.band_text(tuned.history, 'setup')}",
-        "Curves of accuracy over epochs, a line per setup.",
+        f"{figures.band_text(tuned.history, 'setup')}"
     )
 
 
-@figures.styled
-def cost_figure(tuned: Results) -> Figure:
+@arms.drawn("resnet18_cost", "Bars per setup of training seconds and memory.")
+def cost_figure(tuned: Results) -> arms.Drawn:
     """Training seconds and peak memory of each setup, a dot per seed."""
-    seconds = tuned.history.groupby("trial")["train_seconds"].mean()
-    trials = tuned.trials.assign(train_seconds=tuned.trials["trial"].map(seconds))
+    trials, order = _timed(tuned), setups(tuned)
     shown = {"train_seconds": "training seconds per epoch", "peak_memory_mib": "peak memory (MiB)"}
-    shown = {column: label for column, label in shown.items() if trials[column].notna().any()}
-    order = setups(tuned)
-    figure, axes = figures.panels(max(1, len(shown)), height=0.6 + 0.2 * len(order), sharey=True)
-    for panel, (column, label) in zip(axes, shown.items(), strict=False):
-        figures.dots(panel, trials, "setup", order, column, label)
-    return Figure(
-        figures.save(figure, tuned.path / "figures", "resnet18_cost"),
+    layout = {"height": 0.6 + 0.2 * len(order), "sharey": True}
+    figure, _ = arms.dotted(trials, "setup", shown, order, **layout)
+    return figure, (
         "What each setup takes: bar, mean over seeds; marks, single seeds "
-        f"({figures.seeds_text(trials, 'setup')}).",
-        "Bars per setup of training seconds and memory.",
+        f"({figures.seeds_text(trials, 'setup')})."
     )
 
 
@@ -474,59 +439,45 @@ def _sections(
 ) -> list[Section | None]:
     numbers = shown[0].numbers, shown[1].numbers
     frozen, modes = frozen_table(tuned), mode_table(cnn)
+    questions = answers.answers(cnn, tuned, *numbers, modes.numbers)
+    same = "What was frozen has stayed the same"
     return [
         section(
             "Result",
             answers.summary(*numbers),
-            _short_cnn(shown[0]) if len(numbers[0]) else None,
-            _short_tuned(shown[1]) if len(numbers[1]) else None,
+            *(_short(table) for table in shown if len(table.numbers)),
             answers.recomputed(checked),
         ),
-        section(
-            "The questions, answered", answers.answers(cnn, tuned, *numbers, mode_numbers(cnn))
-        ),
-        section(
-            "Curves of the CNN",
-            cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
-            _loss_figure(cnn),
-        )
-        if len(cnn.history)
-        else None,
+        section("The questions, answered", questions),
+        section("Curves of the CNN", *_cnn_curves(cnn)) if len(cnn.history) else None,
         section("Curves of ResNet-18", tuned_figure(tuned), cost_figure(tuned))
         if len(tuned.history)
         else None,
-        section("What was frozen has stayed the same", answers.proof(frozen.numbers), frozen)
-        if len(frozen.numbers)
-        else None,
+        section(same, answers.proof(frozen.numbers), frozen) if len(frozen.numbers) else None,
         section("Training and evaluation mode", modes if len(modes.numbers) else None),
         section("Layer sizes", layer_table("listing")),
-        section(
-            "Beside published figures",
-            answers.beside(results),
-            tables.published(
-                answers.PUBLISHED,
-                answers.PUBLISHED_LINKS,
-                "**Other people's results on CIFAR-10**, not measured here.",
-            ),
-        ),
+        section("Beside published figures", answers.beside(results), answers.PUBLISHED),
         section("Limits", answers.limits(results, *numbers)),
         section("Every trial", trial_table(results), optional=True),
     ]
 
 
-def _short_cnn(table: tables.Table) -> tables.Table:
-    against = ["minus none (points)", "p (Holm)"] if _has(table.numbers) else []
-    return table.show(
-        "bn", "lr", "seeds", "val accuracy (%)", "the lab prints", *against, "dead", "s/epoch"
-    )
+def _cnn_curves(cnn: Results) -> list[Figure]:
+    loss, words = arms.train_column(cnn.history, "loss")
+    return [
+        cnn_figure(cnn, "val_accuracy", "validation accuracy (%)", 100.0),
+        cnn_figure(cnn, loss, f"{words} loss (nats)", 1.0),
+    ]
 
 
-def _short_tuned(table: tables.Table) -> tables.Table:
+def _short(table: tables.Table) -> tables.Table:
+    if table.name == "cnn":
+        against = ["minus none (points)", "p (Holm)"] if _has(table.numbers) else []
+        shown = ["val accuracy (%)", "the lab prints", *against, "dead", "s/epoch"]
+        return table.show("bn", "lr", "seeds", *shown)
     against = ["minus all (points)"] if _has(table.numbers) else []
-    return table.show(
-        "trained", "seeds", "trained parameters", "val accuracy (%)", *against,
-        "s/epoch", "peak MiB", "frozen kept",
-    )  # fmt: skip
+    shown = ["val accuracy (%)", *against, "s/epoch", "peak MiB", "frozen kept"]
+    return table.show("trained", "seeds", "trained parameters", *shown)
 
 
 def _headline(table: tables.Table) -> tables.Table:
@@ -544,37 +495,11 @@ def _has(numbers: pd.DataFrame) -> bool:
     return bool(numbers["difference"].notna().any())
 
 
-def _spread(numbers: pd.DataFrame) -> str:
-    several = len(numbers) and numbers["n"].max() > 1
-    return "mean [95 % t interval] over seeds" if several else "one seed, no interval"
-
-
-def _with_mean(
-    table: pd.DataFrame, trials: pd.DataFrame, keys: list[str], metric: str
-) -> pd.DataFrame:
-    if metric not in trials:
-        return table.assign(**{metric: float("nan")})
-    return statistics.joined(table, trials, keys, metric, ends=False)
-
-
-def _with_difference(
-    table: pd.DataFrame, against: Sequence[pd.DataFrame], keys: list[str]
-) -> pd.DataFrame:
-    """Add paired differences, with Holm's correction over all of them."""
-    both = pd.concat(against).drop(columns="std").rename(columns=statistics.DIFFERENCE)
-    both["p_holm"] = statistics.holm(both["p"].to_numpy(dtype=float))
-    return table.merge(both, on=keys, how="left")
-
-
-def _with_training(table: pd.DataFrame, part: Results, keys: list[str]) -> pd.DataFrame:
+def _with_training(trials: pd.DataFrame, part: Results) -> pd.DataFrame:
     """Add train_accuracy and train_loss at each trial's best epoch, running ones if no others."""
     best = part.at_best()
-    for metric in ("accuracy", "loss"):
-        values = best.get(train_metric(best, metric), float("nan"))
-        table = _with_mean(
-            table, best.assign(**{f"train_{metric}": values}), keys, f"train_{metric}"
-        )
-    return table
+    values = {m: best.get(train_metric(best, m), float("nan")) for m in ("accuracy", "loss")}
+    return trials.assign(**{f"train_{metric}": found for metric, found in values.items()})
 
 
 def training_note(part: Results) -> str:
@@ -597,7 +522,6 @@ def _verdict(checked: pd.DataFrame) -> str:
     if checked.empty:
         return ""
     kept = checked["weights_kept"].all()
-    moving = checked["setup"].iloc[0].endswith("moving BN")
-    if moving:
+    if checked["setup"].iloc[0].endswith("moving BN"):
         return "weights" if kept else "no"
     return "yes" if kept and checked["statistics_kept"].all() else "no"

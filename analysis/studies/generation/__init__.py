@@ -1,10 +1,5 @@
 """The report of the generation study."""
 
-from pathlib import Path
+from core.later import Later
 
-
-def report(folder: Path) -> None:
-    """Write tables, figures and report of a finished result folder."""
-    from analysis.studies.generation import sections  # brings pandas and matplotlib
-
-    sections.report(folder)
+report = Later("analysis.studies.generation.sections:report")

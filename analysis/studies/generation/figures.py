@@ -5,12 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from analysis.document import figures
+from analysis.document import arms, figures
 from analysis.document.markup import escape
-from analysis.document.report import Figure
-from analysis.results import statistics
 from analysis.results.folder import Results
 from analysis.studies.generation.samples import Stored
 
@@ -51,30 +48,24 @@ def columns_of(stored: Stored) -> int:
     return classes if 4 <= classes <= 20 else 10
 
 
-@figures.styled
-def samples_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
+@arms.drawn("samples", "Grids of real images and of the samples of each family.")
+def samples_figure(results: Results, shown: Mapping[str, Stored]) -> arms.Drawn:
     """Final samples of each family beside real images."""
     first = next(iter(shown.values()))
     columns = columns_of(first)
     panels = {"real (training images)": first.real}
     panels |= {_title(stored): stored.grids[-1] for stored in shown.values()}
-    rows = math.ceil(len(panels) / 2)
-    tall = math.ceil(len(first.real) / columns)
+    rows, tall = math.ceil(len(panels) / 2), math.ceil(len(first.real) / columns)
     figure, axes = figures.panels(2, rows, height=rows * (0.3 + 3.3 * tall / columns))
     for panel, (title, images) in zip(axes, panels.items(), strict=False):
         show(panel, images, columns, title)
     for panel in axes[len(panels) :]:
         panel.axis("off")
-    asked = (
-        f" Columns: {', '.join(escape(name) for name in first.classes)}."
-        if all(stored.config["conditional"] for stored in shown.values()) and columns <= 20
-        else ""
-    )
-    return Figure(
-        figures.save(figure, results.path / "figures", "samples"),
+    by_class = all(stored.config["conditional"] for stored in shown.values()) and columns <= 20
+    asked = f" Columns: {', '.join(escape(name) for name in first.classes)}." if by_class else ""
+    return figure, (
         f"Samples of {_epochs(shown)}, not chosen: the first of a fixed seed, from each family's "
-        f"best width.{asked}",
-        "Grids of real images and of the samples of each family.",
+        f"best width.{asked}"
     )
 
 
@@ -87,8 +78,8 @@ def _epochs(shown: Mapping[str, Stored]) -> str:
     return f"the epoch whose weights are kept ({said})"
 
 
-@figures.styled
-def progress_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
+@arms.drawn("progress", "Samples of each family at several epochs.")
+def progress_figure(results: Results, shown: Mapping[str, Stored]) -> arms.Drawn:
     """Samples from the same latents after some epochs, a panel per family."""
     epochs = max(len(stored.grids) for stored in shown.values())
     few = np.unique(np.linspace(0, epochs - 1, min(_EPOCHS, epochs)).round().astype(int))
@@ -96,96 +87,66 @@ def progress_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
     wide = figures.FULL / len(shown)
     figure, axes = figures.panels(len(shown), height=0.35 + wide * len(few) / columns)
     for panel, stored in zip(axes, shown.values(), strict=True):
-        there = few[few < len(stored.grids)]
-        show(
-            panel,
-            np.concatenate([stored.grids[e][:columns] for e in there]),
-            columns,
-            NAMES[stored.config["family"]],
-        )
+        there = [stored.grids[epoch][:columns] for epoch in few[few < len(stored.grids)]]
+        show(panel, np.concatenate(there), columns, NAMES[stored.config["family"]])
     listed = ", ".join(str(epoch + 1) for epoch in few)
-    return Figure(
-        figures.save(figure, results.path / "figures", "progress"),
-        f"From the same latents after epoch {listed} (top to bottom).",
-        "Samples of each family at several epochs.",
-    )
+    return figure, f"From the same latents after epoch {listed} (top to bottom)."
 
 
-@figures.styled
-def curves_figure(results: Results, yardsticks: Mapping[str, Mapping[str, float]]) -> Figure:
+@arms.drawn("curves", "Curves of Fréchet distance and coverage per family and width.")
+def curves_figure(results: Results, yardsticks: Mapping[str, Mapping[str, float]]) -> arms.Drawn:
     """Frechet distance and coverage over epochs, a line per family and width."""
-    history = results.history.assign(
-        group=results.history["family"].astype(str) + " " + results.history["width"].astype(str)
-    )
+    history = results.history
+    group = history["family"].astype(str) + " " + history["width"].astype(str)
+    history = history.assign(group=group)
     order = [f"{f} {w}" for f in results.levels("family") for w in results.levels("width")]
-    order = [group for group in order if group in set(history["group"])]
-    look = figures.styles(order)
+    look = figures.styles([name for name in order if name in set(group)])
     figure, axes = figures.panels(2, height=2.4)
-    for panel, (metric, label) in zip(
-        axes, (("frechet", "Fréchet distance"), ("coverage", "coverage")), strict=True
-    ):
-        for group in order:
-            figures.curve(
-                panel, history[history["group"] == group], metric, look[group], label=group
-            )
+    shown = (("frechet", "Fréchet distance"), ("coverage", "coverage"))
+    for panel, (metric, label) in zip(axes, shown, strict=True):
+        for name, style in look.items():
+            figures.curve(panel, history[group == name], metric, style, label=name)
         for row, line in (("held_out", ":"), ("noise", "--")):
             if row in yardsticks:
-                panel.axhline(
-                    yardsticks[row][metric], color="#777777", linestyle=line, linewidth=0.9
-                )
+                level = yardsticks[row][metric]
+                panel.axhline(level, color="#777777", linestyle=line, linewidth=0.9)
         panel.set_ylabel(label)
         figures.whole_numbers(panel, "epoch")
     axes[0].set_yscale("log")
-    figures.legend_below(figure, axes[0], min(len(order), 6))
-    return Figure(
-        figures.save(figure, results.path / "figures", "curves"),
+    figures.legend_below(figure, axes[0], min(len(look), 6))
+    return figure, (
         "Fréchet distance (in labtune's classifier features, logarithmic) and coverage over "
         "epochs. Grey: held-out real images (dotted) and noise (dashed). "
-        + figures.band_text(history, "group"),
-        "Curves of Fréchet distance and coverage per family and width.",
+        + figures.band_text(history, "group")
     )
 
 
-@figures.styled
-def neighbours_figure(results: Results, stored: Stored) -> Figure:
+@arms.drawn("neighbours", "Samples and held-out images with their nearest training images.")
+def neighbours_figure(results: Results, stored: Stored) -> arms.Drawn:
     """Samples above their nearest training images, and the same for held-out images."""
+    s = stored
+    made = s.samples[s.pairs], s.pair_images, s.nearest_distance[s.pairs]
+    distances = s.held_out_distance[s.held_out_pairs]
+    shown = {f"samples of {NAMES[s.config['family']]}": made}
+    shown["held-out real images"] = s.held_out_images, s.held_out_nearest, distances
     figure, axes = figures.panels(1, 2, height=3.1)
-    made = (stored.samples[stored.pairs], stored.pair_images, stored.nearest_distance[stored.pairs])
-    real = (
-        stored.held_out_images,
-        stored.held_out_nearest,
-        stored.held_out_distance[stored.held_out_pairs],
-    )
-    titles = (
-        f"samples of {NAMES[stored.config['family']]} (top), nearest training image (bottom)",
-        "held-out real images (top), nearest training image (bottom)",
-    )
-    for panel, (images, nearest, distances), title in zip(axes, (made, real), titles, strict=True):
-        count = min(_PAIRS, len(images))
+    for panel, (what, (images, nearest, distances)) in zip(axes, shown.items(), strict=True):
+        count, title = min(_PAIRS, len(images)), f"{what} (top), nearest training image (bottom)"
         step = show(panel, np.concatenate([images[:count], nearest[:count]]), count, title)
         for number in range(count):
-            panel.text(
-                (number + 0.5) * step,
-                panel.get_ylim()[0] + 2,
-                f"{distances[number]:.0f}",
-                ha="center",
-                va="top",
-                fontsize=7,
-            )
-    return Figure(
-        figures.save(figure, results.path / "figures", "neighbours"),
+            at = (number + 0.5) * step, panel.get_ylim()[0] + 2
+            panel.text(*at, f"{distances[number]:.0f}", ha="center", va="top", fontsize=7)
+    return figure, (
         "Evenly spaced samples of the best trial shown here, and held-out images, each above the "
         "training image nearest in pixels; below it their root mean square difference in grey "
-        "levels (of 255).",
-        "Samples and held-out images with their nearest training images.",
+        "levels (of 255)."
     )
 
 
-@figures.styled
-def distances_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
+@arms.drawn("distances", "Cumulative distances to the nearest training image.")
+def distances_figure(results: Results, shown: Mapping[str, Stored]) -> arms.Drawn:
     """How near samples and held-out images are to the training images, as cumulative shares."""
-    look = figures.styles(list(shown))
-    first = next(iter(shown.values()))
+    look, first = figures.styles(list(shown)), next(iter(shown.values()))
     figure, axes = figures.panels(2, height=2.1, sharey=True)
     kinds = (
         ("distance", "distance to the nearest (grey levels)"),
@@ -194,22 +155,19 @@ def distances_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
     for panel, (kind, label) in zip(axes, kinds, strict=True):
         _shares(panel, getattr(first, f"held_out_{kind}"), "held-out", "#777777", "--")
         for family, stored in shown.items():
-            values = getattr(stored, f"nearest_{kind}")
-            _shares(panel, values, family, look[family].color, "-")
+            _shares(panel, getattr(stored, f"nearest_{kind}"), family, look[family].color, "-")
         panel.set_xlabel(label)
     axes[0].set_ylabel("share of images")
     figures.legend_below(figure, axes[0], len(shown) + 1)
-    return Figure(
-        figures.save(figure, results.path / "figures", "distances"),
+    return figure, (
         "Share of images that are at most so near to a training image. A family that copied would "
         "rise left of the held-out images on the right-hand side; blurred images lie left on the "
-        "left-hand side without being copies.",
-        "Cumulative distances to the nearest training image.",
+        "left-hand side without being copies."
     )
 
 
-@figures.styled
-def interpolation_figure(results: Results, shown: Mapping[str, Stored]) -> Figure:
+@arms.drawn("interpolation", "Interpolations between latents for each family.")
+def interpolation_figure(results: Results, shown: Mapping[str, Stored]) -> arms.Drawn:
     """Images along arcs between two latents of one label, a panel per family."""
     wide = figures.FULL / len(shown)
     rows, steps = next(iter(shown.values())).interpolation.shape[:2]
@@ -217,46 +175,31 @@ def interpolation_figure(results: Results, shown: Mapping[str, Stored]) -> Figur
     for panel, stored in zip(axes, shown.values(), strict=True):
         images = stored.interpolation
         show(panel, images.reshape(-1, *images.shape[2:]), steps, NAMES[stored.config["family"]])
-    return Figure(
-        figures.save(figure, results.path / "figures", "interpolation"),
-        "Each row goes along the arc from one latent to another, with the label held.",
-        "Interpolations between latents for each family.",
-    )
+    return figure, "Each row goes along the arc from one latent to another, with the label held."
 
 
-@figures.styled
-def trajectory_figure(results: Results, stored: Stored) -> Figure:
+@arms.drawn("trajectory", "States of the flow's integration.", "half")
+def trajectory_figure(results: Results, stored: Stored) -> arms.Drawn:
     """From noise to image along the flow."""
     states = stored.trajectory.swapaxes(0, 1)
     rows, columns = states.shape[:2]
     wide = figures.HALF
     figure, (axes, *_) = figures.panels(width=wide, height=0.4 + wide * rows / columns)
     step = show(axes, states.reshape(-1, *states.shape[2:]), columns, "")
+    look = {"ha": "center", "va": "bottom", "fontsize": 7}
     for number, time in enumerate(stored.trajectory_times):
-        axes.text(
-            (number + 0.5) * step, -4, f"t = {time:.1f}", ha="center", va="bottom", fontsize=7
-        )
-    return Figure(
-        figures.save(figure, results.path / "figures", "trajectory"),
+        axes.text((number + 0.5) * step, -4, f"t = {time:.1f}", **look)
+    return figure, (
         f"The way of flow matching from noise (t = 0) to an image (t = 1), by the sampler "
-        f"{stored.config['sampler']} with {stored.config['sampler_steps']} steps.",
-        "States of the flow's integration.",
-        "half",
+        f"{stored.config['sampler']} with {stored.config['sampler_steps']} steps."
     )
-
-
-def finished(results: Results) -> pd.DataFrame:
-    """Finished trials with a finite distance."""
-    return statistics.usable(results.trials, "frechet")
 
 
 def _shares(
     axes: "Axes", values: Sequence[Any] | np.ndarray, label: str, color: str, line: str
 ) -> None:
-    ordered = np.sort(np.asarray(values, dtype=float))
-    axes.plot(
-        ordered, np.arange(1, len(ordered) + 1) / len(ordered), line, color=color, label=label
-    )
+    x = np.sort(np.asarray(values, dtype=float))
+    axes.plot(x, np.arange(1, len(x) + 1) / len(x), line, color=color, label=label)
 
 
 def _title(stored: Stored) -> str:

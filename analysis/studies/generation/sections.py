@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.document import provenance, tables
+from analysis.document import arms, provenance, tables
 from analysis.document.report import Equation, Section, section
 from analysis.results import statistics
 from analysis.results.folder import Results
@@ -29,7 +29,6 @@ from core.generation.quality import Moments, frechet, moments, nearest, prdc
 KEYS = ["family", "width"]
 SHARES = ("precision", "recall", "coverage", "class_agreement", "class_balance")
 METRICS = ("frechet", "density", *SHARES)
-FROM_FEATURES = ("frechet", "precision", "recall", "density", "coverage")
 COPYING = ("nearest_distance", "nearest_ratio", "copies")
 YARDSTICKS = {
     "held_out": "held-out real (floor)",
@@ -50,11 +49,8 @@ def report(results: Results) -> None:
     """Write tables/, figures/, report and samples/ if asked, print the headline."""
     results, checked = recompute(results)
     numbers = generation_numbers(results)
-    written = [
-        generation_table(results, numbers),
-        copy_table(results, numbers),
-        seed_table(results),
-    ]
+    makers = generation_table, copy_table
+    written = [*(make(results, numbers) for make in makers), seed_table(results)]
     sections = _sections(results, numbers, written, checked)
     title = "Image generation: three families"
     digits = " and, for copies, the digits that labtune comes with" if checked.images else ""
@@ -87,24 +83,33 @@ def generation_numbers(results: Results) -> pd.DataFrame:
             table = statistics.joined(table, trials, KEYS, metric)
     done = statistics.finished(trials)
     averaged = ("parameters", "seconds_per_epoch", "sample_seconds", *COPYING[:2])
-    kinds = dict.fromkeys(averaged, "mean")
-    for column, kind in (kinds | {"inception_frechet": "mean", "peak_memory_mib": "max"}).items():
+    kinds = dict.fromkeys((*averaged, "inception_frechet"), "mean") | {"peak_memory_mib": "max"}
+    for column, kind in kinds.items():
         if column in done and len(done):
             means = done.groupby(KEYS)[column].agg(kind).rename(column).reset_index()
             table = table.merge(means, on=KEYS, how="left")
-    table["share"] = table["frechet"] / yardsticks(results).get("noise", {}).get("frechet", np.nan)
+    table["share"] = table["frechet"] / _ceiling(results)
     return table
+
+
+def _ceiling(results: Results) -> float:
+    """The distance of noise."""
+    return yardsticks(results).get("noise", {}).get("frechet", np.nan)
+
+
+def _with_yardsticks(results: Results, frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The arms, then what is not generated, with these of its measures; `what` names the rows."""
+    rows = [frame.assign(what=frame["family"].astype(str))]
+    for name, measures in yardsticks(results).items():
+        known = {key: measures[key] for key in keys if key in measures}
+        rows.append(pd.DataFrame([known | {"what": YARDSTICKS[name]}]))
+    return pd.concat(rows, ignore_index=True)
 
 
 def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     """The main table with floor and ceiling: tables/generation."""
-    rows = [numbers.assign(what=numbers["family"].astype(str))]
-    ceiling = yardsticks(results).get("noise", {}).get("frechet", np.nan)
-    for name, measures in yardsticks(results).items():
-        known = {key: value for key, value in measures.items() if key in (*METRICS, *COPYING)}
-        row = known | {"what": YARDSTICKS[name], "share": known["frechet"] / ceiling}
-        rows.append(pd.DataFrame([row]))
-    frame = pd.concat(rows, ignore_index=True)
+    frame = _with_yardsticks(results, numbers, (*METRICS, *COPYING))
+    frame["share"] = frame["frechet"] / _ceiling(results)
     wanted = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
     wanted += [*COPYING, "parameters", "seconds_per_epoch", "sample_seconds", "peak_memory_mib"]
     frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *wanted])])
@@ -125,11 +130,11 @@ def generation_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     ]
     if "inception_frechet" in frame:
         columns.insert(5, tables.number("inception_frechet", "in Inception's features", 2))
-    count = results.data.get("compared", "as many")
     note = (
         f"{_shown_epoch(results)}; mean [95 % t interval] over seeds, ± half of it. Every row "
-        f"compares {count} images with training images, in labtune's classifier features: not FID. "
-        "Few images bias the distance upwards, the same for all rows. Memory: the largest peak."
+        f"compares {results.data.get('compared', 'as many')} images with training images, in "
+        "labtune's classifier features: not FID. Few images bias the distance upwards, the same "
+        "for all rows. Memory: the largest peak."
     )
     caption = "Families and widths, smallest Fréchet distance first; then what is not generated."
     return tables.Table("generation", frame, tuple(columns), caption, note)
@@ -142,54 +147,42 @@ def _shown_epoch(results: Results) -> str:
 def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     """How near samples are to training images: tables/neighbours."""
     frame = numbers.reindex(columns=[*KEYS, "n", *COPYING])
-    rows = [frame.assign(what=frame["family"].astype(str))]
-    for name, measures in yardsticks(results).items():
-        known = {key: measures.get(key, np.nan) for key in COPYING}
-        rows.append(pd.DataFrame([known | {"what": YARDSTICKS[name]}]))
-    frame = pd.concat(rows, ignore_index=True)
-    check = results.data.get("copy_check", {"threshold": 0.5})
+    limit = results.data.get("copy_check", {"threshold": 0.5})["threshold"]
     columns = (
         tables.text("what", "images"),
         tables.number("width", "width"),
         tables.number("nearest_distance", "distance to the nearest (grey levels)", 1),
         tables.number("nearest_ratio", "nearest / mean of 50", 2),
-        tables.number("copies", f"below {tables.significant(check['threshold'])} (%)", 1, 100.0),
+        *arms.shares(copies=f"below {tables.significant(limit)}"),
     )
-    return tables.Table(
-        "neighbours",
-        frame,
-        columns,
-        "Nearest training images of the samples.",
+    note = (
         "Medians, averaged over seeds; the distance is in pixels. The last column is the share of "
-        "images for which one training image stands out, see above.",
+        "images for which one training image stands out, see above."
+    )
+    rows = _with_yardsticks(results, frame, COPYING)
+    return tables.Table(
+        "neighbours", rows, columns, "Nearest training images of the samples.", note
     )
 
 
 def seed_table(results: Results) -> tables.Table:
     """Every trial by itself: tables/generation_by_seed."""
-    keys = [*KEYS, "seed"]
+    keys = [*KEYS, "seed", "state"]
     measures = [*METRICS, "copies", "seconds_per_epoch"]
-    trials = results.trials.reindex(columns=["trial", *keys, "state", *measures])
+    trials = results.trials.reindex(columns=["trial", *keys, *measures])
     trials[measures] = trials[measures].astype(float)
     columns = (
-        *(tables.text(key, key) for key in keys),
-        tables.text("state", "state"),
+        *arms.texts(*keys),
         tables.number("frechet", "Fréchet distance", 3),
-        tables.number("precision", "precision (%)", 1, 100.0),
-        tables.number("recall", "recall (%)", 1, 100.0),
+        *arms.shares(precision="precision", recall="recall"),
         tables.number("density", "density", 2),
-        tables.number("coverage", "coverage (%)", 1, 100.0),
-        tables.number("class_agreement", "right class (%)", 1, 100.0),
+        *arms.shares(coverage="coverage", class_agreement="right class"),
         tables.number("class_balance", "class balance", 3),
-        tables.number("copies", "copies (%)", 1, 100.0),
+        *arms.shares(copies="copies"),
         tables.number("seconds_per_epoch", "s/epoch", 1),
     )
-    return tables.Table(
-        "generation_by_seed",
-        trials,
-        columns,
-        f"Every trial. {_shown_epoch(results)}; copies are of its stored samples.",
-    )
+    caption = f"Every trial. {_shown_epoch(results)}; copies are of its stored samples."
+    return tables.Table("generation_by_seed", trials, columns, caption)
 
 
 def shown_trials(results: Results, numbers: pd.DataFrame) -> dict[str, Stored]:
@@ -198,10 +191,12 @@ def shown_trials(results: Results, numbers: pd.DataFrame) -> dict[str, Stored]:
     Returns:
         family -> what it stored, the family with the smallest mean distance first.
     """
-    there = figures.finished(results) if "frechet" in results.trials else results.trials[:0]
+    if "frechet" not in results.trials:
+        return {}
+    there = statistics.usable(results.trials, "frechet")
     there = there[there["trial"].isin(results.with_predictions())]
     found: dict[str, Stored] = {}
-    for row in numbers[numbers["n"] > 0].to_dict("records"):
+    for row in arms.ranked(numbers).to_dict("records"):
         group = there[(there["family"] == row["family"]) & (there["width"] == row["width"])]
         if row["family"] not in found and len(group):
             first = group.sort_values("seed", kind="stable").iloc[0]
@@ -249,8 +244,10 @@ def _from_features(stored: Stored) -> dict[str, float]:
 def _from_scores(stored: Stored) -> dict[str, float]:
     if len(stored.samples) != len(stored.nearest_ratio):
         return {}
-    predicted = stored.logits.argmax(axis=1)
-    found = {"class_balance": _balance(predicted, len(stored.classes))}
+    predicted, classes = stored.logits.argmax(axis=1), len(stored.classes)
+    shares = np.bincount(predicted, minlength=classes) / len(predicted)
+    some = shares[shares > 0]
+    found = {"class_balance": float(-(some * np.log(some)).sum() / np.log(classes))}
     if stored.config["conditional"]:
         found["class_agreement"] = float((predicted == stored.labels).mean())
     return found
@@ -278,12 +275,6 @@ def _training_images(results: Results) -> tuple[Tensor, CopyCheck] | None:
     return train, CopyCheck(train)
 
 
-def _balance(predicted: np.ndarray, classes: int) -> float:
-    shares = np.bincount(predicted, minlength=classes) / len(predicted)
-    some = shares[shares > 0]
-    return float(-(some * np.log(some)).sum() / np.log(classes))
-
-
 def _sections(
     results: Results, numbers: pd.DataFrame, written: Sequence[tables.Table], checked: Recomputed
 ) -> list[Section | None]:
@@ -295,32 +286,20 @@ def _sections(
     through = [figures.interpolation_figure(results, shown)]
     if "flow" in shown:
         through.append(figures.trajectory_figure(results, shown["flow"]))
+    near = (
+        figures.neighbours_figure(results, next(iter(shown.values()))),
+        figures.distances_figure(results, shown),
+    )
+    training = figures.curves_figure(results, known), figures.progress_figure(results, shown)
+    copied = answers.copied(results, numbers, known)
     return [
         first,
         section("Images", answers.looks(shown), figures.samples_figure(results, shown)),
-        section(
-            "Made or copied?",
-            answers.copied(results, numbers, known),
-            copies,
-            figures.neighbours_figure(results, next(iter(shown.values()))),
-            figures.distances_figure(results, shown),
-        ),
-        section(
-            "Over the training",
-            figures.curves_figure(results, known),
-            figures.progress_figure(results, shown),
-        ),
+        section("Made or copied?", copied, copies, *near),
+        section("Over the training", *training),
         section("Ways through the latents", *through),
         section("What the measures mean", FRECHET, answers.measures(results, checked)),
-        section(
-            "Beside published figures",
-            answers.beside(results),
-            tables.published(
-                answers.PUBLISHED,
-                answers.PUBLISHED_LINKS,
-                "**Other people's results**, not measured here; FID is with Inception's features.",
-            ),
-        ),
+        section("Beside published figures", answers.beside(results), answers.PUBLISHED),
         limits,
         section("Every trial", every, optional=True),
     ]
@@ -328,10 +307,9 @@ def _sections(
 
 def _result(results: Results, numbers: pd.DataFrame, table: tables.Table) -> Section | None:
     inception = ["in Inception's features"] if "inception_frechet" in numbers else []
-    others = table.show(*_ROW, "precision (%)", "recall (%)", "density", "coverage (%)",
-                        "right class (%)", "class balance")  # fmt: skip
+    fidelity = ["precision (%)", "recall (%)", "density", "coverage (%)"]
     others = replace(
-        others,
+        table.show(*_ROW, *fidelity, "right class (%)", "class balance"),
         caption="Fidelity, variety and classes of the same images.",
         note="Mean ± half of the 95 % t interval over seeds. Right class: share that the "
         "classifier takes for what was asked. Class balance: entropy of its classes, 1 when all "

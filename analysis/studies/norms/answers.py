@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.document import arms, tables
 from analysis.document.markup import escape
 from analysis.document.provenance import duration, image_counts
 from analysis.document.report import join
@@ -38,51 +40,57 @@ NAMES = {
 }
 
 # Source, setting, result: as their authors give them.
-PUBLISHED = (
+PUBLISHED = tables.published(
     (
-        "Wu & He 2018",
-        "ImageNet, ResNet-50, validation error; 32 images per GPU, then 2 per GPU",
-        "BN 23.6 %, GN 24.1 %, LN 25.3 %, IN 28.4 %; at 2: BN 34.7 %, GN 24.1 %",
+        (
+            "Wu & He 2018",
+            "ImageNet, ResNet-50, validation error; 32 images per GPU, then 2 per GPU",
+            "BN 23.6 %, GN 24.1 %, LN 25.3 %, IN 28.4 %; at 2: BN 34.7 %, GN 24.1 %",
+        ),
+        (
+            "Wu, GroupNorm-reproduce",
+            "CIFAR-10, the author's own code",
+            "GN 7.3 % error, about 1.3 points worse than BN",
+        ),
+        (
+            "Nam & Kim 2018",
+            "CIFAR-10, ResNet-110, accuracy",
+            "BN 93.72 ± 0.18 %, BIN 94.29 ± 0.09 %",
+        ),
+        (
+            "PiyushC1480, course report",
+            "the lab's birds, n = 2, SGD 0.1 with cosine, 50 epochs, augmented; validation "
+            "accuracy",
+            "none 70.5 %, BN 79.3 %, torch's BN 79.5 %, GN 80.0 %, LN 81.9 %, IN 85.4 %, "
+            "BIN 85.6 %",
+        ),
+        (
+            "the same report",
+            "the lab's birds, SGD 1e-4 as the lab says, 50 epochs",
+            "24 to 29 % for all six",
+        ),
+        (
+            "CosmoLuminous, course report",
+            "CIFAR-10, 100 epochs, test accuracy",
+            "torch's BN 89.57 %, BN 89.14 %, BIN 87.65 %, IN 87.21 %, LN 87.11 %, GN 86.84 %, "
+            "none 86.77 %",
+        ),
     ),
-    (
-        "Wu, GroupNorm-reproduce",
-        "CIFAR-10, the author's own code",
-        "GN 7.3 % error, about 1.3 points worse than BN",
-    ),
-    ("Nam & Kim 2018", "CIFAR-10, ResNet-110, accuracy", "BN 93.72 ± 0.18 %, BIN 94.29 ± 0.09 %"),
-    (
-        "PiyushC1480, course report",
-        "the lab's birds, n = 2, SGD 0.1 with cosine, 50 epochs, augmented; validation accuracy",
-        "none 70.5 %, BN 79.3 %, torch's BN 79.5 %, GN 80.0 %, LN 81.9 %, IN 85.4 %, BIN 85.6 %",
-    ),
-    (
-        "the same report",
-        "the lab's birds, SGD 1e-4 as the lab says, 50 epochs",
-        "24 to 29 % for all six",
-    ),
-    (
-        "CosmoLuminous, course report",
-        "CIFAR-10, 100 epochs, test accuracy",
-        "torch's BN 89.57 %, BN 89.14 %, BIN 87.65 %, IN 87.21 %, LN 87.11 %, GN 86.84 %, "
-        "none 86.77 %",
-    ),
-)
-PUBLISHED_LINKS = (
     "Sources: [Wu & He, Group Normalization](https://arxiv.org/abs/1803.08494); "
     "[GroupNorm-reproduce](https://github.com/ppwwyyxx/GroupNorm-reproduce); "
     "[Nam & Kim, Batch-Instance Normalization](https://arxiv.org/abs/1805.07925); "
     "[PiyushC1480](https://github.com/PiyushC1480/COL775-Deep-Learning); "
-    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775)."
+    "[CosmoLuminous](https://github.com/CosmoLuminous/deep-learning-col775).",
 )
 
 
 def summary(results: Results, numbers: pd.DataFrame) -> str:
     """The result in one paragraph."""
-    ranked = numbers[numbers["n"] > 0]
+    ranked = arms.ranked(numbers)
     if ranked.empty:
-        return "**No trial has finished, so there is no result yet.**"
-    epochs = int(results.history["epoch"].max())
-    means = join([f"`{row['norm']}` {percent(row['val_accuracy'])}" for row in _rows(ranked)])
+        return arms.NO_RESULT
+    epochs, rows = int(results.history["epoch"].max()), ranked.to_dict("records")
+    means = join([f"`{row['norm']}` {percent(row['val_accuracy'])}" for row in rows])
     names = ", ".join(f"`{norm}` {NAMES[norm]}" for norm in results.levels("norm") if norm in NAMES)
     seeds = count(ranked["n"].max(), "seed")
     return (
@@ -114,9 +122,9 @@ def recomputed(checked: Recomputed | None) -> str:
 
 def answers(results: Results, numbers: pd.DataFrame, differences: pd.DataFrame) -> str:
     """The lab's questions, each with an answer from the numbers."""
-    ranked = numbers[numbers["n"] > 0]
+    ranked = arms.ranked(numbers)
     if ranked.empty:
-        return "No trial has finished: nothing can be answered yet."
+        return arms.NO_ANSWER
     pairs = [
         ("Which norm trains best?", _best(results, ranked)),
         ("Is the own batch norm identical to torch's?", identical(differences)),
@@ -139,14 +147,13 @@ def identical(differences: pd.DataFrame) -> str:
     accuracies = sizes[["val_accuracy", "train_accuracy_running"]].max(axis=1)
     worst, loss = accuracies.max(), sizes["train_loss_running"].max()
     first = accuracies[differences["epoch"] <= 3].max()
-    if worst == loss == 0:
-        verdict = "to the last digit"
-    elif worst < 1e-3:
-        verdict = "within 0.1 points"
-    elif first < 1e-3:
-        verdict = "within 0.1 points at first, and less later"
-    else:
-        verdict = "only roughly"
+    verdicts = {
+        "to the last digit": worst == loss == 0,
+        "within 0.1 points": worst < 1e-3,
+        "within 0.1 points at first, and less later": first < 1e-3,
+        "only roughly": True,
+    }
+    verdict = next(words for words, true in verdicts.items() if true)
     return (
         f"Over {count(seeds, 'shared seed')} and {count(epochs, 'epoch')} the curves of `bn` and "
         f"`torch_bn` agree {verdict}: the largest difference is "
@@ -175,45 +182,39 @@ def cost(results: Results, numbers: pd.DataFrame) -> str:
 def classes(recalls: pd.DataFrame, matrix: np.ndarray) -> str:
     """Hardest and easiest classes and the most frequent confusions of the best trial."""
     mean = recalls.mean(axis=1).sort_values(kind="stable")
-    hard = join([f"{escape(name)} ({percent(value)})" for name, value in mean.head(3).items()])
-    easy = join(
-        [f"{escape(name)} ({percent(value)})" for name, value in mean.tail(3)[::-1].items()]
+    hard, easy = (
+        join([f"{escape(name)} ({percent(value)})" for name, value in some.items()])
+        for some in (mean.head(3), mean.tail(3)[::-1])
     )
-    off = matrix - np.diag(np.diag(matrix))
-    worst = [
-        np.unravel_index(flat, off.shape) for flat in np.argsort(-off, axis=None, kind="stable")[:3]
+    off, names = matrix - np.diag(np.diag(matrix)), [escape(name) for name in recalls.index]
+    mixed = [
+        f"{names[true]} taken for {names[seen]} ({off[true, seen]} of {matrix[true].sum()})"
+        for flat in np.argsort(-off, axis=None, kind="stable")[:3]
+        for true, seen in [np.unravel_index(flat, off.shape)]
+        if off[true, seen]
     ]
-    names = list(recalls.index)
-    mixed = join(
-        [
-            f"{escape(names[true])} taken for {escape(names[seen])} "
-            f"({off[true, seen]} of {matrix[true].sum()})"
-            for true, seen in worst
-            if off[true, seen]
-        ]
-    )
-    confused = f" The best trial's most frequent mistakes: {mixed}." if mixed else ""
+    confused = f" The best trial's most frequent mistakes: {join(mixed)}." if mixed else ""
     return f"Recall averaged over the norms is lowest for {hard} and highest for {easy}.{confused}"
 
 
 def recipes(results: Results, numbers: pd.DataFrame) -> str:
     """How far two recipes come: accuracies, learning rates, steps and losses."""
-    finished = numbers[numbers["n"] > 0]
+    finished = arms.ranked(numbers)
     means = finished.groupby("recipe")["val_accuracy"].mean().sort_values(kind="stable")
     if len(means) < 2:
         return "Only one recipe has finished trials, so they cannot be compared yet."
-    weak, strong = str(means.index[0]), str(means.index[-1])
-    rows = {name: finished[finished["recipe"] == name] for name in (weak, strong)}
-    average = {name: rows[name].mean(numeric_only=True) for name in rows}
-    low, high = average[weak], average[strong]
+    names = means.index[0], means.index[-1]
+    low, high = (finished[finished["recipe"] == n].mean(numeric_only=True) for n in names)
+    weak, strong = (f"`{escape(name)}`" for name in names)
     chance = _classes(results)
     guess = f" (guessing among {chance} classes: {decimal(math.log(chance), 3)})" if chance else ""
     gap = low["best_train_accuracy"] - low["best_val_accuracy"]
+    steps = _steps(results, str(names[0]))
     return (
-        f"Recipe `{escape(weak)}` reaches {percent(low['val_accuracy'])} validation accuracy on "
-        f"average over the norms, recipe `{escape(strong)}` {percent(high['val_accuracy'])}. "
-        f"{_rates(low, high, weak, strong)}{_steps(results, weak)}At the best epoch its training "
-        f"loss is {decimal(low['best_train_loss'], 3)} nats, that of `{escape(strong)}` "
+        f"Recipe {weak} reaches {percent(low['val_accuracy'])} validation accuracy on "
+        f"average over the norms, recipe {strong} {percent(high['val_accuracy'])}. "
+        f"{_rates(low, high, weak, strong)}{steps}At the best epoch its training "
+        f"loss is {decimal(low['best_train_loss'], 3)} nats, that of {strong} "
         f"{decimal(high['best_train_loss'], 3)}{guess}. On its training images it is then at "
         f"{percent(low['best_train_accuracy'])}, {signed(gap)} points from validation."
     )
@@ -225,62 +226,51 @@ def _rates(low: pd.Series, high: pd.Series, weak: str, strong: str) -> str:
         return ""
     ratio = high["lr_sum"] / low["lr_sum"]
     return (
-        f"`{escape(weak)}` starts with a learning rate of {significant(low['lr'])}, "
-        f"`{escape(strong)}` with {significant(high['lr'])}; added up over all epochs "
-        f"`{escape(strong)}` has {significant(ratio)} times as much, momentum not counted. "
+        f"{weak} starts with a learning rate of {significant(low['lr'])}, {strong} with "
+        f"{significant(high['lr'])}; added up over all epochs {strong} has {significant(ratio)} "
+        "times as much, momentum not counted. "
     )
 
 
 def beside(results: Results) -> str:
     """How far the published figures can be compared with this study."""
-    text = (
+    own = "This study ran on generated images, so its levels cannot be compared with any of them."
+    return (
         "The table below holds results of others, on other data and with other budgets: orders of "
         "magnitude. The highest accuracy is batch norm's in its ImageNet row and batch-instance "
         "norm's on the lab's birds, both without an interval."
+        + (f" {own}" if results.synthetic else "")
     )
-    if results.synthetic:
-        text += (
-            " This study ran on generated images, so its levels cannot be compared with any of "
-            "them."
-        )
-    return text
 
 
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
-    ranked = numbers[numbers["n"] > 0]
-    most = int(ranked["n"].max()) if len(ranked) else 0
+    ranked = arms.ranked(numbers)
+    most = arms.most_seeds(ranked)
     more = "With three it is 2.5: `--seeds 3`. " if most == 2 else ""
     beyond = (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any()
     images = image_counts(results.data).get("val")
-    items = [
-        ONE_SEED
-        if most <= 1
-        else f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
-        f"deviations wide on each side. {more}{_overlap(ranked)}",
-        "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
-        "says here how little so few seeds tell."
-        if beyond
-        else "",
+    items: list[Any] = [
+        f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
+        f"deviations wide on each side. {more}{_overlap(ranked)}"
+        if most > 1
+        else ONE_SEED,
+        beyond
+        and "Some intervals reach beyond 0 or 100 %: the t interval supposes a normal spread, and "
+        "says here how little so few seeds tell.",
         "Seeds vary initial weights, order and augmentation; the split into training and "
         "validation images is the same for all.",
-        f"{sampling(images)}. The intervals over seeds do not contain it; all norms share the "
-        "images."
-        if images
-        else "",
-        "Generated images, not photographs: the ranking need not hold for photographs."
-        if results.synthetic
-        else "",
+        images
+        and f"{sampling(images)}. The intervals over seeds do not contain it; all norms share the "
+        "images.",
+        results.synthetic
+        and "Generated images, not photographs: the ranking need not hold for photographs.",
         *scaled(results.study, SMALLER),
         "One learning rate for all norms; a rate tuned for each could change the order. Results "
         "are of the last epoch, where nothing is chosen on the validation images; what is said of "
         "a best epoch (training values, stored scores, weights) has its epoch chosen on them.",
     ]
     return listed(items)
-
-
-def _rows(table: pd.DataFrame) -> list[dict]:
-    return table.to_dict("records")
 
 
 def _own(ranked: pd.DataFrame) -> pd.DataFrame:
@@ -294,17 +284,14 @@ def _best_sentence(results: Results, ranked: pd.DataFrame) -> str:
     if len(own) < 2:
         return "Only one norm has finished trials, so there is nothing to compare it with."
     first, second = own.iloc[0]["norm"], own.iloc[1]["norm"]
-    lead = statistics.paired(
-        results.trials[results.trials["norm"].isin([first, second])], "norm", "val_accuracy", second
-    ).iloc[0]
-    size = f"{points(lead['difference'], signed=True)}, {span(lead['low'], lead['high'])}"
+    lead = arms.lead(results.trials, "norm", "val_accuracy", first, second)
+    if not lead["n"]:
+        return f"`{first}` and `{second}` share no seed, so nothing says which is ahead."
+    size = points(lead["difference"], signed=True)
     if math.isnan(lead["low"]):
-        if not lead["n"]:
-            return f"`{first}` and `{second}` share no seed, so nothing says which is ahead."
-        return (
-            f"`{first}` minus `{second}` is {points(lead['difference'], signed=True)}: "
-            f"{statistics.no_interval(lead['n'])}, so it may be chance."
-        )
+        why = statistics.no_interval(lead["n"])
+        return f"`{first}` minus `{second}` is {size}: {why}, so it may be chance."
+    size += f", {span(lead['low'], lead['high'])}"
     if lead["low"] > 0:
         return f"`{first}` leads `{second}` on the same seeds by {size}."
     return (
@@ -321,21 +308,21 @@ def _best(results: Results, ranked: pd.DataFrame) -> str:
         f"validation accuracy, {percent(best['val_accuracy'])}. {_best_sentence(results, ranked)} "
     )
     if best["norm"] != "bn" and not math.isnan(best["difference"]):
-        p = f", Holm p {show_p(best['p_holm'])}" if not math.isnan(best["p_holm"]) else ""
-        text += (
-            f"Against `bn` it is {points(best['difference'], signed=True)} "
-            f"({span(best['difference_low'], best['difference_high'])}{p}). "
-        )
+        p = "" if math.isnan(best["p_holm"]) else f", Holm p {show_p(best['p_holm'])}"
+        text += f"Against `bn` it is {_minus_bn(best, p)}. "
     loss = own.dropna(subset=["best_train_loss"]).sort_values("best_train_loss", kind="stable")
-    if len(loss):
-        low = loss.iloc[0]
+    for low in loss.head(1).to_dict("records"):
         same = "also " if low["norm"] == best["norm"] else ""
-        size = decimal(low["best_train_loss"], 3)
         text += (
-            f"The lowest training loss at the best epoch is {same}that of `{low['norm']}`, {size} "
-            "nats."
+            f"The lowest training loss at the best epoch is {same}that of `{low['norm']}`, "
+            f"{decimal(low['best_train_loss'], 3)} nats."
         )
     return text + _separated(ranked)
+
+
+def _minus_bn(row: Any, p: str = "", against: str = "") -> str:
+    ends = span(row["difference_low"], row["difference_high"])
+    return f"{points(row['difference'], signed=True)}{against} ({ends}{p})"
 
 
 def _separated(ranked: pd.DataFrame) -> str:
@@ -358,44 +345,38 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
     if trials.empty:
         return "The study has no trial without normalisation."
     bad = int(trials["state"].isin(["diverged", "failed"]).sum())
-    broke = (
-        f"{bad} of {len(trials)} trials without normalisation did not survive training. "
-        if bad
-        else ""
-    )
+    broke = f"{bad} of {len(trials)} trials without normalisation did not survive training. "
+    broke = broke if bad else ""
     row = ranked[ranked["norm"] == "none"]
     if row.empty:
         return broke + "None of its trials finished."
     row = row.iloc[0]
     text = f"{broke}`none` reaches {percent(row['val_accuracy'])} validation accuracy"
     if not math.isnan(row["difference"]):
-        text += (
-            f", {points(row['difference'], signed=True)} against `bn` "
-            f"({span(row['difference_low'], row['difference_high'])})"
-        )
+        text += f", {_minus_bn(row, against=' against `bn`')}"
     place = _own(ranked)["norm"].tolist().index("none") + 1
-    text += f", place {place} of {len(_own(ranked))}. "
-    curves = statistics.finished(results.history)
-    loss = "train_loss_running"
+    return f"{text}, place {place} of {len(_own(ranked))}. {_first_loss(results)}"
+
+
+def _first_loss(results: Results) -> str:
+    """Loss of the first epoch without normalisation and with batch norm."""
+    curves, loss = statistics.finished(results.history), "train_loss_running"
     first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
-    if {"none", "bn"} <= set(getattr(first, "index", ())):
-        text += (
-            "In the first epoch its running training loss averages "
-            f"{decimal(first['none'], 2)} nats, that of `bn` {decimal(first['bn'], 2)}."
-        )
-    return text
+    if not {"none", "bn"} <= set(getattr(first, "index", ())):
+        return ""
+    return (
+        "In the first epoch its running training loss averages "
+        f"{decimal(first['none'], 2)} nats, that of `bn` {decimal(first['bn'], 2)}."
+    )
 
 
 def _micro(results: Results, ranked: pd.DataFrame) -> str:
     history = results.history
-    train = "train_accuracy_running", "train_micro_f1_running"
-    pairs = [train, ("val_accuracy", "val_micro_f1")]
-    found = [
-        (history[left] - history[right]).abs().max()
-        for left, right in pairs
-        if {left, right} <= set(history)
-    ]
-    largest = max(found) if found else float("nan")
+    pairs = [
+        ("train_accuracy_running", "train_micro_f1_running"), ("val_accuracy", "val_micro_f1")
+    ]  # fmt: skip
+    found = [(history[a] - history[b]).abs().max() for a, b in pairs if {a, b} <= set(history)]
+    largest = max(found, default=float("nan"))
     same = "are equal" if largest == 0 else f"differ by at most {significant(largest)}"
     macro = (ranked["val_macro_f1"] - ranked["val_accuracy"]).abs().max()
     return (
@@ -432,23 +413,21 @@ def training_note(results: Results) -> str:
 
 
 def _cost_sentence(ranked: pd.DataFrame) -> str:
-    seconds = ranked.set_index("norm")["seconds_per_epoch"].dropna().sort_values()
+    ranked = ranked.set_index("norm")
+    seconds = ranked["seconds_per_epoch"].dropna().sort_values()
     if seconds.empty:
         return "Times were not recorded."
-    text = f"An epoch takes {decimal(seconds.iloc[0], 2)} s with `{seconds.index[0]}`"
-    if len(seconds) > 1:
-        text += f" and {decimal(seconds.iloc[-1], 2)} s with `{seconds.index[-1]}`"
+    takes = [f"{decimal(value, 2)} s with `{norm}`" for norm, value in seconds.items()]
+    text = f"An epoch takes {join(list(dict.fromkeys((takes[0], takes[-1]))))}"
     if {"bn", "torch_bn"} <= set(seconds.index):
         text += (
             f"; own `bn` takes {decimal(seconds['bn'] / seconds['torch_bn'], 2)} times as long as "
             "`torch_bn`"
         )
-    memory = ranked.set_index("norm")["peak_memory_mib"].dropna().sort_values()
+    memory = ranked["peak_memory_mib"].dropna().sort_values()
     if len(memory) > 1:
-        text += (
-            f". Peak memory runs from {decimal(memory.iloc[0], 0)} MiB (`{memory.index[0]}`) to "
-            f"{decimal(memory.iloc[-1], 0)} MiB (`{memory.index[-1]}`)"
-        )
+        each = [f"{decimal(value, 0)} MiB (`{norm}`)" for norm, value in memory.items()]
+        text += f". Peak memory runs from {each[0]} to {each[-1]}"
     return text + "."
 
 
@@ -482,9 +461,6 @@ def _overlap(ranked: pd.DataFrame) -> str:
         return ""
     best = own.iloc[0]
     close = own[own["val_accuracy_high"] >= best["val_accuracy_low"]]["norm"].tolist()[1:]
-    if not close:
-        return f"The interval of `{best['norm']}` overlaps with no other."
-    return (
-        f"The interval of `{best['norm']}` overlaps with "
-        f"{'that' if len(close) == 1 else 'those'} of {join([f'`{norm}`' for norm in close])}."
-    )
+    others = f"{'that' if len(close) == 1 else 'those'} of {join([f'`{norm}`' for norm in close])}"
+    with_whom = others if close else "no other"
+    return f"The interval of `{best['norm']}` overlaps with {with_whom}."

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, provenance, tables
+from analysis.document import arms, figures, provenance, tables
 from analysis.document.report import Block, Figure, Section, section
 from analysis.document.words import count, curve_note
 from analysis.results import statistics
-from analysis.results.folder import Predictions, Results, load_predictions, train_metric
-from analysis.results.recomputed import Recomputed
+from analysis.results.folder import Results, load_predictions, train_metric
+from analysis.results.recomputed import Recomputed, confusion
 from analysis.studies.norms import answers
 
 BASELINE = "bn"
@@ -43,11 +43,11 @@ def report(
         results: the study.
         extra: gives sections that follow the study's own.
     """
-    main = main_recipe(results)
+    main, *others = by_recipe(results)
     table = norm_table(main)
     written = [table, splits_table(main), seed_table(results)]
-    if len(results.levels("recipe")) > 1:
-        written += [recipe_table(results), *(splits_table(one) for one in other_recipes(results))]
+    if others:
+        written += [recipe_table(results), *map(splits_table, others)]
     title = "Normalisation layers in a small ResNet"
     sections = [*_sections(results, main, table), *extra(results)]
     sources = ("predictions/", "gradcam.npz")
@@ -68,19 +68,15 @@ def headline(table: tables.Table) -> tables.Table:
     return replace(short, caption=caption, note=note)
 
 
+def by_recipe(results: Results) -> list[Results]:
+    """The trials of each recipe, the main one first: "good", or the first where there is none."""
+    names = sorted(results.levels("recipe"), key=lambda name: name != MAIN_RECIPE)
+    return [results.where(recipe=name) for name in names] or [results]
+
+
 def main_recipe(results: Results) -> Results:
-    """The trials of the recipe "good", or of the first recipe where there is none of that name."""
-    recipes = results.levels("recipe")
-    if not recipes:
-        return results
-    return results.where(recipe=MAIN_RECIPE if MAIN_RECIPE in recipes else recipes[0])
-
-
-def other_recipes(results: Results) -> list[Results]:
-    """The trials of each recipe but the main one."""
-    names = results.levels("recipe")
-    main = MAIN_RECIPE if MAIN_RECIPE in names else names[0]
-    return [results.where(recipe=name) for name in names if name != main]
+    """The trials of the main recipe."""
+    return by_recipe(results)[0]
 
 
 def with_best(results: Results) -> pd.DataFrame:
@@ -130,55 +126,48 @@ def norm_numbers(results: Results) -> pd.DataFrame:
 def norm_table(results: Results) -> tables.Table:
     """The main table: tables/norms."""
     numbers = norm_numbers(results)
-    columns = [tables.text("norm", "norm"), tables.count_of("n", "of")]
-    for metric, words in METRICS.items():
-        name = f"val_{metric}"
-        columns.append(tables.interval(name, f"val {words} (%)"))
-    columns += [
+    columns = (
+        tables.text("norm", "norm"),
+        tables.count_of("n", "of"),
+        *(tables.interval(f"val_{m}", f"val {words} (%)") for m, words in METRICS.items()),
         tables.difference("difference", f"minus {BASELINE} (points)"),
         tables.p_value("p_holm"),
         tables.number("seconds_per_epoch", "s/epoch", 2),
         tables.number("peak_memory_mib", "peak MiB", 0),
-    ]
+    )
     recipe = "".join(f", recipe {name}" for name in results.levels("recipe")[:1])
     caption = f"Norms compared{recipe}, best validation accuracy first."
-    return tables.Table("norms", numbers, tuple(columns), caption, _note(numbers))
+    return tables.Table("norms", numbers, columns, caption, _note(numbers))
 
 
 def splits_table(results: Results) -> tables.Table:
     """Both splits at each trial's best epoch: tables/splits, of another recipe splits_<recipe>."""
     recipes = results.levels("recipe")
     other = f"_{recipes[0]}" if recipes and recipes[0] != MAIN_RECIPE else ""
-    numbers = norm_numbers(results)
     columns = [tables.text("norm", "norm")]
     for split in ("val", "train"):
-        for metric, words in {**METRICS, "loss": "loss (nats)"}.items():
-            name, percent = f"best_{split}_{metric}", metric != "loss"
-            digits, scale = (1, 100.0) if percent else (3, 1.0)
-            columns.append(tables.plus_minus(name, f"{split} {words}", digits, scale))
-    return tables.Table(
-        f"splits{other}",
-        numbers,
-        tuple(columns),
-        "Accuracy, micro-F1, macro-F1 (%) and loss on validation and training images"
-        + (f", recipe {recipes[0]}." if other else "."),
+        for metric, words in METRICS.items():
+            columns.append(tables.plus_minus(f"best_{split}_{metric}", f"{split} {words}"))
+        columns.append(tables.plus_minus(f"best_{split}_loss", f"{split} loss (nats)", 3, 1.0))
+    caption = "Accuracy, micro-F1, macro-F1 (%) and loss on validation and training images"
+    caption += f", recipe {recipes[0]}." if other else "."
+    note = (
         "Best epoch of each trial by validation accuracy, whose weights are kept; mean ± half of "
-        f"the 95 % t interval over seeds. {answers.training_note(results)}",
+        f"the 95 % t interval over seeds. {answers.training_note(results)}"
     )
+    return tables.Table(f"splits{other}", norm_numbers(results), tuple(columns), caption, note)
 
 
 def _note(numbers: pd.DataFrame) -> str:
     """What the cells of the main table mean, given how many seeds there are."""
-    spread = (
-        "mean [95 % t interval] over seeds" if numbers["n"].max() > 1 else "one seed, no interval"
-    )
     against = (
         f"“minus {BASELINE}”: validation accuracy less that of {BASELINE} with the same seed, mean "
         "over seeds [95 % t interval], paired t test with Holm's correction (torch_bn aside). "
     )
     if not _has_baseline(numbers):
         against = f"No trial of {BASELINE} finished, so there are no differences to it. "
-    return f"Last epoch; {spread}. {against}Time is the mean over seeds, memory the largest peak."
+    rest = "Time is the mean over seeds, memory the largest peak."
+    return f"Last epoch; {arms.spread(numbers)}. {against}{rest}"
 
 
 def _has_baseline(numbers: pd.DataFrame) -> bool:
@@ -192,22 +181,15 @@ def seed_table(results: Results) -> tables.Table:
     rest = ["state", "epochs_run", "best_epoch", "seconds_per_epoch", "peak_memory_mib"]
     trials = with_best(results).reindex(columns=["trial", *keys, *values, *rest])
     trials[values] = trials[values].astype(float)
-    columns = [tables.text(key, key) for key in keys] + [tables.text("state", "state")]
+    columns = arms.texts(*keys, "state")
     for of, split in _SHOWN.items():
-        columns += [
-            tables.number(f"{of}_{metric}", f"{split} {words} (%)", 1, 100.0)
-            for metric, words in METRICS.items()
-        ]
+        columns += arms.shares(**{f"{of}_{m}": f"{split} {words}" for m, words in METRICS.items()})
         columns.append(tables.number(f"{of}_loss", f"{split} loss (nats)", 3))
     columns.append(tables.number("best_epoch", "best epoch"))
     columns.append(tables.number("seconds_per_epoch", "s/epoch", 2))
-    return tables.Table(
-        "norms_by_seed",
-        trials,
-        tuple(columns),
-        "Every trial: validation at its last epoch, training at its best.",
-        answers.training_note(results),
-    )
+    caption = "Every trial: validation at its last epoch, training at its best."
+    note = answers.training_note(results)
+    return tables.Table("norms_by_seed", trials, tuple(columns), caption, note)
 
 
 def recipe_numbers(results: Results) -> pd.DataFrame:
@@ -227,37 +209,31 @@ def recipe_numbers(results: Results) -> pd.DataFrame:
         rates = history.groupby([*keys, "trial"])["lr"].agg(["first", "sum"]).groupby(keys).mean()
         rates.columns = ["lr", "lr_sum"]
         table = table.merge(rates.reset_index(), on=keys, how="left")
-    order = {norm: place for place, norm in enumerate(results.levels("norm"))}
-    recipes = {recipe: place for place, recipe in enumerate(results.levels("recipe"))}
-    return table.sort_values(
-        keys, key=lambda column: column.map(order if column.name == "norm" else recipes)
-    ).reset_index(drop=True)
+    return arms.in_order(table, **{key: results.levels(key) for key in keys})
 
 
 def recipe_table(results: Results) -> tables.Table:
     """The recipes side by side: tables/recipes."""
     numbers = recipe_numbers(results)
     columns = [
-        tables.text("norm", "norm"),
-        tables.text("recipe", "recipe"),
+        *arms.texts("norm", "recipe"),
         tables.count_of("n", "of"),
         tables.interval("val_accuracy", "val accuracy (%)"),
-        tables.number("best_train_accuracy", "train accuracy (%)", 1, 100.0),
+        *arms.shares(best_train_accuracy="train accuracy"),
         tables.number("best_train_loss", "train loss (nats)", 3),
     ]
     if "lr" in numbers:
-        columns.append(tables.scientific("lr", "first lr"))
-        columns.append(tables.scientific("lr_sum", "sum of lr"))
-    return tables.Table(
-        "recipes",
-        numbers,
-        tuple(columns),
+        columns += [tables.scientific("lr", "first lr"), tables.scientific("lr_sum", "sum of lr")]
+    caption = (
         "The same networks under different recipes: validation at the last epoch, training at the "
-        "best.",
+        "best."
+    )
+    note = (
         f"{answers.training_note(results)} Mean [95 % t interval] over seeds. Sum of lr: the "
         "learning rates of all epochs added up, a measure of how far plain SGD could move the "
-        "weights.",
+        "weights."
     )
+    return tables.Table("recipes", numbers, tuple(columns), caption, note)
 
 
 def own_against_torch(results: Results) -> pd.DataFrame:
@@ -295,11 +271,6 @@ def recompute(results: Results) -> Recomputed | None:
     return checked if stored else None
 
 
-def confusion(stored: Predictions) -> np.ndarray:
-    """Count matrix of the predictions of one class per image, see `statistics.confusion`."""
-    return statistics.confusion(stored.labels, stored.scores.argmax(1), len(stored.classes))
-
-
 def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
     """Recall per class and norm on the validation images, and the best trial's confusion matrix.
 
@@ -313,140 +284,102 @@ def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
     if trials.empty:
         return None
     trials = trials.sort_values("val_accuracy", ascending=False, kind="stable")
-    recalls, best = {}, None
-    for norm in results.levels("norm"):
-        group = trials[trials["norm"] == norm]
-        if group.empty:
-            continue
-        stored = load_predictions(results.path, group.iloc[0]["trial"])
-        matrix = confusion(stored)
-        recalls[norm] = pd.Series(statistics.recall(matrix), index=list(stored.classes))
-        if group.iloc[0]["trial"] == trials.iloc[0]["trial"]:
-            best = matrix
-    assert best is not None
-    return pd.DataFrame(recalls), best
+    chosen = trials.drop_duplicates("norm").set_index("norm")["trial"]
+    stored = {norm: load_predictions(results.path, trial) for norm, trial in chosen.items()}
+    recalls = {
+        norm: pd.Series(
+            statistics.recall(confusion(stored[norm])), index=list(stored[norm].classes)
+        )
+        for norm in results.levels("norm")
+        if norm in stored
+    }
+    return pd.DataFrame(recalls), confusion(stored[chosen.index[0]])
 
 
 def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
     """Overlay plots of all norms, training beside validation, one figure per metric."""
-    found = []
-    norms = results.levels("norm")
-    history = results.history
+    history, found = results.history, []
     of = f", recipe {results.levels('recipe')[0]}" if suffix else ""
     whole = history["state"].isin(statistics.FINISHED).all()
     broken = "" if whole else " Thin lines that end in a cross: trials that did not finish."
     for metric, (label, scale) in CURVES.items():
-        train = train_metric(history, metric)
-        running = train.endswith("_running")
-        names = {train: "running training" if running else "training"}
-        names |= {f"val_{metric}": "validation"}
+        train, title = arms.train_column(history, metric)
+        names = {train: title, f"val_{metric}": "validation"}
         if not set(names) <= set(history):
             continue
         shown = figures.splits(history, names, "norm")
+        norms, words = results.levels("norm"), label.split(" (")[0]
         drawn = figures.curves(shown, "norm", norms, label, scale=scale, height=2.1)
-        path = figures.save(drawn, results.path / "figures", f"{metric}{suffix}")
-        words = label.split(" (")[0]
-        line = f"Curves of {words} over epochs, a line per norm; training left, validation right."
-        found.append(
-            Figure(
-                path,
-                f"{words[0].upper()}{words[1:]} of every norm on training and validation "
-                f"images{of}. {curve_note(running)}{figures.band_text(history, 'norm')}{broken}",
-                line,
-            )
+        caption = (
+            f"{arms.capital(words)} of every norm on training and validation images{of}. "
+            f"{curve_note(train.endswith('_running'))}{figures.band_text(history, 'norm')}{broken}"
         )
+        line = f"Curves of {words} over epochs, a line per norm; training left, validation right."
+        found.append(arms.saved(results, drawn, f"{metric}{suffix}", caption, line))
     return found
 
 
-@figures.styled
-def sanity_figure(results: Results) -> Figure:
+@arms.drawn("sanity", "Curves of own batch norm drawn over those of torch's batch norm.")
+def sanity_figure(results: Results) -> arms.Drawn:
     """Own and torch's batch norm on top of each other, seed by seed."""
     history = statistics.finished(results.history)
-    look = figures.NORM_STYLES
+    looks = {
+        "torch_bn": {"linestyle": "-", "linewidth": 3.2, "color": "#aaaaaa"},
+        "bn": {"linestyle": "--", "linewidth": 1.1, "color": figures.NORM_STYLES["bn"].color},
+    }
+    shown = (
+        ("val_error", "validation error (%)", 100.0),
+        ("train_loss_running", "running training loss (nats)", 1.0),
+    )
     figure, axes = figures.panels(2, height=2.1)
-    for panel, (metric, label, scale) in zip(
-        axes,
-        (
-            ("val_error", "validation error (%)", 100.0),
-            ("train_loss_running", "running training loss (nats)", 1.0),
-        ),
-        strict=True,
-    ):
-        for norm, width, line in (("torch_bn", 3.2, "-"), ("bn", 1.1, "--")):
+    for panel, (metric, label, scale) in zip(axes, shown, strict=True):
+        for norm, look in looks.items():
             for number, (_, one) in enumerate(history[history["norm"] == norm].groupby("seed")):
-                panel.plot(
-                    one["epoch"],
-                    one[metric] * scale,
-                    line,
-                    linewidth=width,
-                    color="#aaaaaa" if norm == "torch_bn" else look[norm].color,
-                    label=norm if number == 0 else None,
-                )
+                name = norm if number == 0 else None
+                panel.plot(one["epoch"], one[metric] * scale, label=name, **look)
         panel.set_ylabel(label)
         figures.whole_numbers(panel, "epoch")
     figures.legend_below(figure, axes[0], 2)
-    return Figure(
-        figures.save(figure, results.path / "figures", "sanity"),
+    return figure, (
         "Own bn (blue, dashed) over torch's (grey, wide): a line per seed. Where only blue on grey "
-        "is seen, the two agree.",
-        "Curves of own batch norm drawn over those of torch's batch norm.",
+        "is seen, the two agree."
     )
 
 
 @figures.styled
 def cost_figure(results: Results) -> Figure:
     """Seconds per epoch and peak memory, a row per norm, a dot per seed."""
-    shown = {
-        column: label
-        for column, label in (
-            ("seconds_per_epoch", "seconds per epoch"),
-            ("peak_memory_mib", "peak memory (MiB)"),
-        )
-        if column in results.trials and results.trials[column].notna().any()
-    }
-    norms = results.levels("norm")
-    figure, axes = figures.panels(max(1, len(shown)), height=0.55 + 0.2 * len(norms))
-    for panel, (column, label) in zip(axes, shown.items(), strict=False):
-        figures.dots(panel, results.trials, "norm", norms, column, label)
-    words = " and ".join(shown.values())
-    return Figure(
-        figures.save(figure, results.path / "figures", "cost"),
-        f"{words[0].upper()}{words[1:]} of each norm: bar, mean over seeds; marks, "
-        f"single seeds ({figures.seeds_text(results.trials, 'norm')}).",
-        f"Bars per norm of {words}.",
+    norms, height = results.levels("norm"), 0.55 + 0.2 * len(results.levels("norm"))
+    columns = {"seconds_per_epoch": "seconds per epoch", "peak_memory_mib": "peak memory (MiB)"}
+    figure, labels = arms.dotted(results.trials, "norm", columns, norms, height=height)
+    words = " and ".join(labels)
+    caption = (
+        f"{arms.capital(words)} of each norm: bar, mean over seeds; marks, single seeds "
+        f"({figures.seeds_text(results.trials, 'norm')})."
     )
+    return arms.saved(results, figure, "cost", caption, f"Bars per norm of {words}.")
 
 
-@figures.styled
-def class_figure(results: Results, recalls: pd.DataFrame) -> Figure:
+@arms.drawn("classes", "Heat map of recall per class and norm.")
+def class_figure(results: Results, recalls: pd.DataFrame) -> arms.Drawn:
     """Recall of each class under each norm; of many classes the hardest."""
     order = recalls.mean(axis=1).sort_values(kind="stable").index[:_MOST_CLASSES]
     shown = recalls.loc[order]
     figure, (axes, *_) = figures.panels(height=0.5 + 0.16 * len(shown))
-    figures.heatmap(
-        axes,
-        shown.to_numpy() * 100,
-        [str(name) for name in shown.index],
-        list(shown.columns),
-        "{:.0f}".format,
-        low=np.floor(np.nanmin(shown.to_numpy()) * 10) * 10,
-        high=100,
-        label="recall (%)",
-    )
-    cut = (
-        ""
-        if len(shown) == len(recalls)
-        else f" The {len(shown)} hardest of {len(recalls)} classes."
-    )
-    return Figure(
-        figures.save(figure, results.path / "figures", "classes"),
+    low = np.floor(np.nanmin(shown.to_numpy()) * 10) * 10
+    names = [str(name) for name in shown.index], list(shown.columns)
+    look = {"low": low, "high": 100, "label": "recall (%)"}
+    figures.heatmap(axes, shown.to_numpy() * 100, *names, "{:.0f}".format, **look)
+    cut = f" The {len(shown)} hardest of {len(recalls)} classes."
+    return figure, (
         "Recall (%) of each class on validation images, hardest class first, for the best trial of "
-        f"each norm (one seed each), at the epoch whose scores are stored.{cut}",
-        "Heat map of recall per class and norm.",
+        "each norm (one seed each), at the epoch whose scores are stored."
+        + (cut if len(shown) < len(recalls) else "")
     )
 
 
-def recipe_figure(results: Results) -> Figure:
+@arms.drawn("recipes", "Curves of validation accuracy over epochs, one panel per recipe.")
+def recipe_figure(results: Results) -> arms.Drawn:
     """Validation accuracy of every norm, a panel per recipe."""
     norms, shown = results.levels("norm"), []
     for recipe in results.levels("recipe"):
@@ -455,21 +388,13 @@ def recipe_figure(results: Results) -> Figure:
         shown.append((title, part, "val_accuracy"))
     label = "validation accuracy (%)"
     drawn = figures.curves(shown, "norm", norms, label, scale=100.0, height=2.1)
-    return Figure(
-        figures.save(drawn, results.path / "figures", "recipes"),
-        "Validation accuracy under each recipe. "
-        + figures.band_text(results.history, ["recipe", "norm"]),
-        "Curves of validation accuracy over epochs, one panel per recipe.",
-    )
+    band = figures.band_text(results.history, ["recipe", "norm"])
+    return drawn, f"Validation accuracy under each recipe. {band}"
 
 
 def _sections(results: Results, main: Results, table: tables.Table) -> list[Section | None]:
     numbers, differences, found = table.numbers, own_against_torch(main), class_recall(main)
     against = ["minus bn (points)", "p (Holm)"] if _has_baseline(numbers) else []
-    every = seed_table(results)
-    shown = [key for key in ("recipe", "norm", "seed") if key in every.numbers]
-    shown += ["state", "val accuracy (%)", "val macro-F1 (%)", "val loss (nats)"]
-    shown += ["train accuracy (%)", "train loss (nats)", "s/epoch"]
     return [
         section(
             "Result",
@@ -480,35 +405,33 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
         ),
         section("The questions, answered", answers.answers(main, numbers, differences)),
         Section("Curves", tuple(curve_figures(main))),
-        None
-        if differences.empty
-        else section(
-            "Sanity check: own bn against torch's",
-            answers.identical(differences),
-            sanity_figure(main),
-        ),
+        section("Sanity check: own bn against torch's", *_sanity(main, differences)),
         section("Time and memory", answers.cost(main, numbers), cost_figure(main)),
         section("Classes", answers.classes(*found), class_figure(main, found[0]))
         if found
         else None,
         section("Recipes", *_recipes(results)) if len(results.levels("recipe")) > 1 else None,
-        section(
-            "Beside published figures",
-            answers.beside(results),
-            tables.published(answers.PUBLISHED, answers.PUBLISHED_LINKS),
-        ),
+        section("Beside published figures", answers.beside(results), answers.PUBLISHED),
         section("Limits", answers.limits(main, numbers)),
-        section("Every trial", every.show(*shown), optional=True),
+        section("Every trial", _every(results), optional=True),
     ]
+
+
+def _sanity(main: Results, differences: pd.DataFrame) -> list[Block | str]:
+    return [] if differences.empty else [answers.identical(differences), sanity_figure(main)]
+
+
+def _every(results: Results) -> tables.Table:
+    every = seed_table(results)
+    shown = [key for key in ("recipe", "norm", "seed") if key in every.numbers]
+    shown += ["state", "val accuracy (%)", "val macro-F1 (%)", "val loss (nats)"]
+    return every.show(*shown, "train accuracy (%)", "train loss (nats)", "s/epoch")
 
 
 def _recipes(results: Results) -> list[Block | str]:
     table = recipe_table(results)
-    blocks: list[Block | str] = [
-        answers.recipes(results, table.numbers),
-        table,
-        recipe_figure(results),
-    ]
-    for other in other_recipes(results):
+    told = answers.recipes(results, table.numbers)
+    blocks: list[Block | str] = [told, table, recipe_figure(results)]
+    for other in by_recipe(results)[1:]:
         blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
     return blocks

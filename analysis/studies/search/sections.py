@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, provenance, tables
+from analysis.document import arms, figures, provenance, tables
 from analysis.document.markup import escape
 from analysis.document.report import Block, Code, Figure, Section, join, section
 from analysis.document.tables import decimal, significant
@@ -51,25 +51,17 @@ def report(results: Results) -> None:
         file = results.path / "study.json"
         raise UserError(f"{file} holds no search: it was not made with --search")
     settings, every, final = settings_table(results), trial_table(results), reported_table(results)
-    printed = [replace(settings, note=_plain(verdict(results)))]
-    if final:
-        printed.append(replace(final, note=_plain(outcome(results))))
-    provenance.publish(
-        results,
-        f"Search for the best settings of {results.study['study']}",
-        _sections(results, settings, every, final),
-        [settings, every, final],
-        printed,
-        sources=("search.json", "best_config.json"),
-    )
+    shown = ((settings, verdict), (final, outcome))
+    printed = [replace(t, note=say(results).replace("**", "")) for t, say in shown if t]
+    title = f"Search for the best settings of {results.study['study']}"
+    sections = _sections(results, settings, every, final)
+    sources = ("search.json", "best_config.json")
+    written = [settings, every, final]
+    provenance.publish(results, title, sections, written, printed, sources=sources)
     best, default = best_trial(results), default_trial(results)
     if best is not None and (default is None or best["value"] > default["value"]):
         file = shlex.quote(str(results.path / "best_config.json"))
         print(f"use it: python {_script(results)} --config {file}")
-
-
-def _plain(words: str) -> str:
-    return words.replace("**", "")
 
 
 def _script(results: Results) -> str:
@@ -159,22 +151,23 @@ def _with_settings(results: Results) -> pd.DataFrame:
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}
     for key, span in space(results).items():
-        told = trials[key] if key in trials else pd.Series(math.nan, index=trials.index)
-        values = []
-        for name, cell in zip(trials["trial"], told, strict=True):
-            value = declared.get(name, {}).get(key, cell)
-            if name == DEFAULT:
-                value = declared.get(name, {}).get(key, defaults.get(key))
-            value = _coded(span, value)
-            values.append(math.nan if value is None else value)
-        trials[key] = pd.Series(values, index=trials.index, dtype=float)
-    counted = trials["state"].isin(COUNTED)
-    column = f"best_{metric(results)}"
-    value = trials.get(column, pd.Series(math.nan, index=trials.index)).astype(float)
-    trials["value"] = value.where(counted & np.isfinite(value))
+        values = [
+            declared.get(name, {}).get(key, defaults.get(key) if name == DEFAULT else cell)
+            for name, cell in zip(trials["trial"], _column(trials, key), strict=True)
+        ]
+        coded = [_coded(span, value) for value in values]
+        coded = [math.nan if value is None else value for value in coded]
+        trials[key] = pd.Series(coded, index=trials.index, dtype=float)
+    value = _column(trials, f"best_{metric(results)}").astype(float)
+    trials["value"] = value.where(trials["state"].isin(COUNTED) & np.isfinite(value))
     for key in ("epochs_run", "stopped_by"):
         trials[key] = trials.get(key)
     return _own_rate(results, trials) if "lr" in trials else trials
+
+
+def _column(trials: pd.DataFrame, key: str) -> pd.Series:
+    """A column, or NaN where there is none."""
+    return trials[key] if key in trials else pd.Series(math.nan, index=trials.index)
 
 
 def _own_rate(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
@@ -212,15 +205,13 @@ def reported_table(results: Results) -> tables.Table | None:
         if trials.empty or column not in trials:
             continue
         found = statistics.t_interval(statistics.usable(trials, column, COUNTED)[column])
-        difference = gain(results) if part == "reported-best" else {}
-        rows.append(
-            {"settings": words, **found._asdict(), "of": len(trials)}
-            | {"difference": difference.get("difference", math.nan)}
-            | {f"difference_{key}": difference.get(key, math.nan) for key in ("low", "high")}
-        )
+        lead = gain(results) if part == "reported-best" else {}
+        row = {"settings": words, **found._asdict(), "of": len(trials)}
+        for name, key in (("", "difference"), ("_low", "low"), ("_high", "high")):
+            row[f"difference{name}"] = lead.get(key, math.nan)
+        rows.append(row)
     if not rows:
         return None
-
     columns = (
         tables.text("settings", "settings"),
         tables.count_of("n", "of"),
@@ -238,43 +229,48 @@ def reported_table(results: Results) -> tables.Table | None:
 
 def settings_table(results: Results) -> tables.Table:
     """Ranges, default and best of every searched setting: tables/search."""
-    best, default = best_trial(results) or {}, default_trial(results) or {}
-    weights = importances(results)[0] or {}
-    given = results.study["search"].get("default") or {}
-    rows = [
-        {
-            "setting": key,
-            "low": found.get("low", math.nan),
-            "high": found.get("high", math.nan),
-            "log": bool(found.get("log")),
-            "default": default.get(key, _coded(found, given.get(key))),
-            "best": best.get(key, math.nan),
-            "importance": weights.get(key, math.nan),
-        }
-        for key, found in space(results).items()
-    ]
-    value = {"setting": _best_value(results), "log": False}
-    value |= {"default": default.get("value", math.nan), "best": best.get("value", math.nan)}
-    numbers = pd.DataFrame([*rows, value])
-    numbers["default"] = pd.to_numeric(numbers["default"], errors="coerce")
+    searched = space(results)
 
     def shown(key: str) -> Any:
         def cell(row: Any) -> str:
-            if row["setting"] == value["setting"]:
-                return decimal(row[key] * 100, 1)
-            return _told(space(results)[row["setting"]], row[key])
+            span = searched.get(row["setting"])
+            return decimal(row[key] * 100, 1) if span is None else _told(span, row[key])
 
         return cell
 
     columns = (
         tables.text("setting", "setting"),
-        tables.Column("searched", lambda row: _range(space(results).get(row["setting"], {}))),
+        tables.Column("searched", lambda row: _range(searched.get(row["setting"], {}))),
         tables.Column("default", shown("default")),
         tables.Column("best found", shown("best")),
         tables.blank("importance", tables.number("importance", "importance", 2)),
     )
     note = f"One seed each; the best is that of {len(configurations(results))} configurations."
-    return tables.Table("search", numbers, columns, "The searched settings.", note)
+    caption = "The searched settings."
+    return tables.Table("search", _settings(results), columns, caption, note)
+
+
+def _settings(results: Results) -> pd.DataFrame:
+    """A row per searched setting, then one of the value."""
+    best, default = best_trial(results) or {}, default_trial(results) or {}
+    weights = importances(results)[0] or {}
+    given = results.study["search"].get("default") or {}
+    rows: list[dict[str, Any]] = [
+        {
+            "setting": key,
+            "low": span.get("low", math.nan),
+            "high": span.get("high", math.nan),
+            "log": bool(span.get("log")),
+            "default": default.get(key, _coded(span, given.get(key))),
+            "best": best.get(key, math.nan),
+            "importance": weights.get(key, math.nan),
+        }
+        for key, span in space(results).items()
+    ]
+    value = {"default": default.get("value", math.nan), "best": best.get("value", math.nan)}
+    numbers = pd.DataFrame([*rows, {"setting": _best_value(results), "log": False} | value])
+    numbers["default"] = pd.to_numeric(numbers["default"], errors="coerce")
+    return numbers
 
 
 def _range(span: dict[str, Any]) -> str:
@@ -290,12 +286,13 @@ def _range(span: dict[str, Any]) -> str:
 def trial_table(results: Results) -> tables.Table:
     """Every configuration, best first: tables/search_trials."""
     numbers = configurations(results).sort_values("value", ascending=False, kind="stable")
+
+    def setting(key: str, span: dict[str, Any]) -> tables.Column:
+        return tables.Column(key, lambda row: _told(span, row[key]))
+
     columns = (
         tables.text("trial", "trial"),
-        *(
-            tables.Column(key, lambda row, key=key, span=span: _told(span, row[key]))
-            for key, span in space(results).items()
-        ),
+        *(setting(key, span) for key, span in space(results).items()),
         tables.number("value", _best_value(results), 1, 100.0),
         tables.Column("epochs", lambda row: decimal(float(row["epochs_run"] or 0), 0)),
         tables.text("state", "state"),
@@ -316,19 +313,16 @@ def importances(results: Results) -> tuple[dict[str, float] | None, str]:
     return {key: float(weight) for key, weight in weights.items()}, ""
 
 
-@figures.styled
-def history_figure(results: Results) -> Figure:
+@arms.drawn(
+    "search_history",
+    "Value of each configuration in the order of the search, with the best so far.",
+)
+def history_figure(results: Results) -> arms.Drawn:
     """Values in the order of the search, and the best so far."""
     tried, default = configurations(results), default_trial(results)
     figure, (axes, *_) = figures.panels(height=1.95)
-    axes.step(
-        tried["number"],
-        tried["so_far"] * 100,
-        where="post",
-        color="#000000",
-        linewidth=1.0,
-        label="best so far",
-    )
+    line = {"color": "#000000", "linewidth": 1.0, "label": "best so far"}
+    axes.step(tried["number"], tried["so_far"] * 100, where="post", **line)
     _marks(axes, tried["number"], tried)
     if default:
         label = "default settings"
@@ -337,20 +331,17 @@ def history_figure(results: Results) -> Figure:
     axes.set_ylabel(_best_value(results).removeprefix("best "))  # the height is short
     figures.whole_numbers(axes, "configuration, in the order of the search (from 0)")
     figures.legend_below(figure, axes, 5)
-    return Figure(
-        figures.save(figure, results.path / "figures", "search_history"),
+    return figure, (
         f"Best {measured_words(results.study)} of each configuration over its epochs, in the order "
         "of the search. Hollow: stopped early, so a lower bound. Crosses at the foot: failed. One "
-        "seed each.",
-        "Value of each configuration in the order of the search, with the best so far.",
+        "seed each."
     )
 
 
-@figures.styled
-def settings_figure(results: Results) -> Figure:
+@arms.drawn("search_settings", "Scatter plots of the value against each searched setting.")
+def settings_figure(results: Results) -> arms.Drawn:
     """Values against every searched setting."""
-    tried, default, best = configurations(results), default_trial(results), best_trial(results)
-    searched = space(results)
+    tried, searched = configurations(results), space(results)
     columns = min(3, len(searched))
     rows = math.ceil(len(searched) / columns)
     figure, axes = figures.panels(columns, rows, height=0.6 + 1.6 * rows, sharey=True)
@@ -358,19 +349,7 @@ def settings_figure(results: Results) -> Figure:
         spare.set_visible(False)
     for panel, (key, span) in zip(axes, searched.items(), strict=False):
         _marks(panel, tried[key], tried)
-        for one, marker, color, label in (
-            (best, "*", "#000000", "best found"),
-            (default, "D", "#D55E00", "default settings"),
-        ):
-            if one and not math.isnan(one[key]):
-                panel.plot(
-                    [one[key]],
-                    [one["value"] * 100],
-                    marker,
-                    color=color,
-                    markersize=9 if one is best else 5,
-                    label=label,
-                )
+        _singled_out(panel, results, key)
         if span.get("log"):
             panel.set_xscale("log")
         if span.get("values") is not None:
@@ -383,42 +362,42 @@ def settings_figure(results: Results) -> Figure:
     # The default lies on an axis only where it has a value; the fullest legend names all marks.
     fullest = max(axes, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
     figures.legend_below(figure, fullest, 5)
-    return Figure(
-        figures.save(figure, results.path / "figures", "search_settings"),
+    return figure, (
         "The same values against each searched setting; the other settings differ from mark to "
-        "mark.",
-        "Scatter plots of the value against each searched setting.",
+        "mark."
     )
+
+
+def _singled_out(panel: Any, results: Results, key: str) -> None:
+    """Marks of the best found and of the default settings, where they have a value of `key`."""
+    for one, marker, color, size, label in (
+        (best_trial(results), "*", "#000000", 9, "best found"),
+        (default_trial(results), "D", "#D55E00", 5, "default settings"),
+    ):
+        if one and not math.isnan(one[key]):
+            at = [one[key]], [one["value"] * 100]
+            panel.plot(*at, marker, color=color, markersize=size, label=label)
 
 
 def _marks(axes: Any, x: pd.Series, tried: pd.DataFrame) -> None:
     """Finished configurations filled, stopped ones hollow."""
-    for state, marker, inside in (("finished", "o", "#0072B2"), ("stopped", "s", "white")):
+    look = {"color": "#0072B2", "markersize": 4.5}
+    for state, marker, inside, label in (
+        ("finished", "o", "#0072B2", "finished"),
+        ("stopped", "s", "white", "stopped early"),
+    ):
         some = (tried["state"] == state) & tried["value"].notna()
         if some.any():
-            axes.plot(
-                x[some],
-                tried.loc[some, "value"] * 100,
-                marker,
-                color="#0072B2",
-                markerfacecolor=inside,
-                markersize=4.5,
-                label=state if state == "finished" else "stopped early",
-            )
+            y = tried.loc[some, "value"] * 100
+            axes.plot(x[some], y, marker, markerfacecolor=inside, label=label, **look)
 
 
 def _failures(axes: Any, x: pd.Series, tried: pd.DataFrame) -> None:
     """Crosses on the lower edge for configurations without a value."""
-    broken = tried["state"].isin(["failed", "diverged"])
-    if broken.any():
-        axes.plot(
-            x[broken],
-            np.full(int(broken.sum()), 0.03),
-            "x",
-            color="#000000",
-            transform=axes.get_xaxis_transform(),
-            label="failed",
-        )
+    x = x[tried["state"].isin(["failed", "diverged"])]
+    if len(x):
+        foot = {"color": "#000000", "transform": axes.get_xaxis_transform(), "label": "failed"}
+        axes.plot(x, np.full(len(x), 0.03), "x", **foot)
 
 
 @figures.styled
@@ -433,12 +412,12 @@ def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
     figures.named_rows(axes, order)
     axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
     axes.set_xlabel("importance (share of the explained variance)")
-    return Figure(
-        figures.save(figure, results.path / "figures", "importances"),
+    caption = (
         f"Importance of each setting for the best {measured_words(results.study)} within the "
-        "searched ranges (fANOVA over the configurations with a value).",
-        f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}.",
+        "searched ranges (fANOVA over the configurations with a value)."
     )
+    alt = f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}."
+    return arms.saved(results, figure, "importances", caption, alt)
 
 
 def summary(results: Results) -> str:
@@ -478,28 +457,32 @@ def verdict(results: Results) -> str:
     lead = best["value"] - default["value"]
     rate = "settings"
     if "lr" in space(results) and not math.isnan(default["lr"]):
-        rate = f"learning rate of {significant(default['lr'])}"
-        if len(space(results)) > 1:
-            rate += " and the other default settings"
-    size = f"{percent(best['value'])} against {percent(default['value'])}"
-    tried = int(configurations(results)["value"].notna().sum())
+        others = " and the other default settings" if len(space(results)) > 1 else ""
+        rate = f"learning rate of {significant(default['lr'])}{others}"
+    size = f"{percent(best['value'])} against {percent(default['value'])} ({points(lead, True)})"
     if lead <= 0:
         return (
-            f"**No configuration scores higher than the default {rate}:** {size} "
-            f"({points(lead, True)}). Keep the default."
+            f"**No configuration scores higher than the default {rate}:** {size}. Keep the default."
         )
+    caution = _caution(results, best["value"], default["value"])
+    return f"It scores higher than the default {rate}: {size}, with caution: {caution}."
+
+
+def _caution(results: Results, best: float, default: float) -> str:
+    """Why the lead of the best may be chance."""
+    tried = int(configurations(results)["value"].notna().sum())
     caution = f"one seed each, and the best of {tried} is picked for being high, partly by chance"
-    noise = _sampling(results, best["value"], default["value"])
-    if noise and lead < 2 * noise:
+    # Standard error of a difference of accuracies on this many images, taken as independent; of
+    # another metric no formula gives it.
+    images = _images(results) if measure(results) == "accuracy" else 0
+    noise = math.sqrt(sum(p * (1 - p) for p in (best, default)) / images) if images else 0.0
+    if noise and best - default < 2 * noise:
         kind = "held-out" if held_out(results) else "validation"
         caution += (
-            f"; the {_images(results):,} {kind} images alone leave an error of about "
+            f"; the {images:,} {kind} images alone leave an error of about "
             f"{points(noise)} in such a difference"
         )
-    return (
-        f"It scores higher than the default {rate}: {size} ({points(lead, True)}), with caution: "
-        f"{caution}."
-    )
+    return caution
 
 
 def outcome(results: Results) -> str:
@@ -525,15 +508,6 @@ def _images(results: Results) -> int:
     return provenance.image_counts(data).get("val", 0)
 
 
-def _sampling(results: Results, *fractions: float) -> float:
-    """Standard error of a difference of accuracies on this many images, taken as independent.
-
-    0 for another metric, whose error no formula gives.
-    """
-    images = _images(results) if measure(results) == "accuracy" else 0
-    return math.sqrt(sum(p * (1 - p) for p in fractions) / images) if images else 0.0
-
-
 def edges(results: Results) -> str:
     """Which settings of the best lie at an end of their range; "" when none does."""
     best, found = best_trial(results), []
@@ -550,9 +524,8 @@ def edges(results: Results) -> str:
         place = (value - low) / (high - low)
         if place < _EDGE or place > 1 - _EDGE:
             found.append(f"`{key}` ({'lower' if place < 0.5 else 'upper'} end)")
-    if not found:
-        return ""
-    return f"The best lies at the edge of the searched range of {join(found)}: widen it."
+    lies = f"The best lies at the edge of the searched range of {join(found)}: widen it."
+    return lies if found else ""
 
 
 def importance_text(results: Results) -> str:
@@ -588,21 +561,18 @@ def _chosen_on(results: Results) -> str:
 
 def limits(results: Results) -> str:
     """What the numbers cannot carry."""
-    items = [
+    items: list[Any] = [
         "One seed for each configuration: a lead may be luck of the seed. The largest of many "
         "noisy values is higher than its own mean would be.",
         _chosen_on(results),
         "TPE proposes more often where values were high: the marks are not spread evenly, and the "
         "scatter plots show settings together, not one alone.",
+        (configurations(results)["state"] == "stopped").any()
+        and "Configurations that were stopped early count with the epochs they ran: a setting that "
+        "starts slowly is at a disadvantage.",
+        results.synthetic
+        and "Generated images, not photographs: the best settings need not carry over.",
     ]
-    if (configurations(results)["state"] == "stopped").any():
-        items.append(
-            "Configurations that were stopped early count with the epochs they ran: a setting that "
-            "starts slowly is at a disadvantage."
-        )
-    data = results.data
-    if data.get("kind") == "synthetic":
-        items.append("Generated images, not photographs: the best settings need not carry over.")
     smaller = "fewer epochs and smaller images may favour other settings than the full scale."
     return listed(items + scaled(results.study, smaller))
 
@@ -612,21 +582,15 @@ def _sections(
 ) -> list[Section | None]:
     drawn = [history_figure(results), settings_figure(results)] if best_trial(results) else []
     weights = importances(results)[0]
-    rest = len(every.numbers) - _MOST_ROWS
-    note = f"{rest} more are in tables/search_trials.csv." if rest > 0 else every.note
-    shown = replace(every, numbers=every.numbers.head(_MOST_ROWS), note=note)
+    mattered = importance_figure(results, weights) if weights else None
     words = "\n\n".join(filter(None, (summary(results), edges(results))))
     return [
         section("Result", words, final, settings),
         section("Use it", *_use(results)),
         section("What was tried", *drawn, f"Early stopping. {stopping_text(results.study)}"),
-        section(
-            "What mattered",
-            importance_text(results),
-            importance_figure(results, weights) if weights else None,
-        ),
+        section("What mattered", importance_text(results), mattered),
         section("Limits", limits(results)),
-        section("Every configuration", shown, optional=True),
+        section("Every configuration", arms.cut(every, _MOST_ROWS), optional=True),
     ]
 
 
@@ -636,28 +600,20 @@ def _use(results: Results) -> list[Block | str]:
     if best is None or not file.exists():
         return ["There is no `best_config.json` yet."]
     held = read_json(file)
+    held = held if isinstance(held, dict) else {}
+    shown = {k: f"{v:.6g}" if isinstance(v, float) else escape(v) for k, v in held.items()}
+    settings = join([f"`{key}` = {value}" for key, value in shown.items()]) or "no settings"
     blocks: list[Block | str] = [
         "The best settings are in `best_config.json` beside this report; the command takes its "
-        f"path. It holds {_held(held)}.",
+        f"path. It holds {settings}.",
         Code(f"python {_script(results)} --config best_config.json"),
     ]
+    coded = {key: _coded(span, held[key]) for key, span in space(results).items() if key in held}
     other = [
-        key
-        for key, span in space(results).items()
-        if isinstance(held, dict) and key in held and not _same(_coded(span, held[key]), best[key])
+        f"`{key}`"
+        for key, value in coded.items()
+        if not (isinstance(value, int | float) and math.isclose(value, best[key], rel_tol=1e-9))
     ]
     if other:
-        keys = join([f"`{key}`" for key in other])
-        blocks.append(f"**It differs from the best configuration of trials.csv in {keys}.**")
+        blocks.append(f"**It differs from the best configuration of trials.csv in {join(other)}.**")
     return blocks
-
-
-def _held(held: Any) -> str:
-    if not isinstance(held, dict) or not held:
-        return "no settings"
-    shown = {k: f"{v:.6g}" if isinstance(v, float) else escape(v) for k, v in held.items()}
-    return join([f"`{key}` = {value}" for key, value in shown.items()])
-
-
-def _same(one: Any, other: Any) -> bool:
-    return isinstance(one, int | float) and math.isclose(one, other, rel_tol=1e-9)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.document import tables
 from analysis.document.markup import escape
 from analysis.document.provenance import image_counts
 from analysis.document.report import join
@@ -20,29 +21,31 @@ from analysis.studies.voc.tail_accuracy import TailAccuracy, undefined_text
 
 # Source, setting, mean average precision, as their authors give it or as computed from the scores
 # that they published.
-PUBLISHED = (
+PUBLISHED = tables.published(
     (
-        "keshik6, ResNet-18",
-        "VOC 2012, train to val; all layers, 300 pixels, 15 epochs; difficult counted as absent; "
-        "computed again from the published scores (the program's own log, which averages over "
-        "batches, says 91.0)",
-        "84.46",
+        (
+            "keshik6, ResNet-18",
+            "VOC 2012, train to val; all layers, 300 pixels, 15 epochs; difficult counted as "
+            "absent; computed again from the published scores (the program's own log, which "
+            "averages over batches, says 91.0)",
+            "84.46",
+        ),
+        ("keshik6, ResNet-50", "the same", "87.74"),
+        (
+            "FjeldMats, ResNet-18",
+            "VOC 2012 val; only the last layer is trained, Adam 1e-3, 16 epochs; difficult counted "
+            "as present",
+            "81.57",
+        ),
+        ("Ridnik et al. 2021, TResNet-XL", "VOC 2007 test, 448 pixels, asymmetric loss", "96.0"),
+        ("leaderboard, SYSU_KESD", "VOC 2012 test (comp2), VOC's own definition", "95.4"),
     ),
-    ("keshik6, ResNet-50", "the same", "87.74"),
-    (
-        "FjeldMats, ResNet-18",
-        "VOC 2012 val; only the last layer is trained, Adam 1e-3, 16 epochs; difficult counted as "
-        "present",
-        "81.57",
-    ),
-    ("Ridnik et al. 2021, TResNet-XL", "VOC 2007 test, 448 pixels, asymmetric loss", "96.0"),
-    ("leaderboard, SYSU_KESD", "VOC 2012 test (comp2), VOC's own definition", "95.4"),
-)
-PUBLISHED_LINKS = (
     "Sources: [keshik6](https://github.com/keshik6/pascal-voc-classification); "
     "[FjeldMats](https://github.com/FjeldMats/VOC2012-resnet18); [ASL model "
     "zoo](https://github.com/Alibaba-MIIL/ASL); "
-    "[leaderboard](http://host.robots.ox.ac.uk:8080/leaderboard/displaylb.php?challengeid=11&compid=2)."
+    "[leaderboard](http://host.robots.ox.ac.uk:8080/leaderboard/displaylb.php?challengeid=11&compid=2).",
+    "**Other people's results** on photographs, not measured here.",
+    tables.text("result", "mAP (%)"),
 )
 MEANING = {
     "seed": "of the last layer, the order and the augmentation",
@@ -98,18 +101,14 @@ def summary(results: Results, total: Mapping[str, Any], trials: int, best: str) 
     images = image_counts(results.data)
     counts = join([f"{number:,} {split} images" for split, number in images.items()])
     over = f"over {trials} seeds" if trials > 1 else "of one trial"
-    interval = (
-        ""
-        if math.isnan(total["low"])
-        else f" [{decimal(100 * total['low'], 1)}, {decimal(100 * total['high'], 1)}]"
-    )
+    low, high = (decimal(100 * total[end], 1) for end in ("low", "high"))
+    interval = "" if math.isnan(total["low"]) else f" [{low}, {high}]"
     factor = total["best_ap"] / total["random"] if total["random"] else math.nan
     chosen = (
         "Scores are those of the epoch that is best on the validation images themselves, the lab's "
         "short cut, which may flatter. "
-        if results.study.get("scale") != "imported"
-        else ""
     )
+    chosen = chosen if results.study.get("scale") != "imported" else ""
     return (
         f"Mean average precision over the classes is **{percent(total['ap'])}**{interval} {over} "
         f"({counts}); a random order would give {percent(total['random'])}, and the best trial "
@@ -168,17 +167,18 @@ def last_layer(classes: int, features: int = 512) -> str:
 def loss_formula(config: Mapping[str, Any]) -> tuple[str, str]:
     """The loss as TeX and in words."""
     weight = "w_c\\," if config.get("class_weights") == "balanced" else ""
-    head = r"L = -\frac{1}{|K|} \sum_{(i,c) \in K} "
+    name, tail = (
+        "Binary cross-entropy with logits",
+        r"y_{ic} \log \sigma(z_{ic}) + (1 - y_{ic}) \log(1 - \sigma(z_{ic}))",
+    )
     if config.get("loss") == "asymmetric":
-        tail = (
-            weight + r"y_{ic} (1 - s_{ic})^{\gamma_+} \log s_{ic}"
-            r" + (1 - y_{ic})\, m_{ic}^{\gamma_-} \log(1 - m_{ic})"
+        name, tail = (
+            "The asymmetric loss",
+            r"y_{ic} (1 - s_{ic})^{\gamma_+} \log s_{ic}"
+            r" + (1 - y_{ic})\, m_{ic}^{\gamma_-} \log(1 - m_{ic})",
         )
-        words = "The asymmetric loss, the mean over the image-class pairs that count."
-    else:
-        tail = weight + r"y_{ic} \log \sigma(z_{ic}) + (1 - y_{ic}) \log(1 - \sigma(z_{ic}))"
-        words = "Binary cross-entropy with logits, the mean over the image-class pairs that count."
-    return head + r"\left[" + tail + r"\right]", words
+    tex = r"L = -\frac{1}{|K|} \sum_{(i,c) \in K} \left[" + weight + tail + r"\right]"
+    return tex, f"{name}, the mean over the image-class pairs that count."
 
 
 def loss(config: Mapping[str, Any]) -> str:
@@ -211,15 +211,10 @@ def loss_code(config: Mapping[str, Any]) -> str:
 
 def schedule(config: Mapping[str, Any]) -> str:
     """The learning-rate scheme with its numbers."""
-    lr = float(config["lr"])
-    head = config.get("head_lr")
+    lr, head = float(config["lr"]), config.get("head_lr")
     head_lr = 10 * lr if head is None else float(head)
     warmup = float(config.get("warmup", 0.0))
-    rise = (
-        f"rises linearly over the first {100 * warmup:g}\u00a0% of the steps, then "
-        if warmup
-        else ""
-    )
+    rise = f"rises linearly over the first {100 * warmup:g}\u00a0% of the steps, then "
     shape = {
         "cosine": "falls to 0 along half a cosine",
         "step": "falls to a tenth after each third of the rest",
@@ -227,7 +222,7 @@ def schedule(config: Mapping[str, Any]) -> str:
     }[str(config.get("schedule", "cosine"))]
     return (
         f"**Learning rate.** {lr:g} for the body and {head_lr:g} for the last layer at its "
-        f"highest; it {rise}{shape}, changing with every step."
+        f"highest; it {rise if warmup else ''}{shape}, changing with every step."
     )
 
 
@@ -254,8 +249,8 @@ def curves(results: Results) -> str:
     best = history.loc[history.groupby("trial")["val_map"].idxmax()]
     last = history.groupby("trial").tail(1).set_index("trial")["val_map"]
     loss_of = best.set_index("trial")["val_map"] - last
-    epochs = sorted(best["epoch"].astype(int))
-    which = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
+    first, final = int(best["epoch"].min()), int(best["epoch"].max())
+    which = str(first) if first == final else f"{first} to {final}"
     return (
         f"The best epoch on the validation images is {which} of {int(history['epoch'].max())}; at "
         f"the last epoch mAP is lower by {decimal(100 * float(loss_of.mean()), 2)} points on "
@@ -309,34 +304,37 @@ def tail(found: TailAccuracy, mean_ap: float) -> str:
     if not found.classes[0]:
         return "No score is above the decision threshold, so there is no tail to look at."
     first, last = found.mean[0], found.mean[defined[-1]]
-    at = decimal(float(found.thresholds[defined[-1]]), 3)
-    same = (
-        f"From {percent(first)} at the decision threshold it goes to {percent(last)} "
-        f"at t = {at}, the highest threshold with as many classes. "
-        if len(defined) > 1
-        else f"At the decision threshold it is {percent(first)}. "
-    )
+    same = f"At the decision threshold it is {percent(first)}. "
+    if len(defined) > 1:
+        same = (
+            f"From {percent(first)} at the decision threshold it goes to {percent(last)} at t = "
+            f"{decimal(float(found.thresholds[defined[-1]]), 3)}, the highest threshold with as "
+            "many classes. "
+        )
     rises = len(defined) > 1 and last > first
-    reason = (
-        "Tail accuracy is the precision among the images that the network is surest of, and who "
-        "looks at a ranking sees its top. mAP measures down to the last image with the class. So "
-        "what errors cost is also a matter of how results are shown: a page that starts with the "
-        "surest images hides many of them, and one that has to find every image does not."
-        if rises
-        else "**Here it does not rise**: the top of these rankings looks no better than the rest."
-    )
+    reason = "**Here it does not rise**: the top of these rankings looks no better than the rest."
     asked = "Why do the top 50 look good although" if rises else "Do the top 50 look good, where"
-    return f"**{asked} mAP is {percent(mean_ap)}?** {same}{reason} {undefined_text(found)}"
+    return (
+        f"**{asked} mAP is {percent(mean_ap)}?** {same}{_RISES if rises else reason} "
+        f"{undefined_text(found)}"
+    )
+
+
+_RISES = (
+    "Tail accuracy is the precision among the images that the network is surest of, and who "
+    "looks at a ranking sees its top. mAP measures down to the last image with the class. So "
+    "what errors cost is also a matter of how results are shown: a page that starts with the "
+    "surest images hides many of them, and one that has to find every image does not."
+)
 
 
 def beside(study: Mapping[str, Any]) -> str:
     """How far other people's numbers can be compared."""
-    kind = (study.get("data") or {}).get("kind")
-    own = {
-        "synthetic": "The numbers above are of generated pictures and cannot be compared with "
-        "these. ",
-        "imported": "",
-    }.get(str(kind), "")
+    own = (
+        "The numbers above are of generated pictures and cannot be compared with these. "
+        if (study.get("data") or {}).get("kind") == "synthetic"
+        else ""
+    )
     return (
         f"{own}The leaderboard is of the test images, whose labels are not public, not of val, so "
         "it is no direct comparison. Its server takes two submissions a week: hand in only what is "

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, provenance, tables
+from analysis.document import arms, figures, provenance, tables
 from analysis.document.report import Code, Equation, Figure, Section, section
 from analysis.results import statistics
 from analysis.results.folder import Predictions, Results, arrays, load_predictions, train_metric
+from analysis.results.recomputed import Recomputed
 from analysis.studies.voc import answers, pictures, tail_accuracy
 from core.errors import UserError
 from core.training.metrics import average_precision, counted_labels, voc_average_precision
@@ -93,8 +94,12 @@ def scored_trials(results: Results) -> list[Scored]:
 
 def main_trials(results: Results) -> pd.DataFrame:
     """Return the trials that are no fold of a cross-validation."""
-    trials = results.trials
-    return trials[trials["fold"].isna()] if "fold" in trials else trials
+    return without_folds(results.trials)
+
+
+def without_folds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of trials that are no fold of a cross-validation."""
+    return table[table["fold"].isna()] if "fold" in table else table
 
 
 def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
@@ -109,18 +114,19 @@ def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
     """
     stored = best.stored
     present, counted = counted_labels(stored.scores, stored.labels)
-    cut = answers.decision(stored)
-    right = ((stored.scores > cut) == present) & counted
+    right = ((stored.scores > answers.decision(stored)) == present) & counted
     pairs = counted.sum(axis=0)
-    share = np.divide(
-        (present & counted).sum(axis=0), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0
-    )
-    accuracy = np.divide(right.sum(axis=0), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+    def share_of(some: np.ndarray) -> np.ndarray:
+        undefined = np.full(len(pairs), np.nan)
+        return np.divide(some.sum(axis=0), pairs, out=undefined, where=pairs > 0)
+
+    share = share_of(present & counted)
     columns = {
         "best_ap": best.ap,
         "ap_2007": voc_average_precision(stored.scores, stored.labels, "2007"),
         "ap_2010": voc_average_precision(stored.scores, stored.labels, "2010"),
-        "accuracy": accuracy,
+        "accuracy": share_of(right),
         "all_negative": 1 - share,
         "random": np.where(share > 0, share, np.nan),
     }
@@ -134,54 +140,42 @@ def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
     total |= _over_trials(np.array([one.mean for one in scored]))
     total |= {key: _nan_mean(values) for key, values in columns.items()}
     # The shares of right decisions are over all pairs, as a program that counts would say it.
-    total |= {"accuracy": float(right.sum() / max(1, counted.sum()))}
-    total |= {"all_negative": float((counted & ~present).sum() / max(1, counted.sum()))}
+    every = max(1, counted.sum())
+    total |= {"accuracy": float(right.sum() / every)}
+    total |= {"all_negative": float((counted & ~present).sum() / every)}
     return pd.DataFrame([*rows, total])
 
 
 def class_table(scored: Sequence[Scored], best: Scored) -> tables.Table:
     """The per-class table: tables/average_precision."""
-    numbers = class_numbers(scored, best)
     several = len(scored) > 1
     over = f"mean over {len(scored)} seeds [95 % t interval]" if several else "one trial"
     columns = (
         tables.text("class", "class"),
-        tables.number("images", "images"),
-        tables.number("difficult", "difficult"),
+        *arms.numbers(images="images", difficult="difficult"),
         tables.interval("ap", "AP (%)", prefix=""),
-        tables.number("best_ap", "AP, best (%)", 1, 100.0),
-        tables.number("ap_2007", "VOC 2007 (%)", 1, 100.0),
-        tables.number("ap_2010", "VOC 2010 (%)", 1, 100.0),
-        tables.number("random", "random (%)", 1, 100.0),
-        tables.number("accuracy", "accuracy (%)", 1, 100.0),
-        tables.number("all_negative", "all no (%)", 1, 100.0),
+        *arms.shares(best_ap="AP, best", ap_2007="VOC 2007", ap_2010="VOC 2010"),
+        *arms.shares(random="random", accuracy="accuracy", all_negative="all no"),
     )
-    return tables.Table(
-        "average_precision",
-        numbers,
-        columns,
-        "Average precision of each class over the whole validation list.",
+    caption = "Average precision of each class over the whole validation list."
+    note = (
         f"AP: scikit-learn's, {over}. Of the best trial (`{best.trial}`): the same, the 11-point "
         "interpolation of VOC 2007 and the area of VOC 2010 and later; accuracy of deciding at "
         f"{answers.decision(best.stored):g}, and of saying no to every image. Images: with the "
         "class; difficult: left out. Random: the share of images with the class, the AP of a "
-        f"random order. {answers.undefined(best.stored.classes, best.ap)}",
+        f"random order. {answers.undefined(best.stored.classes, best.ap)}"
     )
+    numbers = class_numbers(scored, best)
+    return tables.Table("average_precision", numbers, columns, caption, note)
 
 
 def parameter_table(config: dict[str, Any], varied: dict[str, Sequence[Any]]) -> tables.Table:
     """Every setting with its value: tables/parameters."""
-    rows = [
-        (key, ", ".join(map(str, varied[key])) if key in varied else str(value))
-        for key, value in config.items()
-    ]
-    frame = pd.DataFrame(rows, columns=["setting", "value"])
-    frame["meaning"] = [answers.MEANING.get(key, "") for key in frame["setting"]]
-    columns = (
-        tables.text("setting", "setting"),
-        tables.text("value", "value"),
-        tables.text("meaning", "meaning", wrap=True),
-    )
+    frame = pd.DataFrame({"setting": [*config]})
+    values = {**config, **{key: ", ".join(map(str, varied[key])) for key in varied}}
+    frame["value"] = [str(values[key]) for key in config]
+    frame["meaning"] = [answers.MEANING.get(key, "") for key in config]
+    columns = (*arms.texts("setting", "value"), tables.text("meaning", "meaning", wrap=True))
     return tables.Table("parameters", frame, columns, "All settings and seeds.")
 
 
@@ -190,13 +184,9 @@ def tail_table(scored: Sequence[Scored], best: Scored, tail: tail_accuracy.TailA
     table = tail_accuracy.table(tail)
     if len(scored) < 2:
         return table
-    means = np.stack(
-        [
-            tail_accuracy.tail_accuracy(one.stored.scores, one.stored.labels, tail.thresholds).mean
-            for one in scored
-        ]
-    )
-    over = pd.DataFrame([_over_trials(column) for column in means.T]).add_prefix("seeds_")
+    stored = [one.stored for one in scored]
+    means = [tail_accuracy.tail_accuracy(s.scores, s.labels, tail.thresholds).mean for s in stored]
+    over = pd.DataFrame([_over_trials(column) for column in np.stack(means).T]).add_prefix("seeds_")
     shown = tables.interval("seeds_ap", "mean over seeds (%)", prefix="seeds_")
     return replace(
         table,
@@ -214,15 +204,13 @@ def _headline(table: tables.Table) -> tables.Table:
 
 def recompute(results: Results, scored: Sequence[Scored]) -> float:
     """Largest difference of mAP from the stored scores to what was reported of that epoch."""
-    table, worst = results.trials.set_index("trial"), 0.0
+    table, checked = results.trials.set_index("trial"), Recomputed()
     for one in scored:
         row = table.loc[one.trial]
-        reported = row.get("best_val_map")
-        if reported is None or pd.isna(reported):
-            reported = row.get("val_map")
-        if reported is not None and pd.notna(reported) and np.isfinite(one.mean):
-            worst = max(worst, abs(float(reported) - one.mean))
-    return worst
+        names = [name for name in ("best_val_map", "val_map") if pd.notna(row.get(name))]
+        if names and np.isfinite(one.mean):
+            checked.compare(one.trial, {names[0]: one.mean}, row)
+    return checked.largest()
 
 
 def fold_numbers(results: Results) -> pd.DataFrame | None:
@@ -239,40 +227,40 @@ def fold_numbers(results: Results) -> pd.DataFrame | None:
         return None
     folds = trials[trials["fold"].notna() & trials["state"].isin(ENDED)]
     folds = folds[folds["trial"].isin(results.with_predictions())]
-    main = main_trials(results)
-    rows = []
-    for seed, group in folds.groupby("seed", sort=True):
-        if len(group) < int(group["folds"].iloc[0]):
-            continue  # a fold failed: the others do not cover the training images
-        rows.append({"seed": seed, **_one_seed(results, group["trial"].tolist())})
-        curve = results.history[
-            results.history["trial"].isin(main.loc[main["seed"] == seed, "trial"])
-        ]
-        curve = curve.dropna(subset=["val_map"]) if "val_map" in curve else curve.iloc[:0]
-        if len(curve):
-            at = curve.set_index("epoch")["val_map"]
-            rows[-1] |= {"shortcut": float(at.max()), "shortcut_epoch": int(at.idxmax())}
-            rows[-1]["same_epoch"] = float(at.get(rows[-1]["epoch"], np.nan))
+    rows = [
+        {"seed": seed} | _one_seed(results, seed, group["trial"].tolist())
+        for seed, group in folds.groupby("seed", sort=True)
+        # else a fold failed: the others do not cover the training images
+        if len(group) >= int(group["folds"].iloc[0])
+    ]
     keys = ["seed", "epoch", "heldout", "proper", "shortcut", "shortcut_epoch", "same_epoch"]
     return pd.DataFrame(rows).reindex(columns=keys) if rows else None
 
 
-def _one_seed(results: Results, trials: Sequence[str]) -> dict[str, Any]:
-    """Choose the epoch on the folds, and evaluate their averaged scores on val once."""
-    curves, on_val, labels = [], [], None
-    for trial in trials:
-        stored = load_fold(results.path, trial)
-        truth = stored["labels"]
-        curves.append([np.nanmean(average_precision(s, truth)) for s in stored["heldout_scores"]])
-        on_val.append(stored["val_scores"])
-        labels = stored["val_labels"]
+def _one_seed(results: Results, seed: Any, trials: Sequence[str]) -> dict[str, Any]:
+    """Choose the epoch on the folds, evaluate their averaged scores on val once, and the short cut.
+
+    The short cut is left out where no trial without a fold has this seed.
+    """
+    folds = [load_fold(results.path, trial) for trial in trials]
+    curves = [
+        [np.nanmean(average_precision(scores, fold["labels"])) for scores in fold["heldout_scores"]]
+        for fold in folds
+    ]
     epochs = min(len(curve) for curve in curves)
     heldout = np.mean([curve[:epochs] for curve in curves], axis=0)
     chosen = int(np.argmax(heldout))
-    averaged = np.stack([scores[chosen] for scores in on_val]).mean(axis=0, dtype=np.float64)
-    assert labels is not None
-    proper = float(np.nanmean(average_precision(averaged, labels)))
-    return {"epoch": chosen + 1, "heldout": float(heldout[chosen]), "proper": proper}
+    val = np.stack([fold["val_scores"][chosen] for fold in folds]).mean(axis=0, dtype=np.float64)
+    proper = float(np.nanmean(average_precision(val, folds[-1]["val_labels"])))
+    row = {"epoch": chosen + 1, "heldout": float(heldout[chosen]), "proper": proper}
+    main = main_trials(results)
+    curve = results.history.reindex(columns=["trial", "epoch", "val_map"])
+    curve = curve[curve["trial"].isin(main.loc[main["seed"] == seed, "trial"])]
+    at = curve.dropna(subset=["val_map"]).set_index("epoch")["val_map"]
+    if len(at):
+        row |= {"shortcut": float(at.max()), "shortcut_epoch": int(at.idxmax())}
+        row |= {"same_epoch": float(at.get(chosen + 1, np.nan))}
+    return row
 
 
 def load_fold(path: Path, trial: str) -> dict[str, np.ndarray]:
@@ -293,9 +281,8 @@ def fold_table(numbers: pd.DataFrame) -> tables.Table:
     """The proper number beside the short cut, a row per seed and their mean: tables/folds."""
     keys = ("heldout", "proper", "shortcut", "same_epoch")
     total = {"seed": f"mean ({len(numbers)})", "epoch": np.nan, "shortcut_epoch": np.nan}
-    rows = [{**row, "seed": str(row["seed"])} for row in numbers.to_dict("records")]
-    for row in rows:
-        row |= {f"{key}_{side}": np.nan for key in keys for side in ("low", "high")}
+    none = {f"{key}_{side}": np.nan for key in keys for side in ("low", "high")}
+    rows = [{**row, "seed": str(row["seed"]), **none} for row in numbers.to_dict("records")]
     for key in keys:
         over = _over_trials(numbers[key].to_numpy(dtype=float))
         total |= {key: over["ap"], f"{key}_low": over["low"], f"{key}_high": over["high"]}
@@ -308,58 +295,45 @@ def fold_table(numbers: pd.DataFrame) -> tables.Table:
         tables.interval("shortcut", "short cut: val (%)"),
         tables.interval("same_epoch", "one model (%)"),
     )
-    return tables.Table(
-        "folds",
-        pd.DataFrame([*rows, total]),
-        columns,
-        "mAP: the epoch chosen by cross-validation on the training images, beside the lab's way.",
+    caption = (
+        "mAP: the epoch chosen by cross-validation on the training images, beside the lab's way."
+    )
+    note = (
         "Held out: mean over folds at the chosen epoch. Proper: the folds' averaged scores, "
         "evaluated on val once. Short cut: the epoch that is best on val itself. One model: the "
-        "short cut's network at the folds' epoch. Mean over seeds [95 % t interval].",
+        "short cut's network at the folds' epoch. Mean over seeds [95 % t interval]."
     )
+    return tables.Table("folds", pd.DataFrame([*rows, total]), columns, caption, note)
 
 
 @figures.styled
 def curve_figure(results: Results) -> Figure | None:
     """Loss and mAP over epochs, training dashed and validation solid; None without any epoch."""
-    history = results.history
-    if "fold" in history:
-        history = history[history["fold"].isna()]
+    history = without_folds(results.history)
     if history.empty or "val_map" not in history:
         return None
-    looks = figures.styles(["validation", "training"])
+    look = figures.styles(["validation", "training"])
     drawn, axes = figures.panels(2, height=2.2)
     wanted = (("loss", "loss (nats per pair)", 1.0), ("map", "mAP (%)", 100.0))
     for panel, (metric, label, scale) in zip(axes, wanted, strict=True):
-        train = train_metric(history, metric)
-        for column, words, line in (
-            (f"val_{metric}", "validation", "-"),
-            (train, "training", "--"),
-        ):
+        lines = (f"val_{metric}", "-"), (train_metric(history, metric), "--")
+        for (column, line), (words, style) in zip(lines, look.items(), strict=True):
             if column in history:
-                figures.curve(
-                    panel,
-                    history,
-                    column,
-                    looks[words],
-                    label=words,
-                    linestyle=line,
-                    scale=scale,
-                    states=ENDED,
-                )
+                how = {"linestyle": line, "scale": scale, "states": ENDED}
+                figures.curve(panel, history, column, style, label=words, **how)
         panel.set_ylabel(label)
         figures.whole_numbers(panel, "epoch")
     figures.legend_below(drawn, axes[0], 2)
-    every = history.assign(all="")
-    training = "Training values are of these weights, on images without augmentation. "
+    every = history.assign(all=""), "all", ENDED
+    training = "Training values are of these weights, on images without augmentation."
     if train_metric(history, "map").endswith("_running"):
-        training = "Training values are running: augmented images, weights still moving. "
-    return Figure(
-        figures.save(drawn, results.path / "figures", "curves"),
-        f"Loss and mAP of training and validation images over epochs. {training}"
-        f"{figures.band_text(every, 'all', ENDED)} {figures.seeds_text(every, 'all', ENDED)}.",
-        "Curves of loss and mAP over epochs for training and validation images.",
+        training = "Training values are running: augmented images, weights still moving."
+    caption = (
+        f"Loss and mAP of training and validation images over epochs. {training} "
+        f"{figures.band_text(*every)} {figures.seeds_text(*every)}."
     )
+    alt = "Curves of loss and mAP over epochs for training and validation images."
+    return arms.saved(results, drawn, "curves", caption, alt)
 
 
 def _sections(
@@ -380,16 +354,7 @@ def _sections(
         section("Why accuracy misleads", answers.accuracy(total, best.stored)),
         _tail(results, scored, best),
         pictures.section(results, best.trial, best.stored, best.ap),
-        section(
-            "Beside published figures",
-            answers.beside(results.study),
-            tables.published(
-                answers.PUBLISHED,
-                answers.PUBLISHED_LINKS,
-                "**Other people's results** on photographs, not measured here.",
-                tables.text("result", "mAP (%)"),
-            ),
-        ),
+        section("Beside published figures", answers.beside(results.study), answers.PUBLISHED),
     ]
 
 

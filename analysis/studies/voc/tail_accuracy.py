@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, tables
+from analysis.document import arms, figures, tables
 from analysis.document.report import Figure
 from analysis.results import ranking
 
@@ -140,11 +140,8 @@ def table(tail: TailAccuracy, name: str = "tail_accuracy") -> tables.Table:
     columns = (
         tables.number("threshold", "threshold", 3),
         tables.number("tail_accuracy", "tail accuracy (%)", 2, 100.0),
-        tables.number("lowest", "lowest class (%)", 1, 100.0),
-        tables.number("highest", "highest class (%)", 1, 100.0),
-        tables.number("classes", "classes"),
-        tables.number("images", "image-class pairs"),
-        tables.number("fewest", "fewest in a class"),
+        *arms.shares(lowest="lowest class", highest="highest class"),
+        *arms.numbers(classes="classes", images="image-class pairs", fewest="fewest in a class"),
     )
     return tables.Table(
         name,

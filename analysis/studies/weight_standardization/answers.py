@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from analysis.document import arms
 from analysis.document.tables import bracketed, significant
 from analysis.document.words import listed, percent
 from analysis.results.folder import Results
@@ -28,19 +29,18 @@ NEGATIVE = (
 
 def summary(results: Results, numbers: pd.DataFrame, losses: pd.DataFrame) -> str:
     """The result in one paragraph."""
-    ranked = numbers[numbers["n"] > 0]
+    ranked = arms.ranked(numbers)
     if ranked.empty:
-        return "**No trial has finished, so there is no result yet.**"
+        return arms.NO_RESULT
     parts = []
     for rate in ranked["lr"].unique().tolist():
         group = ranked[ranked["lr"] == rate]
-        shown = {row["variant"]: percent(row["mean"]) for _, row in group.iterrows()}
-        each = ", ".join(f"{NAMES[name]} {value}" for name, value in shown.items())
+        shown = zip(group["variant"], group["mean"], strict=True)
+        each = ", ".join(f"{NAMES[variant]} {percent(mean)}" for variant, mean in shown)
         parts.append(f"at a learning rate of {significant(rate)}: {each}")
     epochs = int(results.history["epoch"].max())
-    verdict = broken(ranked)
     tail = f" {same_curve(losses)}" if not losses.empty else ""
-    return f"mAP after {epochs} epochs, {'; '.join(parts)}. {chance(results)}{verdict}{tail}"
+    return f"mAP after {epochs} epochs, {'; '.join(parts)}. {chance(results)}{broken(ranked)}{tail}"
 
 
 def chance(results: Results) -> str:
@@ -55,29 +55,27 @@ def chance(results: Results) -> str:
 
 def broken(ranked: pd.DataFrame) -> str:
     """Which mode loses in training: paired differences to the original, intervals without 0."""
-    words = []
-    for mode in ("A", "B"):
-        rows = ranked[(ranked["variant"] == mode) & ranked["difference"].notna()]
-        if rows.empty:
-            continue
-        lower, higher = rows[rows["difference_high"] < 0], rows[rows["difference_low"] > 0]
-        found = lower if len(lower) else higher if len(higher) else rows
-        row = found.loc[found["difference"].abs().idxmax()]
-        mean, low, high = (
-            100 * float(row[key]) for key in ("difference", "difference_low", "difference_high")
-        )
-        at = significant(float(row["lr"]))
-        gap = f"{bracketed(mean, low, high, signed=True)} points at a rate of {at}"
-        if len(lower) or len(higher):
-            verdict = "loses" if len(lower) else "gains"
-            words.append(f"**Mode {mode} {verdict} against the original: {gap}.**")
-        elif rows["difference_low"].isna().all():
-            words.append(f"Mode {mode} minus the original: {gap}, without an interval.")
-        else:
-            words.append(
-                f"Mode {mode} cannot be told from the original: {gap} is the largest difference."
-            )
-    return " ".join(words) or "The original or the modes are missing, so nothing can be compared."
+    told = [
+        _against_original(mode, rows)
+        for mode in ("A", "B")
+        if len(rows := ranked[(ranked["variant"] == mode) & ranked["difference"].notna()])
+    ]
+    return " ".join(told) or "The original or the modes are missing, so nothing can be compared."
+
+
+def _against_original(mode: str, rows: pd.DataFrame) -> str:
+    lower, higher = rows[rows["difference_high"] < 0], rows[rows["difference_low"] > 0]
+    found = lower if len(lower) else higher if len(higher) else rows
+    row = found.loc[found["difference"].abs().idxmax()]
+    mean, low, high = (100 * float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+    size, rate = bracketed(mean, low, high, signed=True), significant(float(row["lr"]))
+    gap = f"{size} points at a rate of {rate}"
+    if len(lower) or len(higher):
+        verdict = "loses" if len(lower) else "gains"
+        return f"**Mode {mode} {verdict} against the original: {gap}.**"
+    if rows["difference_low"].isna().all():
+        return f"Mode {mode} minus the original: {gap}, without an interval."
+    return f"Mode {mode} cannot be told from the original: {gap} is the largest difference."
 
 
 def same_curve(losses: pd.DataFrame) -> str:
@@ -129,31 +127,32 @@ def mechanism(layers: pd.DataFrame) -> str:
     first = layers[layers["step"] == 1]
     if first.empty or "original" not in set(first["variant"]):
         return "The first steps of the original were not recorded."
-    wide = first.pivot_table(
-        index="layer", columns="variant", values=["activation", "gradient", "weight"], sort=False
-    )
-    words = [
-        "**By the formulas.** In training a norm takes mean and variance from the batch, not from "
-        "its running values. Those of the standardised layer are n times smaller, so the division "
-        "by them gives back what the original gives, up to the norm's eps. Mode A has left weight "
-        "and bias alone: its output is the original's. Mode B has multiplied the weight by n and "
-        "moved the bias, which only running values would make up for: its output is n times the "
-        "right one, plus an offset that belongs to another normalisation."
-    ]
-    for mode in ("A", "B"):
-        if mode not in set(first["variant"]):
-            continue
-        ratio = {
-            what: (wide[what][mode] / wide[what]["original"]).replace(np.inf, np.nan).dropna()
-            for what in ("activation", "gradient", "weight")
-        }
+    kinds = ["activation", "gradient", "weight"]
+    wide = first.pivot_table(index="layer", columns="variant", values=kinds, sort=False)
+    words = [_BY_THE_FORMULAS]
+    for mode in [m for m in ("A", "B") if m in set(first["variant"])]:
+        ratios = (
+            (wide[what][mode] / wide[what]["original"]).replace(np.inf, np.nan).dropna()
+            for what in kinds
+        )
+        activation, gradient, weight = map(spread, ratios)
         words.append(
             f"Recorded at step 1, as multiples of the original's (median over the "
             f"{len(wide)} layers, smallest and largest): mode {mode}: standard deviation of a "
-            f"channel after the norm {spread(ratio['activation'])}, gradient of the convolution "
-            f"{spread(ratio['gradient'])}, the norm's weight {spread(ratio['weight'])}."
+            f"channel after the norm {activation}, gradient of the convolution {gradient}, the "
+            f"norm's weight {weight}."
         )
     return "\n\n".join(words)
+
+
+_BY_THE_FORMULAS = (
+    "**By the formulas.** In training a norm takes mean and variance from the batch, not from "
+    "its running values. Those of the standardised layer are n times smaller, so the division "
+    "by them gives back what the original gives, up to the norm's eps. Mode A has left weight "
+    "and bias alone: its output is the original's. Mode B has multiplied the weight by n and "
+    "moved the bias, which only running values would make up for: its output is n times the "
+    "right one, plus an offset that belongs to another normalisation."
+)
 
 
 def spread(values: pd.Series) -> str:
@@ -172,18 +171,18 @@ def flag(results: Results, numbers: pd.DataFrame) -> str:
             "weights; it says nothing about these generated pictures."
         )
     low = numbers[(numbers["n"] > 0) & (numbers["mean"] < WRONG_BELOW)]
-    if low.empty:
-        return "No mean mAP is below 35 %, the level under which the lab calls a result wrong."
     named = ", ".join(
         f"{NAMES[row['variant']]} at lr {significant(row['lr'])} ({percent(row['mean'])})"
-        for _, row in low.iterrows()
+        for row in low.to_dict("records")
     )
+    if not named:
+        return "No mean mAP is below 35 %, the level under which the lab calls a result wrong."
     return f"**Below 35 %, which the lab calls wrong: {named}.**"
 
 
 def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
-    seeds = int(numbers["n"].max()) if len(numbers) else 0
+    seeds = arms.most_seeds(numbers)
     items = [
         f"{seeds} seeds: the intervals are Student's t over seeds."
         if seeds > 1

@@ -15,15 +15,20 @@ NONE = (
 )
 
 
-def report(found: Mapping[str, Any], folder: Path) -> int:
-    """Write `folder`/check/ and print both tables; return the exit code.
+def check(settings: Mapping[str, Any], folder: Path) -> int:
+    """Compare logits and layers of a network before and after its conversion, on images.
+
+    Writes `folder`/check/, prints both tables and returns the exit code.
 
     Args:
-        found: what `core.models.conversion_check.run` returned.
+        settings: see `core.models.conversion_check.run`.
         folder: the study's result folder; need not exist.
     """
-    rows = pd.DataFrame(found["rows"])
+    from core.models import conversion_check  # brings torch
+
+    found = conversion_check.run(settings)
     subject = f"{found['weights']}; {found['images']}, {found['image_size']} pixels"
+    rows = pd.DataFrame(found["rows"])
     for table in (layer_table(rows, subject), output_table(found["rows"], subject)):
         tables.write(table, folder / "check")
         tables.print_table(table)

@@ -6,20 +6,25 @@ last hold, per trial, the loss of every step and what each norm did in the first
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, provenance, tables
-from analysis.document.report import Equation, Figure, Section, section
+from analysis.document import arms, figures, provenance, tables
+from analysis.document.report import Block, Equation, Figure, Section, section
 from analysis.results import statistics
 from analysis.results.folder import Results, arrays
 from analysis.studies.weight_standardization import answers, conversion
 
+Watched = dict[str, dict[str, np.ndarray]]  # by trial
 ORIGINAL = "original"
 VARIANTS = (ORIGINAL, "A", "B")
 LOOK = dict(zip(VARIANTS, figures.styles(VARIANTS).values(), strict=True))
 LOOK[ORIGINAL] = figures.Style("#000000", "X", 3.0)  # wide: mode A runs on top of it
+RECORDED = ("activation", "gradient", "weight", "bias")
+
+
 PANELS = {
     "activation": "std after the norm, per channel",
     "gradient": "gradient of its convolution",
@@ -78,49 +83,40 @@ def map_numbers(results: Results) -> pd.DataFrame:
         map_1_high and so on of each epoch; difference, difference_low, difference_high and p of the
         last epoch's to the original with the same seed.
     """
-    keys = ["variant", "lr"]
+    keys, rates = ["variant", "lr"], {"lr": results.levels("lr")}
     table = statistics.compare(results.trials, keys, "val_map").drop(columns="std")
     for epoch in sorted(results.history["epoch"].unique()):
         group = results.history[results.history["epoch"] == epoch]
         name = f"map_{int(epoch)}"
         table = statistics.joined(table, group.rename(columns={"val_map": name}), keys, name)
-    found = []
-    for rate in results.levels("lr"):
-        trials = results.trials[results.trials["lr"] == rate]
-        pairs = statistics.paired(trials, "variant", "val_map", ORIGINAL).assign(lr=rate)
-        found.append(pairs[["variant", "lr", "difference", "low", "high", "p"]])
-    against = pd.concat(found, ignore_index=True).rename(columns=statistics.DIFFERENCE)
-    table = table.merge(against, on=keys, how="left")
-    rates = {rate: place for place, rate in enumerate(results.levels("lr"))}
-    place = table["lr"].map(rates) * len(VARIANTS) + table["variant"].map(VARIANTS.index)
-    return table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
+    against = arms.against(results.trials, "variant", "val_map", ORIGINAL, rates)
+    against = against[[*keys, "difference", "difference_low", "difference_high", "p"]]
+    return arms.in_order(table.merge(against, on=keys, how="left"), **rates, variant=VARIANTS)
 
 
 def map_table(results: Results) -> tables.Table:
     """The mAP of every epoch per learning rate and variant: tables/map."""
-    numbers = map_numbers(results)
-    columns = [
+    columns = (
         tables.text("variant", "variant"),
         tables.scientific("lr", "lr"),
         tables.count_of("n", "of"),
-    ]
-    for header in _shown(results):
-        name = f"map_{header.split()[-1]}"
-        columns.append(tables.interval(name, header))
-    columns += [tables.difference("difference", "minus original"), tables.p_value("p", "p")]
+        *(tables.interval(f"map_{name.split()[-1]}", name) for name in _shown(results)),
+        tables.difference("difference", "minus original"),
+        tables.p_value("p", "p"),
+    )
     note = (
         "mAP in per cent on the validation images; mean [95 % t interval] over seeds. “Minus "
         "original”: points at the last epoch, paired by seed, p of the paired t test."
     )
     caption = "Mean average precision after each epoch."
-    return tables.Table("map", numbers, tuple(columns), caption, note)
+    return tables.Table("map", map_numbers(results), columns, caption, note)
 
 
 def _shown(results: Results) -> list[str]:
     return [f"epoch {int(epoch)}" for epoch in sorted(results.history["epoch"].unique())]
 
 
-def loss_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
+def loss_numbers(results: Results, watched: Watched) -> pd.DataFrame:
     """Differences of the training loss to the original's, step by step, same seed and lr.
 
     Returns:
@@ -129,49 +125,45 @@ def loss_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) ->
     """
     stored = {
         (row["variant"], row["lr"], row["seed"]): watched[row["trial"]]
-        for _, row in results.trials.iterrows()
-        if row["trial"] in watched and len(watched[row["trial"]].get("loss", ()))
+        for row in results.trials.to_dict("records")
+        if len(watched.get(row["trial"], {}).get("loss", ()))
     }
     rows = []
     for rate in results.levels("lr"):
         for variant in VARIANTS[1:]:
-            gaps, steps = [], 0
-            for (name, its_rate, seed), found in stored.items():
-                base = stored.get((ORIGINAL, rate, seed))
-                if (name, its_rate) != (variant, rate) or base is None:
-                    continue
-                count = min(len(found["loss"]), len(base["loss"]))
-                gap = np.abs(found["loss"][:count] - base["loss"][:count])
-                steps = min(len(found["activation"]), count)  # room for more than were taken
-                gaps.append((gap[0], gap[:steps].max(), gap.max(), count))
+            gaps = [
+                _gaps(found, stored[ORIGINAL, rate, seed])
+                for (name, its_rate, seed), found in stored.items()
+                if (name, its_rate) == (variant, rate) and (ORIGINAL, rate, seed) in stored
+            ]
             if gaps:
-                first, early, whole, count = np.max(np.array(gaps), axis=0)
+                first, early, whole, count = np.max(np.array(gaps)[:, :4], axis=0)
+                steps = gaps[-1][4]
                 rows.append((variant, rate, len(gaps), int(count), steps, first, early, whole))
     names = ["variant", "lr", "pairs", "steps", "steps_watched", "first", "watched", "whole"]
     return pd.DataFrame(rows, columns=names)
 
 
+def _gaps(found: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> tuple[Any, ...]:
+    """Differences of two losses at the first step, the watched ones and all; how many of both."""
+    count = min(len(found["loss"]), len(base["loss"]))
+    gap = np.abs(found["loss"][:count] - base["loss"][:count])
+    steps = min(len(found["activation"]), count)  # room for more than were taken
+    return gap[0], gap[:steps].max(), gap.max(), count, steps
+
+
 def loss_table(losses: pd.DataFrame) -> tables.Table:
     """The same as a table: tables/loss_difference."""
-    columns = (
-        tables.text("variant", "mode"),
-        tables.scientific("lr", "lr"),
-        tables.number("pairs", "seeds"),
-        tables.scientific("first", "step 1"),
-        tables.scientific("watched", "first steps"),
-        tables.scientific("whole", "all steps"),
-    )
+    headers = {"lr": "lr", "first": "step 1", "watched": "first steps", "whole": "all steps"}
+    rate, *others = (tables.scientific(key, header) for key, header in headers.items())
+    columns = (tables.text("variant", "mode"), rate, tables.number("pairs", "seeds"), *others)
     steps = f"{int(losses['steps_watched'].max())} steps" if len(losses) else "steps"
-    return tables.Table(
-        "loss_difference",
-        losses,
-        columns,
-        "Largest difference of the training loss to the original's with the same seed (nats).",
-        f"“First steps”: the first {steps}. Both saw the same batches.",
-    )
+    caption = "Largest difference of the training loss to the original's with the same seed (nats)."
+    note = f"“First steps”: the first {steps}. Both saw the same batches."
+    return tables.Table("loss_difference", losses, columns, caption, note)
 
 
-def layer_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
+def layer_numbers(results: Results, watched: Watched) -> pd.DataFrame:
     """What was recorded of each norm: a row per variant, layer and step, means over seeds and lr.
 
     Returns:
@@ -179,31 +171,28 @@ def layer_numbers(results: Results, watched: dict[str, dict[str, np.ndarray]]) -
         bias; see `trainables.weight_standardization`.
     """
     frames = []
-    for _, row in results.trials.iterrows():
+    for row in results.trials.to_dict("records"):
         found = watched.get(row["trial"], {})
         if "layers" not in found:
             continue
         steps, layers = found["activation"].shape
         step, place = np.meshgrid(np.arange(1, steps + 1), np.arange(1, layers + 1), indexing="ij")
         frame = {"place": place.ravel(), "layer": np.tile(found["layers"], steps)}
-        frame |= {name: found[name].ravel() for name in ("activation", "gradient")}
-        frame |= {name: found[name].ravel() for name in ("weight", "bias")}
+        frame |= {name: found[name].ravel() for name in RECORDED}
         frames.append(pd.DataFrame(frame).assign(variant=row["variant"], step=step.ravel()))
     keys = ["variant", "place", "layer", "step"]
-    names = [*keys, "activation", "gradient", "weight", "bias"]
     if not frames:
-        return pd.DataFrame(columns=names)
+        return pd.DataFrame(columns=[*keys, *RECORDED])
     whole = pd.concat(frames, ignore_index=True).dropna()
-    return whole.groupby(keys, sort=False)[names[4:]].mean().reset_index()
+    return whole.groupby(keys, sort=False)[[*RECORDED]].mean().reset_index()
 
 
 def _layer_table(layers: pd.DataFrame) -> tables.Table:
+    recorded = (tables.scientific(name, name) for name in RECORDED)
     columns = (
-        tables.text("variant", "variant"),
-        tables.text("layer", "norm"),
-        tables.number("step", "step"),
-        *(tables.scientific(name, name) for name in ("activation", "gradient", "weight", "bias")),
-    )
+        tables.text("variant", "variant"), tables.text("layer", "norm"),
+        tables.number("step", "step"), *recorded,
+    )  # fmt: skip
     caption = "What each norm did in the first steps, means over seeds and learning rates."
     return tables.Table("layers", layers, columns, caption)
 
@@ -216,7 +205,8 @@ def check_table(results: Results) -> tables.Table | None:
     return conversion.output_table(rows, "The study's weights on its first validation images")
 
 
-def map_figure(results: Results) -> Figure:
+@arms.drawn("map", "Curves of mean average precision over epochs for the original and both modes.")
+def map_figure(results: Results) -> arms.Drawn:
     """The mAP against the epoch, a panel per learning rate."""
     history = results.history
     shown = [
@@ -227,44 +217,35 @@ def map_figure(results: Results) -> Figure:
         shown, "variant", results.levels("variant"), "validation mAP (%)", scale=100.0, height=2.3,
         look=LOOK, label=_name,
     )  # fmt: skip
-    return Figure(
-        figures.save(drawn, results.path / "figures", "map"),
-        f"mAP against the epoch. {figures.band_text(history, ['variant', 'lr'])}",
-        "Curves of mean average precision over epochs for the original and both modes.",
-    )
+    return drawn, f"mAP against the epoch. {figures.band_text(history, ['variant', 'lr'])}"
 
 
-@figures.styled
-def loss_figure(results: Results, watched: dict[str, dict[str, np.ndarray]]) -> Figure:
+@arms.drawn(
+    "step_loss", "Loss curves of mode A drawn over those of the original, and mode B's beside them."
+)
+def loss_figure(results: Results, watched: Watched) -> arms.Drawn:
     """Training loss of every step, seed by seed: mode A on top of the original."""
+    trials = results.trials.to_dict("records")
     rates = results.levels("lr")
     figure, axes = figures.panels(len(rates), height=2.3, sharey=True)
     for panel, rate in zip(axes, rates, strict=True):
-        trials = results.trials[results.trials["lr"] == rate]
         for variant in results.levels("variant"):
-            named = False
-            for trial in trials.loc[trials["variant"] == variant, "trial"]:
-                losses = watched.get(trial, {}).get("loss")
-                if losses is None:
-                    continue
-                panel.plot(
-                    np.arange(1, len(losses) + 1),
-                    losses,
-                    color="#aaaaaa" if variant == ORIGINAL else LOOK[variant].color,
-                    linewidth=2.6 if variant == ORIGINAL else 0.8,
-                    label=None if named else _name(variant),
-                )
-                named = True
+            wide = variant == ORIGINAL
+            color, width = ("#aaaaaa", 2.6) if wide else (LOOK[variant].color, 0.8)
+            mine = [row for row in trials if (row["lr"], row["variant"]) == (rate, variant)]
+            found = [watched.get(row["trial"], {}).get("loss") for row in mine]
+            for number, losses in enumerate(loss for loss in found if loss is not None):
+                name = None if number else _name(variant)
+                steps = np.arange(1, len(losses) + 1)
+                panel.plot(steps, losses, color=color, linewidth=width, label=name)
         panel.set_title(f"lr {tables.significant(rate)}", loc="left")
         panel.set_xlabel("step")
         panel.set_yscale("log")
     axes[0].set_ylabel("training loss (nats per pair)")
     figures.legend_below(figure, axes[0], len(VARIANTS))
-    return Figure(
-        figures.save(figure, results.path / "figures", "step_loss"),
+    return figure, (
         "Training loss of every step, a line per seed. Where the thin line of mode A runs inside "
-        "the wide grey one, the two losses are the same.",
-        "Loss curves of mode A drawn over those of the original, and mode B's beside them.",
+        "the wide grey one, the two losses are the same."
     )
 
 
@@ -275,28 +256,25 @@ def mechanism_figure(results: Results, layers: pd.DataFrame) -> Figure:
     last = int(layers["step"].max())
     for panel, (what, label) in zip(axes, PANELS.items(), strict=True):
         for variant in results.levels("variant"):
-            for step, line in ((1, "-"), (last, ":")):
+            color, mark, _ = LOOK[variant]
+            named: dict[str, Any] = {"marker": mark, "label": _name(variant)}
+            for step, line, more in ((1, "-", named), (last, ":", {})):
                 part = layers[(layers["variant"] == variant) & (layers["step"] == step)]
                 part = part[part[what] > 0].sort_values("place")
-                panel.plot(
-                    part["place"],
-                    part[what],
-                    line,
-                    color=LOOK[variant].color,
-                    marker=LOOK[variant].marker if step == 1 else None,
-                    linewidth=2.2 if variant == ORIGINAL else 1.1,
-                    label=_name(variant) if step == 1 else None,
-                )
+                width = 2.2 if variant == ORIGINAL else 1.1
+                panel.plot(part["place"], part[what], line, color=color, linewidth=width, **more)
         panel.set_yscale("log")
         panel.set_title(label, loc="left")
         figures.whole_numbers(panel, "norm, from the input on")
     figures.legend_below(figure, axes[0], len(VARIANTS))
-    return Figure(
-        figures.save(figure, results.path / "figures", "mechanism"),
+    caption = (
         f"Every norm in training, at step 1 (solid) and step {last} (dotted); means over seeds and "
-        "learning rates, logarithmic.",
-        "Standard deviation after each norm, gradient norm and norm weight for the three variants.",
+        "learning rates, logarithmic."
     )
+    alt = (
+        "Standard deviation after each norm, gradient norm and norm weight for the three variants."
+    )
+    return arms.saved(results, figure, "mechanism", caption, alt)
 
 
 def _name(variant: str) -> str:
@@ -309,7 +287,7 @@ def _sections(
     losses: pd.DataFrame,
     layers: pd.DataFrame,
     checked: tables.Table | None,
-    watched: dict[str, dict[str, np.ndarray]],
+    watched: Watched,
 ) -> list[Section | None]:
     numbers = table.numbers
     rows = pd.DataFrame() if checked is None else pd.DataFrame(results.study["data"]["check"])
@@ -323,20 +301,17 @@ def _sections(
         ),
         section("Formulas", answers.FORMULAS, *EQUATIONS, answers.NEGATIVE),
         section("In evaluation: the same logits", answers.evaluation(rows), checked),
-        section(
-            "In training: the same loss?",
-            answers.curves(losses),
-            loss_table(losses),
-            loss_figure(results, watched),
-        )
-        if any("loss" in found for found in watched.values())
-        else None,
-        None
-        if layers.empty
-        else section(
-            "What each mode does in training",
-            answers.mechanism(layers),
-            mechanism_figure(results, layers),
-        ),
+        section("In training: the same loss?", *_losses(results, losses, watched)),
+        section("What each mode does in training", *_mechanism(results, layers)),
         section("Limits", answers.limits(results, numbers)),
     ]
+
+
+def _losses(results: Results, losses: pd.DataFrame, watched: Watched) -> list[Block | str]:
+    if not any("loss" in found for found in watched.values()):
+        return []
+    return [answers.curves(losses), loss_table(losses), loss_figure(results, watched)]
+
+
+def _mechanism(results: Results, layers: pd.DataFrame) -> list[Block | str]:
+    return [] if layers.empty else [answers.mechanism(layers), mechanism_figure(results, layers)]
