@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,9 +27,15 @@ from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import Recipe
 
 
-def network(variant="layer4", stem="printed", train_stem=False, seed=0) -> nn.Module:
-    torch.manual_seed(seed)
-    model = resnet18(num_classes=10)
+@functools.cache
+def fresh() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet18(num_classes=10)
+
+
+def network(variant="layer4", stem="printed", train_stem=False) -> nn.Module:
+    model = copy.deepcopy(fresh())
+    torch.manual_seed(0)
     small_stem(model, stem)
     freeze(model, variant, train_stem=train_stem)
     return model
@@ -55,11 +64,11 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     ],
 )  # fmt: skip
 def test_parameters(variant, train_stem, trainable):
-    found = counts(network(variant, train_stem=train_stem))
+    model = network(variant, train_stem=train_stem)
+    found = counts(model)
     assert found["parameters"] == 11_173_962
     assert found["trainable_parameters"] == trainable
     assert found["frozen_parameters"] == 11_173_962 - trainable
-    model = network(variant, train_stem=train_stem)
     assert sum(p.numel() for p in trained_part(model).parameters()) == trainable
 
 
@@ -93,10 +102,7 @@ def test_a_digest_sees_one_flipped_bit():
     assert weights_digest(model) != weights and statistics_digest(model) == moving
     model.bn1.num_batches_tracked += 1
     assert statistics_digest(model) != moving
-
-
-def test_nothing_frozen_has_no_digest():
-    model = network("all")
+    model = network("all")  # nothing is frozen
     assert weights_digest(model) == statistics_digest(model) == ""
     assert not frozen_norms(model)
 
@@ -115,8 +121,7 @@ def test_frozen_norms_are_in_evaluation_mode_and_trained_ones_are_not():
 
 
 def test_the_order_of_freezing_and_replacing_matters():
-    torch.manual_seed(0)
-    model = resnet18(num_classes=10)
+    model = copy.deepcopy(fresh())
     freeze(model, "layer4")
     small_stem(model, "printed")
     assert model.conv1.weight.requires_grad
@@ -140,14 +145,12 @@ def test_the_averaged_kernel_answers_as_the_large_one_on_an_enlarged_image():
 
 
 def test_stems():
-    torch.manual_seed(0)
-    model = resnet18(num_classes=10)
-    old = model.conv1.weight.detach().clone()
+    model = copy.deepcopy(fresh())
     small_stem(model, "averaged", maxpool=False)
-    assert torch.equal(model.conv1.weight, averaged_kernel(old))
+    assert torch.equal(model.conv1.weight, averaged_kernel(fresh().conv1.weight.detach()))
     assert isinstance(model.maxpool, nn.Identity)
     assert model.conv1.stride == (1, 1) and model.conv1.padding == (1, 1)
     assert model.conv1.bias is None
-    printed, again = network(stem="printed"), network(stem="averaged")
-    assert not torch.equal(printed.conv1.weight, again.conv1.weight)
-    assert torch.equal(printed.fc.weight, again.fc.weight)  # comparisons share the rest
+    printed = network(stem="printed")
+    assert not torch.equal(printed.conv1.weight, model.conv1.weight)
+    assert torch.equal(printed.fc.weight, model.fc.weight)  # comparisons share the rest
