@@ -271,23 +271,21 @@ def test_duplicates_between_train_and_val(birds):
     assert said["duplicates"] == 1 and said["duplicate_examples"] == [list(pair)]
 
 
-def test_fingerprint_is_of_the_content(birds, tmp_path):
-    first = data_images.fingerprint(data_images.load(birds, 8))
+def test_a_description_holds_counts_and_a_fingerprint_of_the_content(birds, tmp_path):
+    said = data_images.describe(data_images.load(birds, 8), synthetic="drawn")
+    assert json.loads(json.dumps(said)) == said
+    assert said["kind"] == "synthetic" and said["description"] == "drawn"
+    counts = {
+        s: dict.fromkeys(("Hoopoe", "Indian Roller"), n) for s, n in (("train", 3), ("val", 2))
+    }
+    assert said["counts"] == counts
+    assert said["classes"] == ["Hoopoe", "Indian Roller"] and said["image_size"] == 8
+    assert said["skipped"] == [] and said["duplicates"] == 0
+    first = said["fingerprint"]
     copy = shutil.copytree(birds, tmp_path / "copy", copy_function=shutil.copy)
     assert data_images.fingerprint(data_images.load(copy, 16)) == first
     save(picture(5), copy / "val" / "Hoopoe" / "0.png")
     assert data_images.fingerprint(data_images.load(copy, 8)) != first
-
-
-def test_describe(birds):
-    said = data_images.describe(data_images.load(birds, 8), synthetic="drawn")
-    assert json.loads(json.dumps(said)) == said
-    assert said["kind"] == "synthetic" and said["description"] == "drawn"
-    counts = {split: dict.fromkeys(("Hoopoe", "Indian Roller"), n) for split, n in
-              (("train", 3), ("val", 2))}  # fmt: skip
-    assert said["counts"] == counts
-    assert said["classes"] == ["Hoopoe", "Indian Roller"] and said["image_size"] == 8
-    assert said["skipped"] == [] and said["duplicates"] == 0
 
 
 def test_a_part_of_a_set_reads_the_pixels_it_is_asked_for():

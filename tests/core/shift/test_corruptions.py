@@ -336,15 +336,11 @@ def test_own_pictures_serve_as_frost(tmp_path):
     images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
     ours = corrupt(images, "frost", 3, frost_dir=tmp_path)
     assert {int(value) for value in ours.unique()} == {int(0.4 * 40 * n) for n in range(5)}
-
-
-def test_small_images_get_every_fifth_pixel(tmp_path):
     picture = np.zeros((200, 200, 3), np.uint8)
-    picture[2::5, 2::5] = 100
+    picture[2::5, 2::5] = 100  # small images get every fifth pixel
     for number in range(5):
-        Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    black = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    assert (corrupt(black, "frost", 1, frost_dir=tmp_path) == 20).all()
+        save(Image.fromarray(picture), tmp_path / "dotted" / f"{number}.png")
+    assert (corrupt(images, "frost", 1, frost_dir=tmp_path / "dotted") == 20).all()
 
 
 def test_frost_folders_that_cannot_be_used(tmp_path):
