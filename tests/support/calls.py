@@ -63,6 +63,19 @@ def _options(options: dict) -> dict:
     return {"cwd": ROOT, "env": os.environ | environment, "text": True} | options
 
 
+def refusal(call: Callable, *arguments: object, **options) -> str:
+    """Return the sentence, of one line, with which a call refuses what a user gave."""
+    import pytest  # which workers need not load
+
+    from core.errors import UserError
+
+    with pytest.raises(UserError) as refused:
+        call(*arguments, **options)
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    return sentence
+
+
 def until(condition: Callable[[], object], seconds: float = 200) -> float:
     """Wait for a condition; return how long it took."""
     started = time.monotonic()

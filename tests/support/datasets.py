@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
@@ -72,6 +73,13 @@ def folder(root: Path, counts: dict[str, int], classes=("Hoopoe", "Indian Roller
             for k in range(counts[split]):
                 picture(100 * i + 10 * j + k).save(root / split / name / f"{k}.png")
     return root
+
+
+def photographs(root: Path, places: slice) -> torch.Tensor:
+    """Return the pictures at `places` of each class's folder, (N, 3, H, W) uint8."""
+    files = [file for folder in sorted(root.iterdir()) for file in sorted(folder.iterdir())[places]]
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
 def save(image: Image.Image, path: Path, **options) -> None:

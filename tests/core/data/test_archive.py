@@ -10,7 +10,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from core.data import archive as voc_archive
 from core.data import devkit, voc
-from core.errors import UserError
+from tests.support.calls import refusal
 from tests.support.datasets import pack, served
 
 
@@ -40,9 +40,8 @@ def test_a_published_archive_is_read_as_it_is(small, tmp_path):
     ids=lambda m: f"{m.name} {m.linkname}",
 )  # fmt: skip
 def test_an_archive_that_reaches_outside_is_refused_whole(small, tmp_path, bad):
-    archive = pack(small, tmp_path / "bad.tar", bad)
-    with pytest.raises(UserError, match=r"bad\.tar: .*refused"):
-        voc.load(archive, 8)
+    told = refusal(voc.load, pack(small, tmp_path / "bad.tar", bad), 8)
+    assert "bad.tar: " in told and "refused" in told
     assert not list((tmp_path / "cache").rglob("*.xml"))
     assert not list(tmp_path.rglob("escaped"))
 
@@ -50,8 +49,7 @@ def test_an_archive_that_reaches_outside_is_refused_whole(small, tmp_path, bad):
 def test_a_cut_archive_is_refused(small, tmp_path):
     archive = pack(small, tmp_path / "cut.tar")
     archive.write_bytes(archive.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"cut\.tar"):
-        voc.load(archive, 8)
+    assert "cut.tar" in refusal(voc.load, archive, 8)
 
 
 @pytest.fixture
@@ -71,25 +69,22 @@ def published(small, tmp_path, monkeypatch):
 
 
 def test_a_download_is_checked_and_unpacked(published, tmp_path):
-    voc_archive.download(tmp_path / "there")
-    assert voc.load(tmp_path / "there", 8)["val"].files == ("VOCdevkit/VOC2012/JPEGImages/c.jpg",)
-    voc_archive.download(tmp_path / "there")  # a second time there is nothing to do
-
-
-def test_a_download_that_is_not_the_archive_is_refused(published, tmp_path):
-    published["md5"] = "0" * 32
-    with pytest.raises(UserError, match=r"VOC\.tar is not the published archive"):
-        voc_archive.download(tmp_path / "there")
-    assert not (tmp_path / "there/VOCdevkit").exists()
+    there = tmp_path / "there"
+    right, published["md5"] = published["md5"], "0" * 32
+    told = refusal(voc_archive.download, there)
+    assert "VOC.tar is not the published archive" in told
+    assert not (there / "VOCdevkit").exists()
+    published["md5"] = right
+    voc_archive.download(there)
+    assert voc.load(there, 8)["val"].files == ("VOCdevkit/VOC2012/JPEGImages/c.jpg",)
+    voc_archive.download(there)  # a second time there is nothing to do
 
 
 def test_a_download_without_a_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"cannot be reached.*VOCtrainval_11-May-2012\.tar else"):
-        voc_archive.download(tmp_path / "there")
-    with pytest.raises(UserError, match="year=1999"):
-        voc_archive.download(tmp_path / "there", "1999")
+    told = refusal(voc_archive.download, tmp_path / "there")
+    assert "cannot be reached" in told and "VOCtrainval_11-May-2012.tar else" in told
+    assert "year=1999" in refusal(voc_archive.download, tmp_path / "there", "1999")

@@ -39,13 +39,10 @@ def test_equals_the_reference(flip, padding):
         assert torch.equal(found, reference(x, seed, flip, padding))
 
 
-def test_each_image_gets_its_own_draws():
+def test_each_image_gets_its_own_draws_and_about_half_is_mirrored():
     x = images(n=1).expand(200, -1, -1, -1)
     distinct = {image.numpy().tobytes() for image in augment(x, generator(), padding=2)}
     assert 40 < len(distinct) <= 2 * 5 * 5  # mirrored or not, five shifts each way
-
-
-def test_about_half_is_mirrored():
     x = images(n=2000, h=2, w=3)
     mirrored = (augment(x, generator(), padding=0) != x).flatten(1).any(1)
     assert 900 < int(mirrored.sum()) < 1100
@@ -62,9 +59,9 @@ def test_all_shifts_are_equally_likely():
 
 def test_input_stays_and_nothing_to_do_is_free():
     x = images()
-    before = x.clone()
     augment(x, generator(), padding=3)
-    assert torch.equal(x, before)
+    normalise(x)
+    assert torch.equal(x, images())
     assert augment(x, generator(), flip=False, padding=0) is x
 
 
@@ -103,33 +100,14 @@ def test_padding_out_of_range(padding):
 
 def test_normalise_equals_the_formula():
     x = images()
-    expected = (x.double().numpy() / 255 - np.array(MEAN)[:, None, None]) / np.array(STD)[
-        :, None, None
-    ]
+    mean, std = (np.array(value)[:, None, None] for value in (MEAN, STD))
     found = normalise(x)
     assert found.dtype == torch.float32 and found.is_contiguous()
-    assert np.abs(found.double().numpy() - expected).max() < 1e-6
-
-
-def test_normalise_own_statistics():
-    x = images()
-    assert torch.allclose(
-        normalise(x, mean=(0, 0, 0), std=(1, 1, 1)), x.float() / 255, rtol=1e-6, atol=0
-    )
-
-
-def test_normalise_channels_last():
-    x = images()
-    found = normalise(x, channels_last=True)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, normalise(x))
-
-
-def test_normalise_leaves_its_input():
-    x = images()
-    before = x.clone()
-    normalise(x)
-    assert torch.equal(x, before)
+    assert np.abs(found.double().numpy() - (x.double().numpy() / 255 - mean) / std).max() < 1e-6
+    own = normalise(x, mean=(0, 0, 0), std=(1, 1, 1))
+    assert torch.allclose(own, x.float() / 255, rtol=1e-6, atol=0)
+    last = normalise(x, channels_last=True)
+    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, found)
 
 
 @pytest.mark.gpu

@@ -6,10 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,21 +14,8 @@ from PIL import Image
 
 from core.data import decoding, folders
 from core.data import images as data_images
-from core.errors import UserError
-from tests.support.calls import ROOT
+from tests.support.calls import python, refusal, start
 from tests.support.datasets import folder, picture, save
-
-pytestmark = pytest.mark.usefixtures("cache")
-
-
-def refusal(root: Path, **options) -> str:
-    """Return the one sentence with which the data are refused."""
-    with pytest.raises(UserError) as error:
-        data_images.load(root, 8, **options)
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
 
 # --- what comes out ---
 
@@ -51,13 +35,11 @@ def test_pixels_labels_and_order(birds):
         with Image.open(birds / path) as original:
             expected = original.resize((8, 8), Image.Resampling.BILINEAR)
         assert np.array_equal(image, np.asarray(expected).transpose(2, 0, 1))
-
-
-def test_images_are_mapped_and_read_only(birds):
-    images = data_images.load(birds, 8)["train"].images
-    assert isinstance(images, np.memmap)
+    for image, digest in zip(train.images, train.digests, strict=True):
+        assert hashlib.sha256(image.tobytes()).hexdigest()[:32] == digest
+    assert isinstance(train.images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
-        images[0, 0, 0, 0] = 1
+        train.images[0, 0, 0, 0] = 1
 
 
 def test_real_photos_with_test_in_place_of_val(shared_data):
@@ -146,19 +128,11 @@ def test_class_names_match_across_splits(tmp_path):
     sets = data_images.load(root, 8)
     assert sets["val"].classes == ("House Crow", "Red-Wattled Lapwing", "x")
     assert sets["val"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert [path.split("/")[1] for path in sets["val"].files[::2]] == [
-        "house_crow",
-        "red wattled-lapwing",
-        "X",
-    ]
-
-
-@pytest.mark.parametrize(
-    "name", ["Red Wattled Lapwing", "red-wattled-lapwing", "RED_WATTLED LAPWING"]
-)
-def test_match_class(name):
+    found = [path.split("/")[1] for path in sets["val"].files[::2]]
+    assert found == ["house_crow", "red wattled-lapwing", "X"]
     classes = ("Hoopoe", "Red-Wattled Lapwing", "White-Breasted Waterhen")
-    assert folders.match_class(name, classes) == "Red-Wattled Lapwing"
+    for name in ("Red Wattled Lapwing", "red-wattled-lapwing", "RED_WATTLED LAPWING"):
+        assert folders.match_class(name, classes) == "Red-Wattled Lapwing"
     assert folders.match_class("White Breasted Kingfisher", classes) is None
 
 
@@ -174,24 +148,17 @@ def test_limit_is_balanced_and_deterministic(tmp_path):
     assert set(fewer.files) < set(some.files)
     assert list(some.files) == sorted(some.files)
     assert len(data_images.load(root, 8, limit={"train": 99, "val": None})["train"]) == 18
-
-
-def test_limit_tops_up_from_larger_classes(tmp_path):
-    root = folder(tmp_path / "birds", {"train": 5, "val": 1}, ("a", "b"))
-    for k in range(4):
+    for k in range(5):
         (root / "train" / "a" / f"{k}.png").unlink()
-    some = data_images.load(root, 8, limit={"train": 5})["train"]
-    assert Counter(some.labels.tolist()) == {0: 1, 1: 4}
+    some = data_images.load(root, 8, limit={"train": 9})["train"]  # topped up from larger classes
+    assert Counter(some.labels.tolist()) == {0: 1, 1: 4, 2: 4}
 
 
-def test_limit_comes_before_decoding(birds, cache):
+def test_limit_comes_before_decoding_and_is_an_image_of_each_class(birds, cache):
     data_images.load(birds, 8, limit={"train": 2, "val": 2})
-    sizes = [len(np.load(path)) for path in (cache / "images").glob("*.npy")]
-    assert sizes == [2, 2]
-
-
-def test_limit_below_one_image_of_each_class(birds):
-    assert "--set train_images=1: at least 2" in refusal(birds, limit={"train": 1})
+    assert [len(np.load(path)) for path in (cache / "images").glob("*.npy")] == [2, 2]
+    told = refusal(data_images.load, birds, 8, limit={"train": 1})
+    assert "--set train_images=1: at least 2" in told
 
 
 # --- cache ---
@@ -199,7 +166,8 @@ def test_limit_below_one_image_of_each_class(birds):
 
 def test_cache_is_used_and_never_in_the_data_root(birds, cache):
     before = sorted(birds.rglob("*"))
-    data_images.load(birds, 8)
+    first = data_images.load(birds, 8)["train"].images
+    assert data_images.load(birds, 8)["train"].images is first  # opened once per process
     assert sorted(birds.rglob("*")) == before
     arrays = {path: path.stat().st_mtime_ns for path in (cache / "images").glob("*.npy")}
     assert len(arrays) == 2
@@ -207,10 +175,6 @@ def test_cache_is_used_and_never_in_the_data_root(birds, cache):
     data_images.load(birds, 8)
     assert {path: path.stat().st_mtime_ns for path in (cache / "images").glob("*.npy")} == arrays
     assert not list(cache.rglob("*.tmp"))
-
-
-def test_open_once_per_process(birds):
-    assert data_images.load(birds, 8)["train"].images is data_images.load(birds, 8)["train"].images
 
 
 def test_cache_key_follows_content_time_size_and_root(birds, tmp_path):
@@ -232,7 +196,7 @@ def test_damaged_cache_is_named(birds, cache):
     decoding._open.cache_clear()
     for path in (cache / "images").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:-10])
-    assert "is damaged" in refusal(birds)
+    assert "is damaged" in refusal(data_images.load, birds, 8)
 
 
 def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
@@ -254,7 +218,7 @@ def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
 def test_cache_that_cannot_be_written(birds, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "file" / "cache"))
-    text = refusal(birds)
+    text = refusal(data_images.load, birds, 8)
     assert "cannot write the cache" in text and "LABTUNE_CACHE" in text
 
 
@@ -272,9 +236,7 @@ except UserError as e:
 
 
 def test_full_disk(birds, cache):
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, birds], capture_output=True, text=True, cwd=ROOT
-    )
+    done = python("-c", LIMITED, birds)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cannot write the cache") and "disk full" in done.stdout
     assert not list(cache.rglob("*.tmp")) and not list(cache.rglob("*.npy"))
@@ -289,10 +251,7 @@ print(images.fingerprint(sets), int(sets["train"].images.sum(dtype="uint64")))
 
 
 def test_processes_that_build_at_once_agree(birds):
-    command = [sys.executable, "-c", SEVERAL, str(birds)]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)
-    ]
+    running = [start("-c", SEVERAL, birds) for _ in range(3)]
     said = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(said) == 1 and said.pop().startswith("sha256:")
@@ -312,31 +271,21 @@ def test_duplicates_between_train_and_val(birds):
     assert said["duplicates"] == 1 and said["duplicate_examples"] == [list(pair)]
 
 
-def test_fingerprint_is_of_the_content(birds, tmp_path):
-    first = data_images.fingerprint(data_images.load(birds, 8))
+def test_a_description_holds_counts_and_a_fingerprint_of_the_content(birds, tmp_path):
+    said = data_images.describe(data_images.load(birds, 8), synthetic="drawn")
+    assert json.loads(json.dumps(said)) == said
+    assert said["kind"] == "synthetic" and said["description"] == "drawn"
+    counts = {
+        s: dict.fromkeys(("Hoopoe", "Indian Roller"), n) for s, n in (("train", 3), ("val", 2))
+    }
+    assert said["counts"] == counts
+    assert said["classes"] == ["Hoopoe", "Indian Roller"] and said["image_size"] == 8
+    assert said["skipped"] == [] and said["duplicates"] == 0
+    first = said["fingerprint"]
     copy = shutil.copytree(birds, tmp_path / "copy", copy_function=shutil.copy)
     assert data_images.fingerprint(data_images.load(copy, 16)) == first
     save(picture(5), copy / "val" / "Hoopoe" / "0.png")
     assert data_images.fingerprint(data_images.load(copy, 8)) != first
-
-
-def test_describe(birds):
-    said = data_images.describe(data_images.load(birds, 8), synthetic="drawn")
-    assert json.loads(json.dumps(said)) == said
-    assert said["kind"] == "synthetic" and said["description"] == "drawn"
-    assert said["counts"] == {
-        "train": {"Hoopoe": 3, "Indian Roller": 3},
-        "val": {"Hoopoe": 2, "Indian Roller": 2},
-    }
-    assert said["classes"] == ["Hoopoe", "Indian Roller"] and said["image_size"] == 8
-    assert said["skipped"] == [] and said["duplicates"] == 0
-
-
-def test_digests_are_of_the_pixels(birds):
-    train = data_images.load(birds, 8)["train"]
-    for image, digest in zip(train.images, train.digests, strict=True):
-        assert hashlib.sha256(image.tobytes()).hexdigest().startswith(digest)
-        assert len(digest) == 32
 
 
 def test_a_part_of_a_set_reads_the_pixels_it_is_asked_for():

@@ -1,4 +1,4 @@
-"""Data in Pascal VOC's layout: the real photographs, a generated devkit, and what goes wrong."""
+"""Data in Pascal VOC's layout: the real photographs, small devkits, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -11,13 +11,30 @@ import pytest
 from PIL import Image
 
 from core.data import annotations, devkit, voc
-from core.data.synthetic import scenes
-from core.errors import UserError
+from tests.support.calls import refusal
 from tests.support.datasets import BOX, pack, thing, write
 
+CAT, DOG = (annotations.VOC_CLASSES.index(name) for name in ("cat", "dog"))
 
-def label(name: str) -> int:
-    return annotations.VOC_CLASSES.index(name)
+
+def read(root: Path) -> devkit.Devkit:
+    """Read a devkit, whatever this process has read in its place before."""
+    devkit._read_devkit.cache_clear()
+    return devkit.read_devkit(root)
+
+
+def listed(kit: Path, **lists: str) -> None:
+    """Write lists: `train` of train.txt, `cat_val` of a class's list."""
+    for name, text in lists.items():
+        (kit / f"ImageSets/Main/{name}.txt").write_text(text)
+
+
+def annotate(kit: Path, image: str, *objects: str) -> None:
+    (kit / f"Annotations/{image}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+
+
+def paths(kit: devkit.Devkit, split: str = "train") -> list[str]:
+    return [file.path.removeprefix("JPEGImages/") for file in kit.files[split]]
 
 
 # --- what is read ---
@@ -25,26 +42,20 @@ def label(name: str) -> int:
 
 def test_labels_of_the_real_photographs(shared_data):
     expected = pd.read_csv(shared_data.parent / "reference" / "voc-labels.csv", index_col="image")
+    folder = shared_data / "VOCdevkit" / "VOC2012"
     sets = voc.load(shared_data / "VOCdevkit", 16)
     assert tuple(expected.columns) == sets["train"].classes == annotations.VOC_CLASSES
     seen = []
-    for s in sets.values():
-        for file, row in zip(s.files, s.labels, strict=True):
-            seen.append(Path(file).stem)
-            assert row.tolist() == expected.loc[seen[-1]].tolist(), file
-            assert (shared_data / "VOCdevkit" / file).is_file()
-    assert sorted(seen) == sorted(expected.index)  # each image once
-
-
-def test_labels_of_the_real_photographs_are_those_of_their_lists(shared_data):
-    folder = shared_data / "VOCdevkit" / "VOC2012"
-    kit = devkit.read_devkit(folder)
-    for split in ("train", "val"):
-        labels = voc.labels_of(kit.boxes[split], 20)
-        for c, name in enumerate(kit.classes):
+    for split, s in sets.items():
+        names = [Path(file).stem for file in s.files]
+        assert s.labels.tolist() == expected.loc[names].to_numpy().tolist()
+        assert all((shared_data / "VOCdevkit" / file).is_file() for file in s.files)
+        for name, labels in zip(s.classes, s.labels.T, strict=True):  # as their own lists say
             lines = (folder / "ImageSets/Main" / f"{name}_{split}.txt").read_text().split()
             told = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
-            assert labels[:, c].tolist() == [told[Path(f.path).stem] for f in kit.files[split]]
+            assert labels.tolist() == [told[n] for n in names]
+        seen += names
+    assert sorted(seen) == sorted(expected.index)  # each image once
 
 
 @pytest.mark.parametrize(
@@ -52,98 +63,71 @@ def test_labels_of_the_real_photographs_are_those_of_their_lists(shared_data):
 )
 def test_difficult_objects_by_option(small, difficult, dogs):
     sets = voc.load(small, 8, difficult=difficult)
-    assert sets["train"].labels[:, label("dog")].tolist() == dogs
-    assert sets["train"].labels[:, label("cat")].tolist() == [1, -1]
-    assert sets["val"].labels[0, label("cat")] == 1  # without the field: not difficult
+    assert sets["train"].labels[:, DOG].tolist() == dogs
+    assert sets["train"].labels[:, CAT].tolist() == [1, -1]
+    assert sets["val"].labels[0, CAT] == 1  # without the field: not difficult
     assert sets["train"].labels.dtype == np.int8
+    assert sets["train"].boxes[0][1] == devkit.Box(DOG, (1, 2, 9, 8), True)
 
 
-def test_boxes_are_kept(small):
-    box = voc.load(small, 8)["train"].boxes[0][1]
-    assert box == devkit.Box(label("dog"), (1, 2, 9, 8), True)
-
-
-def test_an_image_listed_twice_is_there_once(small):
-    (small / "ImageSets/Main/train.txt").write_text("b\r\na\r\nb\r\n\r\n")
-    assert voc.load(small, 8)["train"].files == ("JPEGImages/a.jpg", "JPEGImages/b.jpg")
-
-
-def test_a_root_may_lie_above(small):
-    for root, inside in (
-        (small, ""),
-        (small.parent, "VOC2012/"),
-        (small.parents[1], "kit/VOC2012/"),
+def test_a_root_may_lie_above_and_nothing_is_written_into_it(small):
+    before = sorted((p, p.stat().st_mtime_ns) for p in small.rglob("*"))
+    for root, inside in zip(
+        (small, *small.parents[:2]), ("", "VOC2012/", "kit/VOC2012/"), strict=True
     ):
         s = voc.load(root, 8)["train"]
         assert s.files[0] == f"{inside}JPEGImages/a.jpg" and (root / s.files[0]).is_file()
+    assert sorted((p, p.stat().st_mtime_ns) for p in small.rglob("*")) == before
 
 
-def test_of_two_years_one_must_be_named(small):
-    shutil.copytree(small, small.parent / "VOC2007")
-    with pytest.raises(UserError, match=r"VOC2007, VOC2012.*--set year="):
-        voc.load(small.parent, 8)
-    assert voc.load(small.parent, 8, year="2007")["val"].files == ("VOC2007/JPEGImages/c.jpg",)
-    with pytest.raises(UserError, match=r"year=2010.*VOC2007, VOC2012"):
-        voc.load(small.parent, 8, year="2010")
+def test_of_two_years_or_devkits_one_must_be_named(small):
+    above, root = small.parents[:2]
+    shutil.copytree(above, root / "copy")
+    two = "2 devkits (copy/VOC2012, kit/VOC2012): give one"
+    assert two in refusal(voc.load, root, 8)
+    assert "2 devkits" in refusal(voc.load, root, 8, year="2012")
+    shutil.copytree(small, above / "VOC2007")
+    told = refusal(voc.load, above, 8)
+    assert "VOC2007, VOC2012" in told and "--set year=" in told
+    assert voc.load(above, 8, year="2007")["val"].files == ("VOC2007/JPEGImages/c.jpg",)
+    told = refusal(voc.load, above, 8, year="2010")
+    assert "year=2010" in told and "VOC2007, VOC2012" in told
 
 
-def test_of_two_devkits_one_must_be_given(small):
-    shutil.copytree(small.parent, small.parents[1] / "copy")
-    with pytest.raises(UserError, match=r"2 devkits \(copy/VOC2012, kit/VOC2012\): give one"):
-        voc.load(small.parents[1], 8)
-    with pytest.raises(UserError, match="2 devkits"):
-        voc.load(small.parents[1], 8, year="2012")
-
-
-def test_a_data_set_with_classes_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
-    images = {
-        "a": [thing("helmet"), thing("vest")],
-        "b": [thing("helmet", 1)],
-        "c": [thing("vest")],
-    }
+def test_a_data_set_with_classes_of_its_own(tmp_path):
+    helmet, vest = thing("helmet"), thing("vest")
+    images = {"a": [helmet, vest], "b": [thing("helmet", 1)], "c": [vest]}
     kit = write(tmp_path / "site", images, {"train": ["a", "b"], "val": ["c"]})
-    sets = voc.load(kit, 8)
-    assert sets["train"].classes == ("helmet", "vest")
-    assert sets["train"].labels.tolist() == [[1, 1], [0, -1]]
+    train = voc.load(kit, 8)["train"]
+    assert train.classes == ("helmet", "vest") and train.labels.tolist() == [[1, 1], [0, -1]]
     (kit / "classes.txt").write_text("vest\nhelmet\n")
-    devkit._read_devkit.cache_clear()
+    assert read(kit).classes == ("vest", "helmet")
     assert voc.load(kit, 8)["train"].labels.tolist() == [[1, 1], [-1, 0]]
 
 
 def test_lists_per_class_name_the_classes(small):
-    for name in ("cat", "dog", "cow"):
-        for split in ("train", "val"):
-            (small / "ImageSets/Main" / f"{name}_{split}.txt").write_text("")
-    with pytest.raises(UserError, match=r"no training example of cow in train\.txt"):
-        voc.load(small, 8)
+    listed(small, **{f"{c}_{s}": "" for c in ("cat", "dog", "cow") for s in ("train", "val")})
+    assert "no training example of cow in train.txt" in refusal(voc.load, small, 8)
     assert voc.load(small, 8, untrained="keep")["train"].classes == ("cat", "cow", "dog")
 
 
 def test_vocs_own_classes_may_lack_examples(small):
     sets = voc.load(small, 8)
     assert sets["train"].classes == annotations.VOC_CLASSES
-    described = voc.describe(sets, devkit.read_devkit(small), None)
+    described = voc.describe(sets, read(small), None)
     assert "aeroplane" in described["untrained"] and "aeroplane" in described["notes"][0]
-    with pytest.raises(UserError, match="no training example of aeroplane"):
-        voc.load(small, 8, untrained="refuse")
-
-
-def test_nothing_is_written_into_the_root(small):
-    before = sorted((p, p.stat().st_mtime_ns) for p in small.rglob("*"))
-    voc.load(small, 8)
-    assert sorted((p, p.stat().st_mtime_ns) for p in small.rglob("*")) == before
+    told = refusal(voc.load, small, 8, untrained="refuse")
+    assert "no training example of aeroplane" in told
 
 
 def test_a_description_holds_no_path_and_tells_labels_apart(small):
-    kit = devkit.read_devkit(small)
-    described = [
-        voc.describe(voc.load(small, 8, difficult=d), kit, None) for d in ("ignore", "positive")
-    ]
-    assert described[0]["fingerprint"] != described[1]["fingerprint"]
-    assert str(small.parent) not in str(described)
-    assert described[0]["counts"]["train"]["dog"] == 1
-    assert described[0]["difficult_counts"]["train"]["dog"] == 1
+    first, second = (
+        voc.describe(voc.load(small, 8, difficult=d), read(small), None)
+        for d in ("ignore", "positive")
+    )
+    assert first["fingerprint"] != second["fingerprint"]
+    assert str(small.parent) not in str((first, second))
+    assert first["counts"]["train"]["dog"] == first["difficult_counts"]["train"]["dog"] == 1
 
 
 # --- what is refused ---
@@ -170,83 +154,87 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_annotation_is_one_sentence_with_its_path(generated, tmp_path, kind):
-    root = shutil.copytree(generated, tmp_path / "set")
+def test_a_bad_annotation_is_one_sentence_with_its_path(small, kind):
+    listed(small, **{f"{c}_{s}": "" for c in ("cat", "dog") for s in ("train", "val")})
     content, told = BAD[kind]
-    path = root / scenes.FOLDER / "Annotations" / "synthetic_000003.xml"
-    path.write_text(content)
-    with pytest.raises(UserError) as error:
-        devkit.read_devkit(root)
-    text = str(error.value)
-    assert str(path) in text and told in text and "\n" not in text
+    (small / "Annotations/a.xml").write_text(content)
+    text = refusal(devkit.read_devkit, small)
+    assert f"{small / 'Annotations/a.xml'} (" in text and told in text
 
 
 def test_all_bad_annotations_are_told_at_once(small):
     (small / "Annotations/a.xml").write_text("")
     (small / "Annotations/c.xml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"a\.xml \(empty\).*c\.xml \(.*--skip-broken"):
-        devkit.read_devkit(small)
-
-
-def test_a_listed_image_that_is_missing(small):
-    (small / "ImageSets/Main/val.txt").write_text("c\nnowhere\n")
-    with pytest.raises(UserError, match=r"val\.txt names nowhere: no such image"):
-        devkit.read_devkit(small)
+    text = refusal(devkit.read_devkit, small)
+    assert all(words in text for words in ("a.xml (empty)", "c.xml (", "--skip-broken"))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("split", "content", "told"),
     [
-        ("", "is empty"),
-        ("../../secret\n", "without folder and ending"),
-        ("a\nc\n", "c in both train.txt and val.txt"),
-        ("\x00\n", "without folder and ending"),
+        ("train", "", "is empty"),
+        ("train", "../../secret\n", "without folder and ending"),
+        ("train", "\x00\n", "without folder and ending"),
+        ("train", "a\nc\n", "c in both train.txt and val.txt"),
+        ("train", "a\nb\n'c.jpg'\n", "c in both train.txt and val.txt"),
+        ("val", "c\nnowhere\n", "val.txt names nowhere: no such image"),
+        ("train", "a\nb 1\n", "train.txt names b 1: no such image"),  # and not b
+        ("train", "a\nb 7\n", "train.txt names b 7: no such image"),
     ],
 )
-def test_a_list_that_cannot_be_used(small, content, told):
-    (small / "ImageSets/Main/train.txt").write_text(content)
-    with pytest.raises(UserError, match=told):
-        devkit.read_devkit(small)
+def test_a_list_that_cannot_be_used(small, split, content, told):
+    listed(small, **{split: content})
+    assert told in refusal(devkit.read_devkit, small)
 
 
 def test_folders_and_lists_that_are_missing(small, tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        voc.load(tmp_path / "nowhere", 8)
-    with pytest.raises(UserError, match="neither a folder nor a tar archive"):
-        voc.load(small / "JPEGImages/a.jpg", 8)
     (tmp_path / "void").mkdir()
-    with pytest.raises(UserError, match="no ImageSets/Main/"):
-        voc.load(tmp_path / "void", 8)
+    for root, told in (
+        (tmp_path / "nowhere", "does not exist"),
+        (small / "JPEGImages/a.jpg", "neither a folder nor a tar archive"),
+        (tmp_path / "void", "no ImageSets/Main/"),
+    ):
+        assert told in refusal(voc.load, root, 8)
     (small / "ImageSets/Main/val.txt").unlink()
-    with pytest.raises(UserError, match=r"val\.txt is missing"):
-        voc.load(small, 8)
+    assert "val.txt is missing" in refusal(voc.load, small, 8)
     shutil.rmtree(small / "Annotations")
-    with pytest.raises(UserError, match="no folder Annotations"):
-        voc.load(small, 8)
+    assert "no folder Annotations" in refusal(voc.load, small, 8)
 
 
 def test_nothing_to_score_is_refused(small):
-    (small / "Annotations/c.xml").write_text(f"<annotation>{thing('dog', 1)}</annotation>")
-    with pytest.raises(UserError, match=r"no image in val\.txt has an object that counts"):
-        voc.load(small, 8)
+    annotate(small, "c", thing("dog", 1))
+    assert "no image in val.txt has an object that counts" in refusal(voc.load, small, 8)
 
 
 def test_broken_photographs_are_named_or_left_out(small):
     (small / "JPEGImages/b.jpg").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"1 of 3 images cannot be read: JPEGImages/b\.jpg"):
-        voc.load(small, 8)
+    told = refusal(voc.load, small, 8)
+    assert "1 of 3 images cannot be read: JPEGImages/b.jpg" in told
     left = voc.load(small, 8, skip_broken=True)["train"]
     assert left.files == ("JPEGImages/a.jpg",) and left.skipped == ("JPEGImages/b.jpg",)
-    assert left.labels[0, label("cat")] == 1 and len(left.labels) == len(left.boxes) == 1
+    assert left.labels[0, CAT] == 1 and len(left.labels) == len(left.boxes) == 1
+
+
+def test_what_cannot_be_read_is_left_out_on_request(small):
+    (small / "Annotations/a.xml").write_text("")
+    listed(small, val="c\nnowhere\n")
+    for _ in range(2):
+        refusal(voc.load, small, 8)
+        sets = voc.load(small, 8, skip_broken=True)
+    assert sets["train"].files == ("JPEGImages/b.jpg",)
+    assert sets["train"].skipped == ("Annotations/a.xml",)
+    assert sets["val"].skipped == ("JPEGImages/nowhere",)
+    skipped = voc.describe(sets, devkit.read_devkit(small, None, True), None)["skipped"]
+    assert skipped == ["Annotations/a.xml", "JPEGImages/nowhere"]
 
 
 # --- as programs write them ---
 
 
 def test_apple_double_files_are_no_lists(small, tmp_path):
-    for split in ("train", "val"):
-        (small / f"ImageSets/Main/._{split}.txt").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
-    (small / "JPEGImages/._a.jpg").write_bytes(b"\0\5\x16\7")
+    double = b"\0\5\x16\7\0\2\0\0Mac OS X"
+    for name in ("ImageSets/Main/._train.txt", "ImageSets/Main/._val.txt", "JPEGImages/._a.jpg"):
+        (small / name).write_bytes(double)
     (small.parent / "__MACOSX/VOC2012/ImageSets/Main").mkdir(parents=True)
     for root in (small.parent, pack(small, tmp_path / "mac.tar")):
         assert voc.load(root, 8)["train"].classes == annotations.VOC_CLASSES
@@ -260,32 +248,16 @@ LISTS = {
     "columns": ("a,1\nb;0\n", '"c","d"\n'),
     "annotations beside": ("JPEGImages/a.jpg Annotations/a.xml\nb\tx\n", "c.jpg c.xml\n"),
     "mark": ("\ufeffa\r\nb\r\n", "c\r\n\r\n"),
+    "twice": ("b\r\na\r\nb\r\n\r\n", "c\nc"),
 }
 
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_lists_as_programs_write_them(small, kind):
-    for split, text in zip(("train", "val"), LISTS[kind], strict=True):
-        (small / f"ImageSets/Main/{split}.txt").write_text(text)
+    listed(small, **dict(zip(("train", "val"), LISTS[kind], strict=True)))
     kit = devkit.read_devkit(small)
-    assert [[f.path for f in kit.files[s]] for s in ("train", "val")] == [
-        ["JPEGImages/a.jpg", "JPEGImages/b.jpg"],
-        ["JPEGImages/c.jpg"],
-    ]
+    assert (paths(kit), paths(kit, "val")) == (["a.jpg", "b.jpg"], ["c.jpg"])
     assert [len(boxes) for boxes in kit.boxes["train"]] == [2, 3] and not kit.notes
-
-
-@pytest.mark.parametrize("text", ["a\nb 1\n", "a\nb 7\n"])
-def test_a_missing_image_is_not_taken_for_another(small, text):
-    (small / "ImageSets/Main/train.txt").write_text(text)
-    with pytest.raises(UserError, match=r"train\.txt names b \d: no such image"):
-        devkit.read_devkit(small)
-
-
-def test_an_image_in_both_lists_is_found_however_they_write_it(small):
-    (small / "ImageSets/Main/train.txt").write_text("a\nb\n'c.jpg'\n")
-    with pytest.raises(UserError, match=r"c in both train\.txt and val\.txt"):
-        devkit.read_devkit(small)
 
 
 def test_names_with_accents_and_spaces(tmp_path):
@@ -295,25 +267,19 @@ def test_names_with_accents_and_spaces(tmp_path):
     lists = {"train": [composed, "my photo 1", "w"], "val": ["v.1"]}
     kit = devkit.read_devkit(write(tmp_path / "kit", images, lists))
     assert kit.classes == (f"{composed} au lait", "tea")
-    files = [f"JPEGImages/{split}.jpg", "JPEGImages/my photo 1.jpg", "JPEGImages/w.jpg"]
-    assert [f.path for f in kit.files["train"]] == files
+    assert paths(kit) == [f"{split}.jpg", "my photo 1.jpg", "w.jpg"]
     assert [len(boxes) for boxes in kit.boxes["train"]] == [1, 1, 1]
 
 
 def test_other_lists_name_no_classes(small):
-    main = small / "ImageSets/Main"
-    for split, names in (("train", "a\nb\n"), ("val", "c\n")):
-        signed = "".join(f"{n} -1\n" for n in names.split())
-        (main / f"fold1_{split}.txt").write_text(names)
-        (main / f"background_{split}.txt").write_text(signed)
+    listed(small, fold1_train="a\nb\n", fold1_val="c\n")
+    listed(small, background_train="a -1\nb -1\n", background_val="c -1\n")
     kit = devkit.read_devkit(small)
     assert kit.classes == annotations.VOC_CLASSES
     assert kit.notes == ("background is listed as a class, but no object is called so: it is none",)
-    for split, names in (("train", "a b"), ("val", "c")):
-        for name in ("cat", "dog"):
-            (main / f"{name}_{split}.txt").write_text("".join(f"{n}  1\n" for n in names.split()))
-    devkit._read_devkit.cache_clear()
-    assert devkit.read_devkit(small).classes == ("cat", "dog")
+    for name in ("cat", "dog"):
+        listed(small, **{f"{name}_train": "a  1\nb  1\n", f"{name}_val": "c  1\n"})
+    assert read(small).classes == ("cat", "dog")
 
 
 FLAGS = {
@@ -324,17 +290,15 @@ FLAGS = {
 
 @pytest.mark.parametrize(("text", "difficult"), [(t, d) for d, ts in FLAGS.items() for t in ts])
 def test_difficult_as_programs_write_it(small, text, difficult):
-    content = f"<annotation>{thing('cat')}{thing('dog', text)}</annotation>"
-    (small / "Annotations/a.xml").write_text(content)
+    annotate(small, "a", thing("cat"), thing("dog", text))
     box = devkit.read_devkit(small).boxes["train"][0][1]
-    assert box == devkit.Box(label("dog"), (1, 2, 9, 8), difficult)
+    assert box == devkit.Box(DOG, (1, 2, 9, 8), difficult)
 
 
 def test_boxes_the_wrong_way_round_are_turned_and_counted(small):
-    box = BOX.replace("1", "19").replace("2", "18")
-    (small / "Annotations/a.xml").write_text(f"<annotation>{thing('cat', 0, box)}</annotation>")
+    annotate(small, "a", thing("cat", 0, BOX.replace("1", "19").replace("2", "18")))
     kit = devkit.read_devkit(small)
-    assert kit.boxes["train"][0] == (devkit.Box(label("cat"), (9, 8, 19, 18), False),)
+    assert kit.boxes["train"][0] == (devkit.Box(CAT, (9, 8, 19, 18), False),)
     assert kit.notes == ("boxes that ended before they started were turned round: 1 (a.xml)",)
 
 
@@ -345,67 +309,43 @@ def test_images_without_annotation_show_nothing_and_are_counted(small):
     told = "images without annotation count as showing none of the classes: 1 of 3 (a)"
     assert told in voc.describe(sets, kit, None)["notes"]
     for name in ("cat", "dog"):  # a part of the annotations was lost: the lists know better
-        (small / f"ImageSets/Main/{name}_train.txt").write_text("a  1\nb -1\n")
-        (small / f"ImageSets/Main/{name}_val.txt").write_text("c -1\n")
-    devkit._read_devkit.cache_clear()
-    with pytest.raises(UserError, match=r"a\.xml \(missing, though the list of a class"):
-        devkit.read_devkit(small)
+        listed(small, **{f"{name}_train": "a  1\nb -1\n", f"{name}_val": "c -1\n"})
+    assert "a.xml (missing, though the list of a class" in refusal(read, small)
     for path in (small / "Annotations").iterdir():
         path.rename(small / path.name)
     for path in (small / "ImageSets/Main").glob("*_*"):
         path.unlink()
-    devkit._read_devkit.cache_clear()
-    with pytest.raises(UserError, match="no annotation of any listed image in it"):
-        devkit.read_devkit(small)
-
-
-def test_what_cannot_be_read_is_left_out_on_request(small):
-    (small / "Annotations/a.xml").write_text("")
-    (small / "ImageSets/Main/val.txt").write_text("c\nnowhere\n")
-    for _ in range(2):
-        with pytest.raises(UserError):
-            voc.load(small, 8)
-        sets = voc.load(small, 8, skip_broken=True)
-    assert sets["train"].files == ("JPEGImages/b.jpg",)
-    assert sets["train"].skipped == ("Annotations/a.xml",)
-    assert sets["val"].skipped == ("JPEGImages/nowhere",)
-    skipped = voc.describe(sets, devkit.read_devkit(small, None, True), None)["skipped"]
-    assert skipped == ["Annotations/a.xml", "JPEGImages/nowhere"]
+    assert "no annotation of any listed image in it" in refusal(read, small)
 
 
 def test_of_several_files_with_one_name_the_photograph_counts(small):
-    Image.new("RGB", (12, 10)).save(small / "JPEGImages/a.bmp")
     (small / "JPEGImages/b.jpg").rename(small / "JPEGImages/b.JPEG")
-    Image.new("RGB", (12, 10)).save(small / "JPEGImages/b.PNG")
+    for name in ("a.bmp", "b.PNG"):
+        Image.new("RGB", (12, 10)).save(small / "JPEGImages" / name)
     kit = devkit.read_devkit(small)
-    assert [f.path for f in kit.files["train"]] == ["JPEGImages/a.jpg", "JPEGImages/b.JPEG"]
+    assert paths(kit) == ["a.jpg", "b.JPEG"]
     (told,) = kit.notes
     assert told.endswith("counts: a.jpg (not a.bmp), b.JPEG (not b.PNG)")
 
 
 def test_an_image_with_another_ending_is_told_so(small):
     (small / "JPEGImages/b.jpg").rename(small / "JPEGImages/b.gif")
-    with pytest.raises(UserError, match=r"names b \(there is b\.gif, no image by its ending\)"):
-        devkit.read_devkit(small)
+    told = refusal(devkit.read_devkit, small)
+    assert "names b (there is b.gif, no image by its ending)" in told
 
 
 @pytest.mark.parametrize("names", [("raccoon", "Raccoon"), ("tree frog", "tree-frog")])
 def test_two_spellings_of_a_class_are_refused(tmp_path, names):
-    images = {"a": [thing(names[0])], "b": [thing(names[1])], "c": [thing(names[0])]}
+    images = {image: [thing(names[image == "b"])] for image in "abc"}
     kit = write(tmp_path / "kit", images, {"train": ["a", "b"], "val": ["c"]})
-    with pytest.raises(
-        UserError, match=r"Annotations/\w\.xml \(.*are the same class name"
-    ) as error:
-        devkit.read_devkit(kit)
-    assert all(name in str(error.value) for name in names)
+    told = refusal(read, kit)
+    assert "Annotations/" in told and "are the same class name" in told
+    assert all(name in told for name in names)
     (kit / "classes.txt").write_text("\n".join(names))
-    devkit._read_devkit.cache_clear()
-    with pytest.raises(UserError, match="are the same class name but for case"):
-        devkit.read_devkit(kit)
+    assert "are the same class name but for case" in refusal(read, kit)
 
 
-def test_a_class_on_every_image_is_told(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
+def test_a_class_on_every_image_is_told(tmp_path):
     images = {name: [thing("raccoon", int(name == "b"))] for name in "abcd"}
     kit = write(tmp_path / "kit", images, {"train": ["a", "b"], "val": ["c", "d"]})
     notes = voc.describe(voc.load(kit, 8), devkit.read_devkit(kit), None)["notes"]

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import scipy
 import torch
+from scipy.spatial.distance import cdist
 
 from core.data import small
-from core.errors import UserError
 from core.generation import copies, quality
 from core.generation import features as sample_features
 from core.generation.features import quantised, scaled, yardsticks
 from core.generation.quality import balance, frechet, moments, nearest, prdc
+from tests.support.calls import refusal
+from tests.support.datasets import photographs
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -52,49 +54,33 @@ def test_frechet_by_hand_and_its_symmetry():
     a = torch.tensor([[0.0], [2.0]])  # mean 1, variance 2
     b = torch.tensor([[1.0], [5.0]])  # mean 3, variance 8
     expected = (1 - 3) ** 2 + (math.sqrt(2) - math.sqrt(8)) ** 2
-    assert frechet(moments(a), moments(b)) == pytest.approx(expected, rel=1e-12)
-    assert frechet(moments(b), moments(a)) == pytest.approx(expected, rel=1e-12)
+    for one, two in ((a, b), (b, a)):
+        assert frechet(moments(one), moments(two)) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="at least 2"):
         moments(a[:1])
 
 
 def naive_prdc(real: np.ndarray, made: np.ndarray, k: int) -> dict[str, float]:
-    def gap(x, y):
-        return math.sqrt(sum((float(p) - float(q)) ** 2 for p, q in zip(x, y, strict=True)))
-
-    def radius(points, i):
-        others = sorted(gap(points[i], points[j]) for j in range(len(points)) if j != i)
-        return others[k - 1]
-
-    real_radii = [radius(real, i) for i in range(len(real))]
-    made_radii = [radius(made, i) for i in range(len(made))]
-    precision = density = recall = coverage = 0.0
-    for point in made:
-        inside = sum(gap(point, r) < radius for r, radius in zip(real, real_radii, strict=True))
-        precision += inside > 0
-        density += inside / k
-    for r, radius_ in zip(real, real_radii, strict=True):
-        recall += any(gap(r, m) < radius for m, radius in zip(made, made_radii, strict=True))
-        coverage += any(gap(r, m) < radius_ for m in made)
+    """The definitions, each from scipy's table of all distances at once."""
+    radii, made_radii = (np.sort(cdist(x, x))[:, k] for x in (real, made))  # the first is itself
+    gaps = cdist(real, made)
+    inside = gaps < radii[:, None]
     return {
-        "precision": precision / len(made),
-        "recall": recall / len(real),
-        "density": density / len(made),
-        "coverage": coverage / len(real),
+        "precision": inside.any(0).mean(),
+        "recall": (gaps < made_radii).any(1).mean(),
+        "density": inside.sum(0).mean() / k,
+        "coverage": inside.any(1).mean(),
     }
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(30, 30, 5), (41, 23, 3), (12, 40, 1)])
-def test_precision_recall_density_coverage_equal_naive_loops(n, m, k, monkeypatch):
+def test_precision_recall_density_coverage_equal_the_definitions(n, m, k, monkeypatch):
     monkeypatch.setattr(quality, "_ROWS", 7)  # several parts, the last one smaller
     real, made = features(n, 4, 5), features(m, 4, 6, 0.5)
     expected = naive_prdc(real.numpy(), made.numpy(), k)
     found = prdc(real, made, k)
     assert found == pytest.approx(expected, abs=1e-12)
     assert found["precision"] > 0 and found["coverage"] > 0
-
-
-def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="more than 5"):
         prdc(features(5, 3, 0), features(9, 3, 1))
 
@@ -120,10 +106,7 @@ def test_nearest_images_equal_a_naive_search(monkeypatch):
         assert found.index[i].tolist() == order[:2].tolist()
         assert found.distance[i].tolist() == pytest.approx([gaps[j] for j in order[:2]], rel=1e-5)
     assert found.distance[3, 0] == 0
-
-
-def test_pixels_survive_the_way_to_the_network_and_back():
-    every = torch.arange(256, dtype=torch.uint8)
+    every = torch.arange(256, dtype=torch.uint8)  # pixels survive the way to a network and back
     assert torch.equal(quantised(scaled(every)), every)
     assert scaled(every).min() == -1 and scaled(every).max() == 1
 
@@ -148,12 +131,10 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(sample_features, "_LEAST_STEPS", 30)
 
 
-def reference(quick, count: int = 24) -> sample_features.Reference:
-    train, labels = squares(48, 0)
-    held_out, held_out_labels = squares(40, 1)
+def reference() -> sample_features.Reference:
     return sample_features.Reference(
-        train, labels, held_out, held_out_labels, 2,
-        flip=False, count=count, neighbours=3, fingerprint="squares",
+        *squares(48, 0), *squares(40, 1), 2,
+        flip=False, count=24, neighbours=3, fingerprint="squares",
     )  # fmt: skip
 
 
@@ -170,24 +151,19 @@ def test_the_classifier_is_the_same_each_time_and_leaves_no_trace(quick):
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
 
 
-def test_the_spread_of_real_features_is_one(quick):
-    found = reference(quick)
-    seen, _ = found.classifier.look(found.train)
-    assert seen.double().var(0).sum().item() == pytest.approx(1, rel=1e-4)
-
-
 def test_the_cache_is_used_and_a_damaged_one_is_told(quick, tmp_path, monkeypatch):
-    first = reference(quick)
+    first = reference()
+    seen, _ = first.classifier.look(first.train)  # the spread of real features is one
+    assert seen.double().var(0).sum().item() == pytest.approx(1, rel=1e-4)
     monkeypatch.setattr(sample_features, "train_classifier", None)  # would raise if called
-    assert reference(quick).digest == first.digest
+    assert reference().digest == first.digest
     (file,) = (tmp_path / "cache" / "classifiers").glob("*.pt")
     file.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="delete it and run"):
-        reference(quick)
+    assert "delete it and run" in refusal(reference)
 
 
 def test_yardsticks_order_real_images_before_noise(quick):
-    found = yardsticks(reference(quick))
+    found = yardsticks(reference())
     assert set(found) == {"held_out", "copies", "noise"}
     assert found["held_out"]["frechet"] < found["noise"]["frechet"] / 4
     assert found["copies"]["copies"] == 1 and found["noise"]["copies"] == 0
@@ -195,21 +171,22 @@ def test_yardsticks_order_real_images_before_noise(quick):
 
 
 def test_foreign_inception_weights_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no weights at"):
-        sample_features.inception(tmp_path / "none.pt")
+    assert "no weights at" in refusal(sample_features.inception, tmp_path / "none.pt")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="not the state dict"):
-        sample_features.inception(tmp_path / "other.pt")
+    assert "not the state dict" in refusal(sample_features.inception, tmp_path / "other.pt")
 
 
-def test_inception_sees_pixels_from_minus_one_to_one(tmp_path):
+def test_inception_sees_grey_and_coloured_pixels_from_minus_one_to_one(tmp_path):
     """What its weights were trained on; ImageNet's normalisation would give -2.1 to 2.6."""
     from torch.nn.modules.module import register_module_forward_pre_hook
     from torchvision.models import inception_v3
 
+    torch.manual_seed(0)
     network = inception_v3(weights=None, aux_logits=True, init_weights=False)
     torch.save(network.state_dict(), tmp_path / "inception.pt")
     look = sample_features.inception(tmp_path / "inception.pt")
+    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    grey[0], grey[1] = 0, 255
     seen = []
 
     def watch(module, inputs):
@@ -218,25 +195,13 @@ def test_inception_sees_pixels_from_minus_one_to_one(tmp_path):
 
     hook = register_module_forward_pre_hook(watch)
     try:
-        look(torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 8, 8))
+        found = look(grey)
     finally:
         hook.remove()
-    first = seen[0]  # what the first layer got: a black and a white image
-    assert first.shape == (2, 3, 299, 299)
-    torch.testing.assert_close(first[0], torch.full_like(first[0], -1))
-    torch.testing.assert_close(first[1], torch.full_like(first[1], 1))
-
-
-@pytest.mark.slow
-def test_inception_features_of_grey_and_coloured_images(tmp_path):
-    from torchvision.models import inception_v3
-
-    torch.manual_seed(0)
-    network = inception_v3(weights=None, aux_logits=True, init_weights=False)
-    torch.save(network.state_dict(), tmp_path / "inception.pt")
-    look = sample_features.inception(tmp_path / "inception.pt")
-    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    found = look(grey)
+    black, white, _ = seen[0]  # what the first layer got
+    assert black.shape == (3, 299, 299)
+    torch.testing.assert_close(black, torch.full_like(black, -1))
+    torch.testing.assert_close(white, torch.full_like(white, 1))
     assert found.shape == (3, 2048) and found.isfinite().all()
     torch.testing.assert_close(look(grey.expand(-1, 3, -1, -1)), found)
     some = found[:, :64]  # all 2,048 would take a minute
@@ -246,38 +211,20 @@ def test_inception_features_of_grey_and_coloured_images(tmp_path):
 # --- the check for copies ---
 
 
-@pytest.fixture(scope="module")
-def photographs(shared_data) -> dict[str, torch.Tensor]:
-    """Return 32 px photographs: 4,000 to copy from, 1,000 for the threshold, 1,000 unseen."""
-    from PIL import Image
-
-    def read(split: str, places: range) -> torch.Tensor:
-        files = [
-            file
-            for folder in sorted((shared_data / "cifar10" / split).iterdir())
-            for file in sorted(folder.iterdir())[places.start : places.stop]
-        ]
-        pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-
-    return {
-        "train": read("train", range(400)),
-        "held_out": read("test", range(100)),
-        "unseen": read("test", range(100, 200)),
-    }
-
-
 @pytest.mark.slow
-def test_planted_copies_of_photographs_are_found_and_unseen_ones_are_not(photographs):
-    check = copies.CopyCheck(photographs["train"])
-    limit = copies.threshold(check.ratios(photographs["held_out"]))
-    for kind, images in copies.plant(photographs["train"]).items():
+def test_planted_copies_of_photographs_are_found_and_unseen_ones_are_not(shared_data):
+    """Of 32 px: 2,000 to copy from, 1,000 for the threshold, 1,000 unseen."""
+    train = photographs(shared_data / "cifar10" / "train", slice(200))
+    test = shared_data / "cifar10" / "test"
+    check = copies.CopyCheck(train)
+    limit = copies.threshold(check.ratios(photographs(test, slice(100))))
+    for kind, images in copies.plant(train).items():
         assert len(images) == 100
         assert int((check.ratios(images) < limit).sum()) >= 90, kind
     # Shifts of another kind than `plant` makes: up and to the left, wrapped around.
-    rolled = photographs["train"][::40].roll((-2, -2), (2, 3))
+    rolled = train[::20].roll((-2, -2), (2, 3))
     assert int((check.ratios(rolled) < limit).sum()) >= 90
-    assert int((check.ratios(photographs["unseen"]) < limit).sum()) <= 10
+    assert int((check.ratios(photographs(test, slice(100, 200))) < limit).sum()) <= 10
 
 
 def test_planted_copies_of_the_embedded_digits():

@@ -8,11 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.layers import kernels
-from core.layers.norms import (
-    NORMS,
-    BatchNorm,
-)
-from tests.core.layers.test_norms import assert_same, make_input, one_thread, results  # noqa: F401
+from core.layers.norms import NORMS, BatchNorm
+from tests.core.layers.test_norms import assert_same, make_input, results
 
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 

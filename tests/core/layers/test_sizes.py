@@ -14,6 +14,16 @@ from core.models.small_cnn import SmallCNN
 small = st.integers(1, 5)
 
 
+def agrees(layer: nn.Module, size: tuple[int, int]) -> None:
+    try:
+        made = tuple(layer(torch.zeros(1, 1, *size)).shape[2:])
+    except RuntimeError:  # the kernel does not fit
+        with pytest.raises(ValueError, match="does not fit"):
+            expected(layer, size)
+        return
+    assert expected(layer, size) == made
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
@@ -23,14 +33,7 @@ small = st.integers(1, 5)
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
 )
 def test_random_convolutions(size, kernel, stride, padding, dilation):
-    layer = nn.Conv2d(1, 1, kernel, stride, padding, dilation)
-    try:
-        made = tuple(layer(torch.zeros(1, 1, *size)).shape[2:])
-    except RuntimeError:  # the kernel does not fit
-        with pytest.raises(ValueError, match="does not fit"):
-            expected(layer, size)
-        return
-    assert expected(layer, size) == made
+    agrees(nn.Conv2d(1, 1, kernel, stride, padding, dilation), size)
 
 
 @settings(max_examples=150, deadline=None)
@@ -45,29 +48,18 @@ def test_random_convolutions(size, kernel, stride, padding, dilation):
 def test_random_pools(kind, size, kernel, stride, share, ceil_mode):
     padding = min(share, kernel // 2)
     pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
-    layer = pool(kernel, stride, padding, ceil_mode=ceil_mode)
-    try:
-        made = tuple(layer(torch.zeros(1, 1, size, size)).shape[2:])
-    except RuntimeError:
-        with pytest.raises(ValueError, match="does not fit"):
-            expected(layer, (size, size))
-        return
-    assert expected(layer, (size, size)) == made
+    agrees(pool(kernel, stride, padding, ceil_mode=ceil_mode), (size, size))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("kernel", [1, 2, 5])
 def test_padding_by_name(padding, kernel):
-    layer = nn.Conv2d(1, 1, kernel, padding=padding, dilation=2)
-    assert expected(layer, (12, 13)) == tuple(layer(torch.zeros(1, 1, 12, 13)).shape[2:])
+    agrees(nn.Conv2d(1, 1, kernel, padding=padding, dilation=2), (12, 13))
 
 
-def test_the_labs_formulas():
+def test_the_labs_formulas_and_network():
     assert convolved(32, 5) == 32 + 2 * 0 - 5 + 1
     assert convolved(224, 7, 2, 3) == (224 + 6 - 7) // 2 + 1 == 112
-
-
-def test_the_labs_network():
     rows = layer_sizes(SmallCNN("listing"), (3, 32, 32))
     shapes = {row.name: row.output for row in rows}
     assert shapes["conv1"] == (6, 28, 28) and shapes["conv2"] == (16, 10, 10)

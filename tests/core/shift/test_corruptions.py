@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from scipy.ndimage import correlate1d, gaussian_filter
 
-from core.errors import UserError
 from core.shift import blurs, corruptions, frost, weather
 from core.shift import draws as corruptions_draws
 from core.shift.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from tests.support.calls import refusal
+from tests.support.datasets import photographs, save
 
 FIXED = ("defocus_blur", "zoom_blur", "brightness")
 # draws of a fixed seed, as first written down: results keep their meaning between versions
@@ -38,9 +39,7 @@ def reference(shared_data: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def photos(shared_data: Path) -> torch.Tensor:
     """Return the 2,000 photos of the reference's statistics, (2000, 3, 32, 32)."""
-    classes = sorted((shared_data / "cifar10" / "test").iterdir())
-    files = [file for folder in classes for file in sorted(folder.iterdir())[:200]]
-    return tensor(np.stack([np.asarray(Image.open(file)) for file in files]))
+    return photographs(shared_data / "cifar10" / "test", slice(200))
 
 
 def tensor(images: np.ndarray) -> torch.Tensor:
@@ -92,15 +91,13 @@ def test_drawn_corruptions_have_the_reference_statistics(shared_data, photos, na
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_drawn_corruptions_have_the_reference_sharpness(reference, shared_data, name):
-    clean = tensor(reference["clean"])
+    clean, frost_dir = tensor(reference["clean"]), shared_data / "frost"
     for severity in SEVERITIES:
-        ours = torch.stack(
-            [corrupt(clean, name, severity, s, frost_dir=shared_data / "frost") for s in range(8)]
-        )
+        draws = [corrupt(clean, name, severity, s, frost_dir=frost_dir) for s in range(8)]
+        ours = sharpness(torch.stack(draws))
         theirs = sharpness(tensor(reference[name][severity - 1]))
-        mean, spread = sharpness(ours).mean(0), sharpness(ours).std(0)
-        error = (spread.square().sum() * (1 + 1 / 8)).sqrt() / len(clean)
-        assert abs(mean.mean() - theirs.mean()) < 4 * error + 0.002 * theirs.mean(), severity
+        error = (ours.std(0).square().sum() * (1 + 1 / 8)).sqrt() / len(clean)
+        assert abs(ours.mean() - theirs.mean()) < 4 * error + 0.002 * theirs.mean(), severity
 
 
 def sharpness(images: torch.Tensor) -> torch.Tensor:
@@ -185,9 +182,7 @@ def test_fog_is_midpoint_displacement(side, decay):
             for i in range(count):
                 for j in range(count):
                     y, x = i * step, j * step
-                    corners = [
-                        field[a % side, b % side] for a in (y, y + step) for b in (x, x + step)
-                    ]
+                    corners = field[np.ix_((y, (y + step) % side), (x, (x + step) % side))]
                     field[y + half, x + half] = np.mean(corners) + noise[0, i, j]
             for i in range(count):
                 for j in range(count):
@@ -258,10 +253,9 @@ def test_draws_are_the_same_on_every_machine():
     keys = corruptions_draws.keys_of(12, [0, 10**12], 2, "snow", 4)
     assert keys.tolist() == KEYS
     assert corruptions_draws.field(keys, 5).tolist() == FIELD
-    assert torch.equal(corruptions_draws.field(keys, 9)[:, :5], corruptions_draws.field(keys, 5))
-    assert torch.equal(
-        corruptions_draws.field(keys, 9)[:, 4:8], corruptions_draws.field(keys, 4, 1)
-    )
+    nine = corruptions_draws.field(keys, 9)
+    assert torch.equal(nine[:, :5], corruptions_draws.field(keys, 5))
+    assert torch.equal(nine[:, 4:8], corruptions_draws.field(keys, 4, 1))
 
 
 def test_draws_are_uniform_and_independent():
@@ -291,41 +285,30 @@ def test_a_gpu_makes_the_same_images(name):
 @pytest.mark.parametrize("shape", [(32, 47), (100, 64), (130, 201)])
 def test_any_size_from_32_pixels_on(name, shape):
     images = made_up(2, *shape)
+    before = images.clone()
     for severity in (1, 5):
         result = corrupt(images, name, severity)
         assert result.shape == images.shape and result.dtype == torch.uint8
         assert not torch.equal(result, images)
-
-
-def test_no_images_give_no_images():
-    assert corrupt(made_up(1)[:0], "snow", 1).shape == (0, 3, 32, 32)
-
-
-def test_the_source_is_left_alone():
-    images = made_up(3)
-    before = images.clone()
-    for name in CORRUPTIONS:
-        corrupt(images, name, 4)
-    assert torch.equal(images, before)
+        assert torch.equal(images, before)
+    assert corrupt(images[:0], name, 1).shape == (0, 3, *shape)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((made_up(1), "rain", 1), "'rain': choose from defocus_blur, glass_blur, .* brightness"),
+        ((made_up(1), "rain", 1), f"'rain': choose from {', '.join(CORRUPTIONS)}"),
         ((made_up(1), "fog", 0), "severity must be 1, 2, 3, 4 or 5, got 0"),
         ((made_up(1), "fog", 6), "got 6"),
         ((made_up(1)[:, :, 1:], "fog", 1), "at least 32 x 32 pixels, got 32 x 31"),
         ((made_up(1).float(), "fog", 1), "uint8"),
-        ((made_up(1)[:, :2], "fog", 1), r"\(N, 3, H, W\)"),
+        ((made_up(1)[:, :2], "fog", 1), "(N, 3, H, W)"),
         ((made_up(2), "fog", 1, 0, [1]), "2 whole numbers"),
         ((made_up(2), "fog", 1, 0, [0.5, 1]), "whole numbers"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):
-    with pytest.raises(UserError, match=message) as caught:
-        corrupt(*arguments)
-    assert "\n" not in str(caught.value)
+    assert message in refusal(corrupt, *arguments)
 
 
 # --- frost ---
@@ -353,25 +336,20 @@ def test_own_pictures_serve_as_frost(tmp_path):
     images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
     ours = corrupt(images, "frost", 3, frost_dir=tmp_path)
     assert {int(value) for value in ours.unique()} == {int(0.4 * 40 * n) for n in range(5)}
-
-
-def test_small_images_get_every_fifth_pixel(tmp_path):
     picture = np.zeros((200, 200, 3), np.uint8)
-    picture[2::5, 2::5] = 100
+    picture[2::5, 2::5] = 100  # small images get every fifth pixel
     for number in range(5):
-        Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    assert (
-        corrupt(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), "frost", 1, frost_dir=tmp_path) == 20
-    ).all()
+        save(Image.fromarray(picture), tmp_path / "dotted" / f"{number}.png")
+    assert (corrupt(images, "frost", 1, frost_dir=tmp_path / "dotted") == 20).all()
 
 
 def test_frost_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
-        corrupt(made_up(1), "frost", 1, frost_dir=tmp_path / "none")
+    def told() -> str:
+        return refusal(corrupt, made_up(1), "frost", 1, frost_dir=tmp_path / "own")
+
+    assert "is not a folder" in told()
     for number in range(4):
-        Image.new("RGB", (99, 99)).save(tmp_path / f"{number}.png")
-    with pytest.raises(UserError, match="has 4 pictures where 5 are needed"):
-        corrupt(made_up(1), "frost", 1, frost_dir=tmp_path)
-    (tmp_path / "9.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"9\.jpg cannot be read"):
-        corrupt(made_up(1), "frost", 1, frost_dir=tmp_path)
+        save(Image.new("RGB", (99, 99)), tmp_path / "own" / f"{number}.png")
+    assert "has 4 pictures where 5 are needed" in told()
+    (tmp_path / "own" / "9.jpg").write_bytes(b"no picture")
+    assert "9.jpg cannot be read" in told()

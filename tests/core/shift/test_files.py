@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.errors import UserError
 from core.shift.corruptions import SEVERITIES, corrupt
 from core.shift.files import imagenet_c_root, read_cifar_c, write_cifar_c, write_imagenet_c
+from tests.support.calls import refusal
 
 
 def photos(count: int) -> torch.Tensor:
@@ -30,13 +30,8 @@ def test_an_array_has_the_severities_one_after_the_other(tmp_path):
         assert torch.equal(read, expected)
         assert torch.equal(numbers, labels)
 
-
-def test_a_second_corruption_must_have_the_same_labels(tmp_path):
-    made = [photos(2)] * 5
-    write_cifar_c(tmp_path, "fog", made, torch.tensor([0, 1]))
-    write_cifar_c(tmp_path, "snow", made, torch.tensor([0, 1]))
-    with pytest.raises(UserError, match="other labels"):
-        write_cifar_c(tmp_path, "frost", made, torch.tensor([1, 1]))
+    write_cifar_c(tmp_path, "snow", made, labels)
+    assert "other labels" in refusal(write_cifar_c, tmp_path, "frost", made, labels.flip(0))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +39,7 @@ def test_a_second_corruption_must_have_the_same_labels(tmp_path):
     [
         (np.zeros((9, 32, 32, 3), np.uint8), np.zeros(9, int), "multiple of 5"),
         (np.zeros((10, 32, 32, 3), np.uint8), np.zeros(5, int), "10 rows"),
-        (np.zeros((10, 3, 32, 32), np.uint8), np.zeros(10, int), r"\(5 N, H, W, 3\)"),
+        (np.zeros((10, 3, 32, 32), np.uint8), np.zeros(10, int), "(5 N, H, W, 3)"),
         (np.zeros((10, 32, 32, 3)), np.zeros(10, int), "uint8"),
         (np.zeros((10, 32, 32, 3), np.uint8), np.zeros(10), "whole numbers"),
     ],
@@ -52,19 +47,13 @@ def test_a_second_corruption_must_have_the_same_labels(tmp_path):
 def test_arrays_of_another_form_are_refused(tmp_path, rows, labels, message):
     np.save(tmp_path / "fog.npy", rows)
     np.save(tmp_path / "labels.npy", labels)
-    with pytest.raises(UserError, match=message):
-        read_cifar_c(tmp_path, "fog", 1)
+    assert message in refusal(read_cifar_c, tmp_path, "fog", 1)
 
 
-def test_nothing_is_unpickled(tmp_path):
+def test_a_missing_array_is_named_and_nothing_is_unpickled(tmp_path):
+    assert "fog.npy is missing" in refusal(read_cifar_c, tmp_path, "fog", 1)
     np.save(tmp_path / "fog.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_cifar_c(tmp_path, "fog", 1)
-
-
-def test_a_missing_array_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"fog\.npy is missing"):
-        read_cifar_c(tmp_path, "fog", 1)
+    assert "cannot be read" in refusal(read_cifar_c, tmp_path, "fog", 1)
 
 
 def test_folders_hold_jpeg_files_of_quality_85(tmp_path):
@@ -82,14 +71,11 @@ def test_folders_hold_jpeg_files_of_quality_85(tmp_path):
 
 
 def test_names_that_would_collide_are_refused(tmp_path):
-    with pytest.raises(UserError, match="of its own"):
-        write_imagenet_c(tmp_path, "snow", 1, photos(2), ["a/x.png", "a/x.jpg"])
-    with pytest.raises(UserError, match="<class>/<file>"):
-        write_imagenet_c(tmp_path, "snow", 1, photos(1), ["../x.png"])
+    for names, told in ((["a/x.png", "a/x.jpg"], "of its own"), (["../x.png"], "<class>/<file>")):
+        assert told in refusal(write_imagenet_c, tmp_path, "snow", 1, photos(len(names)), names)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "snow" / "1").mkdir(parents=True)
     for severity in (1, 2):
-        with pytest.raises(UserError, match="ImageNet-C"):
-            imagenet_c_root(tmp_path, "snow", severity)
+        assert "ImageNet-C" in refusal(imagenet_c_root, tmp_path, "snow", severity)
