@@ -16,10 +16,8 @@ import pytest
 
 from analysis import watch
 from analysis.results import snapshot as watch_snapshot
-from core.study.command import command_line
-from tests.support.calls import ROOT, TOY, start, until
+from tests.support.calls import ROOT, TOY, start, toy, until
 from tests.support.running import HERE, NOW, begin, declare, drive, end, line_with, shown
-from tests.support.toy import study as toy_study
 
 
 def test_several_studies(tmp_path, monkeypatch, capsys):
@@ -75,9 +73,7 @@ def test_bad_options_are_one_sentence(tmp_path, capsys):
 
 
 def test_a_study_of_the_engine(tmp_path, capsys):
-    kinds = "kind=train,raise,diverge"
-    command = ["--local", "--results-dir", str(tmp_path), "--seeds", "1", "--set", kinds]
-    assert command_line(toy_study, command) == 1
+    assert toy(tmp_path, "--seeds", "1", "--set", "kind=train,raise,diverge") == 1
     capsys.readouterr()
     folder = tmp_path / "toy" / "demo"
     assert watch.main([str(tmp_path), "--once"]) == 0

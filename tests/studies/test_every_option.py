@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
@@ -22,11 +21,10 @@ from core.storage.files import read_json
 from core.study.command import command_line
 from core.study.options import Options
 from tests.studies.test_every_setting import STUDIES
-from tests.support.calls import ROOT
-from tests.support.datasets import served
-from tests.support.toy import study as toy
+from tests.support import datasets
+from tests.support.calls import ROOT, toy
+from tests.support.datasets import served, thing, write
 
-SMOKE = ["--local", "--smoke", "--seeds", "1"]
 TINY = {
     "norms": "norm=bn n=1 image_size=8 train_images=none val_images=none epochs=1 batch_size=4",
     "adaptation": "corruption=fog severity=1 images=4 num_bn_updates=1 batch_size=2 WEIGHTS",
@@ -41,81 +39,44 @@ TINY = {
 PART = {"adaptation": "severity", "cifar": "resnet18", "generation": "small", "norms": "norms"}
 
 
-def words(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
-def options() -> list[str]:
-    """Return every option of every command."""
-    names = {field.name for field in dataclasses.fields(Options)}
+def test_every_option_of_every_command_is_run_by_a_test():
+    commands = [Options, *(c.Options for c in (browse, gradcam, hand_in, import_scores, watch))]
+    fields = [field for command in commands for field in dataclasses.fields(command)]
+    names = {field.name for field in fields if "Positional" not in str(field.type)}
     for study in STUDIES.values():
         names |= {*study.settings.flags, *study.settings.actions}
-    for command in (browse, gradcam, hand_in, import_scores, watch):
-        for field in dataclasses.fields(command.Options):
-            if "Positional" not in str(field.type):
-                names.add(field.name)
-    return sorted(words(name) for name in names)
-
-
-@pytest.mark.parametrize("option", options())
-def test_an_option_is_run_by_a_test(option):
-    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
-    assert any(re.search(rf"[\"' ]--(no-)?{option[2:]}[\"' =]", text) for text in texts)
+    texts = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    run = {name.replace("-", "_") for name in re.findall(r"[\"' ]--(?:no-)?([\w-]+)[\"' =]", texts)}
+    assert names - run == set()
 
 
 def test_slot_cores(tmp_path):
-    arguments = ["--local", "--seeds", "1", "--set", "epochs=1", "--slot-cores", "2"]
-    assert command_line(toy, [*arguments, "--results-dir", str(tmp_path)]) == 0
+    assert toy(tmp_path, "--seeds", "1", "--set", "epochs=1", "--slot-cores", "2") == 0
     assert read_json(tmp_path / "toy" / "demo" / "study.json")["slots"]["cores"] == 2
 
 
 # --- data of one's own ---
 
 
-def photos(folder: Path, *, broken: bool = False) -> Path:
-    """Write an image folder of two classes: four images each to train on, four to validate."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in ("Cattle Egret", "ruff"):
-            place = folder / split / name
-            place.mkdir(parents=True)
-            for number in range(4):
-                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / f"{number}.png")
-    if broken:
-        (folder / "train" / "ruff" / "-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-        (folder / "val" / "ruff" / "-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    return folder
-
-
-def kit(folder: Path, year: str = "VOC2012") -> Path:
+def kit(root: Path, year: str = "VOC2012") -> Path:
     """Write a devkit of two classes: twelve images to train on, eight to validate."""
-    root = folder / "VOCdevkit" / year
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / name).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 8)):
-        stems = [f"{split}{number}" for number in range(count)]
-        for number, stem in enumerate(stems):
-            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "JPEGImages" / f"{stem}.jpg")
-            box = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
-            (root / "Annotations" / f"{stem}.xml").write_text(
-                f"<annotation><filename>{stem}.jpg</filename><object>"
-                f"<name>{('cat', 'dog')[number % 2]}</name><difficult>0</difficult>"
-                f"<bndbox>{box}</bndbox></object></annotation>"
-            )
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
-    return folder
+    lists = {s: [f"{s}{number}" for number in range(n)] for s, n in (("train", 12), ("val", 8))}
+    images = {stem: [thing(("cat", "dog")[int(stem[-1]) % 2])] for s in lists for stem in lists[s]}
+    write(root / "VOCdevkit" / year, images, lists)
+    return root
+
+
+def call(name: str, folder: Path, *arguments: str, settings: str = "") -> int:
+    """Run a study at toy size, without its report; return the exit code."""
+    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
+    part = ["--part", PART[name]] if name in PART else []
+    given = ["--local", "--smoke", "--seeds", "1", *part, "--results-dir", str(folder), *arguments]
+    return command_line(study, [*given, "--set", *TINY[name].split(), *settings.split()])
 
 
 def run(name: str, folder: Path, *arguments: str, settings: str = "") -> Path:
-    """Run a study at toy size, without its report; return its result folder."""
-    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
-    part = ["--part", PART[name]] if name in PART else []
-    given = [*SMOKE, *part, "--results-dir", str(folder), *arguments]
-    given += ["--set", *TINY[name].split(), *settings.split()]
-    assert command_line(study, given) == 0
+    """Return the result folder of a run in which everything finished."""
+    assert call(name, folder, *arguments, settings=settings) == 0
     trials = pd.read_csv(folder / name / "smoke" / "trials.csv")
     assert set(trials.state) == {"finished"}
     return folder / name / "smoke"
@@ -139,13 +100,13 @@ def weights(tmp_path_factory) -> Path:
 def test_data_dir_and_skip_broken(name, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(TINY, name, TINY[name].replace("WEIGHTS", f"checkpoint={weights}"))
-    data = photos(tmp_path / "photos", broken=True)
-    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
-    given = [*SMOKE, "--data-dir", str(data), "--results-dir", str(tmp_path), "--name", "refused"]
-    part = ["--part", PART[name]]
-    assert command_line(study, [*given, *part, "--set", *TINY[name].split()]) == 2
+    data = datasets.folder(tmp_path / "photos", {"train": 4, "val": 4}, size=(32, 32))
+    for split in ("train", "val"):
+        (data / split / "Hoopoe" / "-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    given = ["--data-dir", str(data)]
+    assert call(name, tmp_path, *given, "--name", "refused") == 2
     assert "broken.png" in capsys.readouterr().err
-    folder = run(name, tmp_path, "--data-dir", str(data), "--skip-broken")
+    folder = run(name, tmp_path, *given, "--skip-broken")
     assert "broken.png" in (folder / "study.json").read_text()
 
 
@@ -239,12 +200,8 @@ def test_download_of_voc(server, tmp_path, monkeypatch):
     folder, address = server
     with tarfile.open(folder / "VOC.tar", "w") as tar:
         tar.add(kit(tmp_path / "made") / "VOCdevkit", "VOCdevkit")
-    known = {
-        "url": f"{address}VOC.tar",
-        "filename": "VOC.tar",
-        "md5": md5(folder / "VOC.tar"),
-        "base_dir": "VOCdevkit/VOC2012",
-    }
+    known = {"url": f"{address}VOC.tar", "filename": "VOC.tar", "base_dir": "VOCdevkit/VOC2012"}
+    known["md5"] = md5(folder / "VOC.tar")
     monkeypatch.setitem(DATASET_YEAR_DICT, "2012", known)
     run("voc", tmp_path, "--data-dir", str(tmp_path / "data"), "--download", "--weights", "none")
     assert (tmp_path / "data" / "VOCdevkit" / "VOC2012" / "JPEGImages" / "val0.jpg").is_file()

@@ -1,8 +1,7 @@
 """Every setting that a study's --help lists, run at another value than its default.
 
-One table per study: each line is one run of the real study at toy size, without its report (which
-has tests of its own). A setting that no line mentions fails the last test, so that a new one gets a
-run as well.
+A run is the real study at toy size, without its report (which has tests of its own). A setting that
+no run mentions fails the last test, so that a new one gets a run as well.
 """
 
 from __future__ import annotations
@@ -31,79 +30,42 @@ RESNET = "image_size=8 weights=none train_images=20 val_images=20 epochs=1 batch
 CELL = "images=10 corruption=fog severity=3"
 DIGITS = "width=8 epochs=1 epoch_steps=1 train_images=60 val_images=30 batch_size=8"
 
-# study -> runs: part, settings; WORDS in capitals are put in by the test.
-RUNS: dict[str, list[tuple[str, str]]] = {
-    "norms": [
-        (
-            "norms",
-            f"{BIRDS} norm=bn batch_size=25 recipe=lab lr=0.02 momentum=0.5 weight_decay=0.001"
-            " warmup=0.3 max_norm=0.5 augment=false train_eval=true channels_last=true"
-            " recompute=true fit=false seed=3",
-        ),
-        ("norms", f"{BIRDS} norm=gn lr_scaling=sqrt accumulate=2 precision=bfloat16"),
-        ("norms", f"{BIRDS} norm=ln precision=float16 optimizer=rmsprop"),
-    ],
-    "adaptation": [
-        (
-            "severity",
-            f"{CELL} num_bn_updates=3 batch_size=4 order=sorted momentum=0.2 wrap=true"
-            " clean_reference=true corruption_seed=5 image_size=40 seed=2",
-        ),
-        ("severity", f"{CELL} num_bn_updates=2 batch_size=4 cumulative=true order=dirichlet"),
-        ("methods", f"{CELL} method=prior,tent prior_n=4 tent_lr=0.01 batch_size=5"),
-        ("severity", "images=10 corruption=frost severity=1 num_bn_updates=1 batch_size=4 FROST"),
-        (
-            "severity",
-            "images=25 image_size=40 corruption=fog severity=3 num_bn_updates=1 batch_size=4"
-            " normalisation=none WEIGHTS",
-        ),
-    ],
-    "voc": [
-        (
-            "main",
-            f"{PICTURES} fit=crop optimizer=adamw lr=0.003 head_lr=0.01 weight_decay=0.01"
-            " schedule=step warmup=0.2 max_norm=1 augment=0.2 loss=asymmetric"
-            " class_weights=balanced difficult=negative untrained=keep channels_last=true"
-            " train_eval=true seed=1",
-        ),
-        ("main", f"{PICTURES} momentum=0.5 schedule=constant precision=bfloat16"),
-        ("folds", f"{PICTURES} train_images=24 folds=2 fold=0,1"),
-    ],
-    "weight_standardization": [
-        (
-            "main",
-            f"{PICTURES} variant=A fit=crop optimizer=adamw lr=0.003 head_lr=0.01"
-            " weight_decay=0.01 schedule=step warmup=0.2 max_norm=1 augment=0.2"
-            " difficult=positive watch_steps=2 channels_last=false train_eval=true seed=1",
-        ),
-        ("main", f"{PICTURES} variant=B lr=0.005 momentum=0.5 precision=bfloat16"),
-    ],
-    "cifar": [
-        (
-            "resnet18",
-            f"{RESNET} variant=layer4 tune_lr=0.01 momentum=0.5 weight_decay=0.001 warmup=0.3"
-            " max_norm=0.5 augment=false maxpool=false precision=bfloat16 train_eval=true"
-            " optimizer=adamw seed=1",
-        ),
-        ("conv1", f"{RESNET} conv1=averaged"),
-        ("statistics", f"{RESNET} statistics=moving"),
-        (
-            "cnn",
-            "model=cnn bn=listing lr=0.03 dataset=digits image_size=32 train_images=50"
-            " val_images=20 epochs=1 batch_size=10",
-        ),
-    ],
-    "generation": [
-        (
-            "small",
-            f"{DIGITS} family=flow lr=0.001 ema=0.9 patch=2 guidance=2 label_dropout=0.3"
-            " sampler=euler sampler_steps=2 eval_samples=20 neighbours=2 samples=3 seed=1",
-        ),
-        ("small", f"{DIGITS} family=vae optimizer=sgd conditional=false latent=4 dataset=digits"),
-        ("small", f"{DIGITS} family=dcgan channels=rgb image_size=8 flip=true"),
-    ],
-}
-RUNS["batch_size"] = [("main", f"{BIRDS} norm=bn batch_size=10 optimizer=adam")]
+# A run a line: study, part, settings; WORDS in capitals are put in by the test.
+RUNS = f"""
+norms norms {BIRDS} norm=bn batch_size=25 recipe=lab lr=0.02 momentum=0.5 weight_decay=0.001
+ warmup=0.3 max_norm=0.5 augment=false train_eval=true channels_last=true recompute=true fit=false
+ seed=3
+norms norms {BIRDS} norm=gn lr_scaling=sqrt accumulate=2 precision=bfloat16
+norms norms {BIRDS} norm=ln precision=float16 optimizer=rmsprop
+batch_size main {BIRDS} norm=bn batch_size=10 optimizer=adam
+adaptation severity {CELL} num_bn_updates=3 batch_size=4 order=sorted momentum=0.2 wrap=true
+ clean_reference=true corruption_seed=5 image_size=40 seed=2
+adaptation severity {CELL} num_bn_updates=2 batch_size=4 cumulative=true order=dirichlet
+adaptation methods {CELL} method=prior,tent prior_n=4 tent_lr=0.01 batch_size=5
+adaptation severity images=10 corruption=frost severity=1 num_bn_updates=1 batch_size=4 FROST
+adaptation severity images=25 image_size=40 corruption=fog severity=3 num_bn_updates=1 batch_size=4
+ normalisation=none WEIGHTS
+voc main {PICTURES} fit=crop optimizer=adamw lr=0.003 head_lr=0.01 weight_decay=0.01 schedule=step
+ warmup=0.2 max_norm=1 augment=0.2 loss=asymmetric class_weights=balanced difficult=negative
+ untrained=keep channels_last=true train_eval=true seed=1
+voc main {PICTURES} momentum=0.5 schedule=constant precision=bfloat16
+voc folds {PICTURES.replace("=12", "=24")} folds=2 fold=0,1
+weight_standardization main {PICTURES} variant=A fit=crop optimizer=adamw lr=0.003 head_lr=0.01
+ weight_decay=0.01 schedule=step warmup=0.2 max_norm=1 augment=0.2 difficult=positive watch_steps=2
+ channels_last=false train_eval=true seed=1
+weight_standardization main {PICTURES} variant=B lr=0.005 momentum=0.5 precision=bfloat16
+cifar resnet18 {RESNET} variant=layer4 tune_lr=0.01 momentum=0.5 weight_decay=0.001 warmup=0.3
+ max_norm=0.5 augment=false maxpool=false train_eval=true optimizer=adamw seed=1
+cifar conv1 {RESNET} conv1=averaged
+cifar statistics {RESNET} statistics=moving
+cifar cnn model=cnn bn=listing lr=0.03 dataset=digits image_size=32 train_images=50 val_images=20
+ epochs=1 batch_size=10 precision=bfloat16
+generation small {DIGITS} family=flow lr=0.001 ema=0.9 patch=2 guidance=2 label_dropout=0.3
+ sampler=euler sampler_steps=2 eval_samples=20 neighbours=2 samples=3 seed=1
+generation small {DIGITS} family=vae optimizer=sgd conditional=false latent=4 dataset=digits
+generation small {DIGITS} family=dcgan channels=rgb image_size=8 flip=true
+"""
+CASES = [line.split() for line in RUNS.strip().replace("\n ", " ").splitlines()]
 # Settings that take seconds to minutes, with the tests that run them.
 ELSEWHERE = {
     "compile": "tests/core/layers/test_norms.py::test_compiled_to_native_code",
@@ -132,15 +94,12 @@ def places(tmp_path_factory) -> dict[str, str]:
     }
 
 
-def cases():
-    return [(name, *run) for name, runs in RUNS.items() for run in runs]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "part", "settings"), cases())
-def test_settings_run_and_are_recorded(name, part, settings, places, tmp_path):
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_settings_run_and_are_recorded(case, places, tmp_path):
+    name, part, *settings = case
     study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
-    words = [places.get(word, word) for word in settings.split()]
+    words = [places.get(word, word) for word in settings]
     given = ["--local", "--smoke", "--seeds", "1", "--part", part, "--set", *words]
     assert command_line(study, [*given, "--results-dir", str(tmp_path)]) == 0
     folder = tmp_path / name / "smoke"
@@ -156,8 +115,7 @@ def test_settings_run_and_are_recorded(name, part, settings, places, tmp_path):
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_setting_is_left_out(name):
     fields = {field.name for field in dataclasses.fields(STUDIES[name].config)}
-    of_birds = [n for n in RUNS if STUDIES[n].config is STUDIES[name].config]
-    runs = [settings for n in of_birds for _, settings in RUNS[n]]
-    run = {word.partition("=")[0] for settings in runs for word in settings.split()}
+    same = [case for case in CASES if STUDIES[case[0]].config is STUDIES[name].config]
+    run = {word.partition("=")[0] for _, _, *settings in same for word in settings}
     run |= {"frost_dir", "checkpoint"}  # of FROST and WEIGHTS
     assert fields - run - ELSEWHERE.keys() == set()

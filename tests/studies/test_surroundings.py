@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,18 +30,8 @@ from core.storage import cache, scratch
 from core.study import Data
 from core.study.command import command_line
 from core.study.progress import Progress
-from tests.support.calls import ROOT
+from tests.support.calls import ROOT, history, python, start, toy, until
 from tests.support.toy import study
-
-METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
-
-
-def local(folder: Path, *arguments: str) -> int:
-    return command_line(study, ["--local", "--results-dir", str(folder), *arguments])
-
-
-def history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "toy" / "demo" / "history.csv")[METRICS]
 
 
 @pytest.mark.ray
@@ -51,32 +42,28 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     (here / "core").mkdir(parents=True)
     for name in ("__init__", "data", "trial"):
         (here / "core" / f"{name}.py").write_text("raise ImportError('not this core')")
-    toy = [sys.executable, f"{ROOT}/tests/support/toy.py", "--results-dir", f"{tmp_path}/there"]
-    toy = shlex.join([*toy, "--seeds", "2"])
-    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {toy} --set pause=0.2"
+    script = [sys.executable, f"{ROOT}/tests/support/toy.py", "--results-dir", f"{tmp_path}/there"]
+    command = shlex.join([*script, "--seeds", "2", "--set", "pause=0.2"])
+    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {command}"
     # Not the terminal as input: nohup would say so, fail to, and start nothing.
     started += " </dev/null >/dev/full 2>/dev/full"
     leader, terminal = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
     shell = subprocess.Popen(
-        ["setsid", "-c", "bash", "-ic", f"{started} & echo $! >../pid; cat"],
-        cwd=here,
-        env=environment,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-    )
+        ["setsid", "-c", "bash", "-ic", f"{started} & echo $! >../pid; cat"], cwd=here,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(home)},
+        stdin=terminal, stdout=terminal, stderr=terminal,
+    )  # fmt: skip
     os.close(terminal)
-    trials = tmp_path / "there" / "toy" / "demo" / "trials"
-    until(lambda: list(trials.glob("*/history.json")))
+    there = tmp_path / "there" / "toy" / "demo"
+    until(lambda: list(there.glob("trials/*/history.json")))
     os.close(leader)  # the kernel signals the terminal's processes, the shell its jobs
     shell.wait(60)
-    until(lambda: (trials.parent / "report.html").exists())
+    until(lambda: (there / "report.html").exists())
     pid = int((tmp_path / "pid").read_text())
     until(lambda: not Path(f"/proc/{pid}").exists())
-    assert local(tmp_path, "--seeds", "2") == 0
-    pd.testing.assert_frame_equal(history(tmp_path / "there"), history(tmp_path))
-    planned = json.loads((trials.parent / "study.json").read_text())["slots"]["nodes"]
+    assert toy(tmp_path, "--seeds", "2") == 0
+    pd.testing.assert_frame_equal(history(there), history(tmp_path / "toy" / "demo"))
+    planned = json.loads((there / "study.json").read_text())["slots"]["nodes"]
     assert [node["count"] for node in planned] == [1]
     assert not (home / ".ray").exists()  # a token there would bind every later `ray start`
 
@@ -86,16 +73,7 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
 def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise ImportError('not this core')")
-    command = [sys.executable, str(ROOT / script), "--help"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=False)
-    assert done.returncode == 0
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + 250
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
+    assert python(script, "--help", PYTHONPATH=str(tmp_path)).returncode == 0
 
 
 def broken_pipe():
@@ -206,6 +184,7 @@ def test_a_narrow_terminal_cuts_no_name_and_no_number():
         assert f"{name} val accuracy (%): 93.1 [89.4, 96.7]" in words
 
 
+@pytest.mark.slow
 def test_figures_need_nothing_of_the_users_matplotlib(tmp_path):
     """Neither a notebook's backend nor an own style, which may even ask for LaTeX, nor a home."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
@@ -217,32 +196,18 @@ def test_figures_need_nothing_of_the_users_matplotlib(tmp_path):
     seen = []
     for more in ({}, {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}):
         script = homeless + script if more else script
-        shown = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | more,
-            capture_output=True,
-            check=True,
-        ).stdout
+        shown = python("-c", script, tmp_path, check=True, **more).stdout
         seen.append((shown, (tmp_path / "x.svg").read_bytes(), (tmp_path / "x.png").read_bytes()))
     assert seen[0] == seen[1]
 
 
-def test_a_folder_of_a_living_driver_is_left_alone_whatever_its_number(
-    monkeypatch, tmp_path_factory
-):
+def test_a_folder_of_a_living_driver_is_left_alone_whatever_its_number(monkeypatch):
     """A lock tells it from those that were killed: containers that share /tmp share no numbers."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as base:
         monkeypatch.setenv("RAY_TMPDIR", base)
         hold = "import time; from core.storage import scratch\nwith scratch.folder() as f:\n"
         hold += "    print(f, flush=True); time.sleep(60)\n"
-        other = subprocess.Popen(
-            [sys.executable, "-c", hold],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        other = start("-c", hold)
         assert other.stdout is not None
         theirs = Path(other.stdout.readline().strip())
         old = Path(base) / "labtune-1-abc"  # as they were called before they had a lock
@@ -264,12 +229,8 @@ def test_temporary_folders_go_where_they_can_or_it_is_one_sentence(monkeypatch, 
     with scratch.folder() as made:
         assert made.parent == Path("/tmp")
     monkeypatch.setattr(scratch, "_places", lambda: [tmp_path / "file", tmp_path])
-    with (
-        pytest.raises(
-            UserError, match=r"Not a directory; .* too long for sockets\): set RAY_TMPDIR"
-        ),
-        scratch.folder(),
-    ):
+    message = r"Not a directory; .* too long for sockets\): set RAY_TMPDIR"
+    with pytest.raises(UserError, match=message), scratch.folder():
         pass
     assert not list(tmp_path.glob("labtune-*"))
 
@@ -283,15 +244,12 @@ def test_the_cache_needs_no_home(monkeypatch):
 
 
 def test_cores_are_those_that_this_process_may_use(tmp_path):
-    script = "from core.cluster.slots import cores_here; print(cores_here())"
-    one = str(min(os.sched_getaffinity(0)))
-    done = subprocess.run(
-        ["taskset", "-c", one, sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "1\n"
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert provenance.cores_here() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
     for group, files, cores in (
         ("0::/job/step", {"job/cpu.max": "400000 100000", "job/step/cpu.max": "max 100000"}, [4]),
         ("0::/../outside", {"cpu.max": "150000 100000"}, [1.5]),

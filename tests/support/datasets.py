@@ -65,13 +65,15 @@ def picture(seed: int, width: int = 9, height: int = 7) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def folder(root: Path, counts: dict[str, int], classes=("Hoopoe", "Indian Roller")) -> Path:
+def folder(
+    root: Path, counts: dict[str, int], classes=("Hoopoe", "Indian Roller"), size=(9, 7)
+) -> Path:
     """Make root/<split>/<class>/<k>.png with `counts` pictures of each class, all different."""
     for i, split in enumerate(counts):
         for j, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
             for k in range(counts[split]):
-                picture(100 * i + 10 * j + k).save(root / split / name / f"{k}.png")
+                picture(100 * i + 10 * j + k, *size).save(root / split / name / f"{k}.png")
     return root
 
 

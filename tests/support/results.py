@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 
+from core.data.synthetic.species import CLASSES
 from core.training.metrics import average_precision
 
 Row = dict[str, Any]
 IMAGES = 250
 DIVERGED = "Loss is not finite in epoch 3, step 37, learning rate 0.1: lower lr."
 NORMS = ("torch_bn", "bn", "in", "bin", "ln", "gn", "none")
-SPECIES = (
-    "Asian Green Bee-Eater", "Brown-Headed Barbet", "Cattle Egret", "Common Kingfisher",
-    "Common Myna", "Common Rosefinch", "Common Tailorbird", "Coppersmith Barbet", "Forest Wagtail",
-    "Gray Wagtail", "Hoopoe", "House Crow", "Indian Grey Hornbill", "Indian Peacock",
-    "Indian Pitta", "Indian Roller", "Jungle Babbler", "Northern Lapwing", "Red-Wattled Lapwing",
-    "Ruddy Shelduck", "Rufous Treepie", "Sarus Crane", "White Wagtail",
-    "White-Breasted Kingfisher", "White-Breasted Waterhen",
-)  # fmt: skip
+SPECIES = CLASSES  # of the drawn birds
 
 
 # --- what they share ---
@@ -57,6 +53,19 @@ def write(
     for name, arrays in (predictions or {}).items():
         store(path, name, **arrays)
     return path
+
+
+@contextlib.contextmanager
+def edited(file: Path) -> Iterator[Any]:
+    """Yield the content of a JSON file or of a table, and write it back as it is changed."""
+    if file.suffix == ".json":
+        content = json.loads(file.read_text())
+        yield content
+        file.write_text(json.dumps(content))
+        return
+    table = pd.read_csv(file, keep_default_na=False).astype(object)
+    yield table
+    table.to_csv(file, index=False)
 
 
 def store(path: Path, name: str, config: Mapping | None = None, **arrays) -> None:

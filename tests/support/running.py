@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 import os
 import socket
 from pathlib import Path
@@ -12,12 +13,16 @@ from rich.console import Console
 
 from analysis.document import terminal as watch_terminal
 from analysis.results import snapshot as watch_snapshot
-from core.storage.files import write_json
 
 NOW = 1_800_000_000.0
-
-
 HERE = socket.gethostname()
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write as `core.storage.files` does, without waiting for the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text(json.dumps(content))
+    path.with_suffix(".new").replace(path)
 
 
 def iso(moment: float) -> str:
@@ -75,12 +80,8 @@ def end(folder: Path, seed: int, values: list[float | None], state: str, error: 
 
 def shown(folder: Path, width: int = 160, height: int | None = None, now: float = NOW) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(
-        watch_terminal.view(
-            watch_snapshot.look(folder, watch_snapshot.Files(), now), console, now, height
-        ),
-        crop=False,
-    )
+    snapshot = watch_snapshot.look(folder, watch_snapshot.Files(), now)
+    console.print(watch_terminal.view(snapshot, console, now, height), crop=False)
     return console.file.getvalue()
 
 

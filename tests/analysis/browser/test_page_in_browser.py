@@ -1,7 +1,6 @@
 """The rank browser in a real browser: class, pages, keys, bottom 50, shared addresses, a phone."""
 
 import re
-import shutil
 import threading
 
 import numpy as np
@@ -9,44 +8,9 @@ import pytest
 
 from analysis import browse
 from analysis.browser import page as browse_page
-from analysis.results.folder import load, load_predictions
-from tests.support import results as built
+from analysis.results.folder import load
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return built.voc(tmp_path_factory.mktemp("study") / "voc" / "demo")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return built.draw_images(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -83,56 +47,61 @@ def shown(page) -> list[int]:
     return [int(number) for number in found]
 
 
-def check_order(page, study, name: str, order: str, first: int) -> None:
+def check_order(page, stored, name: str, order: str, first: int) -> None:
     """Check the images on the page against the stored scores: ranks `first`, `first` + 1, ..."""
-    stored = load_predictions(study, browse_page.Shown(load(study), None).first)
     scores = stored.scores[:, stored.classes.index(name)]
     expected = np.sort(scores)[:: -1 if order == "top" else 1]
     numbers = shown(page)
     np.testing.assert_array_equal(scores[numbers], expected[first : first + len(numbers)])
     texts = page.locator(".tile .score").all_text_contents()
-    assert [float(text.replace("−", "-")) for text in texts] == [
-        pytest.approx(float(score), abs=5e-5) for score in scores[numbers]
-    ]
+    shown_as = [float(text.replace("−", "-")) for text in texts]
+    assert shown_as == pytest.approx(scores[numbers].tolist(), abs=5e-5)
 
 
-def test_pick_a_class_and_page_by_button_key_and_number(page, study):
-    check_order(page, study, "aeroplane", "top", 0)
+def turn(page, how, *given) -> None:
+    """Do what leads to another page, and wait for it."""
     with page.expect_navigation():
-        page.select_option("#class", "dog")
-    check_order(page, study, "dog", "top", 0)
-    with page.expect_navigation():
-        page.get_by_role("link", name="Forward").click()
-    check_order(page, study, "dog", "top", 50)
-    with page.expect_navigation():
-        page.keyboard.press("ArrowRight")
-    check_order(page, study, "dog", "top", 100)
+        how(*given)
+
+
+def follow(page, name: str, exact: bool = False) -> None:
+    turn(page, page.get_by_role("link", name=name, exact=exact).click)
+
+
+def test_pick_a_class_and_page_by_button_key_and_number(page, stored):
+    check_order(page, stored, "aeroplane", "top", 0)
+    turn(page, page.select_option, "#class", "dog")
+    check_order(page, stored, "dog", "top", 0)
+    follow(page, "Forward")
+    check_order(page, stored, "dog", "top", 50)
+    turn(page, page.keyboard.press, "ArrowRight")
+    check_order(page, stored, "dog", "top", 100)
     assert len(shown(page)) == 30
     page.keyboard.press("ArrowRight")  # the last page: nothing to turn to
-    with page.expect_navigation():
-        page.keyboard.press("ArrowLeft")
-    check_order(page, study, "dog", "top", 50)
-    with page.expect_navigation():
-        page.get_by_role("link", name="Back").click()
-    check_order(page, study, "dog", "top", 0)
+    turn(page, page.keyboard.press, "ArrowLeft")
+    check_order(page, stored, "dog", "top", 50)
+    follow(page, "Back")
+    check_order(page, stored, "dog", "top", 0)
     page.get_by_label("Page", exact=True).fill("3")
-    with page.expect_navigation():
-        page.get_by_role("button", name="Go").click()
-    check_order(page, study, "dog", "top", 100)
+    turn(page, page.get_by_role("button", name="Go").click)
+    check_order(page, stored, "dog", "top", 100)
+    follow(page, "Bottom 50")
+    check_order(page, stored, "dog", "bottom", 0)
+    assert len(shown(page)) == 50
+    follow(page, "Top 50")
+    check_order(page, stored, "dog", "top", 0)
 
 
-def test_arrow_keys_turn_the_page_from_the_class_list_too(page, study):
+def test_arrow_keys_turn_the_page_from_the_class_list_too(page, stored):
     page.focus("#class")
-    with page.expect_navigation():
-        page.keyboard.press("ArrowRight")
-    check_order(page, study, "aeroplane", "top", 50)
+    turn(page, page.keyboard.press, "ArrowRight")
+    check_order(page, stored, "aeroplane", "top", 50)
     assert page.input_value("#class") == "aeroplane"
     page.focus("#class")  # by keyboard a class is chosen with up and down, and shown at Enter
     page.keyboard.press("ArrowDown")
     assert page.input_value("#class") == "bicycle" and "class=aeroplane" in page.url
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
-    check_order(page, study, "bicycle", "top", 0)
+    turn(page, page.keyboard.press, "Enter")
+    check_order(page, stored, "bicycle", "top", 0)
     page.focus("#find")  # there the arrows move the cursor
     page.keyboard.type("v0")
     page.keyboard.press("ArrowLeft")
@@ -140,30 +109,14 @@ def test_arrow_keys_turn_the_page_from_the_class_list_too(page, study):
     assert "page=2" not in page.url and page.input_value("#find") == "v0"
 
 
-def test_bottom_50_and_back_to_the_top(page, study):
-    with page.expect_navigation():
-        page.select_option("#class", "person")
-    with page.expect_navigation():
-        page.get_by_role("link", name="Bottom 50").click()
-    check_order(page, study, "person", "bottom", 0)
-    assert len(shown(page)) == 50
-    with page.expect_navigation():
-        page.get_by_role("link", name="Top 50").click()
-    check_order(page, study, "person", "top", 0)
-
-
-def test_a_shared_address_shows_the_same(page, chromium, study):
-    with page.expect_navigation():
-        page.select_option("#class", "sofa")
-    with page.expect_navigation():
-        page.get_by_role("link", name="Bottom 50").click()
+def test_a_shared_address_shows_the_same(page, chromium):
+    turn(page, page.select_option, "#class", "sofa")
+    follow(page, "Bottom 50")
     page.locator("#threshold").fill("1")
     page.locator("#threshold").dispatch_event("change")
-    with page.expect_navigation():
-        page.get_by_role("link", name="Forward").click()
+    follow(page, "Forward")
     page.fill("#find", "v000")
-    with page.expect_navigation():
-        page.get_by_role("button", name="Show").click()
+    turn(page, page.get_by_role("button", name="Show").click)
     point = page.inner_text("#point")
     other = chromium.new_context().new_page()
     other.goto(page.url)
@@ -174,8 +127,7 @@ def test_a_shared_address_shows_the_same(page, chromium, study):
     other.context.close()
 
 
-def test_the_slider_moves_marks_and_numbers_at_once(page, study):
-    stored = load_predictions(study, browse_page.Shown(load(study), None).first)
+def test_the_slider_moves_marks_and_numbers_at_once(page, stored):
     scores, signs = stored.scores[:, 0], stored.labels[:, 0]
     start = page.url
     page.focus("#threshold")
@@ -204,19 +156,17 @@ def test_pictures_load_and_open_large(page):
     assert page.url.endswith("/large")
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(chromium, address, study):
-    context = chromium.new_context(
-        viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True
-    )
+def test_a_phone_shows_everything_without_scrolling_sideways(chromium, address, stored):
+    small = {"width": 360, "height": 740}
+    context = chromium.new_context(viewport=small, device_scale_factor=2, has_touch=True)
     page = context.new_page()
     page.goto(f"{address}?class=dog")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     for name in ("Top 50", "Bottom 50", "Forward"):
         box = page.get_by_role("link", name=name).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["height"] >= 24
-    with page.expect_navigation():
-        page.get_by_role("link", name="Forward").tap()
-    check_order(page, study, "dog", "top", 50)
+    turn(page, page.get_by_role("link", name="Forward").tap)
+    check_order(page, stored, "dog", "top", 50)
     context.close()
 
 
@@ -233,7 +183,7 @@ def test_controls_have_names_and_a_visible_focus(page):
     assert page.locator("img").evaluate_all(missing) == 0
 
 
-def test_works_without_script(chromium, address, study):
+def test_works_without_script(chromium, address):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(address)
@@ -245,16 +195,14 @@ def test_works_without_script(chromium, address, study):
     context.close()
 
 
-def test_the_export_opens_from_a_file(chromium, study, root, tmp_path):
+def test_the_export_opens_from_a_file(chromium, study, stored, root, tmp_path):
     first = browse.export(browse_page.Shown(load(study), root), tmp_path / "top50")
     page = chromium.new_page()
     page.goto(first.as_uri())
-    with page.expect_navigation():
-        page.get_by_role("link", name="dog", exact=True).click()
-    check_order(page, study, "dog", "top", 0)
-    with page.expect_navigation():
-        page.get_by_role("link", name="Bottom 50").click()
-    check_order(page, study, "dog", "bottom", 0)
+    follow(page, "dog", exact=True)
+    check_order(page, stored, "dog", "top", 0)
+    follow(page, "Bottom 50")
+    check_order(page, stored, "dog", "bottom", 0)
     image = page.locator(".tile img").first
     image.evaluate("image => image.decode()")
     assert image.evaluate("image => image.naturalWidth") == 256

@@ -2,6 +2,7 @@
 
 import re
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,15 +27,12 @@ def drawn(results):
     return figures.curves(shown, "norm", list(NORMS), "loss (nats)")
 
 
-def test_every_norm_has_its_own_colour_and_marker_whatever_else_is_shown():
+def test_every_category_has_its_own_look_whatever_else_is_shown():
     assert set(figures.NORM_STYLES) == set(NORMS)
     assert len({style.color for style in figures.NORM_STYLES.values()}) == len(NORMS)
     assert len({style.marker for style in figures.NORM_STYLES.values()}) == len(NORMS)
     alone, among = figures.styles(["gn"]), figures.styles(["other", *NORMS, 16])
     assert alone["gn"] == among["gn"] == figures.NORM_STYLES["gn"]
-
-
-def test_other_categories_differ_and_stay_the_same():
     look = figures.styles(range(20))
     assert len({(style.color, style.marker) for style in look.values()}) == 20
     assert look == figures.styles(range(20))
@@ -58,8 +56,8 @@ def test_curves_show_means_bands_units_and_seeds(drawn, results):
     assert train.get_xlabel() == val.get_xlabel() == "epoch"
     assert "n = 2 to 3 seeds" in val.get_title(loc="left")
     line = next(line for line in val.lines if line.get_label() == "bn")
-    history = results.history[results.history["norm"] == "bn"]
-    assert line.get_ydata() == pytest.approx(history.groupby("epoch")["val_loss"].mean().to_numpy())
+    history = results.history[results.history["norm"] == "bn"].groupby("epoch")["val_loss"]
+    assert line.get_ydata() == pytest.approx(history.mean().to_numpy())
     assert to_hex(line.get_color()).upper() == figures.NORM_STYLES["bn"].color
     assert line.get_linestyle() == "-"
     assert next(line for line in train.lines if line.get_label() == "bn").get_linestyle() == "--"
@@ -77,13 +75,9 @@ def test_a_diverged_trial_is_a_line_of_its_own_and_not_in_the_mean(drawn, result
 
 
 def test_a_mean_line_ends_where_the_first_seed_ends():
-    history = pd.DataFrame(
-        [
-            {"trial": trial, "state": "finished", "epoch": epoch, "y": 0.1 * epoch}
-            for trial, last in (("a", 3), ("b", 5))
-            for epoch in range(1, last + 1)
-        ]
-    )
+    rows = [(trial, epoch) for trial, last in (("a", 3), ("b", 5)) for epoch in range(1, last + 1)]
+    history = pd.DataFrame(rows, columns=["trial", "epoch"]).assign(state="finished")
+    history["y"] = 0.1 * history["epoch"]
     figure, (axes,) = figures.panels()
     figures.curve(axes, history, "y", figures.styles(["x"])["x"])
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3]
@@ -111,15 +105,10 @@ def test_files_are_the_same_each_time_and_need_no_font(results, tmp_path):
     assert not re.search(r"20\d\d-\d\d-\d\d", svg)
 
 
-def test_the_style_does_not_leak_out():
-    import matplotlib
-
+def test_the_style_does_not_leak_out_and_an_equation_is_an_svg():
     before = dict(matplotlib.rcParams)
     figures.panels(2)
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_an_equation_is_an_svg():
     svg = figures.equation(r"\hat{x} = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}")
+    assert dict(matplotlib.rcParams) == before
     assert svg.count("<svg") == 1
     assert svg == figures.equation(r"\hat{x} = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}")

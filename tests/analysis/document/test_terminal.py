@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from analysis.document import terminal as watch_terminal
+from analysis.document.terminal import shorten
 from tests.support.running import HERE, begin, declare, drive, end, line_with, shown
 
 
@@ -32,44 +32,32 @@ def test_a_running_study(tmp_path):
     ended = text[text.index("Last ended") :]
     assert line_with(ended, "seed=2") == "norm=bn,seed=2 finished 10 of 10 0.6 0.6 8:30 0:30 ago"
     assert line_with(ended, "seed=3") == "norm=bn,seed=3 diverged 2 of 10 0.1 1:42 0:40 ago"
-    assert [ended.index(f"seed={i}") for i in (2, 3, 4)] == sorted(
-        ended.index(f"seed={i}") for i in (2, 3, 4)
-    )
+    places = [ended.index(f"seed={i}") for i in (2, 3, 4)]
+    assert places == sorted(places)
 
 
-def test_slots_as_the_engine_records_them(tmp_path):
-    """Until the driver's second sign of life they stand in study.json alone."""
+def test_slots_and_attempts_as_the_engine_records_them(tmp_path):
+    """Until the driver's second sign of life slots stand in study.json alone."""
     node = {"node": "abcdef", "host": HERE, "count": 3, "gpus": 0}
     folder = declare(tmp_path, 2, slots={"memory": None, "cores": 1, "nodes": [node]})
     drive(folder, nodes=[])
     begin(folder, 0, [0.5], node="abcd")
     begin(folder, 1, [0.5], node="ffff")
-    assert f"slots: 2 of 3 used: {HERE} 1 of 3, 1 on nodes that are not listed" in shown(folder)
+    text = shown(folder)
+    assert f"slots: 2 of 3 used: {HERE} 1 of 3, 1 on nodes that are not listed" in text
+    assert "  attempt" not in text  # named only when there was more than one
     drive(folder, nodes=[node | {"count": 5}])
-    assert f"slots: 2 of 5 used: {HERE} 1 of 5" in shown(folder)
+    begin(folder, 0, [0.5], node="abcd", attempt=3)
+    text = shown(folder)
+    assert f"slots: 2 of 5 used: {HERE} 1 of 5" in text
+    assert "  attempt" in text and line_with(text, "norm=bn,seed=0  ").endswith(" 3")
 
 
-def test_attempts_are_named_only_when_there_was_more_than_one(tmp_path):
-    folder = declare(tmp_path, 1)
-    drive(folder)
-    begin(folder, 0, [0.5])
-    assert "  attempt" not in shown(folder)
-    begin(folder, 0, [0.5], attempt=3)
-    assert "  attempt" in shown(folder)
-    assert line_with(shown(folder), "norm=bn,seed=0  ").endswith(" 3")
-
-
-def test_a_lower_metric_is_better_when_the_study_says_so(tmp_path):
-    folder = declare(tmp_path, 1, mode="min")
+def test_the_best_is_the_lowest_if_the_study_says_so_and_never_failed(tmp_path):
+    folder = declare(tmp_path, 2, mode="min")
     begin(folder, 0, [0.5, None, 0.2, 0.4])
+    end(folder, 1, [0.1], "failed", "KeyError: 'a bug'")
     assert "best val_accuracy 0.2 (norm=bn,seed=0, epoch 3)" in shown(folder)
-
-
-def test_a_failed_trial_is_never_the_best(tmp_path):
-    folder = declare(tmp_path, 2)
-    end(folder, 0, [0.9], "failed", "KeyError: 'a bug'")
-    end(folder, 1, [0.4], "finished")
-    assert "best val_accuracy 0.4 (norm=bn,seed=1, epoch 1)" in shown(folder)
 
 
 def test_an_interrupted_study_says_how_to_go_on(tmp_path):
@@ -132,15 +120,6 @@ def test_a_roomy_terminal_is_filled(tmp_path):
     assert "and 2 more" in text and len(text.splitlines()) == everything - 1
 
 
-def test_long_names_keep_their_ends():
-    assert (
-        watch_terminal.shorten("norm=batch-instance,batch_size=8,seed=2", 20)
-        == "norm=batc..=8,seed=2"
-    )
-    assert watch_terminal.shorten("short", 5) == "short"
-    assert [len(watch_terminal.shorten("x" * 50, n)) for n in range(6)] == [0, 1, 2, 3, 4, 5]
-
-
 @pytest.mark.parametrize("name", ["driver.json", "attempt.json", "history.json", "result.json"])
 @pytest.mark.parametrize(
     "content",
@@ -164,7 +143,10 @@ def test_no_file_of_a_trial_brings_the_view_down(tmp_path, name, content):
     assert ("cannot be read: " in text and name in text) == damaged
 
 
-def test_a_name_cannot_move_the_cursor(tmp_path):
+def test_a_name_keeps_its_ends_and_cannot_move_the_cursor(tmp_path):
+    name = "norm=batch-instance,batch_size=8,seed=2"
+    assert shorten(name, 20) == "norm=batc..=8,seed=2" and shorten("short", 5) == "short"
+    assert [len(shorten("x" * 50, n)) for n in range(6)] == [0, 1, 2, 3, 4, 5]
     folder = declare(tmp_path, 1, question="red \x1b[31m and\nnew")
     end(folder, 0, [], "failed", "a [bold]bracket[/] and \x1b[2J")
     text = shown(folder)

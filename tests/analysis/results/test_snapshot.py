@@ -6,17 +6,20 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 from rich.console import Console
 
-from analysis import watch
 from analysis.document import terminal as watch_terminal
 from analysis.results import snapshot as watch_snapshot
+from core.errors import UserError
 from tests.support.running import NOW, begin, declare, drive, end, iso, shown
+
+
+def look(folder, files=None, known=None) -> watch_snapshot.Snapshot:
+    return watch_snapshot.look(folder, files or watch_snapshot.Files(), NOW, known)
 
 
 @pytest.mark.parametrize(
@@ -36,27 +39,22 @@ def test_a_driver_is_alive_while_it_beats(tmp_path, driver, state):
     folder = declare(tmp_path, 2)
     drive(folder, **driver)
     begin(folder, 0, [0.5])
-    snapshot = watch_snapshot.look(folder, watch_snapshot.Files(), NOW)
+    snapshot = look(folder)
     assert snapshot.state == state
     assert [t.state for t in snapshot.trials] == [state, "waiting"]
     shown(folder)
 
 
-def test_a_driver_of_this_host_that_was_killed_is_not_waited_for(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
+def test_a_killed_driver_is_not_waited_for_and_a_trial_waits_until_its_turn(tmp_path):
+    gone = subprocess.Popen(["true"])
     gone.wait()
     folder = declare(tmp_path, 2)
     drive(folder, pid=gone.pid)
-    assert watch_snapshot.look(folder, watch_snapshot.Files(), NOW).state == "interrupted"
-
-
-def test_a_trial_of_the_run_before_waits_until_its_turn(tmp_path):
-    folder = declare(tmp_path, 2)
+    assert look(folder).state == "interrupted"
     drive(folder, started=iso(NOW - 30))
-    begin(folder, 0, [0.5])  # began 500 s ago
+    begin(folder, 0, [0.5])  # began 500 s ago, in the run before
     begin(folder, 1, [0.5], started=iso(NOW - 20))
-    states = [t.state for t in watch_snapshot.look(folder, watch_snapshot.Files(), NOW).trials]
-    assert states == ["waiting", "running"]
+    assert [t.state for t in look(folder).trials] == ["waiting", "running"]
 
 
 def test_the_report_is_being_written(tmp_path):
@@ -65,14 +63,12 @@ def test_the_report_is_being_written(tmp_path):
     end(folder, 0, [0.5], "finished")
     assert "the report is being written" in shown(folder)
     (folder / "driver.json").unlink()
-    assert watch_snapshot.look(folder, watch_snapshot.Files(), NOW).state == "done"
+    assert look(folder).state == "done"
 
 
 def trial(state: str, epoch: int, seconds: float, epochs: int | None = 10) -> watch_snapshot.Trial:
-    nothing = ("",) * 5
-    return watch_snapshot.Trial(
-        "t", state, epoch, epochs, None, None, None, seconds, None, 0, *nothing, 1
-    )
+    rest = (None, None, None, seconds, None, 0, *("",) * 5, 1)
+    return watch_snapshot.Trial("t", state, epoch, epochs, *rest)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +86,8 @@ def trial(state: str, epoch: int, seconds: float, epochs: int | None = 10) -> wa
     ],
 )
 def test_time_left(trials, slots, left):
-    assert watch_snapshot.time_left(trials, slots) == (
-        None if left is None else pytest.approx(left)
-    )
+    found = watch_snapshot.time_left(trials, slots)
+    assert found is None if left is None else found == pytest.approx(left)
 
 
 def test_files_come_and_go_while_they_are_read(tmp_path):
@@ -113,7 +108,7 @@ def test_files_come_and_go_while_they_are_read(tmp_path):
     try:
         files, seen, until = watch_snapshot.Files(), set(), time.monotonic() + 1.5
         while time.monotonic() < until:
-            snapshot = watch_snapshot.look(folder, files, NOW)
+            snapshot = look(folder, files)
             assert snapshot.damaged == []
             seen |= {t.state for t in snapshot.trials}
             console = Console(file=io.StringIO(), width=80)
@@ -124,8 +119,8 @@ def test_files_come_and_go_while_they_are_read(tmp_path):
     assert {"waiting", "finished"} <= seen  # it did change meanwhile
 
 
-def test_a_file_is_parsed_again_only_when_it_was_replaced(tmp_path):
-    folder, files = declare(tmp_path, 1), watch_snapshot.Files()
+def test_a_file_is_parsed_again_when_replaced_and_a_known_study_survives_its_damage(tmp_path):
+    folder, files = declare(tmp_path / "s", 1), watch_snapshot.Files()
     at = begin(folder, 0, [0.5])
     first = files.read(at / "history.json")
     assert files.read(at / "history.json") is first
@@ -133,16 +128,12 @@ def test_a_file_is_parsed_again_only_when_it_was_replaced(tmp_path):
     assert files.read(at / "history.json")["rows"][0]["val_accuracy"] == 0.7
     (at / "history.json").unlink()
     assert files.read(at / "history.json") == {}
-
-
-def test_a_study_that_was_read_once_survives_a_damaged_declaration(tmp_path):
-    folder, files = declare(tmp_path / "s", 1), watch_snapshot.Files()
-    known = watch_snapshot.look(folder, files, NOW).declared
+    known = look(folder, files).declared
     (folder / "study.json").write_text("{")
-    assert watch_snapshot.look(folder, files, NOW, known).declared == known
+    assert look(folder, files, known).declared == known
     shutil.rmtree(folder)
-    with pytest.raises(watch.UserError, match=r"study\.json"):
-        watch_snapshot.look(folder, files, NOW, known)
+    with pytest.raises(UserError, match=r"study\.json"):
+        look(folder, files, known)
 
 
 def test_the_study_that_changed_last_comes_first(tmp_path):
@@ -159,6 +150,5 @@ def test_the_study_that_changed_last_comes_first(tmp_path):
     assert names == ["aug/demo", "norms/full", "norms/demo"]
     os.utime(tmp_path / "norms/demo/trials/norm=bn,seed=0", (NOW + 9, NOW + 9))
     assert watch_snapshot.find_studies(tmp_path)[0] == tmp_path / "norms" / "demo"
-    assert watch_snapshot.find_studies(tmp_path / "aug" / "demo" / "study.json") == [
-        tmp_path / "aug/demo"
-    ]
+    found = watch_snapshot.find_studies(tmp_path / "aug" / "demo" / "study.json")
+    assert found == [tmp_path / "aug" / "demo"]

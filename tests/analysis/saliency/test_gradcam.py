@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +28,10 @@ from core.models.resnet import load_weights, resnet
 from core.study.command import command_line
 from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
-from tests.analysis.document.test_report import assert_self_contained
 from tests.analysis.saliency.test_maps import by_autograd
 from tests.support.calls import ROOT, python
+from tests.support.reports import assert_self_contained, blank_figures
+from tests.support.results import edited
 
 SEVEN = [
     "Cattle Egret", "Coppersmith Barbet", "Indian Peacock", "Red-Wattled Lapwing", "Ruddy Shelduck",
@@ -55,8 +55,9 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(trained) -> Path:
-    """The same, with its Grad-CAM page."""
-    assert gradcam.main([str(trained)]) == 0
+    """The same, with its Grad-CAM page, whose figures are blank."""
+    with blank_figures():
+        assert gradcam.main([str(trained)]) == 0
     return trained
 
 
@@ -73,6 +74,12 @@ def copied(drawn, tmp_path) -> Path:
     folder = tmp_path / "one"
     shutil.copytree(drawn, folder, ignore=shutil.ignore_patterns("gradcam*", "trials"))
     return folder
+
+
+@pytest.fixture
+def blank():
+    with blank_figures():
+        yield
 
 
 def network(path: Path):
@@ -117,9 +124,8 @@ def test_the_most_confident_come_first_and_ties_go_by_name(frame):
 
 def test_random_picks_go_by_the_seed(frame):
     def files(seed, rows=frame):
-        return list(
-            gradcam_study.choose(rows, "random", seed).query("place >= 0").sort_values("place").file
-        )
+        chosen = gradcam_study.choose(rows, "random", seed).query("place >= 0")
+        return list(chosen.sort_values("place").file)
 
     assert files(0) == files(0)
     assert files(0) != files(1)
@@ -145,14 +151,12 @@ def test_scores_are_those_of_the_study(trained, found):
         assert p[row.file].max() == pytest.approx(row.predicted_probability, abs=1e-5)
         assert row.right == (row.predicted == row.label)
     stored = load_predictions(trained, best["trial"])
-    if best["epoch"] == best["config"]["epochs"]:
-        np.testing.assert_allclose(stored.scores, scores.numpy(), atol=1e-4)
-        assert found.about["difference"] < 1e-5
-    else:  # the stored scores are of another epoch
-        assert found.about["difference"] is None
+    assert stored.epoch == best["epoch"]
+    np.testing.assert_allclose(stored.scores, scores.numpy(), atol=1e-4)
+    assert found.about["difference"] < 1e-5
 
 
-def test_the_maps_lie_on_the_birds(found):
+def test_the_maps_lie_on_the_birds_and_beat_random_ones(found):
     """The mass on the bird exceeds the bird's share of the image, with a margin."""
     right = found.images[found.images["right"]]
     assert len(right) > 0.6 * len(found.images)
@@ -160,9 +164,6 @@ def test_the_maps_lie_on_the_birds(found):
     for label in found.chosen:
         one = right[right["label"] == label]
         assert one["inside"].mean() > one["area"].mean()
-
-
-def test_maps_beat_random_ones(found):
     shown = found.images[found.images["place"] >= 0]
     assert shown["deletion"].mean() < shown["random_deletion"].mean() - 0.1
     assert shown["insertion"].mean() > shown["random_insertion"].mean() + 0.1
@@ -173,12 +174,11 @@ def test_stored_maps_and_table_are_computed_again(drawn, found):
     assert len(shown) == len(found.maps) == len(found.pictures)
     root, model, val = birds.default_birds(), network(drawn), validation(drawn)
     place = {file: number for number, file in enumerate(val.files)}
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     for row in shown.itertuples():
         picture = np.array(val.images[place[row.file]])
         np.testing.assert_array_equal(found.pictures[row.place], picture)
-        x = (torch.from_numpy(picture)[None] / 255 - torch.tensor([0.485, 0.456, 0.406])[
-            :, None, None
-        ]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]  # fmt: skip
+        x = (torch.from_numpy(picture)[None] / 255 - mean) / std
         own = gradcam_maps.aggregate(np.stack(by_autograd(model, x, [row.label])))[0]
         np.testing.assert_allclose(found.maps[row.place], own, atol=1e-4)
         mask = Image.open(root / "masks" / Path(row.file).with_suffix(".png")).convert("L")
@@ -203,23 +203,11 @@ def test_stored_maps_and_table_are_computed_again(drawn, found):
     assert int(rows["all of these", "right"]["n"]) == found.images["right"].sum()
 
 
-def test_the_labs_classes_are_shown_and_drawn(drawn, found):
+def test_the_page_is_whole_and_shows_the_labs_classes(drawn, found):
     assert [found.classes[label] for label in found.chosen] == SEVEN
-    for name in SEVEN:
-        slug = re.sub(r"\W+", "_", name.lower())
-        with Image.open(drawn / "figures" / f"gradcam_{slug}.png") as picture:
-            assert picture.format == "PNG" and 900 < picture.width < 1300
-            assert 400 < picture.height < 1400
-            assert np.asarray(picture.convert("L")).std() > 20
-        svg = (drawn / "figures" / f"gradcam_{slug}.svg").read_text()
-        assert svg.count("<image") >= 2 * 5
-        assert str(drawn) not in svg
     for kind in ("csv", "md", "tex"):
-        assert (drawn / "tables" / f"gradcam.{kind}").is_file()
-        assert (drawn / "tables" / f"gradcam_images.{kind}").is_file()
-
-
-def test_the_page_is_whole(drawn, found):
+        for name in ("gradcam", "gradcam_images"):
+            assert (drawn / "tables" / f"{name}.{kind}").is_file()
     html = (drawn / "gradcam.html").read_text()
     page = assert_self_contained(html)
     assert len(page.named("svg")) == len(found.chosen)
@@ -236,9 +224,8 @@ def test_fewer_than_five_wrong_images_are_said(found):
     for label in few:
         count = len(found.group(label, False))
         text = gradcam_page.class_text(found, label)
-        amount = {0: "No image is wrong", 1: "Only 1 is wrong"}.get(
-            count, f"Only {count} are wrong"
-        )
+        known = {0: "No image is wrong", 1: "Only 1 is wrong"}
+        amount = known.get(count, f"Only {count} are wrong")
         assert f"{amount}, where 5 were to be shown." in text
         assert len(found.shown(label, False)) == count
         gradcam_page.class_figure(found, label)
@@ -248,31 +235,41 @@ def test_fewer_than_five_wrong_images_are_said(found):
 
 
 @pytest.mark.slow
-def test_the_same_again_gives_the_same_bytes_without_images(drawn, copied, monkeypatch):
-    """A report made again elsewhere shows the maps that were kept."""
-    shutil.copy(drawn / "gradcam.npz", copied)
+def test_the_same_again_gives_the_same_bytes_without_images(copied, tmp_path, monkeypatch):
+    """Figures are drawn; a report made again elsewhere shows the maps that were kept."""
+    two, made = SEVEN[:2], shutil.ignore_patterns("figures", "tables")
+    assert gradcam.main([str(copied), "--classes", *two]) == 0
+    for name in two:
+        file = copied / "figures" / f"gradcam_{name.lower().replace(' ', '_')}.png"
+        with Image.open(file) as picture:
+            assert picture.format == "PNG" and 900 < picture.width < 1300
+            assert 400 < picture.height < 1400
+            assert np.asarray(picture.convert("L")).std() > 20
+        svg = file.with_suffix(".svg").read_text()
+        assert svg.count("<image") >= 2 * 5 and str(copied) not in svg
 
     def gone():
         raise UserError("no images here")
 
     monkeypatch.setattr(birds, "default_birds", gone)
-    again = gradcam_study.sections(load(copied))
-    assert [section.title for section in again[1:]] == [f"Grad-CAM: {name}" for name in SEVEN]
-    assert [section.optional for section in again] == [False] + [True] * len(SEVEN)
-    names = [f"figures/{f.name}" for f in (drawn / "figures").glob("gradcam_*")]
-    names += [f"tables/{f.name}" for f in (drawn / "tables").glob("gradcam*")]
-    assert len(names) == 2 * len(SEVEN) + 2 * 3
-    for name in names:
-        assert (copied / name).read_bytes() == (drawn / name).read_bytes()
+    folder = shutil.copytree(copied, tmp_path / "again", ignore=made)
+    again = gradcam_study.sections(load(folder), classes=two)
+    assert [section.title for section in again[1:]] == [f"Grad-CAM: {name}" for name in two]
+    assert [section.optional for section in again] == [False, True, True]
+    files = [file.relative_to(copied) for file in copied.glob("*/gradcam*")]
+    assert len(files) == 2 * len(two) + 2 * 3
+    for file in files:
+        assert (folder / file).read_bytes() == (copied / file).read_bytes()
     monkeypatch.setattr(gradcam_page, "sections", lambda results, found: found)
-    other = gradcam_study.sections(load(copied), classes=["Hoopoe"])  # cannot be made here
-    assert [other.classes[label] for label in other.chosen] == SEVEN
-    (copied / "gradcam.npz").write_bytes(b"PK damaged")
-    (only,) = gradcam_study.sections(load(copied))
+    other = gradcam_study.sections(load(folder), classes=["Hoopoe"])  # cannot be made here
+    assert [other.classes[label] for label in other.chosen] == two
+    (folder / "gradcam.npz").write_bytes(b"PK damaged")
+    (only,) = gradcam_study.sections(load(folder))
     assert only.blocks == (reports.Text("There are no maps: no images here."),)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank")
 def test_named_classes_and_random_picks(copied, capsys):
     arguments = [str(copied), "--classes", "house_crow", "RED WATTLED LAPWING", "--pick", "random"]
     assert gradcam.main(arguments) == 0
@@ -297,49 +294,46 @@ def refused(capsys, *arguments: object) -> str:
     return said.err
 
 
-def test_bad_input_is_one_sentence(copied, tmp_path, capsys):
+def test_bad_options_are_one_sentence(copied, tmp_path, capsys):
     assert "not a result folder" in refused(capsys, tmp_path / "nothing")
     said = refused(capsys, copied, "--classes", "Hoopoe", "Dodo")
     assert "no Dodo" in said and "Hoopoe" in said and "White-Breasted Waterhen" in said
     assert "does not exist" in refused(capsys, copied, "--data-dir", tmp_path / "nothing")
     few = birds.make_birds(tmp_path / "few", 2, 1, 1)
     assert "other classes" in refused(capsys, copied, "--data-dir", few)
-
-    weights, told = copied / "checkpoints" / "best.pt", copied / "checkpoints" / "best.json"
-    good = weights.read_bytes()
-    weights.write_bytes(good[: len(good) // 2])
-    assert "best.pt is not a file of tensors" in refused(capsys, copied)
-    weights.unlink()
-    assert "no best.pt in checkpoints/" in refused(capsys, copied)
-    weights.write_bytes(good)
-    best = json.loads(told.read_text())
-    told.write_text(json.dumps(best | {"config": {"lr": 1}}))
-    assert "does not describe a residual network" in refused(capsys, copied)
-    told.write_text(json.dumps(best | {"config": best["config"] | {"norm": "what"}}))
-    assert "names the norm 'what'" in refused(capsys, copied)
-    told.write_text(json.dumps(best | {"config": best["config"] | {"n": 2}}))
-    assert "does not fit the model" in refused(capsys, copied)
-    told.write_text("{")
-    assert "best.json is damaged" in refused(capsys, copied)
-    told.write_text("[]")
-    assert "best.json is damaged" in refused(capsys, copied)
     (copied / "trials.csv").unlink()
     assert "has not ended" in refused(capsys, copied)
     assert not list(copied.rglob("gradcam*"))
 
 
-def test_weights_that_are_not_finite_are_refused(copied, capsys):
-    file = copied / "checkpoints" / "best.pt"
-    state = torch.load(file, weights_only=True)
+def test_bad_weights_are_one_sentence(copied, capsys):
+    weights, told = copied / "checkpoints" / "best.pt", copied / "checkpoints" / "best.json"
+    good, best = weights.read_bytes(), json.loads(told.read_text())
+    weights.write_bytes(good[: len(good) // 2])
+    assert "best.pt is not a file of tensors" in refused(capsys, copied)
+    weights.unlink()
+    assert "no best.pt in checkpoints/" in refused(capsys, copied)
+    weights.write_bytes(good)
+    for content, words in (
+        (best | {"config": {"lr": 1}}, "does not describe a residual network"),
+        (best | {"config": best["config"] | {"norm": "what"}}, "names the norm 'what'"),
+        (best | {"config": best["config"] | {"n": 2}}, "does not fit the model"),
+        ("{", "best.json is damaged"),
+        ([], "best.json is damaged"),
+    ):
+        told.write_text(content if content == "{" else json.dumps(content))
+        assert words in refused(capsys, copied)
+    told.write_text(json.dumps(best))
+    state = torch.load(weights, weights_only=True)
     state["head.bias"][0] = float("nan")
-    torch.save(state, file)
+    torch.save(state, weights)
     assert "not finite" in refused(capsys, copied)
+    assert not list(copied.rglob("gradcam*"))
 
 
 def test_a_report_says_in_a_sentence_why_there_are_no_maps(copied):
-    study = json.loads((copied / "study.json").read_text())
-    study["data"]["kind"] = "folder"
-    (copied / "study.json").write_text(json.dumps(study))
+    with edited(copied / "study.json") as study:
+        study["data"]["kind"] = "folder"
     (section,) = gradcam_study.sections(load(copied))
     (text,) = section.blocks
     assert "--data-dir PATH" in text.text and str(copied) not in text.text
@@ -349,11 +343,13 @@ def test_a_report_says_in_a_sentence_why_there_are_no_maps(copied):
     assert not list(copied.rglob("gradcam*"))
 
 
-def test_images_that_changed_are_noticed(copied, tmp_path):
-    changed = gradcam_study.compute(load(copied)).about | {"recorded": 0.1}
+def test_images_that_changed_are_noticed(found):
+    changed = found.about | {"recorded": 0.1}
+    assert "images or code have changed" not in gradcam_page._checked(found.about)
     assert "images or code have changed" in gradcam_page._checked(changed)
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_script(copied):
     done = python(ROOT / "analysis/gradcam.py", copied, "--classes", "Dodo", cwd=copied.parent)
     assert done.returncode == 2
@@ -364,6 +360,7 @@ def test_it_runs_as_a_script(copied):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank")
 def test_photographs_without_masks(shared_data, tmp_path, capsys, monkeypatch):
     """CIFAR photos: no masks, none of the lab's classes, and the folder must be named again."""
     photos = shared_data / "cifar10"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from analysis.saliency import maps as gradcam_maps
 from analysis.saliency import page as gradcam_page
 from core.models.resnet import resnet
+from tests.support.results import NORMS
 
 
 def by_autograd(model, x: torch.Tensor, labels: list[int]) -> list[np.ndarray]:
@@ -38,7 +39,7 @@ def by_autograd(model, x: torch.Tensor, labels: list[int]) -> list[np.ndarray]:
     return maps
 
 
-@pytest.mark.parametrize("norm", ["bn", "torch_bn", "in", "bin", "gn", "ln", "none"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("n", "size"), [(1, 20), (2, 18)])
 def test_maps_are_those_of_the_formula(norm, n, size):
     torch.manual_seed(3)
@@ -86,16 +87,11 @@ def test_before_an_instance_norm_the_weights_would_be_rounding_noise():
     assert before < 1e-6 < 1e-2 < after
 
 
-def test_enlarging_is_bilinear():
+def test_enlarging_is_bilinear_and_shares_by_hand():
     maps = np.random.default_rng(0).random((3, 5, 5), dtype=np.float32)
     expected = F.interpolate(torch.from_numpy(maps)[:, None], 23, mode="bilinear")[:, 0]
     np.testing.assert_allclose(gradcam_page.enlarge(maps, 23), expected, atol=1e-6)
-
-
-def test_shares_by_hand():
-    maps = np.zeros((3, 2, 2), dtype=np.float32)
-    maps[0] = [[3, 1], [0, 0]]
-    maps[1] = 1
+    maps = np.array([[[3, 1], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]], dtype=np.float32)
     mask = np.array([[1.0, 0.5], [0, 0]])
     found = gradcam_maps.shares(maps, [mask, None, mask], 2)
     np.testing.assert_allclose(found["inside"], [3.5 / 4, np.nan, np.nan])

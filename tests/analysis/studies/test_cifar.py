@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,8 @@ from sklearn.metrics import f1_score
 
 from analysis.results.folder import load
 from analysis.studies.cifar import answers, sections
-from core.errors import UserError
-from tests.analysis.document.test_report import assert_self_contained
 from tests.support import results as built
-from tests.support.reports import rows_of, words_of
+from tests.support.reports import assert_whole, rows_of, told, words_of
 
 FORMS, RATES, SEEDS = ("none", "listing", "meant"), (0.01, 0.1), (0, 1, 2)
 SETUPS = {
@@ -39,13 +36,10 @@ def accuracy(place: int, seed: int, lr: float = 0.0) -> float:
 def cnn_trial(bn: str, lr: float, seed: int) -> dict:
     config = DEFAULTS | {"model": "cnn", "bn": bn, "lr": lr, "seed": seed, "image_size": 32}
     value = accuracy(FORMS.index(bn), seed, lr)
-    facts = {
-        "parameters": 62_006 if bn == "none" else 62_458,
-        "trainable_parameters": 62_006 if bn == "none" else 62_458,
-        "frozen_parameters": 0,
-        "dead_parameters": 408 if bn == "listing" else 0,
-        "training_mode_accuracy": value - (0 if bn == "none" else 0.125),
-    }
+    count = 62_006 if bn == "none" else 62_458
+    facts = {"parameters": count, "trainable_parameters": count, "frozen_parameters": 0}
+    facts["dead_parameters"] = 408 if bn == "listing" else 0
+    facts["training_mode_accuracy"] = value - (0 if bn == "none" else 0.125)
     name = f"part=cnn,bn={bn},lr={lr},seed={seed}"
     return {"trial": name, "part": "cnn", "config": config, "value": value, "facts": facts}
 
@@ -55,18 +49,12 @@ def tuned_trial(setup: str, seed: int, broken: bool = False) -> dict:
     config = DEFAULTS | {"model": "resnet18", "variant": variant, "conv1": conv1, "seed": seed}
     config |= {"statistics": moving, "image_size": 16}
     trained = TRAINED[variant] + (1_728 if conv1 == "trained" else 0)
-    digests = {}
-    if variant in ("layer4", "head"):
-        stays = {"weights": not broken, "statistics": moving == "frozen"}
-        for what, kept in stays.items():
-            digests[f"frozen_{what}_before"] = f"sha256:{what}{setup}{seed}"
-            digests[f"frozen_{what}_after"] = f"sha256:{what}{setup}{seed}{'' if kept else 'x'}"
-    facts = digests | {
-        "parameters": 11_173_962,
-        "trainable_parameters": trained,
-        "frozen_parameters": 11_173_962 - trained,
-        "dead_parameters": 0,
-    }
+    facts = {"parameters": 11_173_962, "trainable_parameters": trained, "dead_parameters": 0}
+    facts["frozen_parameters"] = 11_173_962 - trained
+    stays = {"weights": not broken, "statistics": moving == "frozen"}
+    for what, kept in stays.items() if variant in ("layer4", "head") else ():
+        facts[f"frozen_{what}_before"] = f"sha256:{what}{setup}{seed}"
+        facts[f"frozen_{what}_after"] = f"sha256:{what}{setup}{seed}{'' if kept else 'x'}"
     name = f"part=resnet18,setup={list(SETUPS).index(setup)},seed={seed}"
     value = accuracy(7 - list(SETUPS).index(setup), seed)
     return {"trial": name, "part": "resnet18", "config": config, "value": value, "facts": facts}
@@ -113,13 +101,8 @@ def full(tmp_path_factory):
 
 
 def test_everything_is_written_and_needs_no_network(full):
-    names = {"cnn", "resnet18", "frozen", "modes", "trials"}
-    found = {file.name for file in (full / "tables").iterdir()}
-    assert found == {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
-    drawn = {"cnn_val_accuracy", "cnn_train_loss", "resnet18_accuracy", "resnet18_cost"}
-    found = {file.name for file in (full / "figures").iterdir()}
-    assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
-    assert_self_contained((full / "report.html").read_text())
+    drawn = "cnn_val_accuracy cnn_train_loss resnet18_accuracy resnet18_cost"
+    assert_whole(full, "cnn resnet18 frozen modes trials", drawn)
 
 
 def test_the_cnns_table_is_that_of_the_trials(full):
@@ -170,14 +153,13 @@ def test_the_answers_come_from_the_numbers(full):
     assert "never used" in words and "94.82" in words
 
 
-def store(folder: Path, trial: str, right: int, epoch: int | None = None, count: int = 50) -> float:
-    """Write scores of which `right` are right; return the macro-F1 that scikit-learn gives."""
-    labels = np.arange(count) % 10
-    predicted = np.where(np.arange(count) < right, labels, (labels + 1) % 10)
+def store(folder: Path, trial: str, right: int, **epoch: int) -> float:
+    """Write scores of which `right` of 50 are right; return the macro-F1 of scikit-learn."""
+    labels = np.arange(50) % 10
+    predicted = np.where(np.arange(50) < right, labels, (labels + 1) % 10)
     arrays = {"scores": np.eye(10, dtype=np.float32)[predicted] * 5, "labels": labels}
-    arrays |= {} if epoch is None else {"epoch": np.array(epoch)}
-    files = [f"{i}.png" for i in range(count)]
-    built.store(folder, trial, **arrays, files=files, classes=list("0123456789"))
+    files = [f"{i}.png" for i in range(50)]
+    built.store(folder, trial, **arrays, files=files, classes=list("0123456789"), **epoch)
     return float(f1_score(labels, predicted, average="macro"))
 
 
@@ -196,10 +178,9 @@ def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_
     loss = np.log(np.exp(logits).sum()) - 0.82 * 5  # a wrong one has 0 for the right class
     assert row["val_loss"] == pytest.approx(loss, rel=1e-6)
     store(folder, planned[0]["trial"], 45)  # trials.csv says 0.6
-    sections.report(folder)
+    words = told(sections.report, folder)
     table = {(r["bn"], float(r["lr"])): r for r in rows_of(folder, "cnn")}
     assert float(table["none", 0.1]["val_accuracy"]) == pytest.approx((0.9 + 0.64) / 2)
-    words = words_of(folder)
     assert f"val_accuracy of {planned[0]['trial']} by 0.3" in words
     assert "a stored file has been changed or is of another run" in words
 
@@ -215,26 +196,18 @@ def test_scores_of_another_epoch_are_held_against_that_epoch(tmp_path):
     assert checked.worst["val_accuracy"][0] < 1e-12
     assert list(results.trials["val_accuracy"]) == [0.7, 0.7]
     assert results.trials["train_accuracy_running"].tolist() == pytest.approx([0.75, 0.75])
-    sections.report(folder)
-    words = words_of(folder)
+    words = told(sections.report, folder)
     assert "The epoch of the weights kept; " in words and "Last epoch;" not in words
     assert "chosen on the images shown" in words
-
-
-def test_the_floor_of_the_lab():
-    assert answers.floored(0.9999) == "99\u00a0%"
-    assert answers.floored(0.57) == "57\u00a0%"  # 100 * 0.57 is 56.99999999999999
-    assert answers.floored(float("nan")) == "-"
 
 
 def test_a_changed_frozen_weight_is_shouted(tmp_path):
     planned = [tuned_trial("all", s) for s in (0, 1)]
     planned += [tuned_trial("layer4", s, broken=s == 1) for s in (0, 1)]
     folder = write(tmp_path / "broken", planned)
-    sections.report(folder)
+    assert "In 1 of 2 trials with a frozen part" in told(sections.report, folder)
     table = {row["setup"]: row for row in rows_of(folder, "resnet18")}
     assert table["layer4"]["unchanged"] == "no"
-    assert "In 1 of 2 trials with a frozen part" in words_of(folder)
     checked = sections.frozen_numbers(sections.tuned_part(load(folder)))
     assert answers.proof(checked).startswith("**")
     assert not (folder / "tables" / "cnn.csv").exists()
@@ -245,43 +218,25 @@ def test_meant_that_does_not_beat_none_is_said_so(tmp_path):
     for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.65, 0.58, 0.69), strict=True):
         entry["value"] = value
     folder = write(tmp_path / "even", planned)
-    sections.report(folder)
-    words = words_of(folder)
+    words = told(sections.report, folder)
     assert "meant and none cannot be told apart: +4.0 points" in words
     assert "The highest mean of the small CNN" in words and "does best" not in words
     for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.4, 0.5, 0.61), strict=True):
         entry["value"] = value
-    folder = write(tmp_path / "worse", planned)
-    sections.report(folder)
-    assert "meant is worse than none by −9.7 points" in words_of(folder)
+    words = told(sections.report, write(tmp_path / "worse", planned))
+    assert "meant is worse than none by −9.7 points" in words
 
 
-def test_the_largest_change_by_forgetting_eval_is_named_whatever_its_sign():
+def test_the_largest_change_by_forgetting_eval_whatever_its_sign_and_the_labs_floor():
     row = {"bn": "meant", "lr": 0.1, "difference": -0.01, "low": -0.02, "high": 0.0}
     gain = row | {"lr": 0.01, "difference": 0.05, "low": 0.01, "high": 0.09}
     said = answers.forgotten(pd.DataFrame([row, gain])).replace("\u00a0", " ")
     assert "by up to +5.0 points" in said and "lr 0.01" in said
+    floors = {0.9999: "99\u00a0%", 0.57: "57\u00a0%", float("nan"): "-"}  # 100 * 0.57 < 57
+    assert [answers.floored(value) for value in floors] == list(floors.values())
 
 
 @pytest.mark.parametrize("part", ["cnn", "resnet18"])
-def test_one_seed_and_nothing_finished_still_make_a_report(tmp_path, part):
+def test_one_seed_still_makes_a_report(tmp_path, part):
     planned = [cnn_trial("meant", 0.1, 0)] if part == "cnn" else [tuned_trial("head", 0)]
-    folder = write(tmp_path / "one", [dict(entry) for entry in planned])
-    sections.report(folder)
-    assert "One seed" in words_of(folder)
-    folder = write(tmp_path / "none", planned, failed=(planned[0]["trial"],))
-    sections.report(folder)
-    assert "None of 1 trials finished" in words_of(folder)
-    assert "it broke" in words_of(folder)
-
-
-def test_a_damaged_folder_is_told(full, tmp_path):
-    with pytest.raises(UserError, match="not a result folder"):
-        sections.report(tmp_path / "nowhere")
-    folder = tmp_path / "torn"
-    shutil.copytree(full, folder)
-    store(folder, trial := cnn_trial("none", RATES[0], SEEDS[0])["trial"], right=30)
-    stored = folder / "predictions" / f"{trial}.npz"
-    stored.write_bytes(stored.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"predictions/.* cannot be read"):
-        sections.report(folder)
+    assert "One seed" in told(sections.report, write(tmp_path / "one", planned))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from analysis import generation_samples
 from analysis.results.folder import load
 from analysis.results.statistics import t_interval
 from analysis.studies.generation import answers, sections
+from analysis.studies.generation.figures import canvas
 from analysis.studies.generation.samples import load_stored
 from core.errors import UserError
-from tests.analysis.document.test_report import assert_self_contained
 from tests.support import results as built
-from tests.support.reports import words_of
+from tests.support.reports import assert_whole, rows_of, told, words_of
 
 CLASSES = ("cat", "dog", "fo*x")
 SIZE, COUNT = 8, 30
@@ -89,10 +88,10 @@ def build(
              "sampler_steps": 2, "lr": None, "latent": None, "patch": 2, "guidance": 1.0,
              "label_dropout": 0.1, "samples": 0}  # fmt: skip
     configs = [{k: row[k] for k in ("family", "width", "seed")} | fixed for row in rows]
-    measures = {"precision": 0.8, "recall": 0.9, "density": 1.0, "coverage": 0.9}
-    near = {"nearest_distance": 25.0, "nearest_ratio": 0.7}
+    measures = {"precision": 0.8, "recall": 0.9, "density": 1.0, "coverage": 0.9,
+                "nearest_distance": 25.0, "nearest_ratio": 0.7}  # fmt: skip
     yardsticks = {
-        name: {"frechet": frechet, "copies": copies} | measures | near
+        name: {"frechet": frechet, "copies": copies} | measures
         for name, frechet, copies in (("held_out", 0.02, 0.05), ("copies", 0.01, 1.0),
                                       ("noise", 1.0, 0.0))
     }  # fmt: skip
@@ -109,17 +108,16 @@ def build(
     grid = {"family": list(BASE), "width": [16, 32], "seed": list(range(seeds))}
     more = {"grid": grid, "metric": "frechet", "mode": "min", "constants": fixed, "data": data}
     study = built.declare("generation", "Which makes the best images?", planned, **more)
-    done = [i for i, row in enumerate(rows) if row["state"] == "finished"]
     history = [
-        {"trial": rows[i]["trial"], "epoch": epoch, "frechet": rows[i]["frechet"] * 2 / epoch,
-         "coverage": rows[i]["coverage"] * epoch / 2}
-        for i in done for epoch in (1, 2)
+        {"trial": row["trial"], "epoch": epoch, "frechet": row["frechet"] * 2 / epoch,
+         "coverage": row["coverage"] * epoch / 2}
+        for row in rows for epoch in (1, 2)
     ]  # fmt: skip
     stored = {
-        rows[i]["trial"]: {"config": configs[i], **arrays(rows[i]), **extra(rows[i])} for i in done
+        row["trial"]: {"config": config, **arrays(row), **extra(row)}
+        for row, config in zip(rows, configs, strict=True)
     }
-    columns = ["trial", "epoch", "frechet", "coverage"]
-    return built.write(folder, study, rows, history, columns, stored if predictions else None)
+    return built.write(folder, study, rows, history, predictions=stored if predictions else None)
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +135,12 @@ def answers_of(folder: Path) -> str:
 
 
 def test_everything_is_written(full):
-    names = {"generation", "neighbours", "generation_by_seed"}
-    found = {file.name for file in (full / "tables").iterdir()}
-    assert found == {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
-    drawn = {"samples", "progress", "curves", "neighbours", "distances", "interpolation",
-             "trajectory"}  # fmt: skip
-    assert {file.stem for file in (full / "figures").iterdir()} == drawn
-    assert_self_contained((full / "report.html").read_text())
+    drawn = "samples progress curves neighbours distances interpolation trajectory"
+    assert_whole(full, "generation neighbours generation_by_seed", drawn, equations=1)
 
 
 def test_the_main_table_follows_the_formula(full):
-    with (full / "tables" / "generation.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(full, "generation")
     means = [float(row["frechet"]) for row in rows[:6]]
     assert means == sorted(means) and rows[0]["family"] == "flow" and rows[0]["width"] == "32.0"
     for row in rows[:6]:
@@ -175,24 +167,21 @@ def test_bad_samples_and_copies_are_told(tmp_path):
     def worse(row: dict) -> dict:
         return row | {"frechet": row["frechet"] + 0.5, "copies": 0.3 + 0.01 * row["seed"]}
 
-    sections.report(build(tmp_path / "bad", change=worse))
-    words = words_of(tmp_path / "bad")
+    words = told(sections.report, build(tmp_path / "bad", change=worse))
     assert "not below" in words and "may copy" in words and "no sign" not in words
 
 
-def test_one_seed_names_no_winner_and_no_copier(tmp_path):
-    words = answers_of(build(tmp_path, seeds=1, change=lambda row: row | {"copies": 0.3}))
+def test_one_seed_or_overlap_names_no_winner_and_no_copier(tmp_path):
+    words = answers_of(build(tmp_path / "one", seeds=1, change=lambda row: row | {"copies": 0.3}))
     assert "[no interval]" in words and "cannot be told without an interval" in words
     assert "Without an interval over seeds there is no verdict" in words and "may copy" not in words
     assert "The two lowest cannot be told apart" in words
 
-
-def test_families_that_overlap_cannot_be_told_apart(tmp_path):
     def even(row: dict) -> dict:
         swing = {"vae": 0.0, "dcgan": 0.02, "flow": -0.03}[row["family"]] * (row["seed"] - 1)
         return row | {"frechet": 0.2 + swing, "recall": 0.5 + swing}
 
-    words = answers_of(build(tmp_path, change=even))
+    words = answers_of(build(tmp_path / "even", change=even))
     assert "The first two cannot be told apart" in words
     assert "The two lowest cannot be told apart" in words and "shows the least" not in words
 
@@ -230,28 +219,21 @@ def test_scores_that_do_not_belong_to_the_measures_are_told(tmp_path):
     assert "As the trials reported them: Fréchet distance" in words
 
 
-def test_a_study_without_finished_trials_or_predictions_still_reports(tmp_path):
-    def failed(row: dict) -> dict:
-        kept = ("trial", "part", "family", "width", "seed", "samples")
-        return {k: row[k] for k in kept} | {"state": "failed", "error": "RuntimeError: a bug"}
-
-    sections.report(build(tmp_path / "none", change=failed))
-    assert "None of 18 trials finished" in words_of(tmp_path / "none")
-    sections.report(build(tmp_path / "bare", predictions=False))
-    assert "flow matching of width 32" in words_of(tmp_path / "bare")
-    assert not (tmp_path / "bare" / "figures" / "samples.png").exists()
+def test_a_study_without_predictions_still_reports(tmp_path):
+    words = told(sections.report, build(tmp_path / "bare", predictions=False))
+    assert "flow matching of width 32" in words
+    assert not (tmp_path / "bare" / "figures" / "samples.svg").exists()
 
 
 def test_damaged_and_foreign_files_are_refused_in_one_sentence(tmp_path):
     folder = build(tmp_path / "damaged", seeds=1)
     name = "family=vae,width=16,seed=0"
     file = folder / "predictions" / f"{name}.npz"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be read"):
-        load_stored(folder, name)
-    np.savez(file, samples=np.array([object()], dtype=object))
-    with pytest.raises(UserError, match="cannot be read"):
-        load_stored(folder, name)
+    np.savez(tmp_path / "pickled.npz", samples=np.array([object()], dtype=object))
+    for content in (file.read_bytes()[:1000], (tmp_path / "pickled.npz").read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            load_stored(folder, name)
 
 
 def test_samples_of_an_unfinished_study_are_refused(tmp_path, capsys):
@@ -262,17 +244,15 @@ def test_samples_of_an_unfinished_study_are_refused(tmp_path, capsys):
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 3 and "no best trial yet" in errors[0]
     (folder / "checkpoints").mkdir()
-    best = {"trial": "t", "epoch": 2, "frechet": 0.1}
-    config = json.loads((folder / "study.json").read_text())["trials"][0]["config"]
-    (folder / "checkpoints" / "best.json").write_text(json.dumps(best | {"config": config}))
+    best = json.loads((folder / "study.json").read_text())["trials"][0]
+    best |= {"epoch": 2, "frechet": 0.1}
+    (folder / "checkpoints" / "best.json").write_text(json.dumps(best))
     (folder / "checkpoints" / "best.pt").write_bytes(b"damaged")
     assert generation_samples.main(folder, 3) == 2
     assert "best.pt" in capsys.readouterr().err
 
 
 def test_a_canvas_puts_images_in_rows():
-    from analysis.studies.generation.figures import canvas
-
     images = np.stack([np.full((1, 8, 8), value, np.uint8) for value in (10, 20, 30)])
     sheet = canvas(images, 2)
     scale = 8  # enlarged to 64 pixels each

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,11 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from analysis.document import report as reports
 from analysis.results.folder import load
 from analysis.studies.search import sections
 from core.errors import UserError
-from tests.analysis.document.test_report import assert_self_contained
 from tests.support import results as built
-from tests.support.reports import words_of
+from tests.support.reports import assert_whole, table_of, told, words_of
 
 SPACE = {
     "lr": {"low": 0.001, "high": 1.0, "log": True},
@@ -27,23 +26,14 @@ EPOCHS = 10
 
 
 def build(
-    path: Path,
-    count: int = 12,
-    default: float | None = 0.6,
-    lr: float | None = 0.1,
-    failed: int = 4,
-    **files,
-) -> Path:
-    """Write the folder of a search whose value is highest at lr 0.3: 0.7.
+    path: Path, count: int = 12, default: float | None = 0.6, lr: float | None = 0.1,
+    failed: int = 4, **files,
+) -> Path:  # fmt: skip
+    """Write a search whose value is highest at lr 0.3: 0.7; the third configuration is stopped.
 
-    Args:
-        path: the result folder to make.
-        count: configurations; the third is stopped.
-        default: value of the default trial; None leaves it out.
-        lr: its learning rate; None leaves it to the recipe, which takes 0.1.
-        failed: index of the configuration that failed.
-        files: content of search.json (`importances`) and of best_config.json (`best`); None leaves
-            the file out.
+    `default` is the value of the default trial, `lr` its rate (None: left to the recipe, which
+    takes 0.1), `failed` who failed, `files` the content of search.json (`importances`) and of
+    best_config.json (`best`). What is None is left out.
     """
     planned, trials, history = [], [], []
 
@@ -63,12 +53,9 @@ def build(
         trials.append(built.ended(planned[-1], rows, float(epochs), state, **more))
 
     for number in range(count):
-        config = {
-            "lr": 0.3 if number == 7 else 0.001 * 10 ** (3 * number / count),
-            "weight_decay": 10 ** (-5 + 3 * (number * 5 % count) / count),
-            "momentum": 0.5 + 0.4 * (number * 7 % count) / count,
-            "seed": 0,
-        }
+        config = {"lr": 0.3 if number == 7 else 0.001 * 10 ** (3 * number / count), "seed": 0}
+        config["weight_decay"] = 10 ** (-5 + 3 * (number * 5 % count) / count)
+        config["momentum"] = 0.5 + 0.4 * (number * 7 % count) / count
         value = 0.7 - 0.1 * abs(math.log10(config["lr"] / 0.3))
         state = {2: "stopped", failed: "failed"}.get(number, "finished")
         add(f"search-{number:04}", config, round(value, 4), state)
@@ -93,31 +80,22 @@ def build(
 
 
 def hold_out(path: Path, default: list[float], best: list[float]) -> Path:
-    """Turn a folder of `build` into one whose search was scored on images held out of train.
-
-    Args:
-        path: the result folder.
-        default: values of the default on the validation images, by seed.
-        best: those of search-0007.
-    """
-    study = json.loads((path / "study.json").read_text())
-    study["search"]["metric"] = "heldout_accuracy"
-    study["data"]["holdout"] = {"share": 0.1, "trained": 450, "scored": 50, "missing": ["Owl"]}
+    """Have a search scored on images held out of train, and give its reported values by seed."""
     trials = pd.read_csv(path / "trials.csv", keep_default_na=False)
     trials = trials.rename(columns={"best_val_accuracy": "best_heldout_accuracy"})
     added = []
-    for kind, name, values in (("default", "default", default), ("best", "search-0007", best)):
-        planned = next(entry for entry in study["trials"] if entry["trial"] == name)
-        for seed, value in enumerate(values):
-            trial, part = f"reported={name},seed={seed}", f"reported-{kind}"
-            config = planned["config"] | {"seed": seed}
-            study["trials"].append({"trial": trial, "part": part, "config": config})
-            row = trials[trials["trial"] == name].iloc[0].to_dict() | config
-            row |= {"trial": trial, "part": part, "best_heldout_accuracy": ""}
-            added.append(row | {"best_val_accuracy": value})
-    trials = pd.concat([trials, pd.DataFrame(added)])
-    trials.to_csv(path / "trials.csv", index=False)
-    (path / "study.json").write_text(json.dumps(study), encoding="utf-8")
+    with built.edited(path / "study.json") as study:
+        study["search"]["metric"] = "heldout_accuracy"
+        study["data"]["holdout"] = {"share": 0.1, "trained": 450, "scored": 50, "missing": ["Owl"]}
+        for kind, name, values in (("default", "default", default), ("best", "search-0007", best)):
+            planned = next(entry for entry in study["trials"] if entry["trial"] == name)
+            for seed, value in enumerate(values):
+                known = {"trial": f"reported={name},seed={seed}", "part": f"reported-{kind}"}
+                config = planned["config"] | {"seed": seed}
+                study["trials"].append(known | {"config": config})
+                row = trials[trials["trial"] == name].iloc[0].to_dict() | config | known
+                added.append(row | {"best_heldout_accuracy": "", "best_val_accuracy": value})
+    pd.concat([trials, pd.DataFrame(added)]).to_csv(path / "trials.csv", index=False)
     return path
 
 
@@ -129,34 +107,22 @@ def full(tmp_path_factory):
 
 
 def test_everything_is_written(full):
-    found = {file.name for file in (full / "tables").iterdir()}
-    named = {"search", "search_trials"}
-    assert found == {f"{name}.{kind}" for name in named for kind in ("csv", "md", "tex")}
-    found = {file.name for file in (full / "figures").iterdir()}
-    drawn = {"search_history", "search_settings", "importances"}
-    assert found == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
-    assert reports.page_count((full / "report.pdf").read_bytes()) <= 10
-    page = assert_self_contained((full / "report.html").read_text())
-    assert len(page.named("svg")) == 3
-    for file in [full / "report.html", full / "report.pdf", *(full / "tables").iterdir()]:
-        assert str(full).encode() not in file.read_bytes()
+    assert_whole(full, "search search_trials", "search_history search_settings importances")
 
 
 def test_one_report_has_what_was_tried_and_what_came_of_it(tmp_path, capsys):
     default, best = [0.60, 0.62, 0.61], [0.66, 0.67, 0.68]
     folder = hold_out(build(tmp_path / "x"), default, best)
-    sections.report(folder)
-    tried = pd.read_csv(folder / "tables" / "search_trials.csv")
+    words = told(sections.report, folder)
+    tried = table_of(folder, "search_trials")
     assert len(tried) == 12 and tried["value"].max() == 0.7
-    found = pd.read_csv(folder / "tables" / "reported.csv").set_index("settings")
+    found = table_of(folder, "reported").set_index("settings")
     assert found["n"].to_dict() == {"default": 3, "best found": 3}
     assert found.loc["best found", "mean"] == pytest.approx(np.mean(best))
     gains = np.subtract(best, default)
     low, high = scipy.stats.t.interval(0.95, 2, gains.mean(), scipy.stats.sem(gains))
-    assert found.loc["best found", "difference"] == pytest.approx(gains.mean())
-    assert found.loc["best found", "difference_low"] == pytest.approx(low)
-    assert found.loc["best found", "difference_high"] == pytest.approx(high)
-    words = words_of(folder)
+    told_apart = found.loc["best found", ["difference", "difference_low", "difference_high"]]
+    assert list(told_apart) == pytest.approx([gains.mean(), low, high])
     assert "best held-out accuracy (%)" in words and "best val accuracy (%)" in words
     assert "has 70.0" in words and "held-out accuracy at its best epoch" in words
     assert "On the validation images it is better than the default settings: +6.0" in words
@@ -187,7 +153,7 @@ def test_tables_are_recomputed_from_trials_csv(full):
     raw = raw[raw["trial"] != "default"].set_index("trial")
     planned = json.loads((full / "study.json").read_text())["trials"]
     config = {entry["trial"]: entry["config"] for entry in planned}
-    table = pd.read_csv(full / "tables" / "search_trials.csv").set_index("trial")
+    table = table_of(full, "search_trials").set_index("trial")
     assert len(table) == len(raw) == 12
     assert table.index[0] == raw["best_val_accuracy"].idxmax() == "search-0007"
     running = raw["best_val_accuracy"].cummax().ffill()
@@ -197,17 +163,17 @@ def test_tables_are_recomputed_from_trials_csv(full):
         assert row["state"] == raw.loc[name, "state"]
         for key in SPACE:  # as set, not the last epoch's rate in the column lr of trials.csv
             assert row[key] == pytest.approx(config[name][key])
-    settings = pd.read_csv(full / "tables" / "search.csv").set_index("setting")
-    assert settings["best"].to_dict() == pytest.approx(
-        {**{k: config["search-0007"][k] for k in SPACE}, "best val accuracy (%)": 0.7}
-    )
-    assert settings["default"].to_dict() == pytest.approx(
-        {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "best val accuracy (%)": 0.6}
-    )
+    found = sections.configurations(load(full))  # in the order of the search
+    assert found["trial"].tolist() == [f"search-{number:04}" for number in range(12)]
+    assert math.isnan(found["value"][4]) and found["so_far"].is_monotonic_increasing
+    settings = table_of(full, "search").set_index("setting")
+    for column, name, value in (("best", "search-0007", 0.7), ("default", "default", 0.6)):
+        given = {key: config[name][key] for key in SPACE} | {"best val accuracy (%)": value}
+        assert settings[column].to_dict() == pytest.approx(given)
     assert settings["importance"].dropna().to_dict() == WEIGHTS
 
 
-def test_text_names_the_best_the_gain_and_the_command(full, capsys):
+def test_text_names_the_best_the_gain_and_the_command(full, tmp_path, capsys):
     words = words_of(full)
     assert "TPE proposed 12 of 12 configurations" in words
     assert "10 finished, 1 stopped early and 1 failed" in words
@@ -218,49 +184,37 @@ def test_text_names_the_best_the_gain_and_the_command(full, capsys):
     assert "lr 0.80, weight_decay 0.15 and momentum 0.05" in words
     assert "ASHA (asynchronous successive halving) over epochs: grace 1" in words
     assert "differs from the best configuration" not in words
-    sections.report(full)
+    copy = shutil.copytree(full, tmp_path / "copy")
+    told(sections.report, copy)
     out = capsys.readouterr().out
-    assert f"use it: python studies/norms.py --config {full / 'best_config.json'}" in out
+    assert f"use it: python studies/norms.py --config {copy / 'best_config.json'}" in out
     assert max(len(line) for line in out.splitlines()[:-1]) <= 100
 
 
 @pytest.mark.parametrize(
     ("default", "said"),
     [
-        (0.7, "No configuration scores higher than the default"),
-        (0.75, "No configuration scores higher than the default"),
-        (0.69, "validation images alone leave an error of about"),
-        (None, "cannot be said whether the best scores higher"),
+        ({"default": 0.7}, "No configuration scores higher than the default"),
+        ({"default": 0.75}, "No configuration scores higher than the default"),
+        ({"default": 0.69}, "validation images alone leave an error of about"),
+        ({"default": None}, "cannot be said whether the best scores higher"),
+        ({"lr": None}, "default learning rate of 0.1"),  # of the recipe
     ],
 )
 def test_the_verdict_follows_the_values(tmp_path, default, said):
-    assert said in sections.verdict(load(build(tmp_path / "x", default=default)))
+    assert said in sections.verdict(load(build(tmp_path / "x", **default)))
 
 
 def test_a_default_that_leads_is_not_to_be_replaced(tmp_path, capsys):
-    sections.report(build(tmp_path / "x", default=0.75))
+    told(sections.report, build(tmp_path / "x", default=0.75))
     out = capsys.readouterr().out
     assert "Keep the default." in " ".join(out.split()) and "use it" not in out
-
-
-def test_a_default_rate_left_to_the_recipe_is_the_one_it_used(tmp_path):
-    results = load(build(tmp_path / "x", lr=None))
-    assert sections.default_trial(results)["lr"] == pytest.approx(0.1)
-    assert "default learning rate of 0.1" in sections.verdict(results)
-
-
-def test_order_is_that_of_the_search_and_failures_have_no_value(tmp_path):
-    found = sections.configurations(load(build(tmp_path / "x")))
-    assert found["trial"].tolist() == [f"search-{number:04}" for number in range(12)]
-    assert math.isnan(found["value"][4])
-    assert found["so_far"].is_monotonic_increasing
 
 
 def test_without_importances_the_reason_is_given(tmp_path):
     why = "2 configurations ended, which are too few to tell"
     folder = build(tmp_path / "x", count=2, importances={"importances": None, "why": why}, best={})
-    sections.report(folder)
-    words = words_of(folder)
+    words = told(sections.report, folder)
     assert f"No importances: {why}." in words
     assert not (folder / "figures" / "importances.svg").exists()
     assert sections.importances(load(build(tmp_path / "y", importances=None)))[0] is None
@@ -268,31 +222,19 @@ def test_without_importances_the_reason_is_given(tmp_path):
 
 def test_nothing_succeeded(tmp_path, capsys):
     folder = build(tmp_path / "x", count=1, failed=0, default=None, importances=None, best=None)
-    sections.report(folder)
-    words = words_of(folder)
-    assert "None of 1 trials finished." in words
+    assert "None of 1 trials finished." in told(sections.report, folder)
     assert "use it" not in capsys.readouterr().out
 
 
-def test_a_best_config_of_other_settings_is_noticed(tmp_path):
+def test_other_settings_edges_of_a_range_and_the_lack_of_a_search_are_noticed(tmp_path):
     folder = build(tmp_path / "x", best={"lr": 0.5, "weight_decay": 1e-4, "momentum": 0.9})
-    sections.report(folder)
-    assert "It differs from the best configuration of trials.csv in lr" in words_of(folder)
-
-
-def test_a_best_value_at_the_end_of_its_range_is_noticed(tmp_path):
-    folder = build(tmp_path / "x")
+    words = told(sections.report, folder)
+    assert "It differs from the best configuration of trials.csv in lr" in words
     assert sections.edges(load(folder)) == ""
-    study = json.loads((folder / "study.json").read_text())
-    study["search"]["space"]["lr"]["high"] = 0.31
-    (folder / "study.json").write_text(json.dumps(study))
+    with built.edited(folder / "study.json") as study:
+        study["search"]["space"]["lr"]["high"] = 0.31
     assert "of `lr` (upper end): widen it" in sections.edges(load(folder))
-
-
-def test_a_folder_without_a_search_is_refused(tmp_path):
-    folder = build(tmp_path / "x")
-    study = json.loads((folder / "study.json").read_text())
-    del study["search"]
-    (folder / "study.json").write_text(json.dumps(study))
+    with built.edited(folder / "study.json") as study:
+        del study["search"]
     with pytest.raises(UserError, match=r"study\.json holds no search"):
         sections.report(folder)

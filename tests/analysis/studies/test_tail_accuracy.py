@@ -45,22 +45,16 @@ def test_equals_the_formula_evaluated_naively(case):
     scores, labels, cuts = draw(case)
     found = tail_accuracy.tail_accuracy(scores, labels, cuts)
     for row, expected in enumerate(naive(scores.tolist(), labels.tolist(), cuts.tolist())):
-        defined = [value for value in expected if value is not None]
+        per_class, counts = zip(*(value or (math.nan, 0) for value in expected), strict=True)
+        np.testing.assert_array_equal(found.per_class[row], per_class)
+        np.testing.assert_array_equal(found.counts[row], counts)
+        defined = [value for value in per_class if not math.isnan(value)]
         assert found.classes[row] == len(defined)
-        for c, value in enumerate(expected):
-            assert found.counts[row, c] == (0 if value is None else value[1])
-            if value is None:
-                assert math.isnan(found.per_class[row, c])
-            else:
-                assert found.per_class[row, c] == value[0]
-        if defined:
-            mean = sum(value for value, _ in defined) / len(defined)
-            assert found.mean[row] == pytest.approx(mean, abs=1e-12)
-        else:
-            assert math.isnan(found.mean[row])
+        mean = sum(defined) / len(defined) if defined else math.nan
+        assert found.mean[row] == pytest.approx(mean, abs=1e-12, nan_ok=True)
 
 
-def test_case_by_hand():
+def test_cases_by_hand():
     scores = np.array([[3.0, 0.5], [2.0, -1.0], [2.0, 4.0], [0.0, 0.1]])
     labels = np.array([[1, -1], [-1, 1], [0, 1], [1, -1]])
     found = tail_accuracy.tail_accuracy(scores, labels, np.array([0.0, 2.0, 3.0, 4.0]))
@@ -68,9 +62,7 @@ def test_case_by_hand():
     np.testing.assert_array_equal(found.counts, [[2, 3], [1, 1], [0, 1], [0, 0]])
     np.testing.assert_allclose(found.mean, [(1 / 2 + 1 / 3) / 2, 1, 1, np.nan])
     np.testing.assert_array_equal(found.classes, [2, 2, 1, 0])
-
-
-def test_one_label_per_image():
+    # one label per image
     scores = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, -1.0]])
     found = tail_accuracy.tail_accuracy(scores, np.array([0, 1, 1]), np.array([0.0, 1.5]))
     np.testing.assert_allclose(found.per_class, [[1 / 3, 1 / 2], [1 / 2, 1.0]])
@@ -105,9 +97,7 @@ def test_thresholds_run_from_the_decision_to_the_maximum():
     assert tail_accuracy.thresholds(probabilities, 10)[0] == 0.5
     assert len(tail_accuracy.thresholds(probabilities, 10)) == 10
     assert tail_accuracy.thresholds(probabilities, 10, start=0.7)[0] == 0.7
-
-
-def test_thresholds_without_a_tail_and_with_ties():
+    # without a tail, and with ties
     np.testing.assert_array_equal(tail_accuracy.thresholds(np.full((5, 2), -1.0)), [0.0])
     np.testing.assert_array_equal(tail_accuracy.thresholds(np.full((5, 2), 2.0)), [0.0, 2.0])
     with pytest.raises(ValueError, match="at least 2"):

@@ -1,8 +1,6 @@
 """The VOC report: its numbers against direct computation, its bytes, its words."""
 
-import html
 import json
-import re
 import shutil
 from dataclasses import replace
 
@@ -16,17 +14,28 @@ from analysis.results.folder import load, load_predictions
 from analysis.studies.voc import answers, pictures, sections, tail_accuracy
 from core.errors import UserError
 from tests.support import results as built
+from tests.support.reports import table_of, told, words_of
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.delenv("LABTUNE_AUTHOR", raising=False)
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LABTUNE_AUTHOR", "Ada *Lovelace*, 123456")
+        yield
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return built.draw_images(tmp_path_factory.mktemp("data") / "root", 60)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, root, cache):
+    """Two seeds, three folds of each, with images; reported."""
+    study = build(tmp_path_factory.mktemp("full"), root, folds=3)
+    sections.report(study)
+    return study
 
 
 def build(path, root=None, **options):
@@ -36,32 +45,21 @@ def build(path, root=None, **options):
     return study
 
 
-def words(study) -> str:
-    page = (study / "report.html").read_text()
-    body = re.sub(r"<(svg|style).*?</\1>", "", page, flags=re.S)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
-
-
 def scores_of(study, seed):
     return load_predictions(study, f"seed={seed}")
 
 
+def aps_of(scores, labels) -> list[float]:
+    """Average precision of each class that occurs, by scikit-learn."""
+    counted = [(scores[labels[:, c] != 0, c], labels[labels[:, c] != 0, c]) for c in range(5)]
+    return [average_precision_score(y == 1, x) for x, y in counted if (y == 1).any()]
+
+
 def test_class_table_against_sklearn_and_by_hand(tmp_path):
     study = build(tmp_path, undefined="sofa")
-    sections.report(study)
-    table = pd.read_csv(study / "tables" / "average_precision.csv").set_index("class")
-    aps = []
-    for seed in (0, 1):
-        stored = scores_of(study, seed)
-        counted = stored.labels != 0
-        aps.append(
-            [
-                average_precision_score(
-                    stored.labels[counted[:, c], c] == 1, stored.scores[counted[:, c], c]
-                )
-                for c in range(4)
-            ]
-        )
+    shown = told(sections.report, study)
+    table = table_of(study, "average_precision").set_index("class")
+    aps = [aps_of(stored.scores, stored.labels) for stored in map(scores_of, [study] * 2, (0, 1))]
     np.testing.assert_allclose(table["ap"].iloc[:4], np.mean(aps, axis=0), rtol=1e-12)
     assert np.isnan(table.loc["sofa", "ap"]) and table.loc["sofa", "images"] == 0
     mean = np.mean([np.mean(ap) for ap in aps])  # over the four classes that occur
@@ -72,98 +70,78 @@ def test_class_table_against_sklearn_and_by_hand(tmp_path):
     assert table.loc["mean over classes", "accuracy"] == pytest.approx(right, rel=1e-12)
     no = (best.labels == -1).sum() / counted.sum()
     assert table.loc["mean over classes", "all_negative"] == pytest.approx(no, rel=1e-12)
-    shown = words(study)
     assert "No validation image shows sofa" in shown and "over 4 classes" in shown
     assert f"{100 * right:.1f}" in shown and f"{100 * no:.1f}" in shown
     assert "is what was reported, to the last digit" in shown
 
 
-def test_tail_table_is_of_the_best_trial(tmp_path):
-    study = build(tmp_path)
-    sections.report(study)
-    table = pd.read_csv(study / "tables" / "tail_accuracy.csv")
-    scored = sections.scored_trials(load(study))
+def test_tail_table_is_of_the_best_trial(full):
+    table = table_of(full, "tail_accuracy")
+    scored = sections.scored_trials(load(full))
     best = max(scored, key=lambda one: one.mean).stored
     found = tail_accuracy.tail_accuracy(best.scores, best.labels, table["threshold"].to_numpy())
     np.testing.assert_allclose(table["tail_accuracy"], found.mean)
     np.testing.assert_array_equal(table["images"], found.counts.sum(axis=1))
     assert table["threshold"].iloc[0] == 0 and 10 <= len(table) <= 20
-    assert "tail is empty and its accuracy undefined" in words(study)
+    assert "tail is empty and its accuracy undefined" in words_of(full)
 
 
-def test_folds_against_the_contract(tmp_path):
-    study = build(tmp_path, folds=3)
-    numbers = sections.fold_numbers(load(study))
+def test_folds_against_the_contract(full):
+    numbers = sections.fold_numbers(load(full))
     assert numbers is not None and numbers["seed"].tolist() == [0, 1]
     for seed in (0, 1):
         stored = []
         for fold in range(3):
-            with np.load(study / "predictions" / f"part=folds,fold={fold},seed={seed}.npz") as npz:
-                stored.append({key: npz[key] for key in npz.files})
+            with np.load(full / "predictions" / f"part=folds,fold={fold},seed={seed}.npz") as npz:
+                stored.append(dict(npz))
         heldout = np.mean(
-            [[_map(s, one["labels"]) for s in one["heldout_scores"]] for one in stored], axis=0
+            [[np.mean(aps_of(s, x["labels"])) for s in x["heldout_scores"]] for x in stored], axis=0
         )
         epoch = int(heldout.argmax())
         averaged = np.mean([one["val_scores"][epoch].astype(float) for one in stored], axis=0)
+        proper = np.mean(aps_of(averaged, stored[0]["val_labels"]))
         row = numbers[numbers["seed"] == seed].iloc[0]
         assert row["epoch"] == epoch + 1
         assert row["heldout"] == pytest.approx(heldout[epoch], rel=1e-9)
-        assert row["proper"] == pytest.approx(_map(averaged, stored[0]["val_labels"]), rel=1e-9)
-        history = pd.read_csv(study / "history.csv")
+        assert row["proper"] == pytest.approx(proper, rel=1e-9)
+        history = pd.read_csv(full / "history.csv")
         main = history[(history["trial"] == f"part=main,seed={seed}")].set_index("epoch")["val_map"]
         assert row["shortcut"] == main.max() and row["same_epoch"] == main[epoch + 1]
-    sections.report(study)
-    shown = words(study)
+    shown = words_of(full)
     gap = 100 * (numbers["shortcut"] - numbers["proper"]).mean()
     assert f"Difference (short cut minus proper): {gap:+.1f} points".replace("-", "−") in shown
     assert "mean (2)" in shown
 
 
-def _map(scores, labels):
-    found = []
-    for c in range(labels.shape[1]):
-        counted = labels[:, c] != 0
-        if (labels[:, c] == 1).any():
-            found.append(average_precision_score(labels[counted, c] == 1, scores[counted, c]))
-    return np.mean(found)
-
-
-def test_a_seed_with_a_failed_fold_is_left_out(tmp_path):
-    study = build(tmp_path, folds=3)
-    table = pd.read_csv(study / "trials.csv")
-    table.loc[table["trial"] == "part=folds,fold=1,seed=0", "state"] = "failed"
-    table.to_csv(study / "trials.csv", index=False)
+def test_a_seed_with_a_failed_fold_is_left_out(full, tmp_path):
+    study = shutil.copytree(full, tmp_path / "failed")
+    with built.edited(study / "trials.csv") as table:
+        table.loc[table["trial"] == "part=folds,fold=1,seed=0", "state"] = "failed"
     numbers = sections.fold_numbers(load(study))
     assert numbers is not None and numbers["seed"].tolist() == [1]
     assert sections.fold_numbers(load(build(tmp_path / "other"))) is None
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_bytes(tmp_path, root):
     """Times, memory and where results go differ between two runs; nothing else may."""
     first = build(tmp_path / "a", root, folds=2, seconds=30.0)
     second = build(tmp_path / "b", root, folds=2, seconds=47.5)
-    study = json.loads((second / "study.json").read_text())
-    study["command"] += ["--name", "again", "--results-dir=/tmp/else", "--local"]
-    study["slots"] = None
-    (second / "study.json").write_text(json.dumps(study))
+    with built.edited(second / "study.json") as study:
+        study["command"] += ["--name", "again", "--results-dir=/tmp/else", "--local"]
+        study["slots"] = None
     for one in (first, second):
         sections.report(one)
-    compared = [
-        path.relative_to(first)
-        for path in first.rglob("*")
-        if path.is_file()
-        and path.name not in ("study.json", "trials.csv", "history.csv", ".private.json")
-    ]
+    given = ("study.json", "trials.csv", "history.csv", ".private.json")
+    files = [path for path in first.rglob("*") if path.is_file() and path.name not in given]
+    compared = [path.relative_to(first) for path in files]
     assert {"report.html", "report.pdf"} <= {str(path) for path in compared}
     for path in compared:
         assert (first / path).read_bytes() == (second / path).read_bytes(), path
 
 
-def test_the_report_answers_what_the_lab_asks(tmp_path, root, monkeypatch):
-    monkeypatch.setenv("LABTUNE_AUTHOR", "Ada *Lovelace*, 123456")
-    study = build(tmp_path, root, folds=2)
-    sections.report(study)
-    shown = words(study)
+def test_the_report_answers_what_the_lab_asks(full):
+    shown = words_of(full)
     for asked in (
         "Author: Ada *Lovelace*, 123456", "2,565 new parameters", "Learning rate",
         "binary_cross_entropy_with_logits", "rises linearly over the first 10", "half a cosine",
@@ -173,18 +151,19 @@ def test_the_report_answers_what_the_lab_asks(tmp_path, root, monkeypatch):
         "the 10 highest scores",
     ):  # fmt: skip
         assert asked in shown, asked
-    pages = reports.page_count((study / "report.pdf").read_bytes())
+    pages = reports.page_count((full / "report.pdf").read_bytes())
     assert 2 <= pages <= 10
-    page = (study / "report.html").read_text()
-    assert str(tmp_path) not in page and "/home/someone" not in page
+    page = (full / "report.html").read_text()
+    assert str(full.parents[1]) not in page and "/home/someone" not in page
     for name in ("curves", "tail_accuracy"):
-        assert (study / "figures" / f"{name}.svg").is_file()
+        assert (full / "figures" / f"{name}.svg").is_file()
 
 
+@pytest.mark.slow
 def test_twenty_classes_fit_ten_pages(tmp_path, root):
     classes = tuple(f"class {number:02d}" for number in range(20))
     study = build(tmp_path, root, folds=2, classes=classes, seeds=3)
-    sections.report(study)
+    told(sections.report, study)
     assert 2 <= reports.page_count((study / "report.pdf").read_bytes()) <= 10
 
 
@@ -210,36 +189,23 @@ def test_sheets_show_the_ten_highest_and_lowest(tmp_path, root):
     assert [file.read_bytes() for file in files] == made
 
 
-def test_lost_images_and_lost_labels_are_said(tmp_path, root):
+def test_lost_images_labels_and_scores_are_said(tmp_path):
     study = build(tmp_path, tmp_path / "root")
     (tmp_path / "root").mkdir()
-    sections.report(study)
-    assert "no longer where the study found them" in words(study)
+    with built.edited(study / "trials.csv") as table:
+        table["best_val_map"] -= 0.01
+    shown = told(sections.report, study)
+    assert "no longer where the study found them" in shown
+    assert "do not belong to the reported metrics" in shown
     nothing = pictures.section(load(study), "seed=0", scores_of(study, 0), np.full(5, np.nan))
     assert "nothing to show" in nothing.blocks[0].text
-
-
-def test_scores_that_do_not_belong_are_told(tmp_path):
-    study = build(tmp_path)
-    table = pd.read_csv(study / "trials.csv")
-    table["best_val_map"] -= 0.01
-    table.to_csv(study / "trials.csv", index=False)
-    sections.report(study)
-    assert "do not belong to the reported metrics" in words(study)
-
-
-def test_a_study_without_scores_is_refused(tmp_path):
-    study = build(tmp_path)
-    for file in (study / "predictions").iterdir():
-        file.unlink()
+    shutil.rmtree(study / "predictions")
     with pytest.raises(UserError, match="no trial has ended with stored scores"):
         sections.report(study)
 
 
 def test_one_seed_has_no_interval(tmp_path):
-    study = build(tmp_path, seeds=1)
-    sections.report(study)
-    shown = words(study)
+    shown = told(sections.report, build(tmp_path, seeds=1))
     assert "one trial" in shown and "mean over seeds" not in shown
 
 
