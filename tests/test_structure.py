@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import re
-import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from core.study import Study
 from core.study.plan import plan
-from tests.support.calls import ROOT
+from tests.support.calls import ROOT, python
 
 MAY_KNOW = {
     "core": set(),
@@ -33,6 +35,19 @@ STOREYS = (
 MACHINE = {"study", "cluster", "trial"}
 SCIENCE = {"generation", "shift", "models", "training", "data", "layers"}
 STUDIES = sorted(p.stem for p in (ROOT / "studies").glob("[a-z]*.py"))
+# Only benchmarks/reference_corruptions.py, which says how to install them for itself.
+REFERENCE = {"cv2", "imagecorruptions", "skimage"}
+# What is imported, in this order, and what must not have been loaded by then.
+TORCH = {"torch", "torchvision", "matplotlib"}
+TRIALS = {"ray", "optuna", *TORCH}
+LIGHT = (
+    (("core.study", "core.study.options", "core.study.command"), {"pandas", "numpy", *TRIALS}),
+    (tuple(f"studies.{name}" for name in STUDIES), {"pandas", *TRIALS}),
+    (("core.data.images", "analysis.gradcam", "analysis.studies.norms.sections",
+      "analysis.studies.batch_size.sections", "analysis.studies.search.sections"),
+     {"scipy.stats", "sklearn", "typst", "jinja2", *TRIALS}),
+    (("core.study.driver", "core.cluster.session", "core.cluster.tune"), TORCH),
+)  # fmt: skip
 
 
 # --- the checks: each names what is wrong below a root ---
@@ -40,6 +55,11 @@ STUDIES = sorted(p.stem for p in (ROOT / "studies").glob("[a-z]*.py"))
 
 def sources(root: Path, *tops: str) -> list[Path]:
     return sorted(p for top in tops or (*MAY_KNOW, "tests") for p in (root / top).rglob("*.py"))
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def module_of(root: Path, path: Path) -> str:
@@ -52,7 +72,7 @@ def imports(root: Path, *tops: str) -> Iterator[tuple[str, str]]:
     for path in sources(root, *tops):
         module = module_of(root, path)
         package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import):
                 yield from ((module, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -201,42 +221,55 @@ def test_rooms_without_tests_and_all_who_import_tune_are_found(tmp_path):
 # --- what every package and study file holds ---
 
 
+@pytest.mark.parametrize(
+    ("folders", "extra"), [(tuple(MAY_KNOW), None), (("benchmarks", "tests"), "dev")]
+)
+def test_what_is_imported_is_declared(folders, extra):
+    """Nothing comes along with another package by luck."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    words = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
+    asked = {normalised(re.split(r"[\[<>=~! ;]", word)[0]) for word in words}
+    ours, known = {"benchmarks", "tests", *MAY_KNOW}, packages_distributions()
+    found = {name.split(".")[0] for _, name in imports(ROOT, *folders)}
+    for name in found - ours - sys.stdlib_module_names - REFERENCE:
+        sources = {normalised(source) for source in known.get(name, [name])}
+        assert sources & asked, f"{name} comes from {sources}, which pyproject.toml does not name"
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 @pytest.mark.parametrize("package", MAY_KNOW)
 def test_packages_come_from_this_checkout(package):
     """Another distribution that installs a `core` would win over an editable install, silently."""
-    found = importlib.import_module(package).__file__
-    assert found is not None and Path(found).parent == ROOT / package
+    assert importlib.import_module(package).__path__[0] == str(ROOT / package)
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_can_be_planned_at_every_scale(name):
+def test_a_study_reads_on_one_screen_documents_its_settings_and_can_be_planned(name):
+    assert len((ROOT / "studies" / f"{name}.py").read_text().splitlines()) <= 80
     study = importlib.import_module(f"studies.{name}").study
     assert isinstance(study, Study) and study.name == name
+    for field in dataclasses.fields(study.config):
+        assert re.search(rf"^ +{field.name}: \S", study.config.__doc__, re.M), field.name
     for scale in ("demo", "full", "smoke"):
         planned = plan(study, scale, None, None, {})
         assert len({p.trial for p in planned.trials}) == len(planned.trials) > 0
         assert study.scales[scale].seeds >= 1
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_every_setting_is_documented(name):
-    study = importlib.import_module(f"studies.{name}").study
-    for field in dataclasses.fields(study.config):
-        assert re.search(rf"^ +{field.name}: \S", study.config.__doc__, re.M), field.name
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_study_reads_on_one_screen(name):
-    assert len((ROOT / "studies" / f"{name}.py").read_text().splitlines()) <= 80
-
-
-def test_no_study_file_loads_what_only_its_trials_need():
-    """`--help` and the refusal of a wrong option come at once."""
-    heavy = {"torch", "torchvision", "ray", "pandas", "matplotlib"}
-    code = f"import sys, {', '.join(f'studies.{name}' for name in STUDIES)}; print(*sys.modules)"
-    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
-    assert {f"studies.{name}" for name in STUDIES} < set(loaded)
-    assert not heavy & set(loaded)
+def test_what_only_declares_reads_and_counts_loads_nothing_heavy():
+    """`--help` and the refusal of a wrong option come at once; a driver does without torch."""
+    script = "import importlib, sys\nfor name in sys.argv[2:]:\n    importlib.import_module(name)\n"
+    script += "    print(name, *sorted({*sys.argv[1].split()} & sys.modules.keys()))"
+    heavy = set().union(*(forbidden for _, forbidden in LIGHT))
+    names = [name for names, _ in LIGHT for name in names]
+    shown = python("-c", script, " ".join(heavy), *names, check=True).stdout.splitlines()
+    loaded = {name: set(found) for name, *found in map(str.split, shown)}
+    assert list(loaded) == names and "ray" in loaded["core.cluster.tune"]
+    for each, forbidden in LIGHT:
+        assert not {name: loaded[name] & forbidden for name in each if loaded[name] & forbidden}
 
 
 def test_help_loads_little_beside_tyro():
@@ -251,19 +284,17 @@ def test_help_loads_little_beside_tyro():
 @pytest.mark.parametrize("package", MAY_KNOW)
 def test_nothing_from_a_file_is_unpickled(package):
     """A pickle from a data set or result folder could run code."""
-    for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in sources(ROOT, package):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert "pickle" not in [a.name for a in node.names] or uses_no_load(path), path
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node.func)
+            called, place = ast.unparse(node.func), f"{path}:{node.lineno}"
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
-            if called == "torch.load":
-                assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"
-            if called.endswith(("load_state_dict_from_url", "hub.load")):
-                assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"
-            assert keywords.get("allow_pickle") in (None, "False"), f"{path}:{node.lineno}"
+            if called == "torch.load" or called.endswith(("load_state_dict_from_url", "hub.load")):
+                assert keywords.get("weights_only") == "True", place
+            assert keywords.get("allow_pickle") in (None, "False"), place
 
 
 def uses_no_load(path: Path) -> bool:

@@ -15,10 +15,9 @@ from analysis.document.provenance import banners
 from analysis.results.folder import load
 from core import instruction_set, numerics
 from core.cluster import fleet
-from core.study.command import command_line
 from core.trial import api
 from tests.support import results
-from tests.support.calls import ROOT
+from tests.support.calls import ROOT, refusal, start, table, toy
 from tests.support.toy import study
 
 PRINT = (
@@ -26,20 +25,11 @@ PRINT = (
 )
 
 
-def start(**environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PRINT],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_it_is_the_same_under_load_and_changes_when_the_pin_is_lifted():
     """Three processes at once on few cores; torch says whether this CPU has more than AVX2."""
-    started = [start(OMP_NUM_THREADS="1"), start(), start(LABTUNE_CPU="native")]
+    given = ({"OMP_NUM_THREADS": "1"}, {}, {"LABTUNE_CPU": "native"})
+    started = [start("-c", PRINT, **variables) for variables in given]
     same, again, native = (json.loads(process.communicate()[0]) for process in started)
     here = numerics.fingerprint(1).record()
     assert same["groups"] == again["groups"] == here["groups"]
@@ -79,6 +69,7 @@ def test_a_user_s_own_setting_stays_and_ours_is_taken_back(monkeypatch):
     assert instruction_set.passed_on() == {"MKL_CBWR": "COMPATIBLE", "LABTUNE_CPU": "native"}
 
 
+@pytest.mark.slow
 def test_where_torch_has_computed_before_it_is_said():
     script = (
         "import torch; torch.ones(3).exp(); from core import instruction_set as i;"
@@ -92,18 +83,16 @@ def test_where_torch_has_computed_before_it_is_said():
 
 
 def test_study_trials_and_output_say_how_it_was_computed(tmp_path, capsys, monkeypatch):
-    arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "2"]
-    assert command_line(study, arguments) == 0
+    assert toy(tmp_path, "--seeds", "2") == 0
     declared = json.loads((tmp_path / "toy" / "demo" / "study.json").read_text())
     here = numerics.fingerprint(1)
     assert declared["numerics"] == here.record()
-    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv")
-    assert set(trials["numerics"]) == {numerics.label(1)}
+    assert set(table(tmp_path / "toy" / "demo")["numerics"]) == {numerics.label(1)}
     (line,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("digits:")]
     assert line == here.sentence()
     monkeypatch.setenv("LABTUNE_CPU", "avx3")
-    assert command_line(study, [*arguments, "--name", "x"]) == 2
-    assert capsys.readouterr().err == "LABTUNE_CPU=avx3: give avx2 or native, or leave it out\n"
+    told = refusal(study, tmp_path, "--name", "x")
+    assert told == "LABTUNE_CPU=avx3: give avx2 or native, or leave it out"
 
 
 def test_the_sentence_names_the_groups_that_differ():

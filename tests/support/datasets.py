@@ -87,3 +87,20 @@ def photographs(root: Path, places: slice) -> torch.Tensor:
 def save(image: Image.Image, path: Path, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
+
+
+def takes_0_to_1(shared: Path, folder: Path) -> tuple[str, str]:
+    """Write the public network's weights as they are for pixels in 0 to 1; return both files."""
+    import torch
+
+    from core.models.normalisation import NORMALISATIONS
+    from core.models.weights import load_state
+
+    public, written = shared / "weights" / "cifar10-resnet20.th", folder / "takes-0-to-1.th"
+    state = load_state(public)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
+    state["conv1.weight"] = state["conv1.weight"] / std
+    moved = (state["conv1.weight"] * mean).sum((1, 2, 3))
+    state["bn1.running_mean"] = state["bn1.running_mean"] + moved
+    torch.save(state, written)
+    return str(written), str(public)

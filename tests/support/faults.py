@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 STEPS = ("before-fsync", "after-fsync", "before-replace", "after-replace")
+_armed = contextlib.ExitStack()  # for as long as the process lives
 
 
 class Lost(BaseException):
@@ -40,29 +41,21 @@ def losing(when: Callable[[list[int]], bool]) -> Iterator[list[int]]:
         yield seen
 
 
-def watch_writes(reached: Callable[[str], None], patch: pytest.MonkeyPatch) -> None:
-    """Call `reached` with the name of each step of each write of this process."""
-    fsync, replace = os.fsync, os.replace
-
-    def watched_fsync(handle) -> None:
-        reached("before-fsync")
-        fsync(handle)
-        reached("after-fsync")
-
-    def watched_replace(source, target, **options) -> None:
-        reached("before-replace")
-        replace(source, target, **options)
-        reached("after-replace")
-
-    patch.setattr(os, "fsync", watched_fsync)
-    patch.setattr(os, "replace", watched_replace)
-
-
 @contextlib.contextmanager
 def watched_writes(reached: Callable[[str], None]) -> Iterator[None]:
-    """Do as `watch_writes` for a while."""
+    """Call `reached` with the name of each step of each write of this process."""
+
+    def watched(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments, **options) -> None:
+            reached(f"before-{name}")
+            call(*arguments, **options)
+            reached(f"after-{name}")
+
+        return run
+
     with pytest.MonkeyPatch.context() as patch:
-        watch_writes(reached, patch)
+        for name in ("fsync", "replace"):
+            patch.setattr(os, name, watched(name, getattr(os, name)))
         yield
 
 
@@ -106,4 +99,4 @@ def arm(marker: Path) -> None:
             return
         os.kill(os.getpid(), signal.SIGKILL)
 
-    watch_writes(reached, pytest.MonkeyPatch())
+    _armed.enter_context(watched_writes(reached))

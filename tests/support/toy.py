@@ -1,6 +1,8 @@
 """A study with the smallest real training there is: it makes faults quick to provoke.
 
 python tests/support/toy.py --set epochs=3 pause=0.1
+
+As those of the other studies, its driver does without torch, which takes seconds to load.
 """
 
 from __future__ import annotations
@@ -12,14 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
 from core import trial
 from core.errors import Diverged, TrialError, UserError
 from core.study import Data, Part, Range, Scale, Search, Study, main
 from core.trial import running
-from tests.support import faults
 from tests.support.calls import until
 
 Kind = Literal["train", "raise", "diverge", "refuse", "die", "die-once", "oom", "hoard", "gather",
@@ -54,10 +52,15 @@ class Config:
             raise UserError(f"--set epochs={self.epochs}: epochs must be at least 1")
 
 
-def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> None:
+def train_toy(config: dict[str, Any], report: trial.Report | None = None) -> None:
     """Fit a line by SGD with dropout (so that the random state matters); report its loss."""
+    import torch
+    from torch import nn
+
     cfg = Config(**config)
     if "TOY_FAULT" in os.environ and not _armed:
+        from tests.support import faults
+
         faults.arm(Path(os.environ["TOY_FAULT"]))
         _armed.append(True)
     torch.manual_seed(cfg.seed)
@@ -86,13 +89,15 @@ def train_toy(config: dict[str, Any], report: trial.Report = trial.report) -> No
         current = running.current.get()
         if current and os.environ.get("TOY_KILL") == f"{current.spec.name}:{epoch}":
             os.kill(os.getpid(), 9)
-        report(row)
+        (report or trial.report)(row)
     if cfg.kind == "gather":
         (Path(os.environ["TOY_MARKER"]) / f"{cfg.seed}-gone").touch()
 
 
 def misbehave(cfg: Config) -> None:
     """End the trial in the way that `kind` names."""
+    import torch
+
     if cfg.kind == "raise":
         raise KeyError("a bug")
     if cfg.kind == "diverge":

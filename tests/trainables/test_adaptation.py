@@ -19,16 +19,24 @@ from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
 from core.models.normalisation import NORMALISATIONS
 from core.models.resnet import resnet
-from core.models.weights import load_state
 from core.shift.corruptions import CORRUPTIONS
-from core.study.command import command_line
 from core.study.plan import plan
 from studies.adaptation import study
+from tests.support.calls import (
+    assert_same_numbers,
+    command,
+    copied,
+    refusal,
+    silent,
+    table,
+    trained,
+)
+from tests.support.datasets import save, takes_0_to_1
 from tests.support.reports import rows_of
 from trainables.adaptation import Config, Corruption, adapt_cell, check_cells, data, describe_cells
 from trainables.adaptation import cell as scoring
 
-TIMES = ("seconds", "corruption_seconds")
+FEW = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few"]
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +65,9 @@ def cell(birds, weights):
 
     def run(**settings) -> dict:
         small = {"image_size": 32, "batch_size": 8, "num_bn_updates": 3, "wrap": True}
-        small |= {"corruption": "fog"}
-        rows: list[dict] = []
-        places = {"data_dir": str(birds), "checkpoint": str(weights)}
-        adapt_cell(small | places | settings, report=rows.append)
-        (row,) = rows
-        return {key: value for key, value in row.items() if key not in TIMES}
+        small |= {"corruption": "fog", "data_dir": str(birds), "checkpoint": str(weights)}
+        (row,) = trained(adapt_cell, small | settings)
+        return row
 
     return run
 
@@ -144,10 +149,9 @@ def test_the_setting_knows_the_corruptions_that_there_are():
 
 def test_small_photographs_keep_their_size_and_large_ones_are_cropped(tmp_path, weights):
     for side, expected in ((32, 32), (48, 224)):
-        for name in ("a", "b", "c", "d"):
-            folder = tmp_path / str(side) / "val" / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (side, side), (ord(name), 100, 200)).save(folder / "0.png")
+        for name in "abcd":
+            picture = Image.new("RGB", (side, side), (ord(name), 100, 200))
+            save(picture, tmp_path / str(side) / "val" / name / "0.png")
         cfg = Config(data_dir=str(tmp_path / str(side)), checkpoint=str(weights))
         assert data.task_of(cfg).images.images.shape == (4, 3, expected, expected)
 
@@ -173,28 +177,16 @@ def test_the_data_are_described_with_the_model(birds, weights):
 # ---- the study ----
 
 
-def run(birds: Path, weights: Path, results: Path, *arguments: str) -> int:
-    places = ["--data-dir", str(birds), "--results-dir", str(results), "--local"]
-    # behind --set, so that a test may add assignments
-    few = ["--set", f"checkpoint={weights}", "image_size=32", "batch_size=8"]
-    return command_line(study, [*places, *few, *arguments])
+def places(birds: Path, weights: Path) -> list:
+    """Return the words before those of a test, which may begin with assignments."""
+    return ["--data-dir", birds, "--set", f"checkpoint={weights}", "image_size=32", "batch_size=8"]
 
 
 @pytest.fixture(scope="module")
 def severity(birds, weights, tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("results")
-    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few"]
-    assert run(birds, weights, results, *words) == 0
+    assert command(study, results, *places(birds, weights), *FEW) == 0
     return results / "adaptation" / "few"
-
-
-@pytest.fixture(scope="module")
-def whole(weights, birds, tmp_path_factory) -> Path:
-    """Every part at toy size."""
-    results = tmp_path_factory.mktemp("results")
-    words = ["corruption=fog", "severity=2", "num_bn_updates=1,4", "--wrap", "--name", "whole"]
-    assert run(birds, weights, results, *words) == 0
-    return results / "adaptation" / "whole"
 
 
 def test_the_severity_table_begins_with_clean_images(severity):
@@ -203,7 +195,7 @@ def test_the_severity_table_begins_with_clean_images(severity):
     told = [(row["corruption"], int(row["severity"])) for row in rows]
     cells = [(name, s) for name in ("fog", "defocus_blur") for s in range(1, 6)]
     assert told == [("clean", 0), *cells]
-    trials = pd.read_csv(severity / "trials.csv").set_index(["corruption", "severity"])
+    trials = table(severity).set_index(["corruption", "severity"])
     for row in rows[1:]:
         trial = trials.loc[(row["corruption"], int(row["severity"]))]
         for key in ("acc_unadapted", "acc_adapted", "gain"):
@@ -214,7 +206,7 @@ def test_the_severity_table_begins_with_clean_images(severity):
 
 
 def test_only_statistics_changed_and_the_report_says_so(severity):
-    trials = pd.read_csv(severity / "trials.csv")
+    trials = table(severity)
     told = "num_batches_tracked 7, running_mean 7, running_var 7"
     assert set(trials["tensors_changed"]) == {told}
     assert "changed nothing but" in (severity / "report.html").read_text()
@@ -229,7 +221,11 @@ def test_where_things_are_is_not_recorded(severity, weights):
     assert str(weights.parent) not in (severity / "trials.csv").read_text()
 
 
-def test_every_part_has_its_table_figure_and_answer(whole):
+@pytest.mark.slow
+def test_every_part_has_its_table_figure_and_answer(birds, weights, tmp_path):
+    words = ["corruption=fog", "severity=2", "num_bn_updates=1,4", "--wrap", "--name", "whole"]
+    assert command(study, tmp_path, *places(birds, weights), *words) == 0
+    whole = tmp_path / "adaptation" / "whole"
     tables = {file.stem for file in (whole / "tables").iterdir()}
     expected = {"severity", "corruptions", "updates", "batch_size", "methods", "clean", "stream"}
     assert expected <= tables
@@ -262,15 +258,11 @@ ALONE = {
 @pytest.mark.parametrize("part", ALONE)
 def test_a_part_alone_gives_a_report(birds, weights, tmp_path, part):
     words = [*ALONE[part], "--part", part, "--wrap", "--name", "alone"]
-    assert run(birds, weights, tmp_path, *words) == 0
+    assert command(study, tmp_path, *places(birds, weights), *words) == 0
     folder = tmp_path / "adaptation" / "alone"
-    trials = pd.read_csv(folder / "trials.csv")
+    trials = table(folder)
     assert set(trials["part"]) == {part} and set(trials["state"]) == {"finished"}
-    assert part in study.parts and (folder / "report.html").is_file()
-    assert rows_of(folder, part.replace("-", "_"))
-
-
-def test_every_part_is_run_alone():
+    assert (folder / "report.html").is_file() and rows_of(folder, part.replace("-", "_"))
     assert set(ALONE) == set(study.parts)
 
 
@@ -284,40 +276,38 @@ def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged
          ["severity", "method"]),
     ):  # fmt: skip
         words = [*words, "--part", part, "--wrap", "--name", part]
-        assert run(birds, weights, tmp_path, *words) == 0
+        assert command(study, tmp_path, *places(birds, weights), *words) == 0
         folder = tmp_path / "adaptation" / part
-        trials, table = pd.read_csv(folder / "trials.csv"), pd.DataFrame(rows_of(folder, part))
-        table = table[table["corruption"] != "clean"]
-        expected = trials.groupby(by)["acc_adapted"].mean()
-        assert len(table) == len(expected)
+        rows = [row for row in rows_of(folder, part) if row["corruption"] != "clean"]
+        expected = table(folder).groupby(by)["acc_adapted"].mean()
+        assert len(rows) == len(expected)
         shown = "mean" if part == "updates" else "acc_adapted"
-        for row in table.to_dict("records"):
+        for row in rows:
             key = tuple(type(k)(row[name]) for name, k in zip(by, expected.index[0], strict=True))
             assert float(row[shown]) == pytest.approx(expected[key])
 
 
-def test_one_value_of_the_user_holds_for_every_part(whole):
-    trials = pd.read_csv(whole / "trials.csv")
-    assert set(trials.loc[trials["part"] == "updates", "num_bn_updates"]) == {1, 4}
-    assert set(trials.loc[trials["part"] == "clean", "corruption"]) == {"clean"}
+def test_one_value_of_the_user_holds_for_every_part():
+    settings = {"corruption": ["fog"], "severity": [2], "num_bn_updates": [1, 4]}
+    trials = plan(study, "demo", None, None, settings).trials
+    assert {p.config["num_bn_updates"] for p in trials if p.part == "updates"} == {1, 4}
+    assert {p.config["corruption"] for p in trials if p.part == "clean"} == {"clean"}
     only = plan(study, "demo", "severity", None, {"method": ["batch"], "severity": [3]})
     assert {p.config["method"] for p in only.trials} == {"batch"} and len(only.trials) == 8
 
 
-def test_a_resumed_study_is_the_unbroken_one(severity, birds, weights):
-    before = pd.read_csv(severity / "trials.csv")
-    for trial in before["trial"][3:6]:
-        shutil.rmtree(severity / "trials" / trial)
+def test_a_resumed_study_is_the_unbroken_one(severity, birds, weights, tmp_path):
+    again = tmp_path / "adaptation" / "few"
+    shutil.copytree(severity, again)
+    for trial in table(severity)["trial"][3:6]:
+        shutil.rmtree(again / "trials" / trial)
     forget()
-    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
-    assert run(birds, weights, severity.parents[1], *words) == 0
-    after = pd.read_csv(severity / "trials.csv")
-    drop = [c for c in before if "seconds" in c or "memory" in c or "allocated" in c]
-    pd.testing.assert_frame_equal(before.drop(columns=drop), after.drop(columns=drop))
+    assert command(silent(study), tmp_path, *places(birds, weights), *FEW, "--resume") == 0
+    assert_same_numbers(severity, again, "memory", "allocated")
 
 
 def test_the_normalisation_is_settled_once_and_recorded(
-    severity, birds, weights, capsys, monkeypatch
+    severity, birds, weights, tmp_path, monkeypatch
 ):
     record = json.loads((severity / "study.json").read_text())
     settled = record["data"]["normalisation"]
@@ -326,41 +316,35 @@ def test_the_normalisation_is_settled_once_and_recorded(
     assert {t["config"]["normalisation"] for t in record["trials"]} == {settled["name"]}
     page = (severity / "report.html").read_text()
     assert all(f"{name} {100 * value:.1f}" in page for name, value in settled["accuracy"].items())
-    clean = pd.read_csv(severity / "trials.csv")["clean_acc_unadapted"]
+    clean = table(severity)["clean_acc_unadapted"]
     assert set(clean) == {settled["accuracy"][settled["name"]]}
     # a resumed study takes what was settled, whatever would be guessed now; and says so if set
     other = next(name for name in NORMALISATIONS if name != settled["name"])
     guess = data.settle
     monkeypatch.setattr(data, "settle", lambda *a: guess(*a[:3], other, None))
     forget()
-    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
-    assert run(birds, weights, severity.parents[1], *words) == 0
-    again = json.loads((severity / "study.json").read_text())
-    assert again["trials"] == record["trials"]
-    assert run(birds, weights, severity.parents[1], f"normalisation={other}", *words) == 2
-    assert f"normalisation: {settled['name']} -> {other}" in capsys.readouterr().err
+    again, words = tmp_path / "adaptation" / "few", [*places(birds, weights), *FEW, "--resume"]
+    shutil.copytree(severity, again)
+    assert command(silent(study), tmp_path, *words) == 0
+    assert json.loads((again / "study.json").read_text())["trials"] == record["trials"]
+    told = refusal(study, tmp_path, *words, "--set", f"normalisation={other}")
+    assert f"normalisation: {settled['name']} -> {other}" in told
 
 
-def test_other_weights_are_not_resumed(severity, birds, tmp_path, capsys):
+def test_other_weights_are_not_resumed(severity, birds, tmp_path):
     other = tmp_path / "other.pt"
     torch.save(resnet(1, 4, "torch_bn").state_dict(), other)
-    words = ["corruption=fog,defocus_blur", "--part", "severity", "--name", "few", "--resume"]
-    assert run(birds, other, severity.parents[1], *words) == 2
-    assert "has changed" in capsys.readouterr().err
+    told = refusal(study, severity.parents[1], *places(birds, other), *FEW, "--resume")
+    assert "has changed" in told
 
 
 def test_a_copied_folder_gives_the_same_report_without_images(severity, tmp_path):
-    copied = tmp_path / "results" / "adaptation" / "few"
-    shutil.copytree(severity, copied)
-    for gone in ("trials", "tables", ".private.json", "report.html"):
-        path = copied / gone
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    arguments = ["--results-dir", str(tmp_path / "results"), "--name", "few", "--report-only"]
-    assert command_line(study, arguments) == 0
-    assert rows_of(copied, "severity") == rows_of(severity, "severity")
-    shutil.rmtree(copied / "figures")
-    assert command_line(study, arguments) == 0
-    assert "photographs is left out" in (copied / "report.html").read_text()
+    folder, again = copied(severity, tmp_path, "figures"), ("--name", "few", "--report-only")
+    assert command(study, tmp_path, *again) == 0
+    assert rows_of(folder, "severity") == rows_of(severity, "severity")
+    shutil.rmtree(folder / "figures")
+    assert command(study, tmp_path, *again) == 0
+    assert "photographs is left out" in (folder / "report.html").read_text()
 
 
 # ---- what is refused ----
@@ -378,24 +362,18 @@ def test_a_copied_folder_gives_the_same_report_without_images(severity, tmp_path
     ],
     ids=lambda value: "" if isinstance(value, str) else value[0],
 )  # fmt: skip
-def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, capsys, words, sentence):
-    assert run(birds, weights, tmp_path, *words, "--part", "severity") == 2
-    told = capsys.readouterr().err.strip()
-    assert sentence in told and "\n" not in told
-    assert not (tmp_path / "adaptation" / "full" / "study.json").exists()
+def test_bad_input_is_one_sentence_and_exit_2(birds, weights, tmp_path, words, sentence):
+    told = refusal(study, tmp_path, *places(birds, weights), *words, "--part", "severity")
+    assert sentence in told and not list(tmp_path.rglob("study.json"))
 
 
 @pytest.mark.parametrize("kind", ["not finite", "no batch-norm layer"])
-def test_weights_that_cannot_be_adapted_are_refused_before_any_work(
-    birds, weights, tmp_path, capsys, kind
-):
+def test_weights_that_cannot_be_adapted_are_refused_before_any_work(birds, weights, tmp_path, kind):
     state = torch.load(weights, weights_only=True)
     state["conv.weight"][0, 0, 0, 0] = torch.nan
     other = state if kind == "not finite" else resnet(1, 4, "gn").state_dict()
     torch.save(other, tmp_path / "bad.pt")
-    assert run(birds, tmp_path / "bad.pt", tmp_path) == 2
-    told = capsys.readouterr().err.strip()
-    assert kind in told and "\n" not in told
+    assert kind in refusal(study, tmp_path, *places(birds, tmp_path / "bad.pt"))
     assert not list(tmp_path.rglob("study.json"))
 
 
@@ -422,10 +400,8 @@ def test_the_embedded_images_are_enough_for_every_part(scale):
 
 
 def test_images_that_are_too_small_are_named(tmp_path, weights):
-    for name in ("a", "b", "c", "d"):
-        folder = tmp_path / "val" / name
-        folder.mkdir(parents=True)
-        Image.new("RGB", (20, 40)).save(folder / "0.png")
+    for name in "abcd":
+        save(Image.new("RGB", (20, 40)), tmp_path / "val" / name / "0.png")
     with pytest.raises(UserError, match=r"val/a/0\.png has 20x40 pixels"):
         describe_cells({"data_dir": str(tmp_path), "checkpoint": str(weights)})
 
@@ -442,27 +418,16 @@ def test_a_damaged_folder_of_python_batches_is_refused(tmp_path, weights):
 
 @pytest.mark.slow
 def test_foreign_weights_get_the_pixels_that_they_expect(shared_data, tmp_path):
-    state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
-    first = state["conv1.weight"] / std  # the same network, for pixels in 0 to 1
-    moved = state["bn1.running_mean"] + (first * mean).sum((1, 2, 3))
-    state |= {"conv1.weight": first, "bn1.running_mean": moved}
-    torch.save(state, tmp_path / "takes-0-to-1.th")
-    settings = {
-        "data_dir": str(shared_data / "cifar10"),
-        "checkpoint": str(tmp_path / "takes-0-to-1.th"),
-        "images": 500,
-    }
+    weights, public = takes_0_to_1(shared_data, tmp_path)
+    settings = {"data_dir": str(shared_data / "cifar10"), "checkpoint": weights, "images": 500}
     described = describe_cells(settings)
     told = described["normalisation"]["accuracy"]
     assert described["settled"] == {"normalisation": "none"}
     assert told == {"imagenet": 0.176, "cifar10": 0.192, "none": 0.794}
-    rows: list[dict] = []
     clean = {"corruption": "clean", "severity": 0, "method": "none", "normalisation": "none"}
-    adapt_cell(settings | clean, report=rows.append)
-    assert rows[0]["acc_unadapted"] == 0.794
-    public = settings | {"checkpoint": str(shared_data / "weights" / "cifar10-resnet20.th")}
-    assert describe_cells(public)["normalisation"]["how"] == "known"
+    assert trained(adapt_cell, settings | clean)[0]["acc_unadapted"] == 0.794
+    known = describe_cells(settings | {"checkpoint": public})
+    assert known["normalisation"]["how"] == "known"
 
 
 @pytest.mark.slow
@@ -470,24 +435,18 @@ def test_public_weights_on_real_photos_score_as_the_reference_says(shared_data):
     reference = pd.read_csv(shared_data.parent / "reference" / "adaptation.csv")
     cells = reference[(reference["kind"] == "cell") & (reference["n_images"] == 2000)]
     expected = cells.set_index(["corruption", "severity"])
-    settings = {
-        "data_dir": str(shared_data / "cifar10"),
-        "checkpoint": str(shared_data / "weights" / "cifar10-resnet20.th"),
-        "frost_dir": str(shared_data / "frost"),
-        "images": 500,
-        "wrap": True,
-    }
-    rows: list[dict] = []
+    settings = {"images": 500, "wrap": True, "data_dir": str(shared_data / "cifar10")}
+    settings["checkpoint"] = str(shared_data / "weights" / "cifar10-resnet20.th")
+    settings["frost_dir"] = str(shared_data / "frost")
     for corruption, severity in (("defocus_blur", 5), ("frost", 3)):
         cell = {"corruption": corruption, "severity": severity}
-        adapt_cell(settings | cell, report=rows.append)
-        known = expected.loc[(corruption, severity)]
-        # 500 of the reference's 2,000 photos: two standard errors of the rest are 4 points
-        assert 100 * rows[-1]["acc_unadapted"] == pytest.approx(known["acc_unadapted"], abs=5)
-        assert 100 * rows[-1]["acc_adapted"] == pytest.approx(known["acc_adapted"], abs=5)
-    assert 0.75 < rows[-1]["clean_acc_unadapted"] < 0.88
+        (row,), known = trained(adapt_cell, settings | cell), expected.loc[(corruption, severity)]
+        for name in ("acc_unadapted", "acc_adapted"):
+            # 500 of the reference's 2,000 photos: two standard errors of the rest are 4 points
+            assert 100 * row[name] == pytest.approx(known[name], abs=5)
+    assert 0.75 < row["clean_acc_unadapted"] < 0.88
     # the known collapse: batches of one class
     for order, low, high in (("shuffled", 0.5, 0.8), ("sorted", 0.0, 0.5)):
         cell = {"corruption": "frost", "severity": 3, "method": "batch", "order": order}
-        adapt_cell(settings | cell | {"batch_size": 50}, report=rows.append)
-        assert low < rows[-1]["acc_adapted"] < high
+        (row,) = trained(adapt_cell, settings | cell | {"batch_size": 50})
+        assert low < row["acc_adapted"] < high

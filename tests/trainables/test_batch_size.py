@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,51 +12,46 @@ from core.cluster import slots
 from core.data import images
 from core.data.synthetic import birds
 from core.models.memory import WORKSPACE
-from core.study.command import command_line
 from core.trial import running as trial
 from studies import batch_size, norms
+from tests.support.calls import command, refusal, silent, table
 
-SMOKE = ["--local", "--smoke", "--seeds", "1"]
+SMOKE = ["--smoke", "--seeds", "1"]
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """Run the whole study at toy size."""
     folder = tmp_path_factory.mktemp("smoke")
-    assert command_line(batch_size.study, [*SMOKE, "--results-dir", str(folder)]) == 0
+    assert command(batch_size.study, folder, *SMOKE) == 0
     return folder / "batch_size" / "smoke"
 
 
 def test_a_cell_is_the_norms_studys_trial_bit_for_bit(tmp_path):
     same = ["norm=bn", "batch_size=8", "epochs=2", "lr_scaling=none", "image_size=16"]
     small = ["train_images=100", "val_images=50"]
-    alone = [*SMOKE, "--results-dir", str(tmp_path), "--set", *same, *small]
-    assert command_line(batch_size.study, [*alone, "--patience", "0"]) == 0
-    assert command_line(norms.study, alone) == 0
-    ours, theirs = (
-        pd.read_csv(tmp_path / name / "smoke" / "history.csv", dtype=str).filter(
-            regex="^(epoch|lr|train_|val_)"
-        )
-        for name in ("batch_size", "norms")
-    )
+    alone = [*SMOKE, "--set", *same, *small]
+    assert command(silent(batch_size.study), tmp_path, *alone, "--patience", "0") == 0
+    assert command(silent(norms.study), tmp_path, *alone) == 0
+    ours, theirs = (table(tmp_path / name / "smoke", "history") for name in ("batch_size", "norms"))
     assert len(ours) == 2
-    pd.testing.assert_frame_equal(ours, theirs)
+    numbers = "^(epoch|lr|train_|val_)"
+    pd.testing.assert_frame_equal(
+        *(t.filter(regex=numbers) for t in (ours, theirs)), check_exact=True
+    )
 
 
+@pytest.mark.slow
 def test_the_study_reports_every_cell_rules_rates_and_maps(smoke):
-    table = pd.read_csv(smoke / "tables" / "batch_size.csv")
-    assert len(table) == 4
+    assert len(table(smoke / "tables", "batch_size")) == 4
     declared = json.loads((smoke / "study.json").read_text())["stopping"]
     assert declared["scheduler"] == "none" and declared["patience"] > 0
-    trials = pd.read_csv(smoke / "trials.csv")
+    trials = table(smoke)
     rates = dict(zip(trials.batch_size, trials.scaled_lr, strict=True))
     assert rates == {8: pytest.approx(0.1 * 8 / 32), 128: pytest.approx(0.1 * 128 / 32)}
     assert (trials.estimated_mib > 0).all() and set(trials.chosen_precision) == {"float32"}
-    ratio = (
-        trials[trials.batch_size == 128].plain_mib.max()
-        / trials[trials.batch_size == 8].plain_mib.max()
-    )
-    assert 6 < ratio < 16  # less than 16: weights and gradients are in both
+    most = trials.groupby("batch_size").plain_mib.max()
+    assert 6 < most[128] / most[8] < 16  # less than 16: weights and gradients are in both
     assert (smoke / "report.pdf").stat().st_size > 10_000
     assert list((smoke / "figures").glob("gradcam_*.png"))
 
@@ -68,8 +62,9 @@ CARD = 8200 * MIB
 ASKED = "400MiB"
 
 
+@pytest.mark.slow
 def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch
 ):
     """A card that the test makes up: it cannot compute in bfloat16, and only batch 8 fits as asked.
 
@@ -80,16 +75,16 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
         node = slots.Node("", "old", 2, (card,), bfloat16)
         monkeypatch.setattr(slots, "this_machine", lambda name="": node)
 
-    study = replace(batch_size.study, report=lambda folder: None)
+    study = silent(batch_size.study)
     few = ["epochs=1", "norm=bn"]
-    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few, "--slot-memory", ASKED]
+    arguments = [*SMOKE, "--set", *few, "--slot-memory", ASKED]
     offer(CARD, bfloat16=False)
-    assert command_line(study, arguments) == 0
+    assert command(study, tmp_path, *arguments) == 0
     folder = tmp_path / "batch_size" / "smoke"
     declared = json.loads((folder / "study.json").read_text())
     assert declared["fit"]["settings"] == {"recompute": True, "precision": "float16"}
     assert declared["fit"]["needs"] <= declared["fit"]["slot"] == 110 * MIB
-    trials = pd.read_csv(folder / "trials.csv").set_index("batch_size")
+    trials = table(folder, index="batch_size")
     assert set(trials.chosen_precision) == {"float16"} and trials.chosen_recompute.all()
     assert trials.precision.eq("float32").all()  # the setting, as it was asked for
     assert trials.estimated_mib[128] * MIB + WORKSPACE == declared["fit"]["needs"]
@@ -99,29 +94,25 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
 
     offer(CARD, bfloat16=True)  # another cluster later: what was chosen stays
     (folder / "trials" / "norm=bn,batch_size=8,seed=0" / "result.json").unlink()
-    assert command_line(study, [*arguments, "--resume"]) == 0
-    again = pd.read_csv(folder / "trials.csv")
-    assert set(again.chosen_precision) == {"float16"}
+    assert command(study, tmp_path, *arguments, "--resume") == 0
+    assert set(table(folder).chosen_precision) == {"float16"}
     (folder / "trials" / "norm=bn,batch_size=8,seed=0" / "result.json").unlink()
-    capsys.readouterr()
     offer(8000 * MIB, bfloat16=True)  # twenty again, of 400 - 300 MiB
     smaller = [word.replace(ASKED, "390MiB") for word in arguments]
-    assert command_line(study, [*smaller, "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "a slot on old has 0.10 GiB" in error
+    error = refusal(study, tmp_path, *smaller, "--resume")
+    assert "a slot on old has 0.10 GiB" in error
     assert "laid out to need 0.10 GiB" in error and "--name" in error
 
 
-def test_a_trial_that_fits_in_no_way_is_refused_before_any_runs(tmp_path, monkeypatch, capsys):
+def test_a_trial_that_fits_in_no_way_is_refused_before_any_runs(tmp_path, monkeypatch):
     node = slots.Node("", "old", 2, (7940 * MIB,))  # twenty slots of 397 - 300 MiB
     monkeypatch.setattr(slots, "this_machine", lambda name="": node)
-    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--slot-memory", "387MiB"]
-    assert command_line(batch_size.study, arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "batch 128 at 16x16 needs about 0.1 GiB even in" in error
+    told = refusal(batch_size.study, tmp_path, *SMOKE, "--slot-memory", "387MiB")
+    assert "batch 128 at 16x16 needs about 0.1 GiB even in" in told
     assert not list(tmp_path.rglob("study.json"))
 
 
+@pytest.mark.slow
 def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, monkeypatch):
     read, load = {}, images.load
 
@@ -133,9 +124,9 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
 
     monkeypatch.setattr(images, "load", watching)
     few = ["norm=gn", "batch_size=30", "n=1", "epochs=2"]
-    base = [*SMOKE, "--results-dir", str(tmp_path), "--set", *few]
+    base = [*SMOKE, "--set", *few]
     search = [*base, "--search", "optuna", "--trials", "2", "--grace", "1"]
-    assert command_line(batch_size.study, search) == 0
+    assert command(batch_size.study, tmp_path, *search) == 0
     folder = tmp_path / "batch_size" / "smoke"
     declared = json.loads((folder / "study.json").read_text())
     assert declared["stopping"]["scheduler"] == "asha"
@@ -154,36 +145,35 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
     assert declared["data"]["holdout"]["scored"] == 15
     assert load_predictions(folder, chosen[0]).files == tuple(sets["val"].files)
 
-    history = pd.read_csv(folder / "history.csv").set_index("trial")
+    history = table(folder, "history", "trial")
     assert history.loc[searched].val_accuracy.isna().all()
     assert history.loc[searched].heldout_accuracy.notna().all()
-    trials = pd.read_csv(folder / "trials.csv").set_index("trial")
+    trials = table(folder, index="trial")
     best = trials.loc[searched[1:]].best_heldout_accuracy.idxmax()
     assert chosen == [f"reported={best},seed=0"]
     assert trials.holdout.loc[searched].eq(0.1).all() and trials.holdout[chosen[0]] == 0
     kept = json.loads((folder / "checkpoints" / "best.json").read_text())
     assert kept["trial"].startswith("reported=")
-    tables = {path.name for path in (folder / "tables").iterdir()}
-    assert {"search_trials.csv", "reported.csv"} <= tables
+    assert {"search_trials.csv", "reported.csv"} <= {p.name for p in (folder / "tables").iterdir()}
 
     config = ["--config", str(folder / "best_config.json"), "--name", "again"]
-    study = replace(batch_size.study, report=lambda folder: None)
-    assert command_line(study, [*base, *config]) == 0
-    again = pd.read_csv(tmp_path / "batch_size" / "again" / "history.csv")
+    study = silent(batch_size.study)
+    assert command(study, tmp_path, *base, *config) == 0
+    again = table(tmp_path / "batch_size" / "again", "history")
     assert again.val_loss.tolist() == history.val_loss.loc[chosen[0]].tolist()
 
     modified = {p: p.stat().st_mtime_ns for p in folder.glob("trials/search-*/result.json")}
     (folder / "trials" / chosen[0] / "result.json").unlink()
-    plain = replace(study, search=replace(batch_size.study.search, report=None))
-    assert command_line(plain, [*search, "--resume"]) == 0
+    assert command(study, tmp_path, *search, "--resume") == 0
     assert {p: p.stat().st_mtime_ns for p in modified} == modified
-    resumed = pd.read_csv(folder / "history.csv").set_index("trial")
+    resumed = table(folder, "history", "trial")
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), history.drop(columns="seconds"))
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (["--set", "batch_size=8,151"], "=151: there are only 150 training images: give at most"),
         (["--set", "holdout=0.1"], "--set holdout=0.1: only --search holds training images out"),
         (["--search", "optuna", "--set", "holdout=0"], "never scored on the validation images"),
         (["--set", "holdout=0.7"], "a share of at most 0.5"),
@@ -194,29 +184,18 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
         ),
     ],
 )
-def test_images_held_out_are_for_searches_and_enough(tmp_path, capsys, arguments, words):
-    assert command_line(batch_size.study, [*SMOKE, "--results-dir", str(tmp_path), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and words in error
-
-
-def test_a_batch_larger_than_the_training_set_is_refused(tmp_path, capsys):
-    arguments = [*SMOKE, "--results-dir", str(tmp_path), "--set", "batch_size=8,151"]
-    assert command_line(batch_size.study, arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "batch_size=151: there are only 150 training images: give at most 150" in error
+def test_images_held_out_are_for_searches_and_enough(tmp_path, arguments, words):
+    assert words in refusal(batch_size.study, tmp_path, *SMOKE, *arguments)
 
 
 def test_parts_of_a_batch_add_up_to_it_without_a_norm_over_the_batch(tmp_path):
-    settings = ["norm=gn", "batch_size=50", "epochs=1", "augment=false"]
-    base = [*SMOKE, "--results-dir", str(tmp_path), "--patience", "0"]
+    settings = ["norm=gn", "batch_size=50", "epochs=1", "augment=false", "train_images=100"]
+    study, rows = silent(batch_size.study), []
     for parts in (1, 5):
         named = ["--name", f"parts-{parts}", "--set", *settings, f"accumulate={parts}"]
-        assert command_line(batch_size.study, [*base, *named]) == 0
-    one, five = (
-        pd.read_csv(tmp_path / "batch_size" / f"parts-{parts}" / "history.csv") for parts in (1, 5)
-    )
+        assert command(study, tmp_path, *SMOKE, "--patience", "0", *named) == 0
+        rows.append(table(tmp_path / "batch_size" / f"parts-{parts}", "history"))
+    one, five = rows
     assert five.train_loss_running[0] == pytest.approx(one.train_loss_running[0], rel=1e-5)
     assert five.val_loss[0] == pytest.approx(one.val_loss[0], rel=1e-3)
     assert five.train_loss_running[0] != 0

@@ -8,19 +8,22 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from analysis.results.folder import load_predictions
 from core.data import images
+from core.data.batches import Batches
 from core.data.synthetic import birds as synthetic_birds
 from core.errors import Diverged, UserError
-from core.study.command import command_line
+from core.models.resnet import load_weights, resnet
+from core.study import Study
+from core.training.epoch import cross_entropy, evaluate
 from core.training.recipe import LEARNING_RATES
 from core.trial import records, run, running
 from studies.norms import study
+from tests.support.calls import assert_same_numbers, command, copied, silent, table, trained
 from tests.support.faults import Lost, losing
 from trainables.birds import Config, describe_images, train_birds
 
@@ -32,45 +35,35 @@ def birds(tmp_path_factory) -> Path:
     return synthetic_birds.make_birds(root / "set", 4, train_per_class=8, val_per_class=4)
 
 
+def train(birds: Path, **settings) -> list[dict]:
+    return trained(train_birds, config(birds, **settings))
+
+
 def config(birds: Path, **settings) -> dict:
     small = {"norm": "bn", "n": 1, "image_size": 16, "epochs": 2, "batch_size": 10}
     return small | {"data_dir": str(birds)} | settings
 
 
-def train(settings: dict) -> list[dict]:
-    rows: list[dict] = []
-    train_birds(settings, report=rows.append)
-    return rows
-
-
-def without_times(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 @pytest.mark.parametrize("norm", ["torch_bn", "bn", "in", "bin", "ln", "gn", "none"])
 def test_every_norm_trains_and_reports_every_metric(birds, norm):
-    rows = train(config(birds, norm=norm))
+    rows = train(birds, norm=norm)
     assert [row["epoch"] for row in rows] == [1, 2]
     names = ("loss", "accuracy", "error", "micro_f1", "macro_f1")
     for row in rows:
-        assert {f"{n}" for name in names for n in (f"val_{name}", f"train_{name}_running")} < set(
-            row
-        )
-        assert not {f"train_{name}" for name in names} & set(row)
+        assert {n for name in names for n in (f"val_{name}", f"train_{name}_running")} < row.keys()
+        assert not {f"train_{name}" for name in names} & row.keys()
         assert row["val_micro_f1"] == pytest.approx(row["val_accuracy"], abs=1e-12)
 
 
 def test_own_batch_norm_learns_exactly_what_torchs_does(birds):
-    runs = [train(config(birds, norm=norm, epochs=3)) for norm in ("bn", "torch_bn")]
-    for ours, torchs in zip(*map(without_times, runs), strict=True):
-        for key, value in torchs.items():
-            assert ours[key] == pytest.approx(value, abs=1e-3), key
+    runs = [train(birds, norm=norm, epochs=3) for norm in ("bn", "torch_bn")]
+    for ours, torchs in zip(*runs, strict=True):
+        assert ours == pytest.approx(torchs, abs=1e-3)
 
 
 def test_one_seed_one_curve(birds):
-    runs = [without_times(train(config(birds, seed=s))) for s in (0, 0, 1)]
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
+    runs = [train(birds, seed=s) for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
 
 
 @pytest.mark.parametrize(
@@ -80,21 +73,19 @@ def test_one_seed_one_curve(birds):
     ids=lambda option: ",".join(option),
 )  # fmt: skip
 def test_options_train(birds, option):
-    rows = train(config(birds, epochs=1, **option))
-    assert np.isfinite(rows[0]["train_loss_running"]) and np.isfinite(rows[0]["val_loss"])
-    assert ("train_accuracy" in rows[0]) == ("train_eval" in option)
+    (row,) = train(birds, epochs=1, **option)
+    assert np.isfinite(row["train_loss_running"]) and np.isfinite(row["val_loss"])
+    assert ("train_accuracy" in row) == ("train_eval" in option)
 
 
 def test_recomputation_leaves_the_curve_as_it_is(birds):
-    runs = [without_times(train(config(birds, recompute=r))) for r in (False, True)]
-    for plain, thrifty in zip(*runs, strict=True):
-        for key, value in plain.items():
-            assert thrifty[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    for plain, thrifty in zip(train(birds), train(birds, recompute=True), strict=True):
+        assert thrifty == pytest.approx(plain, rel=1e-4, abs=1e-6)
 
 
 def test_a_loss_that_explodes_names_epoch_step_and_learning_rate(birds):
     with pytest.raises(Diverged, match=r"epoch 1, step 2 \(lr 9\.\d+e\+07\)"):
-        train(config(birds, norm="none", lr=1e8, warmup=0.0, max_norm=0.0, epochs=5))
+        train(birds, norm="none", lr=1e8, warmup=0.0, max_norm=0.0, epochs=5)
 
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"lr": -1.0}, {"warmup": 1.0}, {"batch_size": 0}])
@@ -109,10 +100,10 @@ def test_data_are_described_without_absolute_paths(birds):
     assert str(birds.parent) not in json.dumps(described)
 
 
-def norms(birds: Path, results: Path, *arguments: str) -> int:
-    fixed = ["--local", "--data-dir", str(birds), "--results-dir", str(results), "--set", "n=1"]
-    few = ["image_size=16", "epochs=2", "batch_size=10", "norm=bn,torch_bn,none"]
-    return command_line(study, [*fixed, *few, "--seeds", "2", "--name", "few", *arguments])
+def norms(birds: Path, results: Path, *arguments: str, study: Study = study) -> int:
+    few = ["n=1", "image_size=16", "epochs=2", "batch_size=10", "norm=bn,torch_bn,none"]
+    fixed = ["--data-dir", birds, "--set", *few, "--seeds", "2", "--name", "few"]
+    return command(study, results, *fixed, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +114,8 @@ def finished(birds, tmp_path_factory) -> Path:
 
 
 def test_predictions_give_the_reported_metrics_again(finished):
-    trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
-    history = pd.read_csv(finished / "history.csv", keep_default_na=False)
+    trials = table(finished)
+    history = table(finished, "history")
     assert len(trials) == 6 and set(trials.state) == {"finished"}
     for row in trials.itertuples():
         saved = load_predictions(finished, row.trial)
@@ -140,27 +131,32 @@ def test_predictions_give_the_reported_metrics_again(finished):
     assert (trials.best_epoch < trials.epochs_run).any()  # or the last epoch's would do as well
 
 
-def test_training_metrics_are_of_the_kept_weights_on_images_as_they_are(finished, birds):
-    from core.data.batches import Batches
-    from core.models.resnet import load_weights, resnet
-    from core.training.epoch import cross_entropy, evaluate
+def scored(seen: images.ImageSet, n: int, norm: str, weights: Path) -> dict[str, float]:
+    """Rebuild a network from its plain state dict and score images as they are."""
+    model = resnet(n, len(seen.classes), norm)
+    load_weights(model, weights)
+    batches = Batches(seen, 10, torch.device("cpu")).epoch(0)
+    return evaluate(model, batches, cross_entropy(len(seen.classes)), prefix="")[0]
 
-    trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
-    seen = images.load(birds, 16)["train"]
-    for row in trials.itertuples():
-        model = resnet(1, len(seen.classes), row.norm)
-        load_weights(model, finished / "trials" / row.trial / "best.pt")
-        batches = Batches(seen, 10, torch.device("cpu"))
-        found, _ = evaluate(model, batches.epoch(0), cross_entropy(len(seen.classes)), prefix="")
+
+def test_metrics_are_of_the_kept_weights_on_images_as_they_are(finished, birds):
+    sets = images.load(birds, 16)
+    for row in table(finished).itertuples():
+        found = scored(sets["train"], 1, row.norm, finished / "trials" / row.trial / "best.pt")
         for name, value in found.items():
             assert getattr(row, f"best_train_{name}") == pytest.approx(value, abs=1e-12)
+    best = json.loads((finished / "checkpoints" / "best.json").read_text())
+    settings, weights = best["config"], finished / "checkpoints" / "best.pt"
+    found = scored(sets["val"], settings["n"], settings["norm"], weights)
+    assert settings["image_size"] == 16
+    assert found["accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-12)
 
 
 def test_memory_is_that_of_a_step_not_of_a_process_that_has_grown(finished):
     """All six trials ran in this process; of one norm each takes the same, to the byte."""
     if torch.cuda.is_available():
         pytest.skip("a GPU has its own counter")
-    trials = pd.read_csv(finished / "trials.csv", keep_default_na=False)
+    trials = table(finished)
     peaks = trials.groupby("norm").peak_memory_mib.agg(["nunique", "first"])
     assert (peaks["nunique"] == 1).all()
     # The estimate counts gradients where activations peak; with images, momentum and the rest
@@ -168,19 +164,14 @@ def test_memory_is_that_of_a_step_not_of_a_process_that_has_grown(finished):
     assert (trials.peak_memory_mib > 0.5 * trials.plain_mib).all()
 
 
-def test_a_copied_folder_gives_the_same_tables_without_data_and_ray(finished, birds, tmp_path):
-    copied = tmp_path / "results" / "norms" / "few"
-    shutil.copytree(finished, copied)
-    for gone in ("trials", "ray", "tensorboard", "tables", "figures", "report.html", "report.pdf"):
-        path = copied / gone
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    arguments = ["--results-dir", str(tmp_path / "results"), "--name", "few", "--report-only"]
-    assert command_line(study, arguments) == 0
+def test_a_copied_folder_gives_the_same_tables_without_data_and_ray(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    assert command(study, tmp_path, "--name", "few", "--report-only") == 0
     tables = sorted((finished / "tables").iterdir())
     assert len(tables) >= 6
-    for table in tables:
-        assert (copied / "tables" / table.name).read_bytes() == table.read_bytes()
-    assert (copied / "report.html").read_bytes() == (finished / "report.html").read_bytes()
+    for path in [*tables, finished / "report.html"]:
+        same = folder / path.relative_to(finished)
+        assert same.read_bytes() == path.read_bytes()
 
 
 def test_the_report_is_whole_and_needs_no_network(finished):
@@ -194,42 +185,13 @@ def test_the_report_is_whole_and_needs_no_network(finished):
     assert not re.search(r'(src=|<link[^>]*href=|url\()["\']?(https?:|//)', page)
 
 
-def test_best_weights_score_what_the_table_says(finished, birds):
-    """Rebuild the best network from its plain state dict and score the validation images."""
-    from core.data.batches import Batches
-    from core.models.resnet import load_weights, resnet
-    from core.training.epoch import cross_entropy, evaluate
-
-    best = json.loads((finished / "checkpoints" / "best.json").read_text())
-    settings = best["config"]
-    sets = images.load(birds, settings["image_size"])
-    model = resnet(settings["n"], len(sets["val"].classes), settings["norm"])
-    load_weights(model, finished / "checkpoints" / "best.pt")
-    batches = Batches(sets["val"], 10, torch.device("cpu"))
-    metrics, _ = evaluate(model, batches.epoch(0), cross_entropy(len(sets["val"].classes)))
-    assert metrics["val_accuracy"] == pytest.approx(best["val_accuracy"], abs=1e-12)
-
-
 def test_an_interrupted_birds_trial_goes_on_to_the_same_numbers(birds, finished, tmp_path):
     with losing(lambda seen: len(seen) == 3) as seen:  # the first epoch of the second trial
         with pytest.raises(Lost):
             norms(birds, tmp_path)
-        assert norms(birds, tmp_path, "--resume") == 0
+        assert norms(birds, tmp_path, "--resume", study=silent(study)) == 0
     assert len(seen) == 12  # six trials of two epochs, none twice
-    again = pd.read_csv(tmp_path / "norms" / "few" / "history.csv", keep_default_na=False)
-    whole = pd.read_csv(finished / "history.csv", keep_default_na=False)
-    columns = [c for c in whole.columns if c != "seconds"]
-    pd.testing.assert_frame_equal(again[columns], whole[columns], check_exact=True)
-    both = [
-        pd.read_csv(folder / "trials.csv", keep_default_na=False).drop(
-            columns=["seconds", "seconds_per_epoch"]
-        )
-        for folder in (tmp_path / "norms" / "few", finished)
-    ]
-    pd.testing.assert_frame_equal(*both, check_exact=True)
-    for stored in (finished / "predictions").iterdir():
-        one, other = (load_predictions(p, stored.stem) for p in (tmp_path / "norms/few", finished))
-        assert one.epoch == other.epoch and (one.scores == other.scores).all()
+    assert_same_numbers(finished, tmp_path / "norms" / "few")
 
 
 def test_a_repeated_validation_image_is_told(birds, tmp_path):
@@ -265,13 +227,13 @@ def test_the_literal_recipe_scores_both_splits_after_each_epoch(birds, tmp_path)
     """Loss, accuracy and both F1 of fixed weights on training images too, as curves and table."""
     assert norms(birds, tmp_path, "--part", "lab-recipe", "--set", "norm=bn", "--seeds", "1") == 0
     folder = tmp_path / "norms" / "few"
-    history = pd.read_csv(folder / "history.csv", keep_default_na=False)
-    table = pd.read_csv(folder / "tables" / "splits_lab.csv")
-    for split in ("train", "val"):
-        for metric in ("loss", "accuracy", "micro_f1", "macro_f1"):
+    history = table(folder, "history")
+    splits = table(folder / "tables", "splits_lab")
+    for metric in ("loss", "accuracy", "micro_f1", "macro_f1"):
+        assert (folder / "figures" / f"{metric}.svg").is_file()
+        for split in ("train", "val"):
             assert np.isfinite(history[f"{split}_{metric}"]).all()
-            assert np.isfinite(table[f"best_{split}_{metric}"]).all()
-            assert (folder / "figures" / f"{metric}.svg").is_file()
+            assert np.isfinite(splits[f"best_{split}_{metric}"]).all()
     page = (folder / "report.html").read_text()
     assert "running training" not in (folder / "figures" / "accuracy.svg").read_text()
     assert "sgd, learning rate 1e-4" in page

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
+from torchvision.models import resnet18
 
 from analysis.results.folder import load, load_predictions
 from core.data import small
 from core.data.batches import Batches
 from core.errors import UserError
 from core.models.small_cnn import FORMS, SmallCNN, without_gradient
-from core.study.command import command_line
 from core.study.plan import plan
 from core.training.epoch import cross_entropy, evaluate
 from core.training.recipe import LEARNING_RATES
 from core.trial import records, running
 from core.trial import run as trial_run
 from studies.cifar import study
+from tests.support.calls import assert_same_numbers, command, refusal, silent, table, trained
 from tests.support.faults import Lost, losing
 from trainables.cifar import Config, check_batches, describe_images, train_cifar
 from trainables.cifar.data import batches, images, merge_single, steps_of
@@ -34,30 +34,15 @@ RESNET = {
 }  # fmt: skip
 
 
-def train(settings: dict) -> list[dict]:
-    rows: list[dict] = []
-    train_cifar(settings, report=rows.append)
-    return rows
-
-
-def without_times(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("bn", "parameters"), [("none", 62_006), ("listing", 62_458), ("meant", 62_458)]
-)
-def test_the_labs_cnn_has_its_parameters(bn, parameters):
-    assert sum(p.numel() for p in SmallCNN(bn).parameters()) == parameters
-
-
-def test_the_forms_start_from_the_same_weights():
-    models = []
+def test_the_forms_have_the_labs_parameters_and_start_from_the_same_weights():
+    models = {}
     for bn in FORMS:
         torch.manual_seed(3)
-        models.append(SmallCNN(bn))
-    for name, value in models[0].state_dict().items():
-        assert all(torch.equal(model.state_dict()[name], value) for model in models)
+        models[bn] = SmallCNN(bn)
+    counts = {bn: sum(p.numel() for p in model.parameters()) for bn, model in models.items()}
+    assert counts == {"none": 62_006, "listing": 62_458, "meant": 62_458}
+    for name, value in models["none"].state_dict().items():
+        assert all(torch.equal(model.state_dict()[name], value) for model in models.values())
 
 
 def test_the_listing_is_the_labs_to_the_bit():
@@ -96,7 +81,8 @@ def test_dead_layers_never_count_a_batch():
 
 @pytest.mark.parametrize("bn", FORMS)
 def test_every_form_learns_and_reports_every_metric(bn):
-    rows = train({**CNN, "bn": bn, "epochs": 3})
+    rows: list[dict] = []
+    train_cifar(CNN | {"bn": bn, "epochs": 3}, report=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     names = ("loss", "accuracy", "error", "micro_f1", "macro_f1")
     for row in rows:
@@ -107,8 +93,8 @@ def test_every_form_learns_and_reports_every_metric(bn):
 
 @pytest.mark.parametrize("settings", [CNN, RESNET | {"variant": "layer4"}], ids=["cnn", "resnet18"])
 def test_one_seed_one_curve(settings):
-    runs = [without_times(train({**settings, "seed": seed})) for seed in (0, 0, 1)]
-    assert runs[0] == runs[1] and runs[0] != runs[2]
+    runs = [trained(train_cifar, settings | {"seed": seed}) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
 
 
 def test_evaluation_depends_on_neither_batch_size_nor_order():
@@ -154,8 +140,8 @@ def test_a_last_batch_of_one_joins_the_one_before(count):
 
 
 def test_an_epoch_with_one_image_left_over_trains():
-    rows = train({**CNN, "train_images": 67, "batch_size": 33, "epochs": 1})
-    assert np.isfinite(rows[0]["train_loss_running"])
+    (row,) = trained(train_cifar, CNN | {"train_images": 67, "epochs": 1})
+    assert np.isfinite(row["train_loss_running"])
 
 
 def test_digits_are_not_mirrored_and_photographs_are(shared_data):
@@ -195,22 +181,11 @@ def test_batches_larger_than_the_training_set_are_refused():
 
 
 def test_weights_belong_to_the_fingerprint(tmp_path):
-    from torchvision.models import resnet18
-
-    torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "one.pt")
+    one = tmp_path / "one.pt"
+    torch.save(resnet18(num_classes=10).state_dict(), one)
     settings = {"model": "resnet18", "image_size": 8}
-    prints = {
-        weights: describe_images({**settings, "weights": weights})["fingerprint"]
-        for weights in ("none", str(tmp_path / "one.pt"))
-    }
-    assert len(set(prints.values())) == 2
-    assert str(tmp_path) not in json.dumps(
-        describe_images({**settings, "weights": str(tmp_path / "one.pt")})
-    )
-
-
-def run(results, *arguments: str) -> int:
-    return command_line(study, ["--local", "--results-dir", str(results), *arguments])
+    none, file = (describe_images(settings | {"weights": str(w)}) for w in ("none", one))
+    assert none["fingerprint"] != file["fingerprint"] and str(tmp_path) not in json.dumps(file)
 
 
 @pytest.mark.parametrize(
@@ -228,25 +203,20 @@ def run(results, *arguments: str) -> int:
         (["--set", "val_images=9"], "val_images=9: at least 10"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(
-    arguments, sentence, tmp_path, capsys, monkeypatch
-):
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "cache"))
-    assert run(tmp_path, "--smoke", *arguments) == 2
-    told = capsys.readouterr().err.strip()
-    assert sentence in told and "\n" not in told
+    assert sentence in refusal(study, tmp_path, "--smoke", *arguments)
     assert not list(tmp_path.glob("cifar/*"))
 
 
-def test_weights_that_do_not_fit_are_told(tmp_path, capsys):
-    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "other.pt")
-    assert run(tmp_path, "--smoke", "--weights", str(tmp_path / "other.pt")) == 2
-    told = capsys.readouterr().err.strip()
-    assert "does not fit ResNet-18" in told and "\n" not in told
+def test_weights_that_do_not_fit_are_told(tmp_path):
+    other = tmp_path / "other.pt"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, other)
+    assert "does not fit ResNet-18" in refusal(study, tmp_path, "--smoke", "--weights", other)
 
 
 def test_layers_are_printed_and_nothing_is_run(tmp_path, capsys):
-    assert run(tmp_path, "--layers") == 0
+    assert command(study, tmp_path, "--layers") == 0
     shown = capsys.readouterr().out
     assert "62,458" in shown and "11,173,962" in shown and "never used" in shown
     assert "floor((32 + 2·1 − 3) / 2) + 1 = 16" in shown  # the pool behind conv1
@@ -258,9 +228,9 @@ FEW = ["--smoke", "--set", "train_images=20", "val_images=20", "epochs=2"]
 
 @pytest.mark.slow
 def test_the_smoke_study_reports_everything(tmp_path):
-    assert run(tmp_path, "--smoke") == 0
+    assert command(study, tmp_path, "--smoke") == 0
     folder = tmp_path / "cifar" / "smoke"
-    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
+    trials = table(folder)
     assert set(trials.state) == {"finished"} and len(trials) == 13
     frozen = trials[trials.frozen_parameters > 0]
     assert len(frozen) == 5
@@ -290,19 +260,14 @@ def test_interrupted_trials_go_on_to_the_same_bits(tmp_path):
     """A CNN and a ResNet-18 with frozen layers lose their process after the first epoch."""
     parts = {"cnn": ["bn=meant", "lr=0.1"], "resnet18": ["variant=layer4"]}
     for part, settings in parts.items():
-        arguments = [*FEW, *settings, "--part", part]
-        assert run(tmp_path / "whole", *arguments, "--name", part) == 0
+        arguments = [*FEW, *settings, "--part", part, "--name", part]
+        assert command(silent(study), tmp_path / "whole", *arguments) == 0
         with losing(lambda seen: True), pytest.raises(Lost):
-            run(tmp_path / "cut", *arguments, "--name", part)
-        assert run(tmp_path / "cut", *arguments, "--name", part, "--resume") == 0
-        for table in ("history.csv", "trials.csv"):
-            whole, cut = (
-                pd.read_csv(tmp_path / at / "cifar" / part / table, keep_default_na=False)
-                for at in ("whole", "cut")
-            )
-            kept = [c for c in whole.columns if "seconds" not in c]
-            pd.testing.assert_frame_equal(cut[kept], whole[kept], check_exact=True)
-        assert {"peak_memory_mib", "best_train_accuracy", "scores_epoch"} < set(kept)
+            command(study, tmp_path / "cut", *arguments)
+        assert command(silent(study), tmp_path / "cut", *arguments, "--resume") == 0
+        whole, cut = (tmp_path / at / "cifar" / part for at in ("whole", "cut"))
+        assert_same_numbers(whole, cut)
+        assert {"peak_memory_mib", "best_train_accuracy", "scores_epoch"} < set(table(whole))
 
 
 @pytest.mark.parametrize("part", ["cnn", "resnet18"])
@@ -320,39 +285,27 @@ def test_learning_rates_of_the_study_follow_the_optimizer_and_those_of_the_user_
     assert rates(optimizer="adam", **by_hand)[1] == [0.5]
 
 
-def test_scores_and_training_metrics_are_of_the_kept_epoch(tmp_path):
-    """A learning rate that ruins the last epochs: the best one is not the last."""
-    settings = CNN | {"epochs": 4, "lr": 0.05, "max_norm": 0.0, "warmup": 0.9, "seed": 1}
-    spec = running.Spec("one", settings, {}, tmp_path, "val_loss", "min")
-    trial_run.run(train_cifar, spec, lambda row: None)
-    result, rows = records.read_result(spec.folder), records.read_rows(spec.folder)
-    assert result is not None and result["state"] == "finished"
-    saved = load_predictions(tmp_path, "one")
-    best = min(rows, key=lambda row: row["val_loss"])
-    assert saved.epoch == best["epoch"] == result["facts"]["scores_epoch"]
-    found = accuracy_score(saved.labels, saved.scores.argmax(1))
-    assert found == pytest.approx(best["val_accuracy"], abs=1e-12)
-    cfg = Config(**settings)
-    network = build(cfg, 10)
-    network.load_state_dict(torch.load(spec.folder / "best.pt", weights_only=True))
-    seen = Batches(images(cfg)["train"], cfg.batch_size, torch.device("cpu"))
-    again, _ = evaluate(network, seen.epoch(0), cross_entropy(10), prefix="best_train_")
-    assert again == pytest.approx({key: result["facts"][key] for key in again}, rel=1e-5)
-
-
-def test_training_mode_is_scored_with_the_kept_weights(tmp_path):
+def test_scores_and_metrics_are_of_the_kept_epoch(tmp_path):
     """Kept on purpose is the worst epoch, which no other resembles."""
     settings = CNN | {"bn": "meant", "epochs": 6, "train_images": 400, "batch_size": 20, "seed": 0}
     spec = running.Spec("one", settings, {}, tmp_path, "val_accuracy", "min")
     trial_run.run(train_cifar, spec, lambda row: None)
     result, rows = records.read_result(spec.folder), records.read_rows(spec.folder)
-    assert result is not None and rows[-1]["val_accuracy"] > rows[0]["val_accuracy"] + 0.2
-    cfg = Config(**settings)
+    assert result is not None and result["state"] == "finished"
+    worst = min(rows, key=lambda row: row["val_accuracy"])
+    assert worst["val_accuracy"] < rows[-1]["val_accuracy"] - 0.2
+    saved, facts = load_predictions(tmp_path, "one"), result["facts"]
+    assert saved.epoch == worst["epoch"] == facts["scores_epoch"]
+    found = accuracy_score(saved.labels, saved.scores.argmax(1))
+    assert found == pytest.approx(worst["val_accuracy"], abs=1e-12)
+    cfg, cpu = Config(**settings), torch.device("cpu")
     network = build(cfg, 10)
     network.load_state_dict(torch.load(spec.folder / "best.pt", weights_only=True))
-    unseen = Batches(images(cfg)["val"], cfg.batch_size, torch.device("cpu"))
+    seen, unseen = (Batches(images(cfg)[split], 20, cpu) for split in ("train", "val"))
+    again, _ = evaluate(network, seen.epoch(0), cross_entropy(10), prefix="best_train_")
+    assert again == pytest.approx({key: facts[key] for key in again}, rel=1e-5)
     found = training_mode_accuracy(network, unseen.epoch(0))
-    assert found == result["facts"]["training_mode_accuracy"]
+    assert found == facts["training_mode_accuracy"]
 
 
 def test_real_photos_train(shared_data, tmp_path):
@@ -361,5 +314,5 @@ def test_real_photos_train(shared_data, tmp_path):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
     settings = {"data_dir": str(tmp_path), "train_images": 60, "val_images": 20}
-    rows = train({**settings, "epochs": 1, "batch_size": 20, "lr": 0.05})
-    assert np.isfinite(rows[0]["val_loss"])
+    (row,) = trained(train_cifar, settings | {"epochs": 1, "batch_size": 20, "lr": 0.05})
+    assert np.isfinite(row["val_loss"])

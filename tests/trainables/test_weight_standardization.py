@@ -8,16 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from analysis.results.folder import Results, load
 from analysis.studies.weight_standardization import answers, sections
 from core.errors import TrialError
-from core.models.normalisation import NORMALISATIONS
-from core.models.weights import load_state
-from core.study.command import command_line
 from studies.weight_standardization import study
+from tests.support.calls import command, refusal, trained
+from tests.support.datasets import picture, save, takes_0_to_1
 from trainables.weight_standardization import Config, train_converted
 from trainables.weight_standardization.train import converted
 from trainables.weight_standardization.watch import WATCHED, Watch
@@ -31,8 +29,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
-    words = ["--local", "--smoke", "--results-dir", str(folder), "--set", "lr=0.01"]
-    assert command_line(study, [*words, "train_images=32", "val_images=24"]) == 0
+    few = ["lr=0.01", "train_images=32", "val_images=24"]
+    assert command(study, folder, "--smoke", "--set", *few) == 0
     return folder / "weight_standardization" / "smoke"
 
 
@@ -78,30 +76,16 @@ def test_low_map_is_flagged_on_real_data_only(smoke):
     assert "Below 35" in flagged and "34.0" in flagged and "50.0" not in flagged
 
 
-def rows_of(**settings):
-    rows = []
-    train_converted(SMALL | settings, report=rows.append)
-    return rows
-
-
 @pytest.mark.slow
 def test_same_seed_gives_the_same_rows():
-    first, second = rows_of(variant="B"), rows_of(variant="B")
-    for one, other in zip(first, second, strict=True):
-        one.pop("seconds"), other.pop("seconds")
-        assert one == other
-    assert [row["epoch"] for row in first] == [1, 2]
+    first, second = (trained(train_converted, SMALL | {"variant": "B"}) for _ in range(2))
+    assert first == second and [row["epoch"] for row in first] == [1, 2]
 
 
 def test_watch_records_scale_gradient_and_parameters():
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 2),
-    )
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
     x, y = torch.randn(8, 3, 6, 6), torch.ones(8, 2)
     y[0, 0] = 0  # an ignored pair
     watch = Watch(model, lambda logits, labels: (logits - labels).square(), 1)
@@ -141,42 +125,25 @@ def test_config_is_checked():
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    draw = np.random.default_rng(0)
     for number in range(4):
-        pixels = draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
+        save(picture(number, 50, 40), tmp_path / "photos" / f"{number}.png")
+    return tmp_path / "photos"
 
 
-def check(*words):
-    return command_line(study, ["--check", *map(str, words)])
+def checked(folder: Path, *words) -> pd.DataFrame:
+    """Return the table of a check of conversions."""
+    assert command(study, folder, "--check", *words) == 0
+    return pd.read_csv(next(folder.rglob("check.csv")))
 
 
 def test_check_on_a_flat_folder(photos, tmp_path, capsys):
-    options = ["--weights", "none", "--results-dir", tmp_path, "--set", "image_size=32"]
-    assert check("--data-dir", photos, *options) == 0
+    options = ["--weights", "none", "--set", "image_size=32"]
+    table = checked(tmp_path, "--data-dir", photos, *options)
     printed = capsys.readouterr().out
     assert "none" in printed and "layer4.1.bn2" in printed and "…" not in printed
-    table = pd.read_csv(next(tmp_path.rglob("check.csv")))
     assert len(table) == 6 and table["accuracy"].isna().all()
     exact = table[table["mode"] != "none"]
     assert (exact["changed"] == 0).all() and (exact["images"] == 4).all()
-
-
-@pytest.mark.slow
-def test_check_takes_the_pixels_that_foreign_weights_expect(shared_data, tmp_path, capsys):
-    state = load_state(shared_data / "weights" / "cifar10-resnet20.th")
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALISATIONS["imagenet"])
-    state["conv1.weight"] = state["conv1.weight"] / std  # the same network, for pixels in 0 to 1
-    state["bn1.running_mean"] += (state["conv1.weight"] * mean).sum((1, 2, 3))
-    torch.save(state, tmp_path / "takes-0-to-1.th")
-    words = ["--data-dir", shared_data / "cifar10", "--results-dir", tmp_path]
-    assert check(*words, "--weights", tmp_path / "takes-0-to-1.th", "--set", "val_images=40") == 0
-    table = pd.read_csv(next(tmp_path.rglob("check.csv")))
-    assert (table.loc[table["mode"] != "none", "accuracy"] > 0.5).all()  # 0.2 with ImageNet's
-    assert "normalisation=none, guessed" in capsys.readouterr().out
 
 
 def numbers_of(difference: float, low: float, high: float) -> pd.DataFrame:
@@ -205,43 +172,45 @@ def test_no_more_steps_are_told_than_were_taken():
 
 
 @pytest.mark.slow
-def test_check_with_class_folders_and_the_public_network(shared_data, tmp_path, capsys):
-    words = ["--data-dir", shared_data / "cifar10", "--results-dir", tmp_path]
-    weights = shared_data / "weights" / "cifar10-resnet20.th"
-    assert check(*words, "--weights", weights, "--set", "val_images=100") == 0
-    table = pd.read_csv(next(tmp_path.rglob("check.csv")))
+@pytest.mark.parametrize(
+    ("foreign", "images", "least", "told"),
+    [
+        (False, 100, 0.6, "100 images of the folder cifar10"),
+        (True, 40, 0.5, "normalisation=none, guessed"),  # 0.2 with ImageNet's
+    ],
+)
+def test_check_takes_the_pixels_that_the_public_network_and_foreign_weights_expect(
+    shared_data, tmp_path, capsys, foreign, images, least, told
+):
+    weights = takes_0_to_1(shared_data, tmp_path)[0 if foreign else 1]
+    words = ["--data-dir", shared_data / "cifar10", "--set", f"val_images={images}"]
+    table = checked(tmp_path, *words, "--weights", weights)
     exact = table[table["mode"] != "none"]
     assert (exact["accuracy"] == exact["accuracy_converted"]).all()
-    assert (exact["accuracy"] > 0.6).all() and (exact["mae"] < 1e-4).all()
-    assert "100 images of the folder cifar10" in capsys.readouterr().out
+    assert (exact["accuracy"] > least).all() and (exact["mae"] < 1e-4).all()
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_sentence_and_exit_2(photos, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    damaged = tmp_path / "damaged.pt"
+def test_bad_input_is_one_sentence_and_exit_2(photos, tmp_path):
+    damaged, foreign, bad = (tmp_path / name for name in ("damaged.pt", "foreign.pt", "bad"))
+    for folder in (tmp_path / "empty", bad):
+        folder.mkdir()
     damaged.write_bytes(b"no weights")
-    foreign = tmp_path / "foreign.pt"
     torch.save(nn.Linear(2, 2).state_dict(), foreign)
-    bad_image = tmp_path / "bad"
-    bad_image.mkdir()
-    (bad_image / "a.jpg").write_bytes(b"no image")
+    (bad / "a.jpg").write_bytes(b"no image")
     none = ["--weights", "none"]
     cases = [
         (["--check", "--data-dir", tmp_path / "gone", *none], "gone"),
         (["--check", "--data-dir", tmp_path / "empty", *none], "no images in it"),
-        (["--check", "--data-dir", bad_image, *none], "a.jpg"),
+        (["--check", "--data-dir", bad, *none], "a.jpg"),
         (["--check", "--data-dir", photos, "--weights", damaged], "damaged.pt"),
         (["--check", "--data-dir", photos, "--weights", foreign], "neither a torchvision"),
         (["--check", "--data-dir", photos, "--weights", tmp_path / "x.pt"], "no weights at"),
-        (["--smoke", "--local", "--set", "variant=C"], "variant must be one of original, A, B"),
-        (["--smoke", "--local", "--set", "watch_steps=0"], "watch_steps must be at least 1"),
-        (["--smoke", "--local", "--set", "batch_size=500"], "batch_size=500"),
-        (["--smoke", "--local", "--data-dir", photos, *none], "photos"),
+        (["--smoke", "--set", "variant=C"], "variant must be one of original, A, B"),
+        (["--smoke", "--set", "watch_steps=0"], "watch_steps must be at least 1"),
+        (["--smoke", "--set", "batch_size=500"], "batch_size=500"),
+        (["--smoke", "--data-dir", photos, *none], "photos"),
     ]
     for words, expected in cases:
-        code = command_line(study, [*map(str, words), "--results-dir", str(tmp_path / "out")])
-        captured = capsys.readouterr()
-        said = captured.err + captured.out
-        assert code == 2 and expected in said and "Traceback" not in said, (words, said)
-        assert len(captured.err.strip().splitlines()) == 1, (words, captured.err)
+        assert expected in refusal(study, tmp_path / "out", *words)

@@ -14,13 +14,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from tests.support.calls import ROOT
+from tests.support.calls import ROOT, until
 
 FILES = ("cluster.yaml", "cluster-onprem.yaml")
 SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.sh"))
@@ -29,33 +29,6 @@ COMMANDS = (
     "head_start_ray_commands", "worker_start_ray_commands",
 )  # fmt: skip
 START = ("head_start_ray_commands", "worker_start_ray_commands")
-
-# The arguments of EC2's RunInstances that a node_config may hold (Ray itself gives counts, subnets,
-# groups, key and tags), for where botocore, which knows them all, is not installed.
-# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html
-NODE_CONFIG = {
-    "BlockDeviceMappings": [
-        {
-            "DeviceName": str,
-            "Ebs": {
-                "DeleteOnTermination": bool, "Encrypted": bool, "Iops": int, "Throughput": int,
-                "VolumeSize": int, "VolumeType": str,
-            },
-        }
-    ],
-    "IamInstanceProfile": {"Arn": str, "Name": str},
-    "ImageId": str,
-    "InstanceMarketOptions": {
-        "MarketType": str, "SpotOptions": {"MaxPrice": str, "SpotInstanceType": str},
-    },
-    "InstanceType": str,
-    "KeyName": str,
-    "MetadataOptions": {"HttpEndpoint": str, "HttpPutResponseHopLimit": int, "HttpTokens": str},
-    "NetworkInterfaces": [dict],
-    "Placement": dict,
-    "SecurityGroupIds": [str],
-    "SubnetIds": [str],
-}  # fmt: skip
 
 
 def load(name: str) -> dict:
@@ -70,65 +43,36 @@ def prepared(config: dict) -> dict:
     return config
 
 
-def misfits(value: object, allowed: object, path: str = "node_config") -> list[str]:
-    """Return where `value` holds keys or types that `allowed` does not."""
-    if isinstance(allowed, type):
-        return [] if isinstance(value, allowed) else [f"{path} is not {allowed.__name__}"]
-    if isinstance(allowed, list):
-        if not isinstance(value, list):
-            return [f"{path} is not a list"]
-        return [m for i, v in enumerate(value) for m in misfits(v, allowed[0], f"{path}[{i}]")]
-    assert isinstance(allowed, dict)
-    if not isinstance(value, dict):
-        return [f"{path} is not a mapping"]
-    return [
-        m
-        for key, v in value.items()
-        for m in (
-            misfits(v, allowed[key], f"{path}.{key}") if key in allowed else [f"{path}.{key}"]
-        )
-    ]
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_ray_accepts_the_file(name):
-    config = prepared(load(name))
+    config, ours = prepared(load(name)), load(name)
     assert config["cluster_name"].startswith("labtune")
     # What Ray adds by itself must not bring back what was left out: its defaults hold `ray stop`,
     # a dashboard open to the world, and their own set-up.
-    assert config["head_start_ray_commands"] == load(name)["head_start_ray_commands"]
-    assert config["worker_start_ray_commands"] == load(name)["worker_start_ray_commands"]
+    assert all(config[kind] == ours[kind] for kind in START)
     assert not any("ray-wheels" in c for c in config["setup_commands"])
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("name", "key", "value", "told"),
     [
-        ("cluster.yaml", {"max_worker": 3}),
-        ("cluster.yaml", {"idle_timeout_minutes": "ten"}),
-        ("cluster.yaml", {"head_node_type": "haed"}),
-        ("cluster-onprem.yaml", {"head_start_ray_command": []}),
+        ("cluster.yaml", "max_worker", 3, "max_worker"),
+        ("cluster.yaml", "idle_timeout_minutes", "ten", "ten"),
+        ("cluster.yaml", "head_node_type", "haed", "head_node_type"),
+        ("cluster-onprem.yaml", "head_start_ray_command", [], "head_start_ray_command"),
     ],
 )
-def test_the_schema_test_would_notice(name, change):
-    with pytest.raises(Exception, match=r"max_worker|ten|head_node_type|head_start_ray_command"):
-        prepared({**load(name), **change})
+def test_the_schema_test_would_notice(name, key, value, told):
+    with pytest.raises(Exception, match=told):
+        prepared({**load(name), key: value})
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_commands_are_bash(name):
-    config = load(name)
-    for kind in COMMANDS:
-        for command in config.get(kind, []):
-            done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
-            assert done.returncode == 0, f"{kind}: {command}\n{done.stderr}"
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_bash(script):
-    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert os.access(script, os.X_OK)
+def test_commands_and_scripts_are_bash():
+    commands = [c for name in FILES for kind in COMMANDS for c in load(name).get(kind, [])]
+    for text in [*commands, *(script.read_text() for script in SCRIPTS)]:
+        done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
+    assert all(os.access(script, os.X_OK) for script in SCRIPTS)
 
 
 def test_scripts_of_the_cluster_files_are_there():
@@ -142,40 +86,29 @@ def test_scripts_of_the_cluster_files_are_there():
 @pytest.mark.parametrize("name", FILES)
 def test_every_node_starts_with_the_token_and_closed(name):
     config = load(name)
+    wanted = {"RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0"}
     for kind in START:
         for command in config[kind]:
-            words = shlex.split(command.replace("$(", "").replace(")", ""))
-            assert "RAY_AUTH_MODE=token" in words, kind
-            assert "RAY_USAGE_STATS_ENABLED=0" in words, kind
-            assert "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in words, kind
-            if kind == "head_start_ray_commands":
-                assert "--dashboard-host=127.0.0.1" in words
+            closed = {"--dashboard-host=127.0.0.1"} if kind.startswith("head") else set()
+            assert wanted | closed <= set(shlex.split(re.sub(r"\$\(|\)", "", command))), kind
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
 @pytest.mark.parametrize("path", [*(ROOT / name for name in FILES), *SCRIPTS], ids=lambda p: p.name)
-def test_others_processes_and_ports_are_left_alone(path):
-    text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text())
-    assert not re.search(r"\bray stop\b|\bray down\b|\bpkill\b|\bkillall\b", text)
-    assert "0.0.0.0" not in text and "::/0" not in text
-    assert "RAY_AUTH_MODE=disabled" not in text
-
-
-@pytest.mark.parametrize("path", [*(ROOT / name for name in FILES), *SCRIPTS], ids=lambda p: p.name)
-def test_no_secrets(path):
+def test_others_processes_ports_and_secrets_are_left_alone(path):
     text = path.read_text()
     assert not re.search(r"AKIA|ASIA[A-Z0-9]{12}|PRIVATE KEY|(?i:password|secret)\w*\s*[:=]", text)
-    assert not re.search(r"\b[0-9a-f]{32,}\b", text)
-    assert "ssh_private_key" not in text
+    assert not re.search(r"\b[0-9a-f]{32,}\b|ssh_private_key", text)
+    text = re.sub(r"(?m)(^|\s)#.*$", "", text)
+    assert not re.search(r"\bray stop\b|\bray down\b|\bpkill\b|\bkillall\b", text)
+    assert not re.search(r"0\.0\.0\.0|::/0|RAY_AUTH_MODE=disabled", text)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_whole_checkout_is_mounted(name):
     """Otherwise nodes run other code than the driver, or results name a commit as changed."""
-    tracked = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True
-    ).stdout.splitlines()
-    if not tracked:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if not (tracked := listed.stdout.splitlines()):
         pytest.skip("no git here")
     mounts = {k: v for k, v in load(name)["file_mounts"].items() if k.startswith("~/labtune/")}
     assert all(remote == f"~/labtune/{local}" for remote, local in mounts.items())
@@ -186,8 +119,10 @@ def test_the_whole_checkout_is_mounted(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_neither_environments_nor_results_travel(name):
+def test_nodes_make_the_environment_of_the_checkout_and_get_no_results(name):
     config = load(name)
+    assert any("make env" in command for command in config["setup_commands"])
+    assert all(c.startswith("cd ~/labtune && ") for kind in START for c in config[kind])
     assert not {".", "./", ".venv", "results", "data"} & set(config["file_mounts"].values())
     left_out = set(config["rsync_exclude"])
     assert "__pycache__" in left_out
@@ -195,13 +130,6 @@ def test_neither_environments_nor_results_travel(name):
     assert not any(word.startswith("/") for word in left_out), left_out
     held = {part for path in (ROOT / "core").rglob("*.py") for part in path.parts}
     assert not left_out & (held - {"__pycache__"})
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_nodes_run_the_environment_of_the_checkout(name):
-    config = load(name)
-    assert any("make env" in command for command in config["setup_commands"])
-    assert all(c.startswith("cd ~/labtune && ") for kind in START for c in config[kind])
 
 
 def test_aws_node_types():
@@ -221,56 +149,39 @@ def test_aws_node_types():
             r"resolve:ssm:/aws/service/deeplearning/[\w/.-]+/ami-id|ami-[0-9a-f]+", node["ImageId"]
         )
         assert node["MetadataOptions"]["HttpTokens"] == "required"
-    assert {n["node_config"]["IamInstanceProfile"]["Name"] for n in (head, gpu)} == {
-        "labtune-head",
-        "labtune-worker",
-    }
+    names = [node["node_config"]["IamInstanceProfile"]["Name"] for node in (head, gpu)]
+    assert names == ["labtune-head", "labtune-worker"]
 
 
-@pytest.mark.parametrize("kind", ["head", "gpu"])
-def test_aws_knows_every_key(kind):
-    config = load("cluster.yaml")["available_node_types"][kind]["node_config"]
-    assert misfits(config, NODE_CONFIG) == []
-    try:
-        import botocore.session
-        from botocore.validate import ParamValidator
-    except ImportError:
-        return
+def unknown_to_aws(config: dict) -> str:
+    """Return what EC2's RunInstances would not take of a node_config; Ray adds the counts."""
+    import botocore.session
+    from botocore.validate import ParamValidator
+
     model = botocore.session.get_session().get_service_model("ec2")
     shape = model.operation_model("RunInstances").input_shape
-    request = {**config, "MinCount": 1, "MaxCount": 1}
-    report = ParamValidator().validate(request, shape)
-    assert not report.has_errors(), report.generate_report()
+    request = config | {"MinCount": 1, "MaxCount": 1}
+    return ParamValidator().validate(request, shape).generate_report()
 
 
-def test_the_key_check_would_notice():
-    good = load("cluster.yaml")["available_node_types"]["gpu"]["node_config"]
-    assert misfits({**good, "InstanceTyp": "g5.xlarge"}, NODE_CONFIG) == ["node_config.InstanceTyp"]
-    bad = {**good, "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": "1"}}]}
-    assert misfits(bad, NODE_CONFIG) == [
-        "node_config.BlockDeviceMappings[0].Ebs.VolumeSize is not int"
-    ]
+def test_aws_knows_every_key():
+    nodes = load("cluster.yaml")["available_node_types"]
+    assert [unknown_to_aws(node["node_config"]) for node in nodes.values()] == ["", ""]
+    good = nodes["gpu"]["node_config"]
+    assert "InstanceTyp" in unknown_to_aws({**good, "InstanceTyp": "g5.xlarge"})
+    bad = [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": "1"}}]
+    assert "VolumeSize" in unknown_to_aws({**good, "BlockDeviceMappings": bad})
 
 
 def test_aws_opens_only_ssh():
-    """Ray's provider opens 22 and the group to itself; what a file adds would come on top."""
+    """And so does what this Ray's provider adds to a group that it makes."""
     provider = load("cluster.yaml")["provider"]
-    assert set(provider) <= {
-        "type",
-        "region",
-        "availability_zone",
-        "cache_stopped_nodes",
-        "security_group",
-    }
+    known = {"type", "region", "availability_zone", "cache_stopped_nodes", "security_group"}
+    assert set(provider) <= known
     group = provider["security_group"]
     assert group["GroupName"]
     for rule in group.get("IpPermissions", []):
         assert (rule["FromPort"], rule["ToPort"], rule["IpProtocol"]) == (22, 22, "tcp")
-
-
-def test_rays_own_rules_open_only_ssh(monkeypatch):
-    """What the AWS provider of this version of Ray adds to a group that it makes."""
-    pytest.importorskip("boto3")
     from ray.autoscaler._private.aws import config as aws
 
     rules = aws._create_default_inbound_rules({"sg-1"})
@@ -326,19 +237,11 @@ def slurm(tmp_path):
             "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_CPUS_PER_TASK": "4",
         }  # fmt: skip
-        script = str(ROOT / "docs" / "cluster" / "slurm.sh")
-        process = subprocess.Popen(
-            ["bash", script, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        command = ["bash", ROOT / "docs" / "cluster" / "slurm.sh", "studies/norms.py", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
         if code == 75:  # Slurm's signal before the limit, to the script alone
-            deadline = time.monotonic() + 20
-            while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
+            until((tmp_path / "ready").exists, 20)
             process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=40)
         return process.returncode, output
@@ -347,21 +250,19 @@ def slurm(tmp_path):
 
 
 def test_slurm_job_requeues_itself_when_time_is_up(slurm, tmp_path):
-    code, output = slurm("studies/norms.py", "--results-dir", "out dir", code=75)
+    code, output = slurm("--results-dir", "out dir", code=75)
     assert code == 75, output
     assert (tmp_path / "scontrol.log").read_text().split() == ["requeue", str(os.getpid())]
     assert "back into the queue" in output
 
 
 def test_slurm_job_that_is_done_is_done(slurm, tmp_path):
-    code, output = slurm("studies/norms.py", "--seeds", "2", code=1)
+    code, output = slurm("--seeds", "2", code=1)
     assert code == 1, output
     assert not (tmp_path / "scontrol.log").exists()
-    port = 20000 + os.getpid() % 10000
+    port, name = 20000 + os.getpid() % 10000, f"slurm-{os.getpid()}"
     (command,) = (tmp_path / "study.log").read_text().splitlines()
-    assert command == (
-        f"studies/norms.py --seeds 2 --name slurm-{os.getpid()} --address 127.0.0.1:{port}"
-    )
+    assert command == f"studies/norms.py --seeds 2 --name {name} --address 127.0.0.1:{port}"
     head, workers = sorted((tmp_path / "srun.log").read_text().splitlines(), key=len, reverse=True)
     assert "--nodes=1" in head and "--head" in head and "--include-dashboard=false" in head
     assert "--exclude=127.0.0.1" in workers and f"--address=127.0.0.1:{port}" in workers
@@ -370,19 +271,15 @@ def test_slurm_job_that_is_done_is_done(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_slurm_job_goes_on_where_it_was(slurm, tmp_path, named):
-    name = "mine" if named else f"slurm-{os.getpid()}"
-    folder = tmp_path / "out dir" / "norms" / name
+def test_slurm_job_goes_on_where_it_was_and_refuses_what_it_gives_itself(slurm, tmp_path, named):
+    folder = tmp_path / "out dir" / "norms" / ("mine" if named else f"slurm-{os.getpid()}")
     folder.mkdir(parents=True)
     (folder / "study.json").touch()
-    options = ["--name=mine"] if named else []
-    code, output = slurm("studies/norms.py", "--results-dir=out dir", *options, code=0)
+    options = ["--results-dir=out dir", *(["--name=mine"] if named else [])]
+    code, output = slurm(*options, code=0)
     assert code == 0, output
     assert " --resume --address " in (tmp_path / "study.log").read_text()
-
-
-def test_slurm_job_refuses_what_it_gives_itself(slurm):
-    code, output = slurm("studies/norms.py", "--resume", code=0)
+    code, output = slurm("--resume", code=0)
     assert code == 2 and "leave them out" in output
 
 
@@ -402,37 +299,29 @@ def checkout(tmp_path):
     ray.chmod(0o755)
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            ["bash", str(script), *arguments],
-            env={**os.environ, "HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
+        options = {"env": os.environ | {"HOME": str(tmp_path)}, "timeout": 20}
+        command = ["bash", str(script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, **options)
 
     yield run
     run("stop")
 
 
-def pid_of(tmp_path: Path) -> int:
+def node_of(tmp_path: Path) -> psutil.Process:
     (path,) = (tmp_path / ".labtune-ray").glob("*/pid")
-    return int(path.read_text())
+    return psutil.Process(int(path.read_text()))
 
 
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_node_is_started_once_and_stopped(checkout, tmp_path):
     assert checkout("start", "--head").returncode == 0
-    first = pid_of(tmp_path)
+    first = node_of(tmp_path)
     assert alive(first)
     assert checkout("start", "--head").returncode == 0  # `ray up` again: ours is replaced
-    second = pid_of(tmp_path)
+    second = node_of(tmp_path)
     assert second != first and alive(second) and not alive(first)
     assert checkout("stop").returncode == 0
     assert not alive(second)

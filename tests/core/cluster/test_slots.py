@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.cluster import slots
+from core.cluster import fleet, slots
 from core.cluster.fleet import Fleet
 from core.cluster.slots import Node, on_node, parse_memory
 from core.errors import UserError
@@ -78,11 +78,17 @@ def test_the_sentence_names_nodes_cards_and_slots():
     assert slots.sentence(whole, None) == "1 node, 1 GPU: 1 slot of one whole GPU"
 
 
-def test_a_slot_larger_than_every_card_is_refused():
-    mixed = [node(11 * GIB), node(24 * GIB)]
+def test_a_slot_larger_than_every_card_is_refused(monkeypatch):
+    """Cards are as large as the labels of their nodes say."""
+    nodes = Fleet(30 * GIB, 1, "30GiB")
+    monkeypatch.setattr(nodes, "_ask_new_nodes", lambda: None)
+    for label in ("11GB", "24GB"):
+        sizes, _ = fleet._cards({"Resources": {"GPU": 1.0}, "Labels": {fleet.LABEL: label}}, [])
+        nodes.nodes[label] = node(*sizes)
+    with pytest.raises(UserError, match=r"30GiB is more than .* \(22.2 GiB\): choose a smaller"):
+        nodes.find()
+    mixed = list(nodes.nodes.values())
     slots.check(mixed, 20 * GIB, "20GiB")  # one of them takes it
-    with pytest.raises(UserError, match=r"--slot-memory 24GiB .* \(23.8 GiB\): choose a smaller"):
-        slots.check(mixed, 24 * GIB, "24GiB")
     slots.check([node()], 24 * GIB, "24GiB")  # no cards: slots are cores
 
 
@@ -105,16 +111,16 @@ def test_sizes_of_memory():
 
 def test_a_node_that_has_just_lost_a_trial_gets_the_next_one_last():
     """Ray takes seconds to find that a node is gone: a trial sent there would be lost again."""
-    fleet = Fleet(TWO, 1, "2GiB")
+    nodes = Fleet(TWO, 1, "2GiB")
     for name in ("first", "second"):
-        fleet.nodes[name] = Node(name, name, 2, (11 * GIB,))
-    fleet.suspect("first")
-    assert [fleet.take().node for _ in range(5)] == ["second"] * 5
-    assert fleet.take() is None  # the other one waits its time out
+        nodes.nodes[name] = Node(name, name, 2, (11 * GIB,))
+    nodes.suspect("first")
+    assert [nodes.take().node for _ in range(5)] == ["second"] * 5
+    assert nodes.take() is None  # the other one waits its time out
     for _ in range(5):
-        fleet.give("second")
-    fleet.suspect("second")  # both are suspect: the one with the older loss is tried
-    assert [fleet.take().node for _ in range(5)] == ["first"] * 5
+        nodes.give("second")
+    nodes.suspect("second")  # both are suspect: the one with the older loss is tried
+    assert [nodes.take().node for _ in range(5)] == ["first"] * 5
 
 
 def test_a_slot_smaller_than_the_trials_were_laid_out_for_is_named():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from core.errors import UserError
 from core.study import Data
 from core.study.apart import Apart
 from core.study.command import command_line
-from tests.support.calls import ROOT, start
+from tests.support.calls import ROOT, python, start
 from tests.support.toy import study
 
 
@@ -90,8 +89,8 @@ def test_it_is_ended_in_mid_work():
 
 def test_a_refusal_is_one_sentence_and_exit_code_2(tmp_path, capfd):
     other = replace(study, data=Data(refuse))
-    arguments = ["--results-dir", str(tmp_path / "results")]
-    assert command_line(other, [*arguments, "--data-dir", str(tmp_path)]) == 2
+    words = ["--results-dir", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
+    assert command_line(other, words) == 2
     assert capfd.readouterr().err == f"--data-dir {tmp_path}: no images there\n"
     assert not list(tmp_path.rglob("demo"))
 
@@ -99,9 +98,7 @@ def test_a_refusal_is_one_sentence_and_exit_code_2(tmp_path, capfd):
 def test_output_comes_in_order_and_ends_nothing(tmp_path):
     script = "from core.study.apart import Apart; a = Apart()\nprint('one')\n"
     script += "a(print, 'two'); print('three'); a(print, 'four\\u2026'); a.close()\n"
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-c", script]
-    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    shown = python("-c", script, PYTHONIOENCODING="ascii")
     assert (shown.stdout, shown.stderr) == ("one\ntwo\nthree\nfour...\n", "")
 
 
@@ -120,35 +117,18 @@ def test_it_ends_with_its_driver(tmp_path, sent, code):
     assert not list(tmp_path.rglob("study.json"))
 
 
-def test_a_driver_loads_no_torch_and_help_nothing_heavy():
-    def loaded(*modules: str) -> set[str]:
-        heavy = "('torch', 'torchvision', 'ray', 'pandas', 'matplotlib', 'numpy', 'optuna')"
-        script = f"import sys, {', '.join(modules)}\n"
-        script += f"print(*[name for name in {heavy} if name in sys.modules])"
-        command = [sys.executable, "-c", script]
-        return set(subprocess.check_output(command, cwd=ROOT, text=True).split())
-
-    assert loaded("core.study", "core.study.options", "core.study.command") == set()
-    driver = loaded("core.study.driver", "core.cluster.session", "core.cluster.tune")
-    assert "ray" in driver and not driver & {"torch", "torchvision", "matplotlib"}
+CALL = "from core.study.apart import Apart; a = Apart(); print(a(abs, -3)); a.close()"
 
 
 def test_paths_are_the_drivers(tmp_path):
     """A folder with a `core` of its own, as a user's project may be."""
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise SystemExit('not ours')")
-    script = f"import sys; sys.path[:] = [{str(ROOT)!r}, *sys.path[1:]]\n"
-    script += "from core.study.apart import Apart; a = Apart(); print(a(abs, -3)); a.close()"
-    shown = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
-    assert shown == "3\n"
+    ours = f"import sys; sys.path[:] = [{str(ROOT)!r}, *sys.path[1:]]; {CALL}"
+    assert python("-c", ours, cwd=tmp_path, PYTHONPATH="").stdout == "3\n"
 
 
 def test_the_interpreter_may_lie_in_a_folder_with_spaces(tmp_path):
     spaced = tmp_path / "a path with spaces"
     spaced.symlink_to(Path(sys.executable).parents[1])
-    script = "from core.study.apart import Apart; a = Apart(); print(a(abs, -3)); a.close()"
-    command = [str(spaced / "bin" / "python"), "-c", script]
-    shown = subprocess.check_output(
-        command, cwd=ROOT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert shown == "3\n"
+    assert python("-c", CALL, interpreter=spaced / "bin" / "python").stdout == "3\n"

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,22 @@ from core.errors import TrialError, UserError
 from core.generation.family import stream
 from core.storage import files
 from core.study import Data, collect
-from core.study.command import command_line
 from core.study.progress import Progress
 from core.training.multilabel import LabelledImages
 from core.trial import checkpoint, records
-from tests.support.calls import TOY, history, python, start, toy, until
+from tests.support.calls import (
+    TOY,
+    command,
+    copied,
+    history,
+    python,
+    refusal,
+    start,
+    table,
+    toy,
+    trained,
+    until,
+)  # fmt: skip
 from tests.support.faults import Lost, fail_reads, losing, watched_writes
 from tests.support.toy import study, train_toy
 
@@ -40,7 +50,7 @@ from tests.support.toy import study, train_toy
 def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
     assert toy(tmp_path) == 0
     folder = tmp_path / "toy" / "demo"
-    trials = pd.read_csv(folder / "trials.csv")
+    trials = table(folder)
     assert list(trials.state) == ["finished"] * 3
     assert list(trials.seed) == [0, 1, 2]
     assert list(trials.epochs_run) == [4] * 3
@@ -61,19 +71,16 @@ def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
 def test_the_best_weights_are_those_of_the_best_epoch(tmp_path):
     """Train again to the best epoch alone: its weights must be the ones that were kept."""
     toy(tmp_path, "--seeds", "1", "--set", "epochs=6")
-    folder = tmp_path / "toy" / "demo"
-    epoch = json.loads((folder / "checkpoints" / "best.json").read_text())["epoch"]
+    folder = tmp_path / "toy" / "demo" / "checkpoints"
+    epoch = json.loads((folder / "best.json").read_text())["epoch"]
     toy(tmp_path, "--seeds", "1", "--set", f"epochs={epoch}", "--name", "short")
-    kept = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    kept = torch.load(folder / "best.pt", weights_only=True)
     again = torch.load(tmp_path / "toy" / "short" / "checkpoints" / "best.pt", weights_only=True)
-    for name, value in kept.items():
-        assert torch.equal(value, again[name])
+    assert all(torch.equal(value, again[name]) for name, value in kept.items())
 
 
 def test_trainables_are_plain_functions():
-    rows = []
-    train_toy({"epochs": 2}, report=rows.append)
-    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["epoch"] for row in trained(train_toy, {"epochs": 2})] == [1, 2]
 
 
 @pytest.mark.slow
@@ -105,16 +112,13 @@ def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path):
 def test_after_a_resume_the_best_is_that_of_the_whole_study(tmp_path, capsys):
     toy(tmp_path)
     folder = tmp_path / "toy" / "demo"
-    ranked = pd.read_csv(folder / "trials.csv").sort_values("best_val_accuracy")
+    ranked = table(folder).sort_values("best_val_accuracy")
     assert ranked.best_val_accuracy.iloc[-1] > ranked.best_val_accuracy.iloc[0]
     (folder / "trials" / ranked.trial.iloc[0] / "result.json").unlink()
     capsys.readouterr()
     assert toy(tmp_path, "--resume") == 0
-    last = [line for line in capsys.readouterr().out.splitlines() if "best val_accuracy" in line][
-        -1
-    ]
-    assert last.startswith("3 of 3 trials")
-    assert last.endswith(f"({ranked.trial.iloc[-1]})")
+    told = [s for s in capsys.readouterr().out.splitlines() if "best val_accuracy" in s][-1]
+    assert told.startswith("3 of 3 trials") and told.endswith(f"({ranked.trial.iloc[-1]})")
 
 
 def interrupted(tmp_path: Path) -> Path:
@@ -131,13 +135,19 @@ def resumes_to_the_same(tmp_path: Path) -> bool:
     return history(tmp_path / "toy" / "demo").equals(history(tmp_path / "toy" / "whole"))
 
 
-def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, capsys):
-    newest = sorted(interrupted(tmp_path).glob("epoch-*.pt"))[-1]
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+@pytest.mark.parametrize("what", ["checkpoint", "history"])
+def test_what_is_damaged_is_mended_and_a_checkpoint_costs_one_epoch(tmp_path, capsys, what):
+    folder = interrupted(tmp_path)
+    if what == "history":
+        (folder / "history.json").write_bytes(b"\xff\x00")
+    else:
+        newest = sorted(folder.glob("epoch-*.pt"))[-1]
+        content = bytearray(newest.read_bytes())
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
     assert resumes_to_the_same(tmp_path)
-    assert "is damaged, going back one epoch" in capsys.readouterr().out
+    told = "is damaged, going back one epoch" in capsys.readouterr().out
+    assert told == (what == "checkpoint")
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, capsys):
@@ -165,20 +175,17 @@ def test_a_read_that_fails_for_a_moment_costs_nothing(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["result.json", "history.json"])
 @pytest.mark.parametrize("again", ["--resume", "--report-only"])
 def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
-    tmp_path, monkeypatch, capsys, name, again
+    tmp_path, monkeypatch, name, again
 ):
     toy(tmp_path, "--seeds", "1")
     folder = tmp_path / "toy" / "demo"
     written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(files, "READ_AGAIN_AFTER", ())
-    capsys.readouterr()
     with fail_reads(name, errno.EACCES):
-        assert toy(tmp_path, "--seeds", "1", again) == 2
-    shown = capsys.readouterr().err
-    assert len(shown.splitlines()) == 1 and f"{name} (Permission denied)" in shown
-    same = [p for p, data in written.items() if p.name != "study.json" and p.is_file()]
-    assert len(same) == len(written) - 1
-    assert all(p.read_bytes() == written[p] for p in same)
+        told = refusal(study, tmp_path, "--seeds", "1", again)
+    assert f"{name} (Permission denied)" in told
+    del written[folder / "study.json"]
+    assert {p: p.read_bytes() for p in written if p.is_file()} == written
     assert toy(tmp_path, "--seeds", "1", again) == 0
 
 
@@ -207,16 +214,19 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
 
 
 def test_failed_trials_are_told_and_the_others_go_on(tmp_path, capsys):
-    kinds = "kind=train,raise,diverge,refuse"
+    kinds = "kind=train,raise,diverge,refuse,oom,hoard"
     assert toy(tmp_path, "--seeds", "1", "--set", kinds) == 1
     shown = capsys.readouterr().out
-    assert "3 of 4 trials failed" in shown
-    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
+    assert "5 of 6 trials failed" in shown
+    trials = table(tmp_path / "toy" / "demo", index="kind")
     assert dict(trials.state) == {
-        "train": "finished", "raise": "failed", "diverge": "diverged", "refuse": "failed"
+        "train": "finished", "raise": "failed", "diverge": "diverged", "refuse": "failed",
+        "oom": "failed", "hoard": "failed",
     }  # fmt: skip
     assert trials.error["raise"] == "KeyError: 'a bug'"
     assert trials.error["refuse"] == "needs more than it may take: lower batch_size"
+    assert trials.error["oom"].startswith("out of GPU memory: asked for 4.00 GiB more, over ")
+    assert trials.error["hoard"].startswith("out of main memory: asked for 1048576.00 GiB more")
     best = json.loads((tmp_path / "toy" / "demo" / "checkpoints" / "best.json").read_text())
     assert best["trial"] == "kind=train,seed=0"
 
@@ -231,7 +241,7 @@ def test_what_a_trial_says_is_shown_as_it_is(tmp_path, monkeypatch, capsys):
     assert toy(tmp_path, "--seeds", "1") == 1
     told = "cannot read [/data/images]: gone; needs [batch, classes] :smile: \\x1b[31mred\\x07"
     assert f"kind=train,seed=0 failed: {told}\n" in capsys.readouterr().out
-    assert list(pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").error) == [told]
+    assert list(table(tmp_path / "toy" / "demo").error) == [told]
     assert toy(tmp_path, "--seeds", "1", "--resume") == 1
     console = Console(force_terminal=True, width=40, file=io.StringIO())
     with Progress(1, 0, "val_accuracy", "max", console) as progress:
@@ -252,43 +262,43 @@ def test_a_setting_and_a_metric_of_one_name_have_a_column_each(tmp_path):
             report(row | {"val_accuracy": 0.5})
 
     other = replace(study, trainable=train)
-    arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1", "--set", "lr=0.3"]
-    assert command_line(other, arguments) == 0
-    (row,) = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").to_dict("records")
-    assert (row["lr"], row["last_lr"]) == (0.3, 0.05)
-    assert (row["kind"], row["last_kind"]) == ("train", 2)
-    assert (row["state"], row["last_state"]) == ("finished", 5)
-    assert (row["pause"], row["noted_pause"]) == (0.0, 7.0)
-    assert (row["chosen"], row["last_chosen"]) == (2, 9)
-    epochs = pd.read_csv(tmp_path / "toy" / "demo" / "history.csv")
+    assert command(other, tmp_path, "--seeds", "1", "--set", "lr=0.3") == 0
+    (row,) = table(tmp_path / "toy" / "demo").to_dict("records")
+    expected = {
+        "lr": 0.3, "last_lr": 0.05, "kind": "train", "last_kind": 2, "state": "finished",
+        "last_state": 5, "pause": 0.0, "noted_pause": 7.0, "chosen": 2, "last_chosen": 9,
+    }  # fmt: skip
+    assert row.items() >= expected.items()
+    epochs = table(tmp_path / "toy" / "demo", "history")
     assert list(epochs.lr) == [0.1, 0.05]
     assert list(epochs.kind) == [1, 2] and list(epochs.set_kind) == ["train"] * 2
 
 
-def test_a_trial_whose_name_leads_elsewhere_is_refused(tmp_path, capsys):
+def test_a_trial_whose_name_leads_elsewhere_is_refused(tmp_path):
     toy(tmp_path, "--seeds", "1")
     file = tmp_path / "toy" / "demo" / "study.json"
     declared = json.loads(file.read_text())
     declared["trials"][0]["trial"] = "../../../../secret"
     file.write_text(json.dumps(declared))
-    assert toy(tmp_path, "--report-only") == 2
-    assert "names a trial '../../../../secret'" in capsys.readouterr().err
+    told = refusal(study, tmp_path, "--report-only")
+    assert "names a trial '../../../../secret'" in told
 
 
 def test_a_diverged_trial_is_never_best_and_never_repeated(tmp_path):
-    assert toy(tmp_path, "--seeds", "1", "--set", "kind=diverge") == 1
+    arguments = ("--seeds", "1", "--set", "kind=diverge")
+    assert toy(tmp_path, *arguments) == 1
     folder = tmp_path / "toy" / "demo"
     assert not (folder / "checkpoints").exists()
-    before = (folder / "trials" / "kind=diverge,seed=0" / "result.json").stat().st_mtime_ns
-    assert toy(tmp_path, "--seeds", "1", "--set", "kind=diverge", "--resume") == 1
-    after = (folder / "trials" / "kind=diverge,seed=0" / "result.json").stat().st_mtime_ns
-    assert before == after
+    result = folder / "trials" / "kind=diverge,seed=0" / "result.json"
+    before = result.stat().st_mtime_ns
+    assert toy(tmp_path, *arguments, "--resume") == 1
+    assert result.stat().st_mtime_ns == before
 
 
 def test_every_seed_that_torch_takes_can_be_run(tmp_path):
     seeds = [20241130221455, 2**63 - 1]
     assert toy(tmp_path, "--set", f"seed={seeds[0]},{seeds[1]}") == 0
-    assert list(pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").seed) == seeds
+    assert list(table(tmp_path / "toy" / "demo").seed) == seeds
     images, cpu = np.zeros((4, 3, 8, 8), np.uint8), torch.device("cpu")
     for seed in (*seeds, 5):
         birds = Batches(ImageSet(images, np.arange(4), (), ()), 2, cpu, seed, train=True)
@@ -302,70 +312,49 @@ def test_a_refused_study_leaves_nothing_behind(tmp_path):
     def refuse(settings):
         raise UserError("no data")
 
-    other = replace(study, data=Data(refuse))
-    assert command_line(other, ["--local", "--results-dir", str(tmp_path / "results")]) == 2
+    assert refusal(replace(study, data=Data(refuse)), tmp_path / "results") == "no data"
     assert not list(tmp_path.rglob("demo"))
 
 
-def test_an_existing_study_is_refused_and_left_alone(tmp_path, capsys):
+def test_an_existing_study_that_is_another_or_in_use_is_refused_and_left_alone(tmp_path):
     toy(tmp_path, "--seeds", "1")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    assert toy(tmp_path, "--seeds", "1") == 2
-    assert "already holds a study" in capsys.readouterr().err
+    assert "already holds a study" in refusal(study, tmp_path, "--seeds", "1")
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-
-
-def test_a_changed_study_refuses_to_resume_and_shows_the_difference(tmp_path, capsys):
-    toy(tmp_path, "--seeds", "1")
-    assert toy(tmp_path, "--seeds", "2", "--set", "lr=0.2", "--resume") == 2
-    shown = capsys.readouterr().err
-    assert "seed: [0] -> [0, 1]" in shown and "lr: 0.1 -> 0.2" in shown
-
-
-def test_other_data_refuses_to_resume(tmp_path, capsys):
-    arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1"]
-    assert command_line(study, arguments) == 0
+    told = refusal(study, tmp_path, "--seeds", "2", "--set", "lr=0.2", "--resume")
+    assert "seed: [0] -> [0, 1]" in told and "lr: 0.1 -> 0.2" in told
     other = replace(study, data=Data(lambda settings: {"fingerprint": "others"}))
-    assert command_line(other, [*arguments, "--resume"]) == 2
-    assert "data: toy -> others" in capsys.readouterr().err
-
-
-def test_two_runs_of_one_study_do_not_meet(tmp_path, capsys):
-    toy(tmp_path, "--seeds", "1")
+    assert "data: toy -> others" in refusal(other, tmp_path, "--seeds", "1", "--resume")
     with FileLock(tmp_path / "toy" / "demo" / "study.lock"):
-        assert toy(tmp_path, "--seeds", "1", "--resume") == 2
-    assert "in use" in capsys.readouterr().err
+        assert "in use" in refusal(study, tmp_path, "--seeds", "1", "--resume")
 
 
 def test_report_only_needs_no_trials(tmp_path):
     toy(tmp_path)
-    copied = tmp_path / "elsewhere" / "toy" / "demo"
-    shutil.copytree(tmp_path / "toy" / "demo", copied)
-    shutil.rmtree(copied / "trials")
-    (copied / "report.html").unlink()
+    whole = tmp_path / "toy" / "demo"
+    folder = copied(whole, tmp_path / "elsewhere")
     assert toy(tmp_path / "elsewhere", "--report-only") == 0
-    whole = (tmp_path / "toy" / "demo" / "report.html").read_bytes()
-    assert (copied / "report.html").read_bytes() == whole
+    assert (folder / "report.html").read_bytes() == (whole / "report.html").read_bytes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
-)
-def test_an_interrupt_stops_without_a_report(tmp_path, monkeypatch, sent, code):
+def test_an_interrupt_stops_without_a_report(tmp_path, monkeypatch):
+    """Three studies at once, each with a signal of its own."""
     monkeypatch.setenv("TOY_GO", str(tmp_path))
-    settings = ["--set", "epochs=3", "hold=2"]
-    process = start(*TOY, tmp_path, "--local", *settings)
-    folder = tmp_path / "toy" / "demo"
-    until(lambda: list(folder.glob("trials/*/history.json")))
-    process.send_signal(sent)
-    _, shown = process.communicate(timeout=150)
-    assert process.returncode == code
-    assert "nothing finished is lost" in shown and "--resume" in shown and "Traceback" not in shown
-    assert not (folder / "report.html").exists()
+    settings, codes = ["--set", "epochs=3", "hold=2"], {"SIGINT": 130, "SIGTERM": 75, "SIGHUP": 75}
+    started = {sent: start(*TOY, tmp_path / sent, "--local", *settings) for sent in codes}
+    for sent, process in started.items():
+        folder = tmp_path / sent / "toy" / "demo"
+        until(lambda folder=folder: list(folder.glob("trials/*/history.json")))
+        process.send_signal(getattr(signal, sent))
+        _, shown = process.communicate(timeout=150)
+        assert process.returncode == codes[sent]
+        assert "nothing finished is lost" in shown and "--resume" in shown
+        assert "Traceback" not in shown and not (folder / "report.html").exists()
     (tmp_path / "all").touch()
-    assert toy(tmp_path, *settings, "--resume") == 0
-    assert list(history(folder).epoch) == [1, 2, 3] * 3
+    for sent in codes:
+        assert toy(tmp_path / sent, *settings, "--resume") == 0
+        assert list(history(tmp_path / sent / "toy" / "demo").epoch) == [1, 2, 3] * 3
 
 
 @pytest.mark.slow
@@ -386,7 +375,7 @@ def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
     toy(tmp_path, *arguments, "--name", "whole")
     expected = history(tmp_path / "toy" / "whole")
     died = 0
-    for point in range(0, 600, 5):  # each write has six steps, so all kinds have their turn
+    for point in range(0, 600, 11):  # each write has six steps, so all kinds have their turn
         steps = itertools.count()
 
         def reached(step: str, last: int = point, steps=steps) -> None:
@@ -404,7 +393,7 @@ def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
         assert not damaged
         assert toy(tmp_path, *arguments, "--name", folder.name, "--resume") == 0
         pd.testing.assert_frame_equal(history(folder), expected)
-    assert 15 < died < 119  # the last run had fewer steps than that and was left alone
+    assert 7 < died < 54  # the last run had fewer steps than that and was left alone
 
 
 def test_a_damaged_record_of_a_trial_is_mended_by_running_it_again(tmp_path):
@@ -418,21 +407,7 @@ def test_a_damaged_record_of_a_trial_is_mended_by_running_it_again(tmp_path):
     pd.testing.assert_frame_equal(history(folder), expected)
 
 
-def test_a_damaged_history_of_a_trial_that_goes_on_is_mended(tmp_path):
-    (interrupted(tmp_path) / "history.json").write_bytes(b"\xff\x00")
-    assert resumes_to_the_same(tmp_path)
-
-
-def test_a_study_without_memory_says_so_and_is_not_tried_again(tmp_path, capsys):
-    assert toy(tmp_path, "--seeds", "1", "--set", "kind=oom,hoard,train") == 1
-    trials = pd.read_csv(tmp_path / "toy" / "demo" / "trials.csv").set_index("kind")
-    assert trials.error["oom"].startswith("out of GPU memory: asked for 4.00 GiB more, over ")
-    assert trials.error["hoard"].startswith("out of main memory: asked for 1048576.00 GiB more")
-    assert trials.state["train"] == "finished"
-
-
 def test_a_value_that_is_not_finite_becomes_an_empty_cell(tmp_path):
     rows = [{"epoch": 1, "val_accuracy": None}, {"epoch": 2, "val_accuracy": 0.5}]
-    best = collect.best_row(rows, "val_accuracy", "max")
-    assert best is not None and best["epoch"] == 2
+    assert collect.best_row(rows, "val_accuracy", "max") == rows[1]
     assert collect.best_row(rows[:1], "val_accuracy", "max") is None

@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 
 from core.study import Range, Search
-from core.study.command import command_line
 from core.trial import running
-from tests.support.calls import TOY, python
+from tests.support.calls import TOY, command, python, refusal, table
 from tests.support.faults import watched_writes
 from tests.support.toy import study
 
@@ -28,8 +27,7 @@ searching = dataclasses.replace(
 
 
 def search(folder: Path, *arguments: str) -> int:
-    command = ["--local", "--results-dir", str(folder), "--search", "optuna", "--trials", "6"]
-    return command_line(searching, [*command, *arguments])
+    return command(searching, folder, "--search", "optuna", "--trials", "6", *arguments)
 
 
 def proposals(folder: Path) -> list[float]:
@@ -40,7 +38,7 @@ def proposals(folder: Path) -> list[float]:
 def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path):
     assert search(tmp_path) == 0
     folder = tmp_path / "toy" / "demo"
-    trials = pd.read_csv(folder / "trials.csv")
+    trials = table(folder)
     assert list(trials.trial) == ["default", *(f"search-{i:04}" for i in range(6))]
     assert set(trials.state) == {"finished"}
     rates = proposals(folder)
@@ -52,15 +50,15 @@ def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path
     importances = json.loads((folder / "search.json").read_text())["importances"]
     assert importances == {"lr": pytest.approx(1.0)}
     assert (folder / "report.html").read_text() == "searched"
-    config = ["--config", str(folder / "best_config.json"), "--name", "best", "--local"]
-    assert command_line(study, [*config, "--results-dir", str(tmp_path), "--seeds", "1"]) == 0
+    config = ["--config", folder / "best_config.json", "--name", "best"]
+    assert command(study, tmp_path, *config, "--seeds", "1") == 0
     assert proposals(tmp_path / "toy" / "best") == [best]
 
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(tmp_path):
-    command = [*TOY, tmp_path, "--local", "--search", "optuna", "--trials", "6"]
-    done = python(*command, TOY_KILL="search-0002:2")
+    searched = [*TOY, tmp_path, "--local", "--search", "optuna", "--trials", "6"]
+    done = python(*searched, TOY_KILL="search-0002:2")
     assert done.returncode == -signal.SIGKILL
     folder = tmp_path / "toy" / "demo"
     before = proposals(folder)
@@ -68,7 +66,7 @@ def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(t
     assert search(tmp_path, "--resume") == 0
     after = proposals(folder)
     assert after[:4] == before and len(after) == 7 and len(set(after)) == 7
-    assert set(pd.read_csv(folder / "trials.csv").state) == {"finished"}
+    assert set(table(folder).state) == {"finished"}
     assert search(tmp_path / "whole") == 0
     assert after == proposals(tmp_path / "whole" / "toy" / "demo")
     modified = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
@@ -100,19 +98,19 @@ def test_a_search_whose_trials_failed_ends_as_an_undisturbed_one(tmp_path, whole
     """From the second random proposal on all fail: those of TPE knew less than they should."""
     fail_once(tmp_path, *(f"search-{i:04}" for i in range(1, 6)))
     folder = tmp_path / "toy" / "demo"
-    assert list(pd.read_csv(folder / "trials.csv").state) == ["finished"] * 2 + ["failed"] * 5
+    assert list(table(folder).state) == ["finished"] * 2 + ["failed"] * 5
     assert proposals(folder) != proposals(whole)
     assert search(tmp_path, "--resume") == 0
     assert proposals(folder) == proposals(whole)
     for name in ("best_config.json", "search.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     kept = ["trial", "state", "lr", "best_val_accuracy", "epochs_run"]
-    pd.testing.assert_frame_equal(*(pd.read_csv(at / "trials.csv")[kept] for at in (folder, whole)))
+    pd.testing.assert_frame_equal(*(table(at)[kept] for at in (folder, whole)))
 
 
 def test_what_a_failed_trial_comes_to_is_known_afterwards(tmp_path, whole):
     """The best one alone failed: what was proposed since stays, and its value counts."""
-    tried = pd.read_csv(whole / "trials.csv").query("trial != 'default'")
+    tried = table(whole).query("trial != 'default'")
     best = tried.trial[tried.best_val_accuracy.idxmax()]
     fail_once(tmp_path, best)
     folder = tmp_path / "toy" / "demo"
@@ -121,19 +119,17 @@ def test_what_a_failed_trial_comes_to_is_known_afterwards(tmp_path, whole):
     assert search(tmp_path, "--resume") == 0
     assert proposals(folder) == before
     assert before[:4] == proposals(whole)[:4]  # these are drawn, whatever is known
-    again = pd.read_csv(folder / "trials.csv").query("trial != 'default'")
+    again = table(folder).query("trial != 'default'")
     rate = again.lr[again.best_val_accuracy.idxmax()]
     assert json.loads((folder / "best_config.json").read_text()) == {"lr": rate}
     assert again.set_index("trial").best_val_accuracy[best] == tried.best_val_accuracy.max()
 
 
-def test_a_space_that_has_changed_is_one_sentence(tmp_path, capsys):
+def test_a_space_that_has_changed_is_one_sentence(tmp_path):
     search(tmp_path, "--set", "kind=raise")
     other = dataclasses.replace(searching, search=Search({"lr": Range(0.2, 0.3)}))
-    command = ["--local", "--results-dir", str(tmp_path), "--set", "kind=raise", "--resume"]
-    assert command_line(other, [*command, "--search", "optuna", "--trials", "6"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "the searched space has changed" in error
+    arguments = ["--set", "kind=raise", "--resume", "--search", "optuna", "--trials", "6"]
+    assert "the searched space has changed" in refusal(other, tmp_path, *arguments)
 
 
 def test_failed_configurations_are_told_and_never_best(tmp_path):
@@ -154,9 +150,8 @@ def test_failed_configurations_are_told_and_never_best(tmp_path):
         ('{"lr": "fast"}', "lr must be of type float"),
     ],
 )
-def test_config_files_that_cannot_be_used(tmp_path, capsys, content, words):
+def test_config_files_that_cannot_be_used(tmp_path, content, words):
     path = tmp_path / "config.json"
     path.write_text(content)
-    assert command_line(study, ["--local", "--config", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and words in error and str(path) in error
+    error = refusal(study, tmp_path, "--config", path)
+    assert words in error and str(path) in error

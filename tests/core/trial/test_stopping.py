@@ -7,15 +7,13 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from core.cluster.tune import Halving
 from core.study import Study, options
-from core.study.command import command_line
 from core.study.options import Options
 from core.trial.stopping import Stopping, plateau
-from tests.support.calls import ROOT
+from tests.support.calls import ROOT, history, refusal, table, toy
 from tests.support.toy import study
 
 ASHA = Stopping(scheduler="asha", grace=1, reduction_factor=2)
@@ -97,21 +95,17 @@ def test_plateau():
     assert plateau([], "acc", "max", 1) == ""
 
 
-def toy(tmp_path, *arguments: str) -> int:
-    return command_line(study, ["--local", "--results-dir", str(tmp_path), *arguments])
-
-
 def test_stopped_trials_say_why_and_are_not_run_again(tmp_path):
     rules = ["--scheduler", "asha", "--grace", "1", "--reduction-factor", "2", "--patience", "4"]
     arguments = ["--search", "optuna", "--trials", "7", "--set", "epochs=8", *rules]
     assert toy(tmp_path, *arguments) == 0
     folder = tmp_path / "toy" / "demo"
-    trials = pd.read_csv(folder / "trials.csv", keep_default_na=False)
+    trials = table(folder)
     assert set(trials.state) == {"finished", "stopped"}
     stopped = trials[trials.state == "stopped"]
     assert stopped.stopped_by.str.match(r"(ASHA|plateau) at epoch \d").all()
     assert stopped.stopped_by.str.startswith("ASHA").any()
-    assert (stopped.error == "").all() and (stopped.epochs_run < 8).all()
+    assert stopped.error.isna().all() and (stopped.epochs_run < 8).all()
     assert (trials[trials.state == "finished"].epochs_run == 8).all()
     for trial, why in zip(stopped.trial, stopped.stopped_by, strict=True):
         epoch = int(why.split()[3].rstrip(":"))
@@ -132,11 +126,7 @@ def test_stopped_trials_say_why_and_are_not_run_again(tmp_path):
 def test_without_stopping_nothing_changes(tmp_path):
     toy(tmp_path, "--name", "a")
     toy(tmp_path, "--name", "b", "--patience", "0")
-    a, b = (tmp_path / "toy" / name / "history.csv" for name in "ab")
-    pd.testing.assert_frame_equal(
-        pd.read_csv(a).drop(columns="seconds", errors="ignore"),
-        pd.read_csv(b).drop(columns="seconds", errors="ignore"),
-    )
+    assert history(tmp_path / "toy" / "a").equals(history(tmp_path / "toy" / "b"))
 
 
 @pytest.mark.parametrize(
@@ -152,22 +142,17 @@ def test_without_stopping_nothing_changes(tmp_path):
         (["--config", "absent.json"], "--config absent.json"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(tmp_path, capsys, arguments, words):
-    assert toy(tmp_path, *arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and words in error
+def test_rules_that_make_no_sense_are_refused(tmp_path, arguments, words):
+    assert words in refusal(study, tmp_path, *arguments)
 
 
 @pytest.mark.parametrize("declared", studies(), ids=lambda declared: declared.name)
-def test_no_study_halves_what_it_compares(declared, tmp_path, capsys):
+def test_no_study_halves_what_it_compares(declared, tmp_path):
     """Not even asked to, and before its data are looked at."""
-    arguments = ["--local", "--results-dir", str(tmp_path)]
-    assert command_line(declared, [*arguments, "--scheduler", "asha"]) == 2
-    assert "use it with --search" in capsys.readouterr().err
+    assert "use it with --search" in refusal(declared, tmp_path, "--scheduler", "asha")
     assert options.stopping(declared, Options()).scheduler == "none"
 
 
-def test_a_study_without_a_search_says_so(tmp_path, capsys):
-    arguments = ["--local", "--results-dir", str(tmp_path), "--search", "optuna"]
-    assert command_line(replace(study, search=None), arguments) == 2
-    assert "names no settings to search" in capsys.readouterr().err
+def test_a_study_without_a_search_says_so(tmp_path):
+    told = refusal(replace(study, search=None), tmp_path, "--search", "optuna")
+    assert "names no settings to search" in told
