@@ -274,8 +274,7 @@ def test_what_only_declares_reads_and_counts_loads_nothing_heavy():
 
 def test_help_loads_little_beside_tyro():
     """Each of these takes a good part of the time that Python and tyro take."""
-    command = [sys.executable, "-X", "importtime", "studies/norms.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-X", "importtime", "studies/norms.py", "--help", check=True)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tyro" in loaded
     assert not {"typeguard", "rich.console", "asyncio", "importlib.metadata", "numpy"} & loaded

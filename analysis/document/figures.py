@@ -72,7 +72,7 @@ _RC = {
 
 
 @contextmanager
-def _house_style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
     """Matplotlib's settings for everything drawn inside, none of the user's; restored after."""
     with matplotlib().rc_context():
         matplotlib().rcdefaults()
@@ -80,7 +80,7 @@ def _house_style() -> Iterator[None]:
         yield
 
 
-styled = _house_style()  # decorates functions that draw: in house style, whoever calls them
+styled = house_style()  # decorates functions that draw: in house style, whoever calls them
 
 
 @functools.cache

@@ -132,7 +132,7 @@ def _options(options: dict) -> dict:
     return {"cwd": ROOT, "env": os.environ | environment, "text": True} | options
 
 
-def refusal(call: Callable, *arguments: object, **options) -> str:
+def error_of(call: Callable, *arguments: object, **options) -> str:
     """Return the sentence, of one line, with which a call refuses what a user gave."""
     import pytest  # which workers need not load
 

@@ -10,7 +10,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from core.data import archive as voc_archive
 from core.data import devkit, voc
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import pack, served
 
 
@@ -40,7 +40,7 @@ def test_a_published_archive_is_read_as_it_is(small, tmp_path):
     ids=lambda m: f"{m.name} {m.linkname}",
 )  # fmt: skip
 def test_an_archive_that_reaches_outside_is_refused_whole(small, tmp_path, bad):
-    told = refusal(voc.load, pack(small, tmp_path / "bad.tar", bad), 8)
+    told = error_of(voc.load, pack(small, tmp_path / "bad.tar", bad), 8)
     assert "bad.tar: " in told and "refused" in told
     assert not list((tmp_path / "cache").rglob("*.xml"))
     assert not list(tmp_path.rglob("escaped"))
@@ -49,7 +49,7 @@ def test_an_archive_that_reaches_outside_is_refused_whole(small, tmp_path, bad):
 def test_a_cut_archive_is_refused(small, tmp_path):
     archive = pack(small, tmp_path / "cut.tar")
     archive.write_bytes(archive.read_bytes()[:5000])
-    assert "cut.tar" in refusal(voc.load, archive, 8)
+    assert "cut.tar" in error_of(voc.load, archive, 8)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def published(small, tmp_path, monkeypatch):
 def test_a_download_is_checked_and_unpacked(published, tmp_path):
     there = tmp_path / "there"
     right, published["md5"] = published["md5"], "0" * 32
-    told = refusal(voc_archive.download, there)
+    told = error_of(voc_archive.download, there)
     assert "VOC.tar is not the published archive" in told
     assert not (there / "VOCdevkit").exists()
     published["md5"] = right
@@ -85,6 +85,6 @@ def test_a_download_without_a_network_says_what_to_do(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    told = refusal(voc_archive.download, tmp_path / "there")
+    told = error_of(voc_archive.download, tmp_path / "there")
     assert "cannot be reached" in told and "VOCtrainval_11-May-2012.tar else" in told
-    assert "year=1999" in refusal(voc_archive.download, tmp_path / "there", "1999")
+    assert "year=1999" in error_of(voc_archive.download, tmp_path / "there", "1999")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from core.data import decoding, folders
 from core.data import images as data_images
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import folder, picture, save
 
 
@@ -61,7 +61,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 def test_float_pixels_are_refused(birds):
     image = Image.fromarray(np.ones((4, 4), np.float32))
     save(image, birds / "train" / "Hoopoe" / "float.tif")
-    assert "float.tif (floating-point" in refusal(data_images.load, birds, 8)
+    assert "float.tif (floating-point" in error_of(data_images.load, birds, 8)
 
 
 TURNS = (

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageFile
 
 from core.data import images as data_images
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import folder, picture, save
 
 
 def refused(root: Path, **options) -> str:
-    return refusal(data_images.load, root, 8, **options)
+    return error_of(data_images.load, root, 8, **options)
 
 
 def test_missing_roots_and_splits(birds, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from core.data import decoding, folders
 from core.data import images as data_images
-from tests.support.calls import python, refusal, start
+from tests.support.calls import error_of, python, start
 from tests.support.datasets import folder, picture, save
 
 # --- what comes out ---
@@ -157,7 +157,7 @@ def test_limit_is_balanced_and_deterministic(tmp_path):
 def test_limit_comes_before_decoding_and_is_an_image_of_each_class(birds, cache):
     data_images.load(birds, 8, limit={"train": 2, "val": 2})
     assert [len(np.load(path)) for path in (cache / "images").glob("*.npy")] == [2, 2]
-    told = refusal(data_images.load, birds, 8, limit={"train": 1})
+    told = error_of(data_images.load, birds, 8, limit={"train": 1})
     assert "--set train_images=1: at least 2" in told
 
 
@@ -196,7 +196,7 @@ def test_damaged_cache_is_named(birds, cache):
     decoding._open.cache_clear()
     for path in (cache / "images").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:-10])
-    assert "is damaged" in refusal(data_images.load, birds, 8)
+    assert "is damaged" in error_of(data_images.load, birds, 8)
 
 
 def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
@@ -218,7 +218,7 @@ def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
 def test_cache_that_cannot_be_written(birds, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "file" / "cache"))
-    text = refusal(data_images.load, birds, 8)
+    text = error_of(data_images.load, birds, 8)
     assert "cannot write the cache" in text and "LABTUNE_CACHE" in text
 
 

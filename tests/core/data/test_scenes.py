@@ -10,7 +10,7 @@ from PIL import Image
 
 from core.data import annotations, devkit, voc
 from core.data.synthetic import scenes
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 
 @pytest.fixture(scope="module")
@@ -48,4 +48,4 @@ def test_generated_pictures_are_uneven_and_partly_difficult(generated):
 
 
 def test_a_folder_in_use_is_not_written_over(generated):
-    assert "not empty" in refusal(scenes.make_voc, generated)
+    assert "not empty" in error_of(scenes.make_voc, generated)

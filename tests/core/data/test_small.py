@@ -17,7 +17,7 @@ from torchvision.transforms import ToTensor
 
 from core.data import small
 from core.data.small import SmallImages, describe, for_display, load, resolve, to_tensor
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import picture, save
 
 NAMES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
@@ -80,7 +80,7 @@ def test_the_cache_gives_the_same_as_a_fresh_one(tmp_path, monkeypatch):
     small._opened.cache_clear()
     [array] = (tmp_path / "other" / "small").glob("*/train.npy")
     array.write_bytes(array.read_bytes()[:50])
-    told = refusal(load, "digits", None, 16)
+    told = error_of(load, "digits", None, 16)
     assert "damaged" in told and "delete it" in told
 
 
@@ -98,7 +98,7 @@ def test_cifars_binary_version(cifar_binary):
     (root / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(changed[:3].tobytes())
     assert (load("cifar10", str(root), 32)["val"].images == 7).all()  # read anew
     (root / "cifar-10-batches-bin" / "data_batch_3.bin").write_bytes(b"x" * 100)
-    assert "damaged" in refusal(load, "cifar10", str(root), 32)
+    assert "damaged" in error_of(load, "cifar10", str(root), 32)
 
 
 def batches_of_torchvision(folder: Path, batch: dict) -> list[list[str]]:
@@ -115,7 +115,7 @@ def test_torchvisions_version_is_read_only_if_it_is_the_published_one(tmp_path, 
     pixels = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
     content = {"data": pixels, "labels": list(range(10))}
     listed = batches_of_torchvision(tmp_path / "data" / "cifar-10-batches-py", content)
-    told = refusal(load, "auto", str(tmp_path / "data"), 32)  # other digests than those published
+    told = error_of(load, "auto", str(tmp_path / "data"), 32)  # other digests than those published
     assert "not the published data set" in told
     # Digests of these stand-ins, as the published files cannot be had in a test.
     monkeypatch.setattr(datasets.CIFAR10, "train_list", listed[:5])
@@ -213,4 +213,4 @@ def test_display_and_network_order_are_inverse():
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_sentence(arguments, sentence):
-    assert sentence in refusal(load, *arguments)
+    assert sentence in error_of(load, *arguments)

@@ -17,7 +17,7 @@ from core.data.synthetic.birds import SYNTHETIC, default_birds, draw_bird, make_
 from core.data.synthetic.scenes import draw_scene
 from core.data.synthetic.species import CLASSES, SPECIES
 from core.errors import StorageError
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.faults import fail_reads
 
 LAB_CLASSES = (  # as the lab's text writes them
@@ -113,13 +113,13 @@ def test_same_seed_same_files_and_counts_do_not_matter(birds, tmp_path):
 
 
 def test_refusals(birds, tmp_path, monkeypatch):
-    assert "is not empty" in refusal(make_birds, birds)
-    told = refusal(make_birds, birds / "new", classes=26)
+    assert "is not empty" in error_of(make_birds, birds)
+    told = error_of(make_birds, birds / "new", classes=26)
     assert "classes must be 2 to 25, got 26" in told
-    assert "at least one picture" in refusal(make_birds, birds / "new", val_per_class=0)
+    assert "at least one picture" in error_of(make_birds, birds / "new", val_per_class=0)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "file" / "cache"))  # cannot be written
-    assert "LABTUNE_CACHE" in refusal(default_birds)
+    assert "LABTUNE_CACHE" in error_of(default_birds)
 
 
 def test_the_drawn_pixels_are_those_that_results_rest_on():

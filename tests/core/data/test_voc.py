@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core.data import annotations, devkit, voc
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import BOX, pack, thing, write
 
 CAT, DOG = (annotations.VOC_CLASSES.index(name) for name in ("cat", "dog"))
@@ -84,13 +84,13 @@ def test_of_two_years_or_devkits_one_must_be_named(small):
     above, root = small.parents[:2]
     shutil.copytree(above, root / "copy")
     two = "2 devkits (copy/VOC2012, kit/VOC2012): give one"
-    assert two in refusal(voc.load, root, 8)
-    assert "2 devkits" in refusal(voc.load, root, 8, year="2012")
+    assert two in error_of(voc.load, root, 8)
+    assert "2 devkits" in error_of(voc.load, root, 8, year="2012")
     shutil.copytree(small, above / "VOC2007")
-    told = refusal(voc.load, above, 8)
+    told = error_of(voc.load, above, 8)
     assert "VOC2007, VOC2012" in told and "--set year=" in told
     assert voc.load(above, 8, year="2007")["val"].files == ("VOC2007/JPEGImages/c.jpg",)
-    told = refusal(voc.load, above, 8, year="2010")
+    told = error_of(voc.load, above, 8, year="2010")
     assert "year=2010" in told and "VOC2007, VOC2012" in told
 
 
@@ -107,7 +107,7 @@ def test_a_data_set_with_classes_of_its_own(tmp_path):
 
 def test_lists_per_class_name_the_classes(small):
     listed(small, **{f"{c}_{s}": "" for c in ("cat", "dog", "cow") for s in ("train", "val")})
-    assert "no training example of cow in train.txt" in refusal(voc.load, small, 8)
+    assert "no training example of cow in train.txt" in error_of(voc.load, small, 8)
     assert voc.load(small, 8, untrained="keep")["train"].classes == ("cat", "cow", "dog")
 
 
@@ -116,7 +116,7 @@ def test_vocs_own_classes_may_lack_examples(small):
     assert sets["train"].classes == annotations.VOC_CLASSES
     described = voc.describe(sets, read(small), None)
     assert "aeroplane" in described["untrained"] and "aeroplane" in described["notes"][0]
-    told = refusal(voc.load, small, 8, untrained="refuse")
+    told = error_of(voc.load, small, 8, untrained="refuse")
     assert "no training example of aeroplane" in told
 
 
@@ -158,14 +158,14 @@ def test_a_bad_annotation_is_one_sentence_with_its_path(small, kind):
     listed(small, **{f"{c}_{s}": "" for c in ("cat", "dog") for s in ("train", "val")})
     content, told = BAD[kind]
     (small / "Annotations/a.xml").write_text(content)
-    text = refusal(devkit.read_devkit, small)
+    text = error_of(devkit.read_devkit, small)
     assert f"{small / 'Annotations/a.xml'} (" in text and told in text
 
 
 def test_all_bad_annotations_are_told_at_once(small):
     (small / "Annotations/a.xml").write_text("")
     (small / "Annotations/c.xml").write_bytes(b"\xff\xfe\x00")
-    text = refusal(devkit.read_devkit, small)
+    text = error_of(devkit.read_devkit, small)
     assert all(words in text for words in ("a.xml (empty)", "c.xml (", "--skip-broken"))
 
 
@@ -184,7 +184,7 @@ def test_all_bad_annotations_are_told_at_once(small):
 )
 def test_a_list_that_cannot_be_used(small, split, content, told):
     listed(small, **{split: content})
-    assert told in refusal(devkit.read_devkit, small)
+    assert told in error_of(devkit.read_devkit, small)
 
 
 def test_folders_and_lists_that_are_missing(small, tmp_path):
@@ -194,21 +194,21 @@ def test_folders_and_lists_that_are_missing(small, tmp_path):
         (small / "JPEGImages/a.jpg", "neither a folder nor a tar archive"),
         (tmp_path / "void", "no ImageSets/Main/"),
     ):
-        assert told in refusal(voc.load, root, 8)
+        assert told in error_of(voc.load, root, 8)
     (small / "ImageSets/Main/val.txt").unlink()
-    assert "val.txt is missing" in refusal(voc.load, small, 8)
+    assert "val.txt is missing" in error_of(voc.load, small, 8)
     shutil.rmtree(small / "Annotations")
-    assert "no folder Annotations" in refusal(voc.load, small, 8)
+    assert "no folder Annotations" in error_of(voc.load, small, 8)
 
 
 def test_nothing_to_score_is_refused(small):
     annotate(small, "c", thing("dog", 1))
-    assert "no image in val.txt has an object that counts" in refusal(voc.load, small, 8)
+    assert "no image in val.txt has an object that counts" in error_of(voc.load, small, 8)
 
 
 def test_broken_photographs_are_named_or_left_out(small):
     (small / "JPEGImages/b.jpg").write_bytes(b"nothing")
-    told = refusal(voc.load, small, 8)
+    told = error_of(voc.load, small, 8)
     assert "1 of 3 images cannot be read: JPEGImages/b.jpg" in told
     left = voc.load(small, 8, skip_broken=True)["train"]
     assert left.files == ("JPEGImages/a.jpg",) and left.skipped == ("JPEGImages/b.jpg",)
@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_left_out_on_request(small):
     (small / "Annotations/a.xml").write_text("")
     listed(small, val="c\nnowhere\n")
     for _ in range(2):
-        refusal(voc.load, small, 8)
+        error_of(voc.load, small, 8)
         sets = voc.load(small, 8, skip_broken=True)
     assert sets["train"].files == ("JPEGImages/b.jpg",)
     assert sets["train"].skipped == ("Annotations/a.xml",)
@@ -310,12 +310,12 @@ def test_images_without_annotation_show_nothing_and_are_counted(small):
     assert told in voc.describe(sets, kit, None)["notes"]
     for name in ("cat", "dog"):  # a part of the annotations was lost: the lists know better
         listed(small, **{f"{name}_train": "a  1\nb -1\n", f"{name}_val": "c -1\n"})
-    assert "a.xml (missing, though the list of a class" in refusal(read, small)
+    assert "a.xml (missing, though the list of a class" in error_of(read, small)
     for path in (small / "Annotations").iterdir():
         path.rename(small / path.name)
     for path in (small / "ImageSets/Main").glob("*_*"):
         path.unlink()
-    assert "no annotation of any listed image in it" in refusal(read, small)
+    assert "no annotation of any listed image in it" in error_of(read, small)
 
 
 def test_of_several_files_with_one_name_the_photograph_counts(small):
@@ -330,7 +330,7 @@ def test_of_several_files_with_one_name_the_photograph_counts(small):
 
 def test_an_image_with_another_ending_is_told_so(small):
     (small / "JPEGImages/b.jpg").rename(small / "JPEGImages/b.gif")
-    told = refusal(devkit.read_devkit, small)
+    told = error_of(devkit.read_devkit, small)
     assert "names b (there is b.gif, no image by its ending)" in told
 
 
@@ -338,11 +338,11 @@ def test_an_image_with_another_ending_is_told_so(small):
 def test_two_spellings_of_a_class_are_refused(tmp_path, names):
     images = {image: [thing(names[image == "b"])] for image in "abc"}
     kit = write(tmp_path / "kit", images, {"train": ["a", "b"], "val": ["c"]})
-    told = refusal(read, kit)
+    told = error_of(read, kit)
     assert "Annotations/" in told and "are the same class name" in told
     assert all(name in told for name in names)
     (kit / "classes.txt").write_text("\n".join(names))
-    assert "are the same class name but for case" in refusal(read, kit)
+    assert "are the same class name but for case" in error_of(read, kit)
 
 
 def test_a_class_on_every_image_is_told(tmp_path):

@@ -15,7 +15,7 @@ from core.generation import copies, quality
 from core.generation import features as sample_features
 from core.generation.features import quantised, scaled, yardsticks
 from core.generation.quality import balance, frechet, moments, nearest, prdc
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import photographs
 
 
@@ -159,7 +159,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_told(quick, tmp_path, monkeypatc
     assert reference().digest == first.digest
     (file,) = (tmp_path / "cache" / "classifiers").glob("*.pt")
     file.write_bytes(b"damaged")
-    assert "delete it and run" in refusal(reference)
+    assert "delete it and run" in error_of(reference)
 
 
 def test_yardsticks_order_real_images_before_noise(quick):
@@ -171,9 +171,9 @@ def test_yardsticks_order_real_images_before_noise(quick):
 
 
 def test_foreign_inception_weights_are_refused(tmp_path):
-    assert "no weights at" in refusal(sample_features.inception, tmp_path / "none.pt")
+    assert "no weights at" in error_of(sample_features.inception, tmp_path / "none.pt")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    assert "not the state dict" in refusal(sample_features.inception, tmp_path / "other.pt")
+    assert "not the state dict" in error_of(sample_features.inception, tmp_path / "other.pt")
 
 
 def test_inception_sees_grey_and_coloured_pixels_from_minus_one_to_one(tmp_path):

@@ -11,7 +11,7 @@ import torchvision
 from core.models.classifier import digest_of, load_classifier, load_fitting
 from core.models.resnet import resnet
 from core.storage.files import write_json
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 
 def saved(model: torch.nn.Module, path: Path) -> Path:
@@ -93,7 +93,7 @@ def test_a_stem_of_labtunes_own_keeps_the_pool_that_it_was_trained_with(tmp_path
 
 def test_a_head_of_another_size_is_refused(tmp_path):
     path = saved(resnet(1, 4, "bn"), tmp_path / "w.pt")
-    told = refusal(load_classifier, str(path), 10)
+    told = error_of(load_classifier, str(path), 10)
     assert all(words in told for words in ("w.pt", " 4 classes apart ", " data have 10"))
 
 
@@ -104,11 +104,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     state["extra.weight"] = torch.zeros(1)
     state["fc.bias"] = torch.zeros(4)
     torch.save(state, tmp_path / "w.pt")
-    sentence = refusal(load_classifier, f"resnet18:{tmp_path / 'w.pt'}", 3)
+    sentence = error_of(load_classifier, f"resnet18:{tmp_path / 'w.pt'}", 3)
     for name in ("ResNet-18", "layer2.0.conv1.weight", "extra.weight", "fc.bias is (4,)"):
         assert name in sentence
     path = saved(model, tmp_path / "v.pt")
-    assert "ResNet-50" in refusal(load_classifier, f"resnet50:{path}", 3)
+    assert "ResNet-50" in error_of(load_classifier, f"resnet50:{path}", 3)
 
 
 def test_counters_of_batches_may_be_missing():
@@ -129,19 +129,19 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
         "resnet19": "resnet18", f"resnet18:{tmp_path / 'nowhere.pt'}": "no weights at",
     }  # fmt: skip
     for checkpoint, words in cases.items():
-        sentence = refusal(load_classifier, checkpoint, 10)
+        sentence = error_of(load_classifier, checkpoint, 10)
         assert "--set checkpoint=" in sentence and words in sentence, checkpoint
 
 
 def test_a_damaged_note_beside_the_weights_is_named(result_folder):
     (result_folder / "checkpoints" / "best.json").write_text("{")
-    assert "best.json cannot be read" in refusal(load_classifier, str(result_folder), 4)
+    assert "best.json cannot be read" in error_of(load_classifier, str(result_folder), 4)
 
 
 def test_missing_default_weights_say_where_to_put_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-    told = refusal(load_classifier, "resnet50", 1000)
+    told = error_of(load_classifier, "resnet50", 1000)
     assert all(words in told for words in ("resnet50-", ".pth cannot be fetched", "resnet50:PATH"))
 
 

@@ -11,7 +11,7 @@ from core.models.resnet import resnet
 from core.training.epoch import Learner, cross_entropy
 from core.training.optimizer import optimizer_and_schedule
 from core.training.recipe import RECIPES, Precision
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 MIB, GIB = 2**20, 2**30
 
@@ -97,7 +97,7 @@ def test_the_largest_trial_decides_for_all_and_rounding_comes_last():
     assert way(again - MIB) == {"recompute": True, "precision": "bfloat16"}
     assert way(again - MIB, "float16") == {"recompute": True, "precision": "float16"}
     assert share(steps, None, "bfloat16") == ({}, whole + WORKSPACE)
-    told = refusal(way, 0.3 * again)
+    told = error_of(way, 0.3 * again)
     assert told.startswith("batch 32 needs about 0.1 GiB even in bfloat16 and with")
 
 

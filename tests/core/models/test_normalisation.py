@@ -9,7 +9,7 @@ from torch import nn
 
 from core.models import normalisation
 from core.models.normalisation import first_norm, of_file, settle
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 
 def threshold(at: float, std: float = 0.05) -> nn.Module:
@@ -78,7 +78,7 @@ def test_values_that_are_not_finite_are_refused(images):
     model = threshold(0.5)
     with torch.no_grad():
         next(model.parameters())[0] = torch.nan
-    assert "not finite" in refusal(settle, model, *images)
+    assert "not finite" in error_of(settle, model, *images)
 
 
 def test_public_files_are_known_by_their_bytes(shared_data, tmp_path):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from core.layers.norms import NORMS
 from core.models.classifier import load_classifier
 from core.models.resnet import load_weights, resnet
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import photographs
 
 
@@ -118,7 +118,7 @@ def test_weights_that_do_not_fit_list_both_sides(tmp_path):
     state["extra"] = state.pop("head.bias")
     state["head.weight"] = torch.zeros(7, 64)
     torch.save(state, tmp_path / "other.pt")
-    told = refusal(load_weights, resnet(1, 5, "bn"), tmp_path / "other.pt")
+    told = error_of(load_weights, resnet(1, 5, "bn"), tmp_path / "other.pt")
     for part in ("missing from the file: head.bias", "not in the model: extra", "(7, 64)"):
         assert part in told
 
@@ -130,9 +130,9 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, name):
             return Path.touch, (tmp_path / "was-run",)
 
     torch.save({name: Malicious()}, tmp_path / "evil.pt")
-    told = refusal(load_weights, resnet(1, 5), tmp_path / "evil.pt")
+    told = error_of(load_weights, resnet(1, 5), tmp_path / "evil.pt")
     assert "evil.pt is not a file of tensors" in told
-    refusal(load_classifier, str(tmp_path / "evil.pt"), 10)
+    error_of(load_classifier, str(tmp_path / "evil.pt"), 10)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -141,6 +141,6 @@ def test_missing_truncated_and_whole_model_files_are_refused(tmp_path):
     torch.save(model.state_dict(), tmp_path / "whole.pt")
     (tmp_path / "half.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
     torch.save(model, tmp_path / "pickled.pt")
-    assert "no weights at" in refusal(load_weights, model, tmp_path / "none.pt")
+    assert "no weights at" in error_of(load_weights, model, tmp_path / "none.pt")
     for name in ("half.pt", "pickled.pt"):
-        assert "not a file of tensors" in refusal(load_weights, model, tmp_path / name)
+        assert "not a file of tensors" in error_of(load_weights, model, tmp_path / name)

@@ -16,7 +16,7 @@ from core.models import conversion_check, pretrained
 from core.models.classifier import load_classifier
 from core.models.resnet import load_weights, resnet
 from core.models.weights import load_state
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 State = dict[str, Tensor]
 
@@ -76,7 +76,7 @@ def test_a_head_may_be_missing_where_it_is_replaced(tmp_path, state):
     assert torch.equal(model.get_parameter("conv1.weight"), state["conv1.weight"])
     heads = [conversion_check.network(path)[0].get_parameter("fc.weight") for _ in range(2)]
     assert torch.equal(*heads)
-    assert "missing from the file: fc.bias, fc.weight" in refusal(load_classifier, path, 10)
+    assert "missing from the file: fc.bias, fc.weight" in error_of(load_classifier, path, 10)
 
 
 def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path, state):
@@ -92,11 +92,11 @@ def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path, sta
         (features.inception, path),  # generation
     )
     for door in doors:
-        assert f"{path}: layer2.0.bn1.running_var holds numbers" in refusal(*door), door
+        assert f"{path}: layer2.0.bn1.running_var holds numbers" in error_of(*door), door
     small = {"model": resnet(1, 5).state_dict() | {"head.bias": torch.full((5,), -torch.inf)}}
     other = save(small, tmp_path, "small.pth")
     for door in ((load_weights, resnet(1, 5), other), (load_classifier, other, 5)):
-        assert "small.pth: head.bias holds numbers that are not f" in refusal(*door)
+        assert "small.pth: head.bias holds numbers that are not f" in error_of(*door)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
@@ -105,14 +105,14 @@ def test_weights_of_another_kind_of_number_are_refused(tmp_path, state, kind):
     path = save(state | {"conv1.weight": state["conv1.weight"].to(kind)}, tmp_path)
     for door, classes in ((pretrained.resnet18, 3), (load_classifier, 10)):
         told = f"conv1.weight is {kind} in the file, torch.float32"
-        assert told in refusal(door, path, classes)
+        assert told in error_of(door, path, classes)
 
 
 def test_what_holds_no_state_dict_says_what_it_holds(tmp_path, state):
     none = save({"epoch": 3, "generator": {"a": torch.zeros(1), "b": 2}}, tmp_path)
-    assert "no state dict (it holds epoch, generator): save" in refusal(load_state, none)
+    assert "no state dict (it holds epoch, generator): save" in error_of(load_state, none)
     twice = {"conv1.weight": torch.zeros(1), "module.conv1.weight": torch.ones(1)}
-    assert "conv1.weight twice" in refusal(load_state, save(twice, tmp_path))
+    assert "conv1.weight twice" in error_of(load_state, save(twice, tmp_path))
 
 
 # --- pretrained networks ---
@@ -143,14 +143,14 @@ def test_a_file_fills_all_but_a_head_of_another_size(state, tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "odd": torch.zeros(1)}, tmp_path / "x.pt")
-    told = refusal(pretrained.resnet18, str(tmp_path / "x.pt"), 3)
+    told = error_of(pretrained.resnet18, str(tmp_path / "x.pt"), 3)
     assert "missing from the file: " in told and "not in the model: odd" in told
-    assert "no weights at" in refusal(pretrained.resnet18, str(tmp_path / "none.pt"), 3)
+    assert "no weights at" in error_of(pretrained.resnet18, str(tmp_path / "none.pt"), 3)
 
 
 def test_torchvisions_weights_are_taken_from_its_cache_or_asked_for(hub, state, tmp_path):
     name = ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
-    assert name in refusal(pretrained.resnet18, "default", 3)
+    assert name in error_of(pretrained.resnet18, "default", 3)
     torch.save(state, hub / name)
     assert torch.equal(pretrained.resnet18("default", 3).conv1.weight, state["conv1.weight"])
     assert pretrained.digest("default") == pretrained.digest(save(state, tmp_path))

@@ -18,7 +18,7 @@ from core.layers.running import bn_layers, changed_tensors, changes
 from core.models.resnet import resnet
 from core.shift import adaptation
 from core.shift.adaptation import adapt, stream
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
@@ -143,7 +143,7 @@ def test_tent_leaves_frozen_scales_alone_and_needs_some(model, batches):
     tent = adapt(model, [], "tent", lr=0.01).model
     tent(batches[0])
     assert not [n for n in changed_tensors(model, tent.model) if n.startswith(f"{frozen}.")]
-    assert "scale and shift" in refusal(adapt, model.requires_grad_(False), [], "tent")
+    assert "scale and shift" in error_of(adapt, model.requires_grad_(False), [], "tent")
 
 
 @pytest.mark.parametrize("norm", ["bn", "bin"])
@@ -196,7 +196,7 @@ def test_layers_without_running_statistics_are_left_alone(batches):
     assert list(bn_layers(model)) == ["0"]
     for method in adaptation.METHODS:
         assert adapt(model, batches, method).model(batches[0]).isfinite().all()
-    told = refusal(adapt, nn.Sequential(untracked), batches, "running")
+    told = error_of(adapt, nn.Sequential(untracked), batches, "running")
     assert "keeps running statistics" in told
 
 
@@ -204,7 +204,7 @@ def test_layers_without_running_statistics_are_left_alone(batches):
 def test_models_without_batch_norm_are_refused(norm, batches):
     frozen = norm.endswith("frozen")
     model = nn.Sequential(FrozenBatchNorm2d(3)) if frozen else resnet(1, 5, norm)
-    assert "no batch-norm layer" in refusal(adapt, model, batches, "running")
+    assert "no batch-norm layer" in error_of(adapt, model, batches, "running")
 
 
 @pytest.mark.parametrize("method", [m for m in adaptation.METHODS if m != "none"])
@@ -242,7 +242,7 @@ def test_scripted_and_traced_models_are_refused_as_such(batches, compiled):
         warnings.simplefilter("ignore")
         code = compiled(model)
     for source in (code, nn.Sequential(nn.BatchNorm2d(3), code)):
-        assert "scripted or traced" in refusal(adapt, source, batches, "batch")
+        assert "scripted or traced" in error_of(adapt, source, batches, "batch")
 
 
 X = torch.ones(2, 3, 16, 16)
@@ -269,7 +269,7 @@ def test_frozen_subclasses_are_left_alone_and_do_not_suffice(batches, frozen):
     with torch.no_grad():
         adapt(model, batches, "prior").model(batches[0])
     for method in adaptation.METHODS[1:]:
-        told = refusal(adapt, nn.Sequential(frozen(3)).eval(), batches, method)
+        told = error_of(adapt, nn.Sequential(frozen(3)).eval(), batches, method)
         assert "keeps running statistics that move" in told
 
 
@@ -289,7 +289,7 @@ def test_the_labs_function_stops_with_its_loader(model, batches):
     ids=lambda options: next(iter(options)),
 )  # fmt: skip
 def test_impossible_options_are_refused(model, options):
-    assert next(iter(options)) in refusal(adapt, model, [], **{"method": "running"} | options)
+    assert next(iter(options)) in error_of(adapt, model, [], **{"method": "running"} | options)
 
 
 def test_changes_tell_how_far_each_layer_moved():
@@ -334,7 +334,7 @@ def test_orders_differ_in_how_many_classes_a_batch_holds():
 
 
 def test_more_updates_than_images_need_wrap():
-    told = refusal(stream, LABELS, "shuffled", 0, 16, count=7)
+    told = error_of(stream, LABELS, "shuffled", 0, 16, count=7)
     for words in ("num_bn_updates=7", "112 images", "100", "at most 6", "--wrap"):
         assert words in told
     assert len(stream(LABELS, "shuffled", 0, 16, count=6)) == 6
@@ -343,6 +343,6 @@ def test_more_updates_than_images_need_wrap():
 
 def test_impossible_batches_and_unknown_orders_are_refused():
     for size in (0, 101):
-        told = refusal(stream, LABELS, "shuffled", 0, size)
+        told = error_of(stream, LABELS, "shuffled", 0, size)
         assert "batch_size" in told and "1 to 100" in told
-    assert "shuffled, sorted, dirichlet" in refusal(stream, LABELS, "reversed", 0, 4)
+    assert "shuffled, sorted, dirichlet" in error_of(stream, LABELS, "reversed", 0, 4)

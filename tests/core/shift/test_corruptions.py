@@ -19,7 +19,7 @@ from scipy.ndimage import correlate1d, gaussian_filter
 from core.shift import blurs, corruptions, frost, weather
 from core.shift import draws as corruptions_draws
 from core.shift.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 from tests.support.datasets import photographs, save
 
 FIXED = ("defocus_blur", "zoom_blur", "brightness")
@@ -308,7 +308,7 @@ def test_any_size_from_32_pixels_on(name, shape):
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):
-    assert message in refusal(corrupt, *arguments)
+    assert message in error_of(corrupt, *arguments)
 
 
 # --- frost ---
@@ -345,7 +345,7 @@ def test_own_pictures_serve_as_frost(tmp_path):
 
 def test_frost_folders_that_cannot_be_used(tmp_path):
     def told() -> str:
-        return refusal(corrupt, made_up(1), "frost", 1, frost_dir=tmp_path / "own")
+        return error_of(corrupt, made_up(1), "frost", 1, frost_dir=tmp_path / "own")
 
     assert "is not a folder" in told()
     for number in range(4):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from core.shift.corruptions import SEVERITIES, corrupt
 from core.shift.files import imagenet_c_root, read_cifar_c, write_cifar_c, write_imagenet_c
-from tests.support.calls import refusal
+from tests.support.calls import error_of
 
 
 def photos(count: int) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_an_array_has_the_severities_one_after_the_other(tmp_path):
         assert torch.equal(numbers, labels)
 
     write_cifar_c(tmp_path, "snow", made, labels)
-    assert "other labels" in refusal(write_cifar_c, tmp_path, "frost", made, labels.flip(0))
+    assert "other labels" in error_of(write_cifar_c, tmp_path, "frost", made, labels.flip(0))
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_an_array_has_the_severities_one_after_the_other(tmp_path):
 def test_arrays_of_another_form_are_refused(tmp_path, rows, labels, message):
     np.save(tmp_path / "fog.npy", rows)
     np.save(tmp_path / "labels.npy", labels)
-    assert message in refusal(read_cifar_c, tmp_path, "fog", 1)
+    assert message in error_of(read_cifar_c, tmp_path, "fog", 1)
 
 
 def test_a_missing_array_is_named_and_nothing_is_unpickled(tmp_path):
-    assert "fog.npy is missing" in refusal(read_cifar_c, tmp_path, "fog", 1)
+    assert "fog.npy is missing" in error_of(read_cifar_c, tmp_path, "fog", 1)
     np.save(tmp_path / "fog.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    assert "cannot be read" in refusal(read_cifar_c, tmp_path, "fog", 1)
+    assert "cannot be read" in error_of(read_cifar_c, tmp_path, "fog", 1)
 
 
 def test_folders_hold_jpeg_files_of_quality_85(tmp_path):
@@ -72,10 +72,10 @@ def test_folders_hold_jpeg_files_of_quality_85(tmp_path):
 
 def test_names_that_would_collide_are_refused(tmp_path):
     for names, told in ((["a/x.png", "a/x.jpg"], "of its own"), (["../x.png"], "<class>/<file>")):
-        assert told in refusal(write_imagenet_c, tmp_path, "snow", 1, photos(len(names)), names)
+        assert told in error_of(write_imagenet_c, tmp_path, "snow", 1, photos(len(names)), names)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "snow" / "1").mkdir(parents=True)
     for severity in (1, 2):
-        assert "ImageNet-C" in refusal(imagenet_c_root, tmp_path, "snow", severity)
+        assert "ImageNet-C" in error_of(imagenet_c_root, tmp_path, "snow", severity)
