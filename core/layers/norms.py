@@ -3,8 +3,9 @@
 `NORMS` maps the names used in settings and tables to the constructors. All layers take
 (N, C, H, W) of any size in either memory format and keep dtype and format; the statistics are
 at least float32, also of half-precision input (autocast). `channels` is C, `eps` is added to the
-variance, and `affine` layers learn a `weight` and a `bias` per channel. A forward pass raises
-ValueError where x is not (N, C, H, W), or holds a single value where a statistic is taken.
+variance, and `affine` layers learn a `weight` and a `bias` per channel; `momentum` is the weight of
+the newest batch in the running averages (None: they are the mean of all batches). A forward pass
+raises ValueError where x is not (N, C, H, W), or holds a single value where a statistic is taken.
 
 Why not the textbook's five lines: on a CPU `var` is a scalar loop and each line writes a temporary
 of the size of the input, which makes a layer 5 to 12 times slower than torch's and doubles the
