@@ -1,16 +1,17 @@
 """A Ray cluster of several nodes on this machine, with cards that are only pretended.
 
-python tests/support/cluster.py 2x11GB 1x24GB 0     starts one and prints its address; then it reads
-                                                    `add CARDS`, `lose CARDS` and, to end it, `stop`
+python tests/support/cluster.py 2x11GB 1x24GB    starts one and prints its address; then it reads
+                                                 `add CARDS`, `lose CARDS`, `claim RAY PYTHON` (to
+                                                 be of these versions) and, to end it, `stop`
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,127 +19,55 @@ import psutil
 
 import core.cluster  # noqa: F401 - Ray reads its settings from the environment
 from core.cluster.fleet import LABEL
+from core.storage import scratch
 from tests.support.calls import TOY, start
 
 # isort: split
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-CORES = 2  # of a pretended node; Ray starts as many workers in advance
-# A lost node is noticed after five seconds, in place of fifteen.
-HEALTH = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
-
-
-class Nodes:
-    """A head without work and nodes that can be added and lost.
-
-    Args:
-        environment: variables of every node's processes.
-    """
-
-    def __init__(self, environment: Mapping[str, str] | None = None):
-        self.environment = HEALTH | dict(environment or {})
-        with self._environment({}):
-            self.cluster = Cluster(
-                initialize_head=True,
-                head_node_args={
-                    "num_cpus": 0,
-                    "include_dashboard": False,
-                    "object_store_memory": 80 * 2**20,
-                },
-            )
-
-    @property
-    def address(self) -> str:
-        """Return HOST:PORT for `--address`."""
-        return self.cluster.address
-
-    def add(
-        self, cards: str = "0", cpus: int = CORES, environment: Mapping[str, str] | None = None
-    ) -> Any:
-        """Add a node with `cards` such as "2x11GB", or without ("0")."""
-        count, _, memory = cards.partition("x")
-        labels = {"labels": {LABEL: memory}} if memory else {}
-        with self._environment(environment or {}):
-            return self.cluster.add_node(
-                num_cpus=cpus, num_gpus=int(count), object_store_memory=80 * 2**20, **labels
-            )
-
-    def lose(self, node: Any) -> None:
-        """Kill a node with everything on it, as a power cut would."""
-        raylet = node.all_processes["raylet"][0].process
-        workers = psutil.Process(raylet.pid).children(recursive=True)
-        raylet.kill()
-        for worker in workers:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.kill()
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def stop(self) -> None:
-        """End every process of the cluster."""
-        self.cluster.shutdown()
-
-    @contextlib.contextmanager
-    def _environment(self, more: Mapping[str, str]) -> Iterator[None]:
-        wanted = self.environment | dict(more)
-        before = {key: os.environ.get(key) for key in wanted}
-        os.environ.update(wanted)
-        try:
-            yield
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    os.environ.pop(key, None)
-                else:
-                    os.environ[key] = value
-
-
-@contextlib.contextmanager
-def nodes(*cards: str, **options: Any) -> Iterator[Nodes]:
-    """Start a cluster with one node for each of `cards`, and end it."""
-    running = Nodes(**options)
-    try:
-        for each in cards:
-            running.add(each)
-        yield running
-    finally:
-        running.stop()
+CORES = 2  # of a pretended node
+NODES = {
+    # A lost node is noticed after five seconds, in place of fifteen.
+    "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
+    # Workers started in advance are of no use: drivers bring an environment of their own.
+    "RAY_prestart_worker_first_driver": "0",
+    "LABTUNE_CPU": "native",  # the driver's choice of instructions counts
+}  # fmt: skip
 
 
 class Remote:
     """A cluster in a process of its own: Ray would change a test's signals and environment.
 
     Args:
-        cards: a node for each.
+        cards: such as "2x11GB", or "0" for none; a node for each, beside a head without work.
         environment: variables of every node's processes, and of the drivers that join it.
         interpreter: that runs all of them.
     """
 
     def __init__(self, *cards: str, environment: dict[str, str], interpreter: str = sys.executable):
         self.environment, self.interpreter = environment, interpreter
-        # The driver's choice of instructions counts, so the nodes have another.
-        own = {**environment, "LABTUNE_CPU": "native"}
+        own = {**environment, **NODES, "interpreter": interpreter}
         script = "tests/support/cluster.py"
-        own["interpreter"] = interpreter
         self.process = start(script, *cards, stdin=subprocess.PIPE, stderr=None, **own)
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
 
     def tell(self, *words: str) -> None:
-        """Have a node added or lost."""
+        """Have a node added or lost, or other versions claimed."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline().strip() == "done"
 
-    def start(self, folder: Path | str, *arguments: str, **environment: str) -> subprocess.Popen:
+    def start(self, folder: Path | str, *arguments: str, **options: Any) -> subprocess.Popen:
         """Start the toy study on the cluster."""
         joined = (*TOY, folder, "--address", self.address, *arguments)
-        known = {"interpreter": self.interpreter} | self.environment
-        return start(*joined, **known | environment)
+        return start(*joined, **{"interpreter": self.interpreter} | self.environment | options)
 
-    def run(self, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    def run(self, folder: Path, *arguments: str) -> tuple[int, str, str]:
         """Run the toy study on the cluster; return its exit code and what it said."""
-        process = self.start(folder, *arguments, **environment)
+        process = self.start(folder, *arguments)
         shown, errors = process.communicate(timeout=280)
         return process.returncode, shown, errors
 
@@ -147,26 +76,57 @@ class Remote:
         self.process.communicate("stop\n", timeout=60)
 
 
-def serve(running: Nodes, cards: list[str]) -> None:
+def serve(cluster: Cluster, cards: list[str]) -> None:
     """Add nodes, print the address, and do what each line of standard input says."""
-
-    def add(cards: str) -> Any:  # results in an object store are copied to a folder of each node
-        mirror = f"{os.environ.get('TOY_MARKER', '/tmp/labtune')}-mirror-of-{cards}"
-        return running.add(cards, environment={"LABTUNE_MIRROR": mirror})
-
-    known = {each: add(each) for each in cards}
-    print(running.address, flush=True)
+    known = {each: add(cluster, each) for each in cards}
+    print(cluster.address, flush=True)
     for line in sys.stdin:
         match line.split():
             case ["stop"]:
                 break
             case ["add", each]:
-                known[each] = add(each)
+                known[each] = add(cluster, each)
             case ["lose", each]:
-                running.lose(known.pop(each))
+                lose(cluster, known.pop(each))
+            case ["claim", *versions]:
+                claim(GcsClient(address=cluster.address), *versions)
         print("done", flush=True)
 
 
+def add(cluster: Cluster, cards: str, cpus: int = CORES, **more: Any) -> Any:
+    """Add a node with cards such as "2x11GB", or without ("0")."""
+    # Results in an object store are copied to a folder of each node.
+    place = os.environ.get("TOY_MARKER", "/tmp/labtune")
+    os.environ["LABTUNE_MIRROR"] = f"{place}-mirror-of-{cards}"
+    count, _, memory = cards.partition("x")
+    labels = {"labels": {LABEL: memory}} if memory else {}
+    sizes = {"num_cpus": cpus, "num_gpus": int(count), "object_store_memory": 80 * 2**20}
+    return cluster.add_node(**sizes, **labels, **more)
+
+
+def lose(cluster: Cluster, node: Any) -> None:
+    """Kill a node with everything on it, as a power cut would."""
+    raylet = node.all_processes["raylet"][0].process
+    workers = psutil.Process(raylet.pid).children(recursive=True)
+    raylet.kill()
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def claim(kept: Any, ray: str, python: str) -> None:
+    """Change the cluster's own record of its versions, as if others had started it."""
+    content = json.loads(kept.internal_kv_get(b"CLUSTER_METADATA", b"cluster"))
+    content |= {"ray_version": ray, "python_version": python}
+    kept.internal_kv_put(b"CLUSTER_METADATA", json.dumps(content).encode(), True, b"cluster")
+
+
 if __name__ == "__main__":
-    with nodes() as running:
-        serve(running, sys.argv[1:])
+    with scratch.folder() as folder:
+        running, own = Cluster(), {"include_dashboard": False, "no_monitor": True}
+        add(running, "0", cpus=0, temp_dir=str(folder / "r"), include_log_monitor=False, **own)
+        try:
+            serve(running, sys.argv[1:])
+        finally:
+            running.shutdown()

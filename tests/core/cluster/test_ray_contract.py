@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import trial
-from core.cluster import SETTINGS, session, tune  # before ray, which reads SETTINGS
+from core import provenance, trial
+from core.cluster import SETTINGS, fleet, session, tune  # before ray, which reads SETTINGS
+from core.errors import UserError
 
 # isort: split
 import ray
@@ -29,6 +31,7 @@ from ray import cloudpickle
 from ray._private import ray_constants, services
 from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.context import Language, RuntimeEnvContext
+from ray.autoscaler import sdk
 from ray.job_config import JobConfig
 from ray.tune.callback import Callback
 from ray.tune.constants import TUNE_ENV_VARS
@@ -42,8 +45,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.tune import _setup_signal_catching
 from ray.tune.utils.callback import _create_default_callbacks
+from ray.util import scheduling_strategies
 
-from tests.conftest import ROOT
+from tests.support.calls import ROOT
 from tests.support.toy import train_toy
 
 
@@ -51,22 +55,9 @@ def parameters(function) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def test_settings_are_set_before_ray_is_loaded():
-    script = "import sys, core.cluster.session as s, os; from core.cluster import SETTINGS\n"
-    script += "assert all(os.environ[k] == v for k, v in SETTINGS.items()); s.ray"
-    unset = {key: value for key, value in os.environ.items() if key not in SETTINGS}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=unset)
-    assert done.returncode == 0
-
-
-def test_exactly_one_module_knows_tune():
-    text = {p: p.read_text() for p in (ROOT / "core").rglob("*.py")}
-    known = [p.name for p, words in text.items() if "from ray import tune" in words]
-    known += [p.name for p, words in text.items() if "ray.tune." in words]
-    assert set(known) == {"tune.py"}
-
-
 def test_every_switch_is_one_that_this_ray_knows():
+    """And is set here, before Ray was loaded: what it read then is in the next tests."""
+    assert all(os.environ[key] == value for key, value in SETTINGS.items())
     known = {
         ray_constants.RAY_WORKER_NICENESS,
         ray.train.constants.RAY_CHDIR_TO_TRIAL_DIR,
@@ -106,22 +97,14 @@ def test_switches_of_tune_have_their_effect():
 @pytest.mark.parametrize(
     ("ours", "base", "names"),
     [
-        (tune.Next, Searcher, ["suggest", "on_trial_complete", "save", "restore"]),
-        (tune.Watch, FIFOScheduler, ["on_trial_result", "choose_trial_to_run"]),
-        (
-            tune.Tell,
-            Callback,
-            ["on_step_end", "on_trial_result", "on_trial_complete", "on_trial_error"],
-        ),
-        (
-            tune.Silent,
-            TrialProgressCallback,
-            ["on_trial_result", "on_trial_complete", "on_trial_error"],
-        ),
+        (tune.Next, Searcher, "suggest on_trial_complete save restore"),
+        (tune.Watch, FIFOScheduler, "on_trial_result choose_trial_to_run"),
+        (tune.Tell, Callback, "on_step_end on_trial_result on_trial_complete on_trial_error"),
+        (tune.Silent, TrialProgressCallback, "on_trial_result on_trial_complete on_trial_error"),
     ],
 )
 def test_what_tune_calls_has_the_parameters_that_tune_gives(ours, base, names):
-    for name in names:
+    for name in names.split():
         takes = inspect.signature(getattr(ours, name))
         if {p.kind for p in takes.parameters.values()} >= {inspect.Parameter.VAR_POSITIONAL}:
             assert hasattr(base, name)
@@ -159,21 +142,30 @@ def test_tune_pickles_what_it_is_given_without_the_dispatch():
         assert type(kept) is ours and not hasattr(kept, "dispatch")
 
 
-def test_what_tuner_takes():
+def test_what_tuner_takes_and_ray_offers():
     from ray import tune as theirs
 
-    assert {"search_alg", "scheduler", "num_samples", "reuse_actors"} <= parameters(
-        theirs.TuneConfig
-    )
-    taken = {"name", "storage_path", "verbose", "failure_config", "callbacks"}
-    assert taken <= parameters(theirs.RunConfig)
-    assert "max_failures" in parameters(theirs.FailureConfig)
+    for function, names in (
+        (theirs.TuneConfig, "search_alg scheduler num_samples reuse_actors"),
+        (theirs.RunConfig, "name storage_path verbose failure_config callbacks"),
+        (theirs.FailureConfig, "max_failures"),
+        (ray.init, "address num_cpus include_dashboard object_store_memory runtime_env job_config"),
+        (ray.init, "logging_level log_to_driver"),
+        (authentication_token_setup.maybe_enable_token_auth_if_token_available, "warn_if_disabled"),
+        (services.canonicalize_bootstrap_address, "addr"),
+        (scheduling_strategies.NodeAffinitySchedulingStrategy, "node_id soft"),
+        (sdk.request_resources, "bundles"),
+    ):
+        assert set(names.split()) <= parameters(function)
+    assert "_temp_dir" in inspect.getsource(ray.init)
+    for name in ("Authentication", "NodeDied", "OutOfMemory", "Ray", "TaskUnschedulable"):
+        assert issubclass(getattr(ray.exceptions, f"{name}Error"), Exception)
+    assert issubclass(ray.exceptions.WorkerCrashedError, Exception)
     slot = {"cpu": 1.0, "gpu": 0.2, "node": "abc"}
     factory = tune._resources({"slot": slot})  # the bundle goes to the node that it names
     assert factory.bundles == [{"CPU": 1.0, "GPU": 0.2}]
-    assert importlib.import_module("ray.util.placement_group").NODE_ID_LABEL_KEY == (
-        "ray.io/node-id"
-    )
+    groups = importlib.import_module("ray.util.placement_group")  # also the name of a function
+    assert groups.NODE_ID_LABEL_KEY == "ray.io/node-id"
     assert callable(theirs.with_resources(lambda config: None, tune._resources))
 
 
@@ -192,16 +184,6 @@ def test_asha_keeps_rungs_by_trial_and_draws_from_numpy():
     assert bracket.cutoff({}) is None and bracket.cutoff({"x": 1.0, "y": 3.0}) == 2.0
     assert asha.on_trial_result(None, tune._Named("a"), {"epoch": 8, "acc": 1}) == "STOP"
     assert asha.on_trial_result(None, tune._Named("a"), {"acc": 1}) == "CONTINUE"
-
-
-def test_what_ray_init_takes():
-    taken = {"address", "num_cpus", "include_dashboard", "object_store_memory", "runtime_env"}
-    assert taken | {"job_config", "logging_level", "log_to_driver"} <= parameters(ray.init)
-    assert "_temp_dir" in inspect.getsource(ray.init)
-    assert "warn_if_disabled" in parameters(
-        authentication_token_setup.maybe_enable_token_auth_if_token_available
-    )
-    assert "addr" in parameters(services.canonicalize_bootstrap_address)
 
 
 def test_ray_takes_this_for_a_system_without_clusters_and_listens_on_loopback(monkeypatch):
@@ -237,45 +219,55 @@ def test_a_worker_is_started_by_a_shell_that_reads_the_interpreter_as_it_is(monk
     assert shown == ["42\n", ""]
 
 
-def test_names_of_errors_and_of_what_a_fleet_asks():
-    for name in (
-        "AuthenticationError",
-        "NodeDiedError",
-        "OutOfMemoryError",
-        "RayError",
-        "TaskUnschedulableError",
-        "WorkerCrashedError",
-    ):
-        assert issubclass(getattr(ray.exceptions, name), Exception)
-    pinned = importlib.import_module("ray.util.scheduling_strategies")
-    assert {"node_id", "soft"} <= parameters(pinned.NodeAffinitySchedulingStrategy)
-    sdk = importlib.import_module("ray.autoscaler.sdk")
-    assert "bundles" in parameters(sdk.request_resources)
-
-
 def tell(config):
     """Train the toy as Tune's own trainable, after a row on what the worker is like."""
     trial.report({"nice": os.nice(0), "folder": os.getcwd(), "epoch": 0})
     train_toy(config)
 
 
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Run Ray in this process, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("started")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with session._started():
+            yield folder
+
+
 @pytest.mark.ray
-def test_a_trainable_that_tune_itself_calls_reports_to_it(tmp_path, monkeypatch):
+def test_a_trainable_that_tune_itself_calls_reports_to_it(started):
     """And what a node says of itself, and what the switches of workers do."""
     from ray import tune as theirs
 
-    monkeypatch.chdir(tmp_path)
-    with session._started():
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        (node,) = ray.nodes()
-        assert {"NodeID", "Alive", "Resources", "Labels", "NodeManagerHostname"} <= node.keys()
-        assert node["Alive"] and node["Resources"]["CPU"] >= 1
-        callbacks = [tune.Silent(), JsonLoggerCallback()]
-        config = theirs.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=callbacks)
-        theirs.Tuner(tell, param_space={"epochs": 3}, run_config=config).fit()
-    (file,) = tmp_path.rglob("result.json")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    (node,) = ray.nodes()
+    assert {"NodeID", "Alive", "Resources", "Labels", "NodeManagerHostname"} <= node.keys()
+    assert node["Alive"] and node["Resources"]["CPU"] >= 1
+    callbacks = [tune.Silent(), JsonLoggerCallback()]
+    config = theirs.RunConfig(storage_path=str(started), verbose=0, callbacks=callbacks)
+    theirs.Tuner(tell, param_space={"epochs": 3}, run_config=config).fit()
+    (file,) = started.rglob("result.json")
     first, *rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert first.keys() - tune.TUNES_OWN == {"nice", "folder", "epoch"}  # all else is Tune's own
     assert first["nice"] == os.nice(0)
-    assert first["folder"] == str(tmp_path)
+    assert first["folder"] == str(started)
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[0]["val_accuracy"] > 0
+
+
+@pytest.mark.ray
+def test_a_node_with_other_code_is_refused(started, tmp_path, monkeypatch):
+    """The driver sees another folder where the node has labtune's trainables."""
+    for name in ("core", "trainables"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "trainables" / "rules.py").write_text("# changed\n")
+    nodes = fleet.Fleet(None, 1, "none", errand=fleet.Errand(tmp_path, None, "x", {}))
+    fleet.leave_token(tmp_path, "x")
+    provenance.code.cache_clear()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=r"runs another labtune .* the same files to every node"):
+        nodes.find()
+    provenance.code.cache_clear()
+    monkeypatch.undo()
+    nodes.find()
+    assert nodes.count() >= 1
