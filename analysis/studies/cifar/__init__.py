@@ -3,4 +3,4 @@
 from core.later import Later
 
 report = Later("analysis.studies.cifar.sections:report")
-print_layers = Later("analysis.studies.cifar.sections:print_layers")
+print_layers = Later("analysis.studies.cifar.layers:print_layers")
