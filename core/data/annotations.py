@@ -53,7 +53,9 @@ def read_annotations(
         stem = files.stem(name)
         path = folder / "Annotations" / (f"{name}.xml" if stem is None else files.entry(stem).name)
         try:
-            found[name] = _annotation(path) if stem is not None else _nothing(name in shown)
+            if stem is None and name in shown:
+                raise ValueError("missing, though the list of a class says what the image shows")
+            found[name] = [] if stem is None else _annotation(path)
         except ValueError as e:
             broken[name] = f"{path} ({e})"
             continue
@@ -78,13 +80,6 @@ def _notes(bare: Sequence[str], turned: Sequence[str], images: int) -> list[str]
             f" ({some(list(dict.fromkeys(turned)), 3)})"
         )
     return notes
-
-
-def _nothing(listed: bool) -> list[Object]:
-    """Return no object, for an image without annotation."""
-    if listed:
-        raise ValueError("missing, though the list of a class says what the image shows")
-    return []
 
 
 def _annotation(path: Path) -> list[Object]:

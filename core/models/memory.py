@@ -45,24 +45,13 @@ class Fit:
         return {"chosen_precision": self.precision, "chosen_recompute": self.recompute, **mib}
 
 
-@dataclass(frozen=True)
-class Line:
-    """Bytes of a training step in float32: `fixed`, and `per_image` for each image of the batch."""
-
-    fixed: float
-    per_image: float
-
-    def at(self, batch: int) -> int:
-        """Return the bytes of a step with so many images."""
-        return int(self.fixed + self.per_image * batch)
-
-
 @functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
 def measure(
     build: Callable[..., nn.Module], args: tuple[Hashable, ...], image_size: int, recompute: bool
-) -> Line:
+) -> tuple[float, float]:
     """Measure a step's activations, and add the weights' gradients and momentum.
 
+    Returns the bytes of a step in float32 without images, and those of each image of the batch.
     `build` makes the model from `args`, on the CPU and with a settable `recompute`: whether
     activations are computed again for the backward pass. `image_size` is in pixels.
     """
@@ -72,7 +61,7 @@ def measure(
     small, large = (step_bytes(model, image_size, probe, "float32") for probe in PROBES)
     per_image = (large - small) / (PROBES[1] - PROBES[0])
     weights = sum(p.nbytes for p in model.parameters())
-    return Line(small - per_image * PROBES[0] + 2 * weights, per_image)
+    return small - per_image * PROBES[0] + 2 * weights, per_image
 
 
 @dataclass(frozen=True)
@@ -87,12 +76,13 @@ class Step:
     recompute: bool = False  # whether activations are computed again
 
     def fit(self) -> Fit:
-        """Estimate what the step takes."""
-        plain, again = (
-            measure(self.build, self.args, self.image_size, recompute).at(self.batch)
-            for recompute in (False, self.recompute)
-        )
-        estimate = _in_precision(again, self.image_size, self.batch, self.precision)
+        """Estimate what the step takes; in half precision images and weights stay float32."""
+        of = (self.build, self.args, self.image_size)
+        lines = [measure(*of, recompute) for recompute in (False, self.recompute)]
+        plain, estimate = (int(fixed + per_image * self.batch) for fixed, per_image in lines)
+        if self.precision != "float32":
+            images = self.batch * 3 * self.image_size**2 * 4
+            estimate = (estimate - images) // 2 + images + images // 2
         return Fit(self.precision, self.recompute, estimate, plain)
 
 
@@ -126,14 +116,6 @@ def share(
         f" the smallest slot has {slot / 2**30:.1f} GiB: lower batch_size or image_size, set"
         " accumulate (with batch norm another computation), or raise --slot-memory"
     )
-
-
-def _in_precision(plain: int, size: int, batch: int, precision: Precision) -> int:
-    """Halve the activations of a half-precision step; images and weights stay float32."""
-    if precision == "float32":
-        return plain
-    images = batch * 3 * size * size * 4
-    return (plain - images) // 2 + images + images // 2
 
 
 class _Watch(TorchDispatchMode):
