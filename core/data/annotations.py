@@ -48,7 +48,7 @@ def read_annotations(
     files = Files(folder / "Annotations", (".xml",))
     shown = set().union(*listed.values())
     found, broken = dict[str, list[Object]](), dict[str, str]()
-    bare, turned = [], []
+    turned: list[str] = []
     for name in names:
         stem = files.stem(name)
         path = folder / "Annotations" / (f"{name}.xml" if stem is None else files.entry(stem).name)
@@ -58,9 +58,8 @@ def read_annotations(
             found[name] = [] if stem is None else _annotation(path)
         except ValueError as e:
             broken[name] = f"{path} ({e})"
-            continue
-        bare += [name] * (stem is None)
-        turned += [path.name for o in found[name] if o.turned]
+        turned += [path.name for o in found.get(name, ()) if o.turned]
+    bare = [name for name in found if files.stem(name) is None]
     if len(bare) == len(names):
         raise UserError(f"{folder}/Annotations: no annotation of any listed image in it")
     return found, broken, _notes(bare, turned, len(names))

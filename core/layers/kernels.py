@@ -381,10 +381,8 @@ def _pool(t: Tensor, over: Over, groups: int) -> Tensor:
 
     Groups keep the size (N, C), with the sum in place of each of its parts.
     """
-    images, channels = t.shape
     if over == "batch":
         return t.sum(0, keepdim=True)
-    if groups == channels:
+    if groups == t.shape[1]:
         return t
-    sums = t.view(images, groups, -1).sum(2, keepdim=True)
-    return sums.expand(-1, -1, channels // groups).reshape(images, channels)
+    return _per_channel(t.view(len(t), groups, -1).sum(2), t)

@@ -30,21 +30,6 @@ COUNTED = 2  # steps of a trial: the optimiser's state is made in the first
 B = TypeVar("B")
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a trial's step takes."""
-
-    precision: Precision  # of the forward pass
-    recompute: bool  # whether activations are computed again for the backward pass
-    estimate: int  # bytes as run
-    plain: int  # bytes in float32 without recomputation
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the trial notes of it."""
-        mib = {"estimated_mib": self.estimate / 2**20, "plain_mib": self.plain / 2**20}
-        return {"chosen_precision": self.precision, "chosen_recompute": self.recompute, **mib}
-
-
 @functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
 def measure(
     build: Callable[..., nn.Module], args: tuple[Hashable, ...], image_size: int, recompute: bool
@@ -73,17 +58,26 @@ class Step:
     image_size: int  # pixels
     batch: int  # images that are run at once
     precision: Precision = "float32"  # of the forward pass
-    recompute: bool = False  # whether activations are computed again
+    recompute: bool = False  # whether activations are computed again for the backward pass
 
-    def fit(self) -> Fit:
-        """Estimate what the step takes; in half precision images and weights stay float32."""
+    def facts(self) -> dict[str, Any]:
+        """Return what the trial notes of it."""
+        estimate, plain = self.estimate()
+        mib = {"estimated_mib": estimate / 2**20, "plain_mib": plain / 2**20}
+        return {"chosen_precision": self.precision, "chosen_recompute": self.recompute, **mib}
+
+    def estimate(self) -> tuple[int, int]:
+        """Return the bytes that the step takes as run, and in float32 without recomputation.
+
+        In half precision images and weights stay float32.
+        """
         of = (self.build, self.args, self.image_size)
         lines = [measure(*of, recompute) for recompute in (False, self.recompute)]
         plain, estimate = (int(fixed + per_image * self.batch) for fixed, per_image in lines)
         if self.precision != "float32":
             images = self.batch * 3 * self.image_size**2 * 4
             estimate = (estimate - images) // 2 + images + images // 2
-        return Fit(self.precision, self.recompute, estimate, plain)
+        return estimate, plain
 
 
 def share(
@@ -105,7 +99,7 @@ def share(
     needed, largest = 0, ""
     for settings in ways:
         needed, largest = max(
-            (replace(step, **settings).fit().estimate + WORKSPACE, name)
+            (replace(step, **settings).estimate()[0] + WORKSPACE, name)
             for name, step in steps.items()
         )
         if slot is None or needed <= slot:
