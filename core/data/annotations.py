@@ -48,17 +48,18 @@ def read_annotations(
     files = Files(folder / "Annotations", (".xml",))
     shown = set().union(*listed.values())
     found, broken = dict[str, list[Object]](), dict[str, str]()
-    bare, turned = [], []
+    turned: list[str] = []
     for name in names:
         stem = files.stem(name)
         path = folder / "Annotations" / (f"{name}.xml" if stem is None else files.entry(stem).name)
         try:
-            found[name] = _annotation(path) if stem is not None else _nothing(name in shown)
+            if stem is None and name in shown:
+                raise ValueError("missing, though the list of a class says what the image shows")
+            found[name] = [] if stem is None else _annotation(path)
         except ValueError as e:
             broken[name] = f"{path} ({e})"
-            continue
-        bare += [name] * (stem is None)
-        turned += [path.name for o in found[name] if o.turned]
+        turned += [path.name for o in found.get(name, ()) if o.turned]
+    bare = [name for name in found if files.stem(name) is None]
     if len(bare) == len(names):
         raise UserError(f"{folder}/Annotations: no annotation of any listed image in it")
     return found, broken, _notes(bare, turned, len(names))
@@ -78,13 +79,6 @@ def _notes(bare: Sequence[str], turned: Sequence[str], images: int) -> list[str]
             f" ({some(list(dict.fromkeys(turned)), 3)})"
         )
     return notes
-
-
-def _nothing(listed: bool) -> list[Object]:
-    """Return no object, for an image without annotation."""
-    if listed:
-        raise ValueError("missing, though the list of a class says what the image shows")
-    return []
 
 
 def _annotation(path: Path) -> list[Object]:

@@ -30,33 +30,23 @@ def stratified_folds(
             network that was trained on it.
         seed: decides between folds that lack equally much.
     """
-    present = labels == 1
-    count = len(present)
+    count = len(labels)
+    present = np.column_stack([labels == 1, np.ones(count, dtype=bool)])  # and a class of all
     if not 2 <= folds <= count:
         raise ValueError(f"stratified_folds: folds must be 2 to {count}, got {folds}")
     rng = np.random.default_rng(seed)
-    room = np.full(folds, count / folds)  # images that each fold still lacks
-    wanted = np.tile(present.sum(0) / folds, (folds, 1))  # and images of each class
+    wanted = np.tile(present.sum(0) / folds, (folds, 1))  # images of each class that a fold lacks
     fold = np.full(count, -1, dtype=np.int64)
     while (fold < 0).any():
-        c = _scarcest(present[fold < 0])
-        chosen = np.flatnonzero((fold < 0) & (True if c is None else present[:, c]))
-        lacking = room if c is None else wanted[:, c]
-        for i in chosen:
-            k = _neediest(lacking, room, rng)
-            fold[i] = k
-            room[k] -= 1
-            wanted[k] -= present[i]
+        left = present[fold < 0].sum(0)
+        scarcest = np.where(left > 0, left, count + 1).argmin()
+        for i in np.flatnonzero((fold < 0) & present[:, scarcest]):
+            fold[i] = _neediest(wanted[:, scarcest], wanted[:, -1], rng)
+            wanted[fold[i]] -= present[i]
     if digests:
         _, first, same = np.unique(np.array(digests), return_index=True, return_inverse=True)
         fold = fold[first][same]
     return fold
-
-
-def _scarcest(present: np.ndarray) -> int | None:
-    """Return the class that the fewest images show; None where they show nothing."""
-    left = present.sum(0)
-    return int(np.where(left > 0, left, len(present) + 1).argmin()) if left.any() else None
 
 
 def hold_out(

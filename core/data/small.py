@@ -185,14 +185,16 @@ def _source(name: str, root: str | None, download: bool) -> Source:
     if download:
         _fetch(name, base)
     if name == "mnist":
-        files = sorted((base / "MNIST" / "raw").glob("*-ubyte*"))
+        raw = base / "MNIST" / "raw"
+        files = sorted(raw.glob("*-ubyte*"))
         if len({file.name.removesuffix(".gz") for file in files}) < 4:
             raise _missing("mnist", base, "the four files of MNIST/raw/", root)
-        return Source(_DIGIT_CLASSES, _state(files), functools.partial(_mnist, base))
-    for folder, pattern in zip(_CIFAR_FOLDERS, ("*_batch*.bin", "*_batch*"), strict=True):
-        if files := sorted((base / folder).glob(pattern)):
-            read = _cifar_binary if folder.endswith("-bin") else _cifar_python
-            return Source(_CIFAR_CLASSES, _state(files), functools.partial(read, base))
+        return Source(_DIGIT_CLASSES, _state(files), lambda: _torchvisions(name, base, raw))
+    binary, python = (base / folder for folder in _CIFAR_FOLDERS)
+    if files := sorted(binary.glob("*_batch*.bin")):
+        return Source(_CIFAR_CLASSES, _state(files), lambda: _cifar_binary(binary))
+    if files := sorted(python.glob("*_batch*")):
+        return Source(_CIFAR_CLASSES, _state(files), lambda: _torchvisions(name, base, python))
     raise _missing("cifar10", base, " or ".join(f"{folder}/" for folder in _CIFAR_FOLDERS), root)
 
 
@@ -211,14 +213,11 @@ def _state(files: list[Path]) -> str:
 
 def _fetch(name: str, base: Path) -> None:
     """Have torchvision fetch a data set into `base` unless it is there."""
-    from torchvision import datasets
-
-    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
     try:
         base.mkdir(parents=True, exist_ok=True)
         with FileLock(base / f".{name}.lock"):
             for train in (True, False):
-                kind(str(base), train=train, download=True)
+                _half(name, base, train, download=True)
     except (OSError, RuntimeError) as e:  # no network, no rights, damaged download
         raise UserError(
             f"--set download=true: cannot fetch {name} into {base} ({_first_line(e)}): download it"
@@ -241,33 +240,25 @@ def _digits() -> dict[str, Arrays]:
     return {split: Arrays(images[of], labels[of]) for split, of in chosen.items()}
 
 
-def _mnist(base: Path) -> dict[str, Arrays]:
-    from torchvision.datasets import MNIST
-
+def _torchvisions(name: str, base: Path, folder: Path) -> dict[str, Arrays]:
+    """Read both halves of what torchvision downloads, which lies in `folder`."""
     try:
-        sets = {split: MNIST(str(base), train=split == "train") for split in ("train", "val")}
-        return {k: Arrays(s.data.numpy(), s.targets.long().numpy()) for k, s in sets.items()}
+        return {split: _half(name, base, train=split == "train") for split in ("train", "val")}
     except Exception as e:  # a damaged file raises almost anything
-        raise _damaged(base / "MNIST" / "raw", e) from e
+        raise _damaged(folder, e) from e
 
 
-def _cifar_python(base: Path) -> dict[str, Arrays]:
-    try:
-        return {split: _python_batches(base, split == "train") for split in ("train", "val")}
-    except (RuntimeError, OSError) as e:
-        raise _damaged(base / _CIFAR_FOLDERS[1], e) from e
+def _half(name: str, base: Path, train: bool, download: bool = False) -> Arrays:
+    """Have torchvision read a half of a data set, and fetch what is not there, if wanted.
 
-
-def _python_batches(base: Path, train: bool) -> Arrays:
-    """Read a half of the version that torchvision downloads.
-
-    Its files are pickles. torchvision opens them only if their MD5 is that of the published files
-    (else RuntimeError), so nothing else is ever unpickled.
+    CIFAR-10's files are pickles. torchvision opens them only if their MD5 is that of the published
+    files (else RuntimeError), so nothing else is ever unpickled.
     """
-    from torchvision.datasets import CIFAR10
+    from torchvision import datasets
 
-    half = CIFAR10(str(base), train=train)
-    return Arrays(half.data, np.asarray(half.targets, dtype=np.int64))
+    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
+    half = kind(str(base), train=train, download=download)
+    return Arrays(np.asarray(half.data), np.asarray(half.targets, dtype=np.int64))
 
 
 def cifar10_test(root: str | Path) -> ImageSet | None:
@@ -281,7 +272,7 @@ def cifar10_test(root: str | Path) -> ImageSet | None:
     if not (base / folder).is_dir():
         return None
     try:
-        pixels, labels = _python_batches(base, train=False)
+        pixels, labels = _half("cifar10", base, train=False)
     except (RuntimeError, OSError) as e:
         raise UserError(
             f"--data-dir {base}: {folder} is not whole ({_first_line(e)}): unpack"
@@ -293,9 +284,8 @@ def cifar10_test(root: str | Path) -> ImageSet | None:
     return ImageSet(planes, labels, files, _CIFAR_CLASSES, "test", digests, digests)
 
 
-def _cifar_binary(base: Path) -> dict[str, Arrays]:
+def _cifar_binary(folder: Path) -> dict[str, Arrays]:
     """Read the binary version: records of a label and three planes of 32x32 bytes."""
-    folder = base / "cifar-10-batches-bin"
     names = {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "val": ["test_batch.bin"]}
     found = {}
     for split, files in names.items():

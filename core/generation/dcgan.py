@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,12 +28,10 @@ class Maker(nn.Module):
             nn.Unflatten(1, (size, 1, 1)),
             nn.ConvTranspose2d(size, channels[0], 4, bias=False),
         ]
-        for before, after in zip(channels, (*channels[1:], shape[0]), strict=True):
-            layers += [
-                nn.BatchNorm2d(before),
-                nn.ReLU(),
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=after == shape[0]),
-            ]
+        for before, after in itertools.pairwise((*channels, shape[0])):
+            last = after == shape[0]
+            grow = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=last)
+            layers += [nn.BatchNorm2d(before), nn.ReLU(), grow]
         self.body = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialise)
 
@@ -50,16 +50,15 @@ class Judge(nn.Module):
     def __init__(self, shape: Shape, width: int, classes: int):
         super().__init__()
         layers: list[nn.Module] = []
-        before = shape[0]
-        for level, after in enumerate(family.channels(shape, width)):
-            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=level == 0))
-            if level:  # none on the first layer, as in the paper
-                layers.append(nn.BatchNorm2d(after))
-            layers.append(nn.LeakyReLU(0.2))
-            before = after
+        channels = (shape[0], *family.channels(shape, width))
+        for level, (before, after) in enumerate(itertools.pairwise(channels)):
+            conv = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=level == 0)
+            norm = [nn.BatchNorm2d(after)] if level else []  # none on the first, as in the paper
+            layers += [conv, *norm, nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers, nn.Flatten())
-        self.head = nn.Linear(before * 16, 1)
-        self.labels = nn.Embedding(classes, before * 16) if classes else None
+        features = channels[-1] * 16
+        self.head = nn.Linear(features, 1)
+        self.labels = nn.Embedding(classes, features) if classes else None
         self.apply(_initialise)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ class Family(ABC):
         self.average.updates = state_dict["updates"]
 
 
-class Draws:
+class Draws(dict[str, torch.Generator]):
     """Named random generators whose states are part of a checkpoint.
 
     Args:
@@ -226,21 +226,16 @@ class Draws:
     """
 
     def __init__(self, seed: int, names: Sequence[str]):
-        self.generators = {
-            name: torch.Generator().manual_seed(stream(seed, number))
-            for number, name in enumerate(names)
-        }
-
-    def __getitem__(self, name: str) -> torch.Generator:
-        return self.generators[name]
+        for number, name in enumerate(names):
+            self[name] = torch.Generator().manual_seed(stream(seed, number))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every generator."""
-        return {name: generator.get_state() for name, generator in self.generators.items()}
+        return {name: generator.get_state() for name, generator in self.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Put every generator where it was."""
-        for name, generator in self.generators.items():
+        for name, generator in self.items():
             generator.set_state(state_dict[name])
 
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
@@ -45,18 +46,11 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
         layers: list[nn.Module] = []
-        before = channels
-        for after in (32, 64, 64):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-            before = after
-        self.body = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(before * (size // 8) ** 2, FEATURES)
-        )
+        for before, after in itertools.pairwise((channels, 32, 64, 64)):
+            conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        last = nn.Linear(64 * (size // 8) ** 2, FEATURES)
+        self.body = nn.Sequential(*layers, nn.Flatten(), last)
         self.head = nn.Sequential(nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(FEATURES, classes))
         # Features are divided by it: the spread (total variance) of the training images is then 1.
         self.register_buffer("spread", torch.ones(()))
@@ -101,14 +95,10 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, flip: bool) -
         flip: mirror at random.
     """
     devices = [images.device] if images.device.type == "cuda" else []
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices):
+    # Sums depend on the number of threads, and processes with others train it too.
+    with numerics.alone(threads=1), torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        torch.set_num_threads(1)  # sums depend on it, and processes with others train it too
-        try:
-            return _train(images, labels, classes, flip)
-        finally:
-            torch.set_num_threads(threads)
+        return _train(images, labels, classes, flip)
 
 
 def _train(images: Tensor, labels: Tensor, classes: int, flip: bool) -> Classifier:
@@ -175,19 +165,9 @@ def classifier(
     return model.to(images.device).eval().requires_grad_(False), digest
 
 
+@dataclass(eq=False, repr=False)
 class Reference:
     """Real images in the classifier's features, which generated ones are held against.
-
-    Args:
-        train: (N, C, S, S) uint8, the generators' training images.
-        labels: (N,) int64 of `train`.
-        held_out: (M, C, S, S) uint8, real images that no network has seen.
-        held_out_labels: (M,) int64.
-        classes: number of labels.
-        flip: mirror at random while the classifier trains.
-        count: how many images are compared: this many generated ones each time.
-        neighbours: k of precision and its kin.
-        fingerprint: of the data set.
 
     Attributes:
         classifier: of the data set.
@@ -201,27 +181,25 @@ class Reference:
         UserError: see `classifier`.
     """
 
-    def __init__(
-        self,
-        train: Tensor,
-        labels: Tensor,
-        held_out: Tensor,
-        held_out_labels: Tensor,
-        classes: int,
-        *,
-        flip: bool,
-        count: int,
-        neighbours: int,
-        fingerprint: str,
-    ):
-        self.train, self.labels = train, labels
-        self.held_out, self.held_out_labels = held_out, held_out_labels
-        self.classes, self.count, self.neighbours = classes, count, neighbours
-        self.classifier, self.digest = classifier(train, labels, classes, flip, fingerprint)
-        features, _ = self.classifier.look(train)
-        self.moments, self.real = moments(features), features[_some(len(train), count)]
-        self.check = CopyCheck(train)
-        self.unseen = self.check.ratios(held_out[_some(len(held_out), _CALIBRATED)])
+    train: Tensor  # (N, C, S, S) uint8, the generators' training images
+    labels: Tensor  # (N,) int64 of `train`
+    held_out: Tensor  # (M, C, S, S) uint8, real images that no network has seen
+    held_out_labels: Tensor  # (M,) int64
+    classes: int  # number of labels
+    _: KW_ONLY
+    flip: bool  # mirror at random while the classifier trains
+    count: int  # how many images are compared: this many generated ones each time
+    neighbours: int  # k of precision and its kin
+    fingerprint: str  # of the data set
+
+    def __post_init__(self) -> None:
+        how = self.classes, self.flip, self.fingerprint
+        self.classifier, self.digest = classifier(self.train, self.labels, *how)
+        features, _ = self.classifier.look(self.train)
+        self.moments, self.real = moments(features), features[_some(len(features), self.count)]
+        self.check = CopyCheck(self.train)
+        calibrating = self.held_out[_some(len(self.held_out), _CALIBRATED)]
+        self.unseen = self.check.ratios(calibrating)
 
     def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Return every measure of `count` images.

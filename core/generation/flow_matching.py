@@ -40,9 +40,8 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.embedding = nn.Linear(size, 2 * after)
         self.shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # starts as the shortcut alone
-        assert self.conv2.bias is not None
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():  # starts as the shortcut alone
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return maps (B, after, H, W) of maps (B, before, H, W)."""

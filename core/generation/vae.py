@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -20,19 +21,14 @@ class Encoder(nn.Module):
     def __init__(self, shape: Shape, width: int, classes: int, latent: int):
         super().__init__()
         layers: list[nn.Module] = []
-        before = shape[0]
-        for after in family.channels(shape, width):
-            layers += [
-                nn.Conv2d(before, after, 4, stride=2, padding=1),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-            ]
-            before = after
+        channels = (shape[0], *family.channels(shape, width))
+        for before, after in itertools.pairwise(channels):
+            conv = nn.Conv2d(before, after, 4, stride=2, padding=1)
+            layers += [conv, nn.GroupNorm(8, after), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.labels, extra = family.label_embedding(classes)
-        self.head = nn.Sequential(
-            nn.Linear(before * 16 + extra, 4 * width), nn.SiLU(), nn.Linear(4 * width, 2 * latent)
-        )
+        first = nn.Linear(channels[-1] * 16 + extra, 4 * width)
+        self.head = nn.Sequential(first, nn.SiLU(), nn.Linear(4 * width, 2 * latent))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance."""
@@ -52,12 +48,9 @@ class Decoder(nn.Module):
             nn.Linear(latent + extra, channels[0] * 16), nn.Unflatten(1, (channels[0], 4, 4))
         )
         layers: list[nn.Module] = []
-        for before, after in zip(channels, (*channels[1:], width), strict=True):
-            layers += [
-                nn.GroupNorm(8, before),
-                nn.SiLU(),
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1),
-            ]
+        for before, after in itertools.pairwise((*channels, width)):
+            grow = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+            layers += [nn.GroupNorm(8, before), nn.SiLU(), grow]
         self.body = nn.Sequential(
             *layers, nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, shape[0], 3, padding=1)
         )

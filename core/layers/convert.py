@@ -146,11 +146,10 @@ def to_plain(
     target = model if inplace else copy.deepcopy(model)
     for name in layers:
         layer = cast(WSConv2d, target.get_submodule(name))
+        weight = None if weights == "original" else layer.standardised().detach()
         if known is not None and weights == "original":
             _compensate(layer, target.get_submodule(norms[name]), known.mode, back=True)
-            setbyname2(target, name, layer.plain())
-        else:
-            setbyname2(target, name, layer.plain(layer.standardised().detach()))
+        setbyname2(target, name, layer.plain(weight))
     if known is not None:
         del target.ws_conversion
     return target

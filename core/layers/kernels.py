@@ -89,7 +89,7 @@ def _distance_sums(x: Tensor, centre: Tensor, wide: Tensor | None = None) -> lis
     """Partial sums of (x - centre)^2; in float64 if there is a buffer `wide` for it."""
     layout, dtype = layout_of(x), compute_dtype(x)
     buffer, parts = layout.buffer(dtype, x.device), []
-    for chunk, c in zip(layout.chunks(x), layout.spread(centre, dtype), strict=True):
+    for chunk, c in layout.cut(dtype, x, centre):
         t = torch.sub(widen(chunk, buffer), c, out=buffer[: len(chunk)])
         if wide is None:
             parts.append(layout.dot(t, t, buffer))
@@ -131,8 +131,7 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     low, y = x.dtype != dtype, torch.empty_like(x)
     layout = layout_of(x)
     buffer = layout.buffer(dtype, x.device) if low else None
-    factors = layout.spread(scale, dtype), layout.spread(shift, dtype)
-    for out, chunk, a, b in zip(layout.chunks(y), layout.chunks(x), *factors, strict=True):
+    for out, chunk, a, b in layout.cut(dtype, y, x, scale, shift):
         values = widen(chunk, buffer)
         torch.addcmul(b, values, a, out=values if low else out)
         if low:
@@ -156,8 +155,7 @@ def _gradient_sums(
     layout = layout_of(x)
     buffer, direct, product = layout.buffer(dtype, x.device), [], []
     other = buffer if dy.dtype == dtype else torch.empty_like(buffer)
-    centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
-    for grad, chunk, centre in zip(layout.chunks(dy), layout.chunks(x), centres, strict=True):
+    for grad, chunk, centre in layout.cut(dtype, dy, x, mean if centred else x):
         grad, values = widen(grad, other), widen(chunk, buffer)
         if centred:
             values = torch.sub(values, centre, out=buffer[: len(chunk)])
@@ -210,10 +208,8 @@ def _linear_gradient(
     other = layout.buffer(dtype, x.device) if low else None
     if not centred:
         offset = torch.addcmul(offset, mean, slope, value=-1)
-    centres = layout.spread(mean, dtype) if centred else layout.chunks(x)
-    factors = [centres, *(layout.spread(f, dtype) for f in (scale, slope, offset))]
-    chunks = zip(layout.chunks(dx), layout.chunks(dy), layout.chunks(x), *factors, strict=True)
-    for out, grad, chunk, c, a, b, o in chunks:
+    factors = (mean if centred else x, scale, slope, offset)
+    for out, grad, chunk, c, a, b, o in layout.cut(dtype, dx, dy, x, *factors):
         t = widen(chunk, buffer)
         if buffer is not None and centred:
             t = torch.sub(t, c, out=buffer[: len(chunk)])
@@ -230,9 +226,8 @@ def _ordered_gradient(
     """Compute (dy - offset + (x - mean) * slope) * rstd * weight, rounded as torch does it."""
     layout, dx = layout_of(x), torch.empty_like(x)
     buffer = layout.buffer(x.dtype, x.device)
-    factors = [layout.spread(f, x.dtype) for f in (mean, offset, slope, rstd, weight)]
-    chunks = zip(layout.chunks(dx), layout.chunks(dy), layout.chunks(x), *factors, strict=True)
-    for out, grad, chunk, c, o, b, r, w in chunks:
+    factors = (mean, offset, slope, rstd, weight)
+    for out, grad, chunk, c, o, b, r, w in layout.cut(x.dtype, dx, dy, x, *factors):
         t = torch.sub(chunk, c, out=buffer[: len(chunk)])
         torch.sub(grad, o, out=out).addcmul_(t, b).mul_(r).mul_(w)
     return dx
@@ -386,10 +381,8 @@ def _pool(t: Tensor, over: Over, groups: int) -> Tensor:
 
     Groups keep the size (N, C), with the sum in place of each of its parts.
     """
-    images, channels = t.shape
     if over == "batch":
         return t.sum(0, keepdim=True)
-    if groups == channels:
+    if groups == t.shape[1]:
         return t
-    sums = t.view(images, groups, -1).sum(2, keepdim=True)
-    return sums.expand(-1, -1, channels // groups).reshape(images, channels)
+    return _per_channel(t.view(len(t), groups, -1).sum(2), t)

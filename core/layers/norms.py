@@ -117,7 +117,7 @@ class BatchNorm(_Tracking):
         return OrderedBatchNorm.apply(x, weight, bias, mean, rstd, "batch", self.num_features, True)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(nn.GroupNorm):
     """Normalise groups of channels of one image (Wu & He, arXiv:1803.08494, eq. 7).
 
     y = (x - mean) / sqrt(var + eps) * weight + bias; mean and biased variance are taken over the
@@ -135,30 +135,29 @@ class GroupNorm(nn.Module):
     """
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5, affine: bool = True):
-        super().__init__()
         if groups < 1 or channels % groups:
             raise ValueError(
                 f"{type(self).__name__}: {channels} channels do not split into {groups} groups; "
                 f"choose groups that divide {channels}"
             )
-        self.num_features, self.groups, self.eps = channels, groups, eps
-        _add_affine(self, channels, affine)
+        super().__init__(groups, channels, eps, affine)
+        self.num_features = channels  # as torch's batch norm calls them
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        x = _checked(self, x)
+        x = _checked(self, input)
         self._check_size(x)
         weight, bias = _affine_of(self, x)
-        mean, var, centred = moments(x, self.groups, "group")
+        mean, var, centred = moments(x, self.num_groups, "group")
         return standardise(x, weight, bias, mean, (var + self.eps).rsqrt(), "group", centred)
 
     def _check_size(self, x: Tensor) -> None:
         # Like torch: a group of one value is let through in a batch (it becomes `bias`).
-        _check_count(self, x, x.numel() // self.groups, "per group")
+        _check_count(self, x, x.numel() // self.num_groups, "per group")
 
     def extra_repr(self) -> str:
         """Channels, groups and eps."""
-        return f"{self.num_features}, groups={self.groups}, eps={self.eps}"
+        return f"{self.num_features}, groups={self.num_groups}, eps={self.eps}"
 
 
 class LayerNorm(GroupNorm):
@@ -316,12 +315,7 @@ def _clip_gates(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
 register_optimizer_step_post_hook(_clip_gates)
 
 
-# Parameters, running averages and checks that layers share.
-
-
-def _add_affine(layer: nn.Module, channels: int, affine: bool) -> None:
-    layer.register_parameter("weight", nn.Parameter(torch.ones(channels)) if affine else None)
-    layer.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if affine else None)
+# Parameters and checks that layers share.
 
 
 def _affine_of(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -40,6 +41,11 @@ class _Layout(NamedTuple):
     channels_last: bool
     row: int  # values that are summed in float32, in contiguous format
     step: int  # blocks per chunk
+
+    def cut(self, dtype: torch.dtype, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what belongs together of images, by `chunks`, and statistics, by `spread`."""
+        cuts = (self.chunks(t) if t.dim() == 4 else self.spread(t, dtype) for t in parts)
+        return zip(*cuts, strict=True)
 
     def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         """Cut (N, C, H, W), dense in this format, into views of (B', P, L)."""

@@ -14,6 +14,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -31,9 +32,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
     Compiled code keeps to the layers as they were.
     """
-    while (inner := _wrapped(model)) is not None:  # of which there may be no copy
-        model = inner
-    return _plain(copy.deepcopy(model)).eval()
+    return _plain(copy.deepcopy(_unwrapped(model))).eval()  # of a wrapper there may be no copy
 
 
 def bn_layers(model: nn.Module) -> dict[str, Any]:
@@ -61,17 +60,18 @@ def bn_layers(model: nn.Module) -> dict[str, Any]:
 
 def _plain(module: nn.Module) -> nn.Module:
     """Take out, also within, what runs compiled code or replicas of a module in its place."""
-    while (inner := _wrapped(module)) is not None:
-        module = inner
+    module = _unwrapped(module)
     for name, child in module.named_children():
         module.register_module(name, _plain(child))
     return module
 
 
-def _wrapped(module: nn.Module) -> nn.Module | None:
-    """Return the module that `torch.compile` or `DataParallel` made a wrapper for, if any did."""
-    replicas = nn.DataParallel | nn.parallel.DistributedDataParallel
-    return module.module if isinstance(module, replicas) else getattr(module, "_orig_mod", None)
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` or `DataParallel` made wrappers for, or itself."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(module.module)
+    inner = getattr(module, "_orig_mod", None)
+    return module if inner is None else _unwrapped(inner)
 
 
 def _follows(layer: Any) -> bool:
@@ -110,21 +110,17 @@ def update(
         momentum: weight of the newest batch; None: as in the model.
         cumulative: forget what the statistics were and average all batches with equal weight.
     """
-    own = [(layer, layer.momentum) for layer in layers.values()]
-    hooks = [layer.register_forward_pre_hook(train_if_it_can) for layer in layers.values()]
     made = 0
-    try:
+    with ExitStack() as undo:
+        undo.callback(model.eval)
+        for layer in layers.values():
+            undo.callback(setattr, layer, "momentum", layer.momentum)
+            undo.enter_context(layer.register_forward_pre_hook(train_if_it_can))
         wanted = itertools.islice(batches, updates) if updates else ()  # no more are fetched
         for made, batch in enumerate(wanted, 1):
             if made == 1:
                 _set_momentum(layers, momentum, cumulative)
             model(images_of(batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for layer, kept in own:
-            layer.momentum = kept
-        model.eval()
     return made
 
 

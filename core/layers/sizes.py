@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,8 @@ def convolved(
     size: int,
     kernel: int,
     stride: int = 1,
-    padding: int = 0,
+    padding: int | Literal["same"] = 0,
     dilation: int = 1,
-    *,
     ceil_mode: bool = False,
 ) -> int:
     """Return the width that a convolution or a pool leaves of `size`.
@@ -56,7 +55,8 @@ def convolved(
         size: width or height before.
         kernel: k.
         stride: s.
-        padding: p on each side, or the mean of both sides.
+        padding: p on each side, or the mean of both sides; "same", which torch allows with stride 1
+            only, keeps the width.
         dilation: d.
         ceil_mode: of a pool: a last window may hang over the right edge, if it starts before
             that (so one window may also be larger than all there is).
@@ -64,6 +64,8 @@ def convolved(
     Raises:
         ValueError: the kernel does not fit.
     """
+    if padding == "same":
+        return size
     span = dilation * (kernel - 1) + 1
     room = size + 2 * padding - span
     steps = math.ceil(room / stride) if ceil_mode else math.floor(room / stride)
@@ -78,14 +80,7 @@ def expected(layer: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
     """Return what a convolution or pool makes of `size` (one number per axis); None for others."""
     if not isinstance(layer, _CONVOLUTIONS + _POOLS):
         return None
-    found: list[int] = []
-    for axis, width in enumerate(size):
-        kernel, stride, padding, dilation = _settings(layer, axis)
-        if padding == "same":  # torch allows it with stride 1 only
-            found.append(width)
-            continue
-        found.append(convolved(width, kernel, stride, padding, dilation, ceil_mode=_ceils(layer)))
-    return tuple(found)
+    return tuple(convolved(width, *_settings(layer, axis)) for axis, width in enumerate(size))
 
 
 def layer_sizes(model: nn.Module, shape: Sequence[int]) -> list[LayerSize]:
@@ -154,27 +149,24 @@ def _row(name: str, layer: nn.Module, given: Tensor, output: Tensor) -> LayerSiz
 
 def _formula(layer: nn.Module, before: Sequence[int], after: Sequence[int]) -> str:
     """Write the formula out for the last axis."""
-    kernel, stride, padding, dilation = _settings(layer, len(before) - 1)
+    kernel, stride, padding, dilation, ceils = _settings(layer, len(before) - 1)
     if padding == "same":
         return f"padding 'same' keeps {before[-1]}"
     spread = f"{dilation}·({kernel} − 1) − 1" if dilation > 1 else f"{kernel}"
-    bound = "ceil" if _ceils(layer) else "floor"
+    bound = "ceil" if ceils else "floor"
     return f"{bound}(({before[-1]} + 2·{padding} − {spread}) / {stride}) + 1 = {after[-1]}"
 
 
-def _settings(layer: nn.Module, axis: int) -> tuple[int, int, Any, int]:
-    """Return kernel, stride, padding ("same" or a number) and dilation of one axis."""
+def _settings(layer: nn.Module, axis: int) -> tuple[int, int, Any, int, bool]:
+    """Return kernel, stride, padding ("same" or a number), dilation and ceil_mode of one axis."""
 
     def of(name: str) -> Any:
         value = getattr(layer, name, 1)
         return value[axis] if isinstance(value, tuple | list) else value
 
     padding = {"same": "same", "valid": 0}.get(str(layer.padding), of("padding"))
-    return of("kernel_size"), of("stride"), padding, of("dilation")
-
-
-def _ceils(layer: nn.Module) -> bool:
-    return bool(getattr(layer, "ceil_mode", False))
+    ceils = bool(getattr(layer, "ceil_mode", False))
+    return of("kernel_size"), of("stride"), padding, of("dilation"), ceils
 
 
 def _parameters(layer: nn.Module) -> int:

@@ -100,9 +100,8 @@ def load_fitting(model: nn.Module, state: State, source: str) -> None:
 
 def resnet_name(model: nn.Module) -> str:
     """Return what residual network a model is, by its number of layers: "ResNet-18"."""
-    blocks = [m for m in model.modules() if type(m).__name__ in ("Block", "BasicBlock")]
-    bottlenecks = [m for m in model.modules() if type(m).__name__ == "Bottleneck"]
-    return f"ResNet-{2 + 2 * len(blocks) + 3 * len(bottlenecks)}"
+    layers = {"Block": 2, "BasicBlock": 2, "Bottleneck": 3}
+    return f"ResNet-{2 + sum(layers.get(type(m).__name__, 0) for m in model.modules())}"
 
 
 # --- what a user names ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -258,11 +259,8 @@ def _outputs(model: nn.Module, norms: Sequence[str], x: Tensor) -> dict[str, Ten
         # A copy: an in-place ReLU may follow.
         return lambda module, args, output: found.__setitem__(name, output.clone())
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in norms]
-    try:
-        with evaluation(model):
-            found[OUTPUT] = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation(model):
+        for name in norms:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(keep(name)))
+        found[OUTPUT] = model(x)
     return found

@@ -30,39 +30,13 @@ COUNTED = 2  # steps of a trial: the optimiser's state is made in the first
 B = TypeVar("B")
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a trial's step takes."""
-
-    precision: Precision  # of the forward pass
-    recompute: bool  # whether activations are computed again for the backward pass
-    estimate: int  # bytes as run
-    plain: int  # bytes in float32 without recomputation
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the trial notes of it."""
-        mib = {"estimated_mib": self.estimate / 2**20, "plain_mib": self.plain / 2**20}
-        return {"chosen_precision": self.precision, "chosen_recompute": self.recompute, **mib}
-
-
-@dataclass(frozen=True)
-class Line:
-    """Bytes of a training step in float32: `fixed`, and `per_image` for each image of the batch."""
-
-    fixed: float
-    per_image: float
-
-    def at(self, batch: int) -> int:
-        """Return the bytes of a step with so many images."""
-        return int(self.fixed + self.per_image * batch)
-
-
 @functools.lru_cache(maxsize=64)  # a worker runs many trials that differ in seed and batch only
 def measure(
     build: Callable[..., nn.Module], args: tuple[Hashable, ...], image_size: int, recompute: bool
-) -> Line:
+) -> tuple[float, float]:
     """Measure a step's activations, and add the weights' gradients and momentum.
 
+    Returns the bytes of a step in float32 without images, and those of each image of the batch.
     `build` makes the model from `args`, on the CPU and with a settable `recompute`: whether
     activations are computed again for the backward pass. `image_size` is in pixels.
     """
@@ -72,7 +46,7 @@ def measure(
     small, large = (step_bytes(model, image_size, probe, "float32") for probe in PROBES)
     per_image = (large - small) / (PROBES[1] - PROBES[0])
     weights = sum(p.nbytes for p in model.parameters())
-    return Line(small - per_image * PROBES[0] + 2 * weights, per_image)
+    return small - per_image * PROBES[0] + 2 * weights, per_image
 
 
 @dataclass(frozen=True)
@@ -84,16 +58,26 @@ class Step:
     image_size: int  # pixels
     batch: int  # images that are run at once
     precision: Precision = "float32"  # of the forward pass
-    recompute: bool = False  # whether activations are computed again
+    recompute: bool = False  # whether activations are computed again for the backward pass
 
-    def fit(self) -> Fit:
-        """Estimate what the step takes."""
-        plain, again = (
-            measure(self.build, self.args, self.image_size, recompute).at(self.batch)
-            for recompute in (False, self.recompute)
-        )
-        estimate = _in_precision(again, self.image_size, self.batch, self.precision)
-        return Fit(self.precision, self.recompute, estimate, plain)
+    def facts(self) -> dict[str, Any]:
+        """Return what the trial notes of it."""
+        estimate, plain = self.estimate()
+        mib = {"estimated_mib": estimate / 2**20, "plain_mib": plain / 2**20}
+        return {"chosen_precision": self.precision, "chosen_recompute": self.recompute, **mib}
+
+    def estimate(self) -> tuple[int, int]:
+        """Return the bytes that the step takes as run, and in float32 without recomputation.
+
+        In half precision images and weights stay float32.
+        """
+        of = (self.build, self.args, self.image_size)
+        lines = [measure(*of, recompute) for recompute in (False, self.recompute)]
+        plain, estimate = (int(fixed + per_image * self.batch) for fixed, per_image in lines)
+        if self.precision != "float32":
+            images = self.batch * 3 * self.image_size**2 * 4
+            estimate = (estimate - images) // 2 + images + images // 2
+        return estimate, plain
 
 
 def share(
@@ -115,7 +99,7 @@ def share(
     needed, largest = 0, ""
     for settings in ways:
         needed, largest = max(
-            (replace(step, **settings).fit().estimate + WORKSPACE, name)
+            (replace(step, **settings).estimate()[0] + WORKSPACE, name)
             for name, step in steps.items()
         )
         if slot is None or needed <= slot:
@@ -126,14 +110,6 @@ def share(
         f" the smallest slot has {slot / 2**30:.1f} GiB: lower batch_size or image_size, set"
         " accumulate (with batch norm another computation), or raise --slot-memory"
     )
-
-
-def _in_precision(plain: int, size: int, batch: int, precision: Precision) -> int:
-    """Halve the activations of a half-precision step; images and weights stay float32."""
-    if precision == "float32":
-        return plain
-    images = batch * 3 * size * size * 4
-    return (plain - images) // 2 + images + images // 2
 
 
 class _Watch(TorchDispatchMode):

@@ -36,7 +36,7 @@ def train_birds(config: dict[str, Any], report: trial.Report | None = None) -> N
     train_set, val_set = images(cfg)
     train, seen, val = batches(cfg, train_set, val_set, device)
     classes = len(train_set.classes)
-    way = step(cfg, classes).fit()
+    way = step(cfg, classes)
     model = resnet(cfg.n, classes, cfg.norm).to(device)
     model.recompute = way.recompute
     if cfg.channels_last:

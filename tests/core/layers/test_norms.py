@@ -176,7 +176,7 @@ def test_group_norm_has_layer_and_instance_norm_as_its_ends():
         nn.init.normal_(group.weight)
         other.double().load_state_dict(group.state_dict())
         assert_same(results(group, x, dy), results(other, x, dy), 0)
-    assert GroupNorm(16).groups == 8
+    assert GroupNorm(16).num_groups == 8
 
 
 @pytest.mark.parametrize("norm", OURS)

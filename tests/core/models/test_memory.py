@@ -21,7 +21,7 @@ def step(batch: int, size: int = 64, **settings) -> Step:
 
 
 def needs(batch: int, size: int = 64, **settings) -> int:
-    return step(batch, size, **settings).fit().estimate
+    return step(batch, size, **settings).estimate()[0]
 
 
 def test_the_peak_of_a_step_is_counted_by_hand():
