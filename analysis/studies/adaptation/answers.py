@@ -62,7 +62,7 @@ def summary(results: Results, cells: pd.DataFrame) -> str:
     if cells.empty:
         return "No cell of the severity table was run; the parts that were follow."
     model = escape(results.data.get("model", "the model"))
-    better, worse = int((cells["gain_low"] > 0).sum()), int((cells["gain_high"] < 0).sum())
+    better, worse = _clear_cells(cells)
     mean = {key: cells[key].mean() for key in ("acc_unadapted", "acc_adapted", "gain")}
     best, most = cells.loc[cells["gain"].idxmax()].to_dict(), ""
     if best["gain_low"] > 0:
@@ -75,11 +75,6 @@ def summary(results: Results, cells: pd.DataFrame) -> str:
         f"Adaptation helps in {better} of them and harms in {worse} (95 % interval over images "
         f"clear of zero).{most}"
     )
-
-
-def normalisation(results: Results) -> str:
-    """How pixels were normalised, and why so; nothing for studies that did not record it."""
-    return escape(results.data.get("normalisation", {}).get("sentence", ""))
 
 
 def corruption_error(errors: pd.DataFrame, reference: str) -> str:
@@ -197,7 +192,7 @@ def methods(table: pd.DataFrame) -> str:
     """The methods by their mean over corruptions, and how often each gains and loses."""
     found = []
     for method, group in table.groupby("method", sort=False):
-        better, worse = (group["gain_low"] > 0).sum(), (group["gain_high"] < 0).sum()
+        better, worse = _clear_cells(group)
         found.append(
             f"`{method}` ({METHODS.get(str(method), method)}) "
             + percent(group["acc_adapted"].mean())
@@ -255,6 +250,10 @@ def limits(results: Results) -> str:
 def cell(row: Any) -> str:
     """A cell in words."""
     return f"{str(row['corruption']).replace('_', ' ')} {int(row['severity'])}"
+
+
+def _clear_cells(cells: pd.DataFrame) -> tuple[int, int]:
+    return int((cells["gain_low"] > 0).sum()), int((cells["gain_high"] < 0).sum())
 
 
 def _clear(row: Any) -> int:

@@ -65,19 +65,18 @@ def headline(found: Mapping[str, tables.Table]) -> tables.Table:
 
 def all_tables(results: Results) -> dict[str, tables.Table]:
     """Every table of the parts that have finished trials, the most important first."""
-    makers: dict[str, tuple[str, Callable[..., tables.Table | None]]] = {
-        "severity": ("severity", severity_table),
-        "corruptions": ("severity", corruption_table),
-        "updates": ("updates", sweep_table),
-        "batch_size": ("batch-size", sweep_table),
-        "methods": ("methods", method_table),
-        "clean": ("clean", clean_table),
-        "stream": ("stream", stream_table),
-    }
-    trials = {name: finished(results, part) for name, (part, _) in makers.items()}
-    made = {name: makers[name][1](results, some) for name, some in trials.items() if len(some)}
-    found = {name: table for name, table in made.items() if table is not None}
-    if found:
+    makers: list[tuple[str, Callable[..., tables.Table | None]]] = [
+        ("severity", severity_table),
+        ("severity", corruption_table),
+        ("updates", sweep_table),
+        ("batch-size", sweep_table),
+        ("methods", method_table),
+        ("clean", clean_table),
+        ("stream", stream_table),
+    ]
+    parts = [(finished(results, part), make) for part, make in makers]
+    made = [make(results, trials) for trials, make in parts if len(trials)]
+    if found := {table.name: table for table in made if table is not None}:
         return found
     states, columns = results.trials[["trial", "state"]], tuple(arms.texts("trial", "state"))
     return {"trials": tables.Table("trials", states, columns, "No trial has finished.")}
@@ -153,7 +152,7 @@ def severity_numbers(results: Results) -> pd.DataFrame:
     """The corruption x severity table, clean images first; empty where the part was not run."""
     trials = finished(results, "severity")
     if trials.empty:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=["corruption"])
     numbers = cell_numbers(trials, ("corruption", "severity"))
     clean = trials[trials["corruption"] != CLEAN]
     if "clean_right_adapted" not in clean or clean["clean_right_adapted"].isna().all():
@@ -170,18 +169,15 @@ def severity_numbers(results: Results) -> pd.DataFrame:
 
 def corrupted(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells that are not of clean images."""
-    return cells[cells["corruption"] != CLEAN] if len(cells) else cells
+    return cells[cells["corruption"] != CLEAN]
 
 
-def corruption_errors(results: Results) -> tuple[pd.DataFrame, str]:
+def corruption_errors(results: Results, cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Errors per corruption over its severities, relative to a reference, and its name.
 
     The reference is AlexNet where the model tells ImageNet's classes apart, else the source model
     itself without adaptation. Only corruptions with all five severities have a corruption error.
     """
-    cells = corrupted(severity_numbers(results))
-    if cells.empty:
-        return pd.DataFrame(), ""
     imagenet = len(results.data.get("classes", ())) == 1000
     rows = []
     by = ["corruption", *(k for k in cells if k in SETTINGS[2:])]
@@ -223,15 +219,11 @@ def recomputed(results: Results) -> str:
     )
 
 
-def _cells_shown(*more: tables.Column) -> list[tables.Column]:
-    return [
-        tables.interval("acc_unadapted", "without (%)"),
-        tables.interval("acc_adapted", "with (%)"),
-        tables.difference("gain", "gain (points)"),
-        *more,
-    ]
-
-
+_ACCURACIES = (
+    tables.interval("acc_unadapted", "without (%)"),
+    tables.interval("acc_adapted", "with (%)"),
+    tables.difference("gain", "gain (points)"),
+)
 _LOSSES = (
     tables.number("loss_unadapted", "loss without", 2),
     tables.number("loss_adapted", "loss with", 2),
@@ -248,13 +240,13 @@ def severity_table(results: Results, trials: pd.DataFrame) -> tables.Table:
         f"{int(numbers['n'].max()):,} images, {count(numbers['seeds'].max(), 'seed')}; in brackets "
         "95 % intervals over images (Wilson; gain: Agresti & Min for matched pairs). Loss in nats."
     )
-    columns = (*_setting_columns(numbers), *_cells_shown(*_LOSSES))
+    columns = (*_setting_columns(numbers), *_ACCURACIES, *_LOSSES)
     return tables.Table("severity", numbers, columns, caption, note)
 
 
 def corruption_table(results: Results, trials: pd.DataFrame) -> tables.Table | None:
     """Errors per corruption: tables/corruptions."""
-    numbers, reference = corruption_errors(results)
+    numbers, reference = corruption_errors(results, corrupted(severity_numbers(results)))
     if numbers.empty:
         return None
     columns = (
@@ -292,7 +284,7 @@ def method_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method under every corruption: tables/methods."""
     numbers = cell_numbers(trials, ("corruption", "severity", "method"))
     keys = [k for k in told_apart(trials, ("corruption", "method")) if k in numbers]
-    columns = (*_setting_columns(numbers[keys]), *_cells_shown())
+    columns = (*_setting_columns(numbers[keys]), *_ACCURACIES)
     caption = f"Methods at severity {_listed(trials['severity'])}."
     note = "In brackets 95 % intervals over images."
     return tables.Table("methods", numbers, columns, caption, note)
@@ -301,7 +293,7 @@ def method_table(results: Results, trials: pd.DataFrame) -> tables.Table:
 def clean_table(results: Results, trials: pd.DataFrame) -> tables.Table:
     """Every method on clean images: tables/clean."""
     numbers = cell_numbers(trials, ("method",))
-    columns = (*_setting_columns(numbers), *_cells_shown(*_LOSSES))
+    columns = (*_setting_columns(numbers), *_ACCURACIES, *_LOSSES)
     images = f"{int(numbers['n'].max()):,} images"
     note = f"{images}; in brackets 95 % intervals over images. Loss: nats."
     return tables.Table("clean", numbers, columns, "Clean images.", note)
@@ -379,43 +371,35 @@ def _listed(values: pd.Series) -> str:
     return reports.join(sorted(values.unique()))
 
 
-@figures.styled
-def heat_figures(results: Results) -> list[Figure]:
-    """Corruption x severity: accuracy without and with, and gain."""
-    cells = corrupted(severity_numbers(results))
-    if len(cells) < 2:
-        return []
+@arms.drawn(
+    "severity",
+    "Three heat maps of corruption by severity: accuracy without adaptation, with it, and the "
+    "gain.",
+)
+def heat_figure(results: Results, cells: pd.DataFrame) -> arms.Drawn:
+    """Corruption x severity: accuracy without and with, and gain; `cells` are not of clean."""
     cells = first_cell(cells, "corruption", "severity")
     without, adapted, gain = (
         _wide(cells, "severity", key) * 100 for key in ("acc_unadapted", "acc_adapted", "gain")
     )
     both = np.concatenate([without.to_numpy(), adapted.to_numpy()])
-    ends: dict[str, Any] = {
-        "low": float(np.nanmin(both)),
-        "high": float(np.nanmax(both)) + 1e-9,
-    }  # all may be equal
-    whole = "{:.0f}".format
-    names = [_spaced(name) for name in gain.index]
+    low, high = float(np.nanmin(both)), float(np.nanmax(both)) + 1e-9  # all may be equal
+    whole: dict[str, Any] = {"show": "{:.0f}".format, "low": low, "high": high}
+    points: dict[str, Any] = {"show": _signed}
+    names, columns = [_spaced(name) for name in gain.index], [*map(str, gain.columns)]
     figure, axes = figures.panels(3, height=0.75 + 0.21 * len(names))
-    for panel, table, title, show, limits in (
-        (axes[0], without, "accuracy without (%)", whole, ends),
-        (axes[1], adapted, "accuracy with (%)", whole, ends),
-        (axes[2], gain, "gain (points)", _signed, {}),
+    for panel, table, title, rows, look in (
+        (axes[0], without, "accuracy without (%)", names, whole),
+        (axes[1], adapted, "accuracy with (%)", [""] * len(names), whole),
+        (axes[2], gain, "gain (points)", [""] * len(names), points),
     ):
-        rows = names if panel is axes[0] else [""] * len(names)
-        columns = [str(severity) for severity in gain.columns]
-        figures.heatmap(panel, table.to_numpy(), rows, columns, show, **limits)
+        figures.heatmap(panel, table.to_numpy(), rows, columns, **look)
         panel.set_title(title, loc="left")
-    caption = (
+    return figure, (
         "Accuracy without and with adaptation, and gain, per corruption (rows) and severity "
         f"(columns); {int(cells['n'].max()):,} images a cell, "
         f"{count(cells['seeds'].max(), 'seed')}."
     )
-    alt = (
-        "Three heat maps of corruption by severity: accuracy without adaptation, with it, and "
-        "the gain."
-    )
-    return [arms.saved(results, figure, "severity", caption, alt)]
 
 
 def _wide(cells: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
@@ -630,12 +614,21 @@ def _draw_photos(results: Results, pixels: np.ndarray, names: Sequence[str]) -> 
 def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Section | None]:
     if "trials" in found:
         return [section("Result", arms.NO_RESULT)]
-    cells = severity_numbers(results)
-    questions = _answers(results, found, corrupted(cells), _clean_row(results, cells))
+    every = severity_numbers(results)
+    cells = corrupted(every)
+    errors, reference = corruption_errors(results, cells)
+    questions = _answers(results, found, cells, _clean_row(results, every))
     corruptions = [found[name] for name in ("corruptions", "severity") if "corruptions" in found]
     stream = [stream_figure(results), found["stream"]] if "stream" in found else []
     return [
-        section("Result", *_result(results, corrupted(cells))),
+        section(
+            "Result",
+            answers.summary(results, cells),
+            heat_figure(results, cells) if len(cells) > 1 else None,
+            answers.corruption_error(errors.dropna(), reference),
+            escape(results.data.get("normalisation", {}).get("sentence", "")),
+            recomputed(results),
+        ),
         section("The questions, answered", questions),
         section("Updates and batch size", *_sweeps(results, found)),
         section("Corruptions and severities", *corruptions),
@@ -649,31 +642,21 @@ def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Secti
     ]
 
 
-def _result(results: Results, cells: pd.DataFrame) -> list[Block | str]:
-    errors, reference = corruption_errors(results)
-    whole = errors.dropna(subset=["ce_unadapted"]) if len(errors) else errors
-    return [
-        answers.summary(results, cells),
-        *heat_figures(results),
-        answers.corruption_error(whole, reference),
-        answers.normalisation(results),
-        recomputed(results),
-    ]
-
-
 def _sweeps(results: Results, found: Mapping[str, tables.Table]) -> list[Block]:
-    blocks: list[Block] = []
-    if "updates" in found:
-        blocks.append(sweep_figure(results, "updates", "num_bn_updates", "number of updates"))
-    if "batch_size" in found:
-        blocks.append(sweep_figure(results, "batch-size", "batch_size", "batch size"))
-    return [*blocks, *(found[name] for name in ("updates", "batch_size") if name in found)]
+    """The figures of both sweeps side by side, then their tables."""
+    drawn = {
+        "updates": ("updates", "num_bn_updates", "number of updates"),
+        "batch_size": ("batch-size", "batch_size", "batch size"),
+    }
+    run = [name for name in drawn if name in found]
+    return [*(sweep_figure(results, *drawn[name]) for name in run), *(found[name] for name in run)]
 
 
 def _clean_row(results: Results, cells: pd.DataFrame) -> pd.Series | None:
     """Clean images without and with `running`, from the severity part or else the clean part."""
-    if len(cells) and (cells["corruption"] == CLEAN).any():
-        return cells[cells["corruption"] == CLEAN].iloc[0]
+    clean = cells[cells["corruption"] == CLEAN]
+    if len(clean):
+        return clean.iloc[0]
     trials = finished(results, "clean")
     trials = trials[trials["method"] == "running"]
     return None if trials.empty else cell_numbers(trials, ("method",)).iloc[0]

@@ -289,9 +289,8 @@ def gap_numbers(results: Results) -> pd.DataFrame:
 def _gap_of(group: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for metric in ("equal", "best"):
-        found = statistics.paired(group, "norm", metric, "gn", states=COUNTED)
-        found = found[found["norm"] == "bn"]
-        one = found.iloc[0].to_dict() if len(found) else {}
+        found = statistics.paired(group, "norm", metric, "gn", states=COUNTED).to_dict("records")
+        one = found[0] if found else {}  # of bn: there is no other norm in the group
         row[metric] = one.get("difference", math.nan)
         row |= {f"{metric}_{key}": one.get(key, math.nan) for key in ("low", "high", "p")}
         row[f"{metric}_pairs"] = int(one.get("n", 0))
@@ -359,10 +358,9 @@ def savings_numbers(results: Results) -> pd.DataFrame:
     saved = left * counted["per_epoch"].where(left > 0, 0.0)
     took = _facts(counted, "seconds").fillna(counted["ran"] * counted["per_epoch"])
     full = float(counted["planned"].sum()), float(took.sum() + saved.sum(skipna=False))
-    chosen = {r: stopped & (counted["reason"] == r) for r in REASONS}
-    chosen = {r: rows for r, rows in chosen.items() if (counted["reason"] == r).any()}
+    by_reason = {r: counted["reason"] == r for r in REASONS if (counted["reason"] == r).any()}
     found = []
-    for reason, rows in {**chosen, "all": stopped}.items():
+    for reason, rows in {**by_reason, "all": stopped}.items():
         row: dict[str, Any] = {"reason": reason, "trials": int(rows.sum())}
         sums = float(left[rows].sum()), float(saved[rows].sum(skipna=False))
         for name, part, whole in zip(("epochs", "seconds"), sums, full, strict=True):
@@ -507,8 +505,11 @@ def trial_table(results: Results) -> tables.Table:
     return tables.Table("batch_size_by_seed", numbers, columns, "Every trial.")
 
 
-@figures.styled
-def accuracy_figure(results: Results) -> Figure:
+@arms.drawn(
+    "accuracy_by_batch_size",
+    "Validation accuracy of each norm against batch size, at equal epochs left, at best right.",
+)
+def accuracy_figure(results: Results) -> arms.Drawn:
     """Accuracy against batch size on a log axis, at equal epochs and at the best."""
     numbers, trials = cell_numbers(results), _counted(measured(results))
     norms = results.levels("norm")
@@ -530,15 +531,11 @@ def accuracy_figure(results: Results) -> Figure:
     figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
     some = numbers[numbers["n"] > 0]["n"]
     n = count(some.min(), "seed", some.max()) if len(some) else "no seed"
-    return arms.saved(
-        results,
-        figure,
-        "accuracy_by_batch_size",
+    return figure, (
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
         f"95 % t interval (n = {n}; one seed has no interval); small marks: single seeds, "
         "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
-        + (_CUT if cut else ""),
-        "Validation accuracy of each norm against batch size, at equal epochs left, at best right.",
+        + (_CUT if cut else "")
     )
 
 
@@ -562,12 +559,9 @@ def _points(
 
 def _size_axis(panel: Any, ticks: Sequence[int]) -> None:
     """A log axis that is labelled at the batch sizes only."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(list(ticks), [str(size) for size in ticks])
+    panel.minorticks_off()
     if ticks:
         panel.set_xlim(min(ticks) / 1.6, max(ticks) * 1.6)
     panel.set_xlabel("batch size (log axis)")
@@ -591,8 +585,11 @@ def _limit(panel: Any, values: pd.Series, numbers: pd.DataFrame, metric: str) ->
     return bool(ends.min() < low - margin or ends.max() > high + margin)
 
 
-@figures.styled
-def gap_figure(results: Results) -> Figure:
+@arms.drawn(
+    "bn_minus_gn",
+    "Difference of batch norm and group norm against batch size, with the published one.",
+)
+def gap_figure(results: Results) -> arms.Drawn:
     """The gap bn minus gn against batch size with paired intervals, beside the published gap."""
     numbers = gap_numbers(results)
     figure, axes = figures.panels(2, height=2.15)
@@ -612,14 +609,10 @@ def gap_figure(results: Results) -> Figure:
     axes[0].set_ylabel("bn minus gn (points)")
     figures.legend_below(figure, axes[0], 2)
     pairs = numbers["best_pairs"]
-    return arms.saved(
-        results,
-        figure,
-        "bn_minus_gn",
+    return figure, (
         "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
         f"({count(pairs.min(), 'pair', pairs.max())} of seeds). Grey: published ImageNet figures, "
-        "images per GPU." + (_CUT if cut else ""),
-        "Difference of batch norm and group norm against batch size, with the published one.",
+        "images per GPU." + (_CUT if cut else "")
     )
 
 
@@ -676,12 +669,6 @@ def _lines(results: Results, metric: str) -> str:
     )
 
 
-def _train_curves(results: Results) -> Figure | None:
-    """Accuracy on training images over epochs, running unless every epoch was scored anew."""
-    metric, words = arms.train_column(results.history, "accuracy")
-    return curve_figure(results, metric, "train_curves", f"{words} accuracy (%)")
-
-
 _ENDS = {"ASHA": "s", "plateau": "^", "other": "d", "failed": "x", "diverged": "x"}
 
 
@@ -703,12 +690,12 @@ def _curve_legend(figure: Any, look: Any, trials: pd.DataFrame) -> None:
         Line2D([], [], color=style.color, marker=style.marker, label=str(norm))
         for norm, style in look.items()
     ]
-    for name in REASONS:
-        if (trials["reason"] == name).any():
-            mark: dict[str, Any] = {"color": "#444444", "linestyle": "none", "marker": _ENDS[name]}
-            handles.append(
-                Line2D([], [], markerfacecolor="white", label=f"stopped: {name}", **mark)
-            )
+    mark: dict[str, Any] = {"color": "#444444", "linestyle": "none", "markerfacecolor": "white"}
+    handles += [
+        Line2D([], [], marker=_ENDS[name], label=f"stopped: {name}", **mark)
+        for name in REASONS
+        if (trials["reason"] == name).any()
+    ]
     columns = min(6, len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2)
 
@@ -721,14 +708,10 @@ def _band_words(results: Results) -> str:
     return "range of the two seeds" if most == 2 else "95 % t interval (the range of two seeds)"
 
 
-@figures.styled
-def epochs_figure(results: Results) -> Figure | None:
-    """Epochs that each trial ran, of those planned; None for too many trials."""
-    trials = measured(results)
-    order = pd.concat([group for _, _, group in _cells(results, trials)] or [trials])
-    if len(order) > _MOST_BARS or order.empty:
-        return None
-    look, rows = figures.styles(results.levels("norm")), order.to_dict("records")
+@arms.drawn("epochs_run", "A bar per trial with the epochs it ran.")
+def epochs_figure(results: Results, trials: pd.DataFrame) -> arms.Drawn:
+    """Epochs that each of these trials ran, of those planned."""
+    look, rows = figures.styles(results.levels("norm")), trials.to_dict("records")
     figure, (axes, *_) = figures.panels(height=0.6 + 0.14 * len(rows))
     outline = {"color": "none", "edgecolor": "#bbbbbb", "linewidth": 0.6}
     for row, trial in enumerate(rows):
@@ -741,9 +724,7 @@ def epochs_figure(results: Results) -> Figure | None:
     figures.named_rows(axes, names, fontsize=6.5 if len(rows) > 20 else 7.5)
     figures.whole_numbers(axes, "epochs")
     axes.set_ylabel("norm, batch size, seed")
-    caption = "Epochs run (filled) of those planned (outline), with what ended a trial early."
-    alt = "A bar per trial with the epochs it ran."
-    return arms.saved(results, figure, "epochs_run", caption, alt)
+    return figure, "Epochs run (filled) of those planned (outline), with what ended a trial early."
 
 
 def summary(results: Results, numbers: pd.DataFrame) -> str:
@@ -976,8 +957,9 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
     slow = (
         "ASHA stops what is behind early, so it also cuts slow starters: a large batch takes fewer "
         "steps per epoch. "
+        if (measured(results)["reason"] == "ASHA").any()
+        else ""
     )
-    slow = slow if (measured(results)["reason"] == "ASHA").any() else ""
     asha = (results.study.get("stopping") or {}).get("scheduler") == "asha"
     images = provenance.image_counts(results.data).get("val")
     items: list[Any] = [
@@ -1009,7 +991,8 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
 def _sections(results: Results, table: tables.Table, extra: list[Section]) -> list[Section | None]:
     numbers, rates, memory = table.numbers, rate_table(results), memory_table(results)
     accuracy = (results, "val_accuracy", "curves", "validation accuracy (%)")
-    drawn = [curve_figure(*accuracy), _train_curves(results)]
+    running, words = arms.train_column(results.history, "accuracy")
+    training = (results, running, "train_curves", f"{words} accuracy (%)")
     every = trial_table(results)
     shown = replace(every, numbers=every.numbers.head(2 * _MOST_ROWS))
     return [
@@ -1020,7 +1003,7 @@ def _sections(results: Results, table: tables.Table, extra: list[Section]) -> li
             accuracy_figure(results) if (numbers["n"] > 0).any() else None,
         ),
         _gap_section(results),
-        section("Curves", *drawn) if len(results.history) else None,
+        section("Curves", curve_figure(*accuracy), curve_figure(*training)),
         _stopping_section(results),
         section(
             "Learning rate and batch size",
@@ -1036,19 +1019,19 @@ def _sections(results: Results, table: tables.Table, extra: list[Section]) -> li
 
 def _gap_section(results: Results) -> Section | None:
     table = gap_table(results)
-    paired = table is not None and table.numbers["best"].notna().any()
-    drawn = gap_figure(results) if paired else None
+    drawn = gap_figure(results) if table and table.numbers["best"].notna().any() else None
     return section("Batch norm minus group norm", gap_text(results), table, drawn, _PUBLISHED_TABLE)
 
 
 def _stopping_section(results: Results) -> Section | None:
-    drawn, stopped = epochs_figure(results), stopped_table(results)
+    stopped, cells = stopped_table(results), _cells(results, measured(results))
+    trials = pd.concat([group for _, _, group in cells]) if cells else results.trials[:0]
     return section(
         "Early stopping",
         f"{stopping_text(results.study)}\n\n{saved_text(results)}",
         savings_table(results),
         arms.cut(stopped, _MOST_ROWS) if len(stopped.numbers) else None,
-        drawn,
+        epochs_figure(results, trials) if 0 < len(trials) <= _MOST_BARS else None,
     )
 
 

@@ -326,7 +326,7 @@ def _minus_bn(row: Any, p: str = "", against: str = "") -> str:
 
 
 def _separated(ranked: pd.DataFrame) -> str:
-    tested = ranked[ranked["p_holm"].notna() & (ranked["norm"] != "torch_bn")]
+    tested = ranked.dropna(subset=["p_holm"])  # torch_bn has none: it is no rival
     if tested.empty:
         return ""
     sure = tested[tested["p_holm"] < 0.05]
@@ -376,7 +376,7 @@ def _micro(results: Results, ranked: pd.DataFrame) -> str:
         ("train_accuracy_running", "train_micro_f1_running"), ("val_accuracy", "val_micro_f1")
     ]  # fmt: skip
     found = [(history[a] - history[b]).abs().max() for a, b in pairs if {a, b} <= set(history)]
-    largest = max(found, default=float("nan"))
+    largest = max(found, default=math.nan)
     same = "are equal" if largest == 0 else f"differ by at most {significant(largest)}"
     macro = (ranked["val_macro_f1"] - ranked["val_accuracy"]).abs().max()
     return (

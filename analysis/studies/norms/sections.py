@@ -20,7 +20,6 @@ from analysis.studies.norms import answers
 
 BASELINE = "bn"
 MAIN_RECIPE = "good"
-SPLITS = {"train": "train", "val": "val"}
 METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
 CURVES = {
     "error": ("error (%)", 100.0),
@@ -29,6 +28,8 @@ CURVES = {
     "micro_f1": ("micro-F1 (%)", 100.0),
     "macro_f1": ("macro-F1 (%)", 100.0),
 }
+# What is measured on both splits at a trial's best epoch: split and metric by column.
+_BEST = {f"best_{s}_{m}": (s, m) for s in ("train", "val") for m in (*METRICS, "loss")}
 _MOST_CLASSES = 30
 _SHOWN = {"val": "val", "best_train": "train"}  # validation of the last epoch, training of the best
 
@@ -74,23 +75,14 @@ def by_recipe(results: Results) -> list[Results]:
     return [results.where(recipe=name) for name in names] or [results]
 
 
-def main_recipe(results: Results) -> Results:
-    """The trials of the main recipe."""
-    return by_recipe(results)[0]
-
-
 def with_best(results: Results) -> pd.DataFrame:
     """The trials, with `best_<split>_<metric>` of both splits: those of each trial's best epoch."""
-    kept = results.at_best()
-    found = {
-        f"best_{split}_{metric}": train_metric(kept, metric)
-        if split == "train"
-        else f"val_{metric}"
-        for split in SPLITS
-        for metric in (*METRICS, "loss")
-    }
-    values = {name: kept[column].astype(float) for name, column in found.items() if column in kept}
-    return results.trials.assign(**{**dict.fromkeys(found, float("nan")), **values})
+    kept, values = results.at_best(), dict.fromkeys(_BEST, pd.Series(dtype=float))
+    for name, (split, metric) in _BEST.items():
+        column = train_metric(kept, metric) if split == "train" else f"val_{metric}"
+        if column in kept:
+            values[name] = kept[column].astype(float)
+    return results.trials.assign(**values)
 
 
 def norm_numbers(results: Results) -> pd.DataFrame:
@@ -105,8 +97,7 @@ def norm_numbers(results: Results) -> pd.DataFrame:
     """
     table = statistics.compare(results.trials, "norm", "val_accuracy")[["norm", "n", "of"]]
     trials = with_best(results)
-    best = [f"best_{split}_{metric}" for split in SPLITS for metric in (*METRICS, "loss")]
-    for name in (*(f"val_{metric}" for metric in METRICS), *best):
+    for name in (*(f"val_{metric}" for metric in METRICS), *_BEST):
         table = statistics.joined(table, trials, ["norm"], name)
     against = statistics.paired(results.trials, "norm", "val_accuracy", BASELINE)
     against = against[["norm", "difference", "low", "high", "p", "p_holm", "n"]]
@@ -286,14 +277,13 @@ def class_recall(results: Results) -> tuple[pd.DataFrame, np.ndarray] | None:
     trials = trials.sort_values("val_accuracy", ascending=False, kind="stable")
     chosen = trials.drop_duplicates("norm").set_index("norm")["trial"]
     stored = {norm: load_predictions(results.path, trial) for norm, trial in chosen.items()}
+    matrices = {norm: confusion(scores) for norm, scores in stored.items()}
     recalls = {
-        norm: pd.Series(
-            statistics.recall(confusion(stored[norm])), index=list(stored[norm].classes)
-        )
+        norm: pd.Series(statistics.recall(matrices[norm]), index=list(stored[norm].classes))
         for norm in results.levels("norm")
         if norm in stored
     }
-    return pd.DataFrame(recalls), confusion(stored[chosen.index[0]])
+    return pd.DataFrame(recalls), matrices[chosen.index[0]]
 
 
 def curve_figures(results: Results, suffix: str = "") -> list[Figure]:
@@ -349,9 +339,11 @@ def sanity_figure(results: Results) -> arms.Drawn:
 @figures.styled
 def cost_figure(results: Results) -> Figure:
     """Seconds per epoch and peak memory, a row per norm, a dot per seed."""
-    norms, height = results.levels("norm"), 0.55 + 0.2 * len(results.levels("norm"))
+    norms = results.levels("norm")
     columns = {"seconds_per_epoch": "seconds per epoch", "peak_memory_mib": "peak memory (MiB)"}
-    figure, labels = arms.dotted(results.trials, "norm", columns, norms, height=height)
+    figure, labels = arms.dotted(
+        results.trials, "norm", columns, norms, height=0.55 + 0.2 * len(norms)
+    )
     words = " and ".join(labels)
     caption = (
         f"{arms.capital(words)} of each norm: bar, mean over seeds; marks, single seeds "
@@ -394,6 +386,7 @@ def recipe_figure(results: Results) -> arms.Drawn:
 
 def _sections(results: Results, main: Results, table: tables.Table) -> list[Section | None]:
     numbers, differences, found = table.numbers, own_against_torch(main), class_recall(main)
+    sanity = [] if differences.empty else [answers.identical(differences), sanity_figure(main)]
     against = ["minus bn (points)", "p (Holm)"] if _has_baseline(numbers) else []
     return [
         section(
@@ -405,20 +398,14 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
         ),
         section("The questions, answered", answers.answers(main, numbers, differences)),
         Section("Curves", tuple(curve_figures(main))),
-        section("Sanity check: own bn against torch's", *_sanity(main, differences)),
+        section("Sanity check: own bn against torch's", *sanity),
         section("Time and memory", answers.cost(main, numbers), cost_figure(main)),
-        section("Classes", answers.classes(*found), class_figure(main, found[0]))
-        if found
-        else None,
+        found and section("Classes", answers.classes(*found), class_figure(main, found[0])),
         section("Recipes", *_recipes(results)) if len(results.levels("recipe")) > 1 else None,
         section("Beside published figures", answers.beside(results), answers.PUBLISHED),
         section("Limits", answers.limits(main, numbers)),
         section("Every trial", _every(results), optional=True),
     ]
-
-
-def _sanity(main: Results, differences: pd.DataFrame) -> list[Block | str]:
-    return [] if differences.empty else [answers.identical(differences), sanity_figure(main)]
 
 
 def _every(results: Results) -> tables.Table:

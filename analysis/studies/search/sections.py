@@ -132,42 +132,40 @@ def configurations(results: Results) -> pd.DataFrame:
 def default_trial(results: Results) -> dict[str, Any] | None:
     """The trial with the settings as they are; None when it has not run or failed."""
     trials = _with_settings(results)
-    found = trials[(trials["trial"] == DEFAULT) & trials["value"].notna()]
-    return {str(key): cell for key, cell in found.iloc[0].items()} if len(found) else None
+    return _first(trials[trials["trial"] == DEFAULT])
 
 
 def best_trial(results: Results) -> dict[str, Any] | None:
     """The first configuration with the largest value; None without any value."""
-    found = configurations(results).dropna(subset=["value"])
-    if found.empty:
-        return None
-    row = found.sort_values("value", ascending=False, kind="stable").iloc[0]
-    return {str(key): cell for key, cell in row.items()}
+    tried = configurations(results)
+    return _first(tried.sort_values("value", ascending=False, kind="stable"))
+
+
+def _first(trials: pd.DataFrame) -> dict[str, Any] | None:
+    """The first trial with a value."""
+    found = trials.dropna(subset=["value"])
+    return {str(key): cell for key, cell in found.iloc[0].items()} if len(found) else None
 
 
 def _with_settings(results: Results) -> pd.DataFrame:
     """All trials with the searched settings as declared and their value."""
-    trials = results.trials.copy()
+    searched, scored = space(results), f"best_{metric(results)}"
+    kept = dict.fromkeys([*results.trials, *searched, scored])
+    trials = results.trials.reindex(columns=list(kept))
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}
-    for key, span in space(results).items():
+    for key, span in searched.items():
         values = [
             declared.get(name, {}).get(key, defaults.get(key) if name == DEFAULT else cell)
-            for name, cell in zip(trials["trial"], _column(trials, key), strict=True)
+            for name, cell in zip(trials["trial"], trials[key], strict=True)
         ]
         coded = [_coded(span, value) for value in values]
-        coded = [math.nan if value is None else value for value in coded]
         trials[key] = pd.Series(coded, index=trials.index, dtype=float)
-    value = _column(trials, f"best_{metric(results)}").astype(float)
+    value = trials[scored].astype(float)
     trials["value"] = value.where(trials["state"].isin(COUNTED) & np.isfinite(value))
     for key in ("epochs_run", "stopped_by"):
         trials[key] = trials.get(key)
     return _own_rate(results, trials) if "lr" in trials else trials
-
-
-def _column(trials: pd.DataFrame, key: str) -> pd.Series:
-    """A column, or NaN where there is none."""
-    return trials[key] if key in trials else pd.Series(math.nan, index=trials.index)
 
 
 def _own_rate(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
@@ -454,8 +452,7 @@ def verdict(results: Results) -> str:
             "The default settings did not finish beside the search, so it cannot be said whether "
             "the best scores higher."
         )
-    lead = best["value"] - default["value"]
-    rate = "settings"
+    lead, rate = best["value"] - default["value"], "settings"
     if "lr" in space(results) and not math.isnan(default["lr"]):
         others = " and the other default settings" if len(space(results)) > 1 else ""
         rate = f"learning rate of {significant(default['lr'])}{others}"
@@ -583,9 +580,8 @@ def _sections(
     drawn = [history_figure(results), settings_figure(results)] if best_trial(results) else []
     weights = importances(results)[0]
     mattered = importance_figure(results, weights) if weights else None
-    words = "\n\n".join(filter(None, (summary(results), edges(results))))
     return [
-        section("Result", words, final, settings),
+        section("Result", f"{summary(results)}\n\n{edges(results)}", final, settings),
         section("Use it", *_use(results)),
         section("What was tried", *drawn, f"Early stopping. {stopping_text(results.study)}"),
         section("What mattered", importance_text(results), mattered),

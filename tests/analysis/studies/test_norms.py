@@ -79,7 +79,7 @@ def test_shown_tables_count_the_seeds_and_fit_100_columns(full):
     by_seed = (full / "tables" / "norms_by_seed.md").read_text()
     assert by_seed.count("| finished |") == 40 and by_seed.count("| diverged |") == 2
     out = io.StringIO()
-    table = sections.norm_table(sections.main_recipe(load(full)))
+    table = sections.norm_table(sections.by_recipe(load(full))[0])
     tables.print_table(sections.headline(table), Console(file=out, width=100))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
@@ -199,12 +199,12 @@ def test_a_folder_of_before_is_read_and_its_running_figures_are_named_so(tmp_pat
 
 def test_own_bn_against_torchs_per_seed_and_epoch_and_recall_per_class(full):
     results = load(full)
-    found = sections.own_against_torch(sections.main_recipe(results))
+    found = sections.own_against_torch(sections.by_recipe(results)[0])
     assert len(found) == 3 * 6
     largest = found["train_accuracy_running"].abs().max()
     assert largest == pytest.approx(4e-5 * 0.98999, rel=1e-4)
     assert found["val_accuracy"].abs().max() == 0
-    recalls, matrix = sections.class_recall(sections.main_recipe(results))
+    recalls, matrix = sections.class_recall(sections.by_recipe(results)[0])
     assert list(recalls.index) == list(SPECIES) and set(recalls.columns) == set(NORMS)
     assert matrix.sum() == IMAGES
     best = float(results.trials["best_val_accuracy"].max())
