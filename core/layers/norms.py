@@ -117,7 +117,7 @@ class BatchNorm(_Tracking):
         return OrderedBatchNorm.apply(x, weight, bias, mean, rstd, "batch", self.num_features, True)
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(nn.Module):
     """Normalise groups of channels of one image (Wu & He, arXiv:1803.08494, eq. 7).
 
     y = (x - mean) / sqrt(var + eps) * weight + bias; mean and biased variance are taken over the
@@ -135,17 +135,19 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5, affine: bool = True):
+        super().__init__()
         if groups < 1 or channels % groups:
             raise ValueError(
                 f"{type(self).__name__}: {channels} channels do not split into {groups} groups; "
                 f"choose groups that divide {channels}"
             )
-        super().__init__(groups, channels, eps, affine)
-        self.num_features = channels  # as torch's batch norm calls them
+        self.num_features, self.num_groups, self.eps = channels, groups, eps
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if affine else None)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        x = _checked(self, input)
+        x = _checked(self, x)
         self._check_size(x)
         weight, bias = _affine_of(self, x)
         mean, var, centred = moments(x, self.num_groups, "group")

@@ -273,13 +273,15 @@ def folds(numbers: pd.DataFrame, study: Mapping[str, Any]) -> str:
     if both.empty:
         return f"{text} Proper: mAP {percent(numbers['proper'].mean())} ({over})."
     gap = statistics.t_interval((both["shortcut"] - both["proper"]).to_numpy())
-    optimism = statistics.t_interval((both["shortcut"] - both["same_epoch"]).to_numpy())
+    # a network that stopped earlier has no score at the epoch that the folds chose
+    optimism = statistics.t_interval((both["shortcut"] - both["same_epoch"]).dropna())
+    alone = f", which alone makes {signed(optimism.mean, 2)} points" if optimism.n else ""
     return (
         f"{text}\n\n**Proper: {percent(both['proper'].mean())}. Short cut: "
         f"{percent(both['shortcut'].mean())}. Difference (short cut minus proper): "
         f"{signed(gap.mean)} points**{bracket(gap.low, gap.high)} ({over}). Two things are in it: "
-        f"choosing on val, which alone makes {signed(optimism.mean, 2)} "
-        f"points{bracket(optimism.low, optimism.high)} (the short cut's own network, against its "
+        f"choosing on val{alone}{bracket(optimism.low, optimism.high)} (the short cut's own "
+        "network, against its "
         "score at the epoch that the folds chose), and averaging several networks that each saw "
         "fewer images."
     )

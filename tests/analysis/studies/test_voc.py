@@ -119,6 +119,10 @@ def test_a_seed_with_a_failed_fold_is_left_out(full, tmp_path):
         table.loc[table["trial"] == "part=folds,fold=1,seed=0", "state"] = "failed"
     numbers = sections.fold_numbers(load(study))
     assert numbers is not None and numbers["seed"].tolist() == [1]
+    better = numbers.assign(same_epoch=numbers["shortcut"] - 0.01)
+    stopped = pd.concat([better, better.assign(seed=2, same_epoch=np.nan)])
+    assert "which alone makes +1.00 points (the" in answers.folds(stopped, {})
+    assert "choosing on val (the" in answers.folds(stopped[1:], {})
     assert sections.fold_numbers(load(build(tmp_path / "other"))) is None
 
 
