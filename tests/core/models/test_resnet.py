@@ -105,14 +105,6 @@ def test_public_weights_reach_the_reference_accuracy(shared_data):
     assert abs(right.double().mean().item() - 0.8135) <= 0.0005
 
 
-def test_own_weights_come_back(tmp_path):
-    model = resnet(1, 5, "bin")
-    torch.save(model.state_dict(), tmp_path / "own.pt")
-    again = load_weights(resnet(1, 5, "bin"), tmp_path / "own.pt")
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
-
-
 def test_weights_that_do_not_fit_list_both_sides(tmp_path):
     state = resnet(1, 5, "bn").state_dict()
     state["extra"] = state.pop("head.bias")
