@@ -6,6 +6,7 @@ import datetime
 import json
 import signal
 import urllib.request
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -33,6 +34,16 @@ def keys(monkeypatch, tmp_path):
 
 def place(server: str, folder: str, bucket: str = "lab") -> str:
     return f"s3://{bucket}/{folder}?endpoint_override=http://{server}"
+
+
+def holding(server: str, folder: str, here: Path, *names: str) -> Mirror:
+    """Return a mirror of files that were written here and sent."""
+    mirror = Mirror(place(server, folder), "study", here)
+    for name in names:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    mirror.push_tree({})
+    return mirror
 
 
 def objects(server: str, prefix: str) -> set[str]:
@@ -117,11 +128,7 @@ def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_
 
 
 def test_an_object_that_goes_while_others_are_fetched_is_left_out(server, tmp_path):
-    mirror = Mirror(place(server, "going"), "study", tmp_path / "here")
-    (tmp_path / "here").mkdir()
-    for name in ("a.json", "b.json", "c.json"):
-        (tmp_path / "here" / name).write_text(name)
-    mirror.push_tree({})
+    mirror = holding(server, "going", tmp_path / "here", "a.json", "b.json", "c.json")
     other = Mirror(place(server, "going"), "study", tmp_path / "there")
     store, root = other._store
 
@@ -142,11 +149,7 @@ def test_an_object_that_goes_while_others_are_fetched_is_left_out(server, tmp_pa
 
 
 def test_only_what_a_command_changed_is_sent(server, tmp_path):
-    mirror = Mirror(place(server, "changed"), "study", tmp_path / "here")
-    (tmp_path / "here").mkdir()
-    for name in ("old", "kept"):
-        (tmp_path / "here" / name).write_text(name)
-    mirror.push_tree({})
+    mirror = holding(server, "changed", tmp_path / "here", "old", "kept")
     before = mirror.contents()
     s3_client(server).put_object(Bucket="lab", Key="changed/study/kept", Body=b"newer")
     (tmp_path / "here" / "old").write_text("newer here")
