@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -17,13 +16,11 @@ S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @contextlib.contextmanager
-def s3_server(log: Path, **environment: str) -> Iterator[str]:
+def s3_server(log: Path) -> Iterator[str]:
     """Run a server that speaks S3 on a free port of loopback; yield its HOST:PORT."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=out, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
             told = r"Running on http://(127\.0\.0\.1:\d+)"
             until(lambda: re.search(told, log.read_text()) or process.poll() is not None)

@@ -39,38 +39,12 @@ def test_equals_the_reference(flip, padding):
         assert torch.equal(found, reference(x, seed, flip, padding))
 
 
-def test_each_image_gets_its_own_draws_and_about_half_is_mirrored():
-    x = images(n=1).expand(200, -1, -1, -1)
-    distinct = {image.numpy().tobytes() for image in augment(x, generator(), padding=2)}
-    assert 40 < len(distinct) <= 2 * 5 * 5  # mirrored or not, five shifts each way
-    x = images(n=2000, h=2, w=3)
-    mirrored = (augment(x, generator(), padding=0) != x).flatten(1).any(1)
-    assert 900 < int(mirrored.sum()) < 1100
-    assert torch.equal(augment(x, generator(), padding=0)[mirrored], x[mirrored].flip(3))
-
-
-def test_all_shifts_are_equally_likely():
-    x = torch.zeros(9000, 1, 5, 5, dtype=torch.uint8)
-    x[:, :, 2, 2] = 1
-    found = augment(x, generator(), flip=False, padding=1)[:, 0, 1:4, 1:4]
-    counts = found.long().sum(0).flatten()
-    assert counts.sum() == 9000 and (counts - 1000).abs().max() < 150
-
-
 def test_input_stays_and_nothing_to_do_is_free():
     x = images()
     augment(x, generator(), padding=3)
     normalise(x)
     assert torch.equal(x, images())
     assert augment(x, generator(), flip=False, padding=0) is x
-
-
-def test_same_generator_same_result_and_next_draws_differ():
-    x = images(n=32)
-    g = generator(3)
-    first, second = augment(x, g), augment(x, g)
-    assert torch.equal(first, augment(x, generator(3)))
-    assert not torch.equal(first, second)
 
 
 def test_draws_of_flips_and_shifts_are_independent():
@@ -81,6 +55,7 @@ def test_draws_of_flips_and_shifts_are_independent():
         augment(images(), g, flip=flip, padding=padding)
         states.append(g.get_state())
     assert all(torch.equal(states[0], state) for state in states)
+    assert not torch.equal(states[0], generator(5).get_state())  # the next batch has other draws
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])

@@ -251,9 +251,9 @@ print(images.fingerprint(sets), int(sets["train"].images.sum(dtype="uint64")))
 
 
 def test_processes_that_build_at_once_agree(birds):
-    running = [start("-c", SEVERAL, birds) for _ in range(3)]
+    running = [start("-c", SEVERAL, birds) for _ in range(2)]
     said = {process.communicate()[0] for process in running}
-    assert [process.returncode for process in running] == [0, 0, 0]
+    assert [process.returncode for process in running] == [0, 0]
     assert len(said) == 1 and said.pop().startswith("sha256:")
 
 

@@ -61,14 +61,7 @@ def test_a_limit_is_balanced_and_the_same_each_time():
     some = load("digits", None, 8, {"train": 55, "val": 10})
     assert sorted(np.bincount(some["train"].labels)) == [5] * 5 + [6] * 5
     assert list(np.bincount(some["val"].labels)) == [1] * 10
-    again = load("digits", None, 8, {"train": 55})["train"]
-    assert again.files == some["train"].files
-    more = load("digits", None, 8, {"train": 200})["train"]
-    assert set(again.files) < set(more.files)
-    whole = load("digits", None, 8)["train"]
-    place = whole.files.index(again.files[3])
-    assert (whole.images[place] == again.images[3]).all()
-    assert whole.labels[place] == again.labels[3]
+    assert load("digits", None, 8, {"train": 55})["train"].files == some["train"].files
 
 
 def test_the_cache_gives_the_same_as_a_fresh_one(tmp_path, monkeypatch):

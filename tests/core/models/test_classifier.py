@@ -26,14 +26,6 @@ def same_output(one: torch.nn.Module, other: torch.nn.Module) -> bool:
         return torch.equal(one.eval()(x), other.eval()(x))
 
 
-def stem_for_small_images(keep_pool: bool) -> torch.nn.Module:
-    model = torchvision.models.resnet18(num_classes=3)
-    model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    if not keep_pool:
-        model.maxpool = torch.nn.Identity()
-    return model
-
-
 @pytest.fixture
 def result_folder(tmp_path) -> Path:
     """A finished study's folder, as far as weights go."""
@@ -77,18 +69,16 @@ def test_torchvisions_networks_are_known_by_their_names_in_the_file(tmp_path, na
     assert same_output(found.model, model)
 
 
-def test_a_stem_for_small_images_is_rebuilt(tmp_path):
-    model = stem_for_small_images(keep_pool=False)
-    found = load_classifier(str(saved(model, tmp_path / "w.pt")), 3)
-    assert found.image_size == 32 and same_output(found.model, model)
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_stem_of_labtunes_own_keeps_the_pool_that_it_was_trained_with(tmp_path, keep):
-    model = stem_for_small_images(keep)
-    write_json(tmp_path / "best.json", {"config": {"maxpool": keep, "image_size": 64}})
+@pytest.mark.parametrize("noted", [{}, {"maxpool": False}, {"maxpool": True}], ids=str)
+def test_a_stem_for_small_images_is_rebuilt_with_the_pool_that_a_note_names(tmp_path, noted):
+    model = torchvision.models.resnet18(num_classes=3)
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    if not noted.get("maxpool"):
+        model.maxpool = torch.nn.Identity()
+    if noted:
+        write_json(tmp_path / "best.json", {"config": noted | {"image_size": 64}})
     found = load_classifier(str(saved(model, tmp_path / "best.pt")), 3)
-    assert found.image_size == 64 and same_output(found.model, model)
+    assert found.image_size == (64 if noted else 32) and same_output(found.model, model)
 
 
 def test_a_head_of_another_size_is_refused(tmp_path):

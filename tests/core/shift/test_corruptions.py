@@ -179,18 +179,16 @@ def test_fog_is_midpoint_displacement(side, decay):
             half, count = step // 2, side // step
             draws = corruptions_draws.field(key, 3 * count**2, count**2).double().numpy()
             noise = ((draws + 0.5) / 2**15 * roughness**2).reshape(3, count, count)
-            for i in range(count):
-                for j in range(count):
-                    y, x = i * step, j * step
-                    corners = field[np.ix_((y, (y + step) % side), (x, (x + step) % side))]
-                    field[y + half, x + half] = np.mean(corners) + noise[0, i, j]
-            for i in range(count):
-                for j in range(count):
-                    y, x = i * step, j * step
-                    for number, (a, b) in enumerate(((y, x + half), (y + half, x)), 1):
-                        near = ((a - half, b), (a + half, b), (a, b - half), (a, b + half))
-                        mean = np.mean([field[c % side, d % side] for c, d in near])
-                        field[a, b] = mean + noise[number, i, j]
+            for i, j in np.ndindex(count, count):
+                y, x = i * step, j * step
+                corners = field[np.ix_((y, (y + step) % side), (x, (x + step) % side))]
+                field[y + half, x + half] = np.mean(corners) + noise[0, i, j]
+            for i, j in np.ndindex(count, count):
+                y, x = i * step, j * step
+                for number, (a, b) in enumerate(((y, x + half), (y + half, x)), 1):
+                    near = ((a - half, b), (a + half, b), (a, b - half), (a, b + half))
+                    mean = np.mean([field[c % side, d % side] for c, d in near])
+                    field[a, b] = mean + noise[number, i, j]
             step, roughness = half, roughness / decay
         assert np.allclose(ours[:side, :side].numpy(), field, atol=0.05)
 

@@ -30,21 +30,9 @@ from core.study import Data, collect
 from core.study.progress import Progress
 from core.training.multilabel import LabelledImages
 from core.trial import checkpoint, records
-from tests.support.calls import (
-    TOY,
-    command,
-    copied,
-    history,
-    python,
-    refusal,
-    start,
-    table,
-    toy,
-    trained,
-    until,
-)  # fmt: skip
+from tests.support.calls import TOY, command, copied, history, python, refusal, start, table, toy
 from tests.support.faults import Lost, fail_reads, losing, watched_writes
-from tests.support.toy import study, train_toy
+from tests.support.toy import study
 
 
 def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
@@ -59,44 +47,38 @@ def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
     best = trials.loc[trials.best_val_accuracy.idxmax()]
     kept = json.loads((folder / "checkpoints" / "best.json").read_text())
     assert kept["trial"] == best.trial and kept["epoch"] == best.best_epoch
-    weights = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
-    assert set(weights) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    weights = folder / "checkpoints" / "best.pt"
+    tensors = torch.load(weights, weights_only=True)
+    assert set(tensors) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert weights.read_bytes() == (folder / "trials" / best.trial / "best.pt").read_bytes()
     declared = json.loads((folder / "study.json").read_text())
     assert declared["grid"] == {"kind": ["train"], "seed": [0, 1, 2]}
     assert torch.__version__.startswith(declared["versions"]["torch"])
     assert len(declared["git"]["commit"] or "-" * 40) == 40
-    assert (folder / "report.html").is_file()
-
-
-def test_the_best_weights_are_those_of_the_best_epoch(tmp_path):
-    """Train again to the best epoch alone: its weights must be the ones that were kept."""
-    toy(tmp_path, "--seeds", "1", "--set", "epochs=6")
-    folder = tmp_path / "toy" / "demo" / "checkpoints"
-    epoch = json.loads((folder / "best.json").read_text())["epoch"]
-    toy(tmp_path, "--seeds", "1", "--set", f"epochs={epoch}", "--name", "short")
-    kept = torch.load(folder / "best.pt", weights_only=True)
-    again = torch.load(tmp_path / "toy" / "short" / "checkpoints" / "best.pt", weights_only=True)
-    assert all(torch.equal(value, again[name]) for name, value in kept.items())
-
-
-def test_trainables_are_plain_functions():
-    assert [row["epoch"] for row in trained(train_toy, {"epochs": 2})] == [1, 2]
+    copy = copied(folder, tmp_path / "elsewhere")
+    assert toy(tmp_path / "elsewhere", "--report-only") == 0  # which needs no trials
+    assert (copy / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path):
-    """The process is killed (no exception) at a named trial and epoch, is resumed, killed again."""
+    """It is lost in the second trial, resumed by a process, and that one killed in the third."""
     toy(tmp_path, "--name", "whole")
-    command = [*TOY, tmp_path, "--local", "--name", "lost"]
-    folder, ended = tmp_path / "toy" / "lost", {}
-    for more, seed, epoch in (((), 1, 1), (("--resume",), 2, 3)):
-        lost = python(*command, *more, TOY_KILL=f"kind=train,seed={seed}:{epoch}")
-        assert lost.returncode == -signal.SIGKILL
-        results = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
-        assert len(results) == seed and results.items() >= ended.items()
-        ended = results
+    folder, ended = tmp_path / "toy" / "lost", []
+
+    def results() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
+
+    with losing(lambda seen: seen[4:] == [1]), pytest.raises(Lost):
+        toy(tmp_path, "--name", "lost")
+    ended.append(results())
+    resumed = [*TOY, tmp_path, "--local", "--name", "lost", "--resume"]
+    assert python(*resumed, TOY_KILL="kind=train,seed=2:3").returncode == -signal.SIGKILL
+    ended.append(results())
     assert toy(tmp_path, "--name", "lost", "--resume") == 0
-    assert {p: p.stat().st_mtime_ns for p in ended} == ended
+    ended.append(results())
+    assert [len(found) for found in ended] == [1, 2, 3]
+    assert all(one.items() <= more.items() for one, more in itertools.pairwise(ended))
     pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
 
 
@@ -107,18 +89,6 @@ def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path):
         for _ in range(2):  # the second time nothing is left to do
             assert toy(tmp_path, "--seeds", "1", "--resume") == 0
             assert seen == [1, 2, 3, 4]
-
-
-def test_after_a_resume_the_best_is_that_of_the_whole_study(tmp_path, capsys):
-    toy(tmp_path)
-    folder = tmp_path / "toy" / "demo"
-    ranked = table(folder).sort_values("best_val_accuracy")
-    assert ranked.best_val_accuracy.iloc[-1] > ranked.best_val_accuracy.iloc[0]
-    (folder / "trials" / ranked.trial.iloc[0] / "result.json").unlink()
-    capsys.readouterr()
-    assert toy(tmp_path, "--resume") == 0
-    told = [s for s in capsys.readouterr().out.splitlines() if "best val_accuracy" in s][-1]
-    assert told.startswith("3 of 3 trials") and told.endswith(f"({ranked.trial.iloc[-1]})")
 
 
 def interrupted(tmp_path: Path) -> Path:
@@ -187,14 +157,6 @@ def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
     del written[folder / "study.json"]
     assert {p: p.read_bytes() for p in written if p.is_file()} == written
     assert toy(tmp_path, "--seeds", "1", again) == 0
-
-
-def test_checkpoints_hold_no_code_and_keep_two(tmp_path):
-    for epoch in (1, 2, 3):
-        checkpoint.save(tmp_path, epoch, {"epoch": epoch, "rng": checkpoint.rng_state()})
-    assert [p.name[:11] for p in sorted(tmp_path.iterdir())] == ["epoch-00002", "epoch-00003"]
-    content, damaged = checkpoint.load_newest(tmp_path)
-    assert content is not None and content["epoch"] == 3 and damaged == []
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
@@ -329,32 +291,21 @@ def test_an_existing_study_that_is_another_or_in_use_is_refused_and_left_alone(t
         assert "in use" in refusal(study, tmp_path, "--seeds", "1", "--resume")
 
 
-def test_report_only_needs_no_trials(tmp_path):
-    toy(tmp_path)
-    whole = tmp_path / "toy" / "demo"
-    folder = copied(whole, tmp_path / "elsewhere")
-    assert toy(tmp_path / "elsewhere", "--report-only") == 0
-    assert (folder / "report.html").read_bytes() == (whole / "report.html").read_bytes()
-
-
-@pytest.mark.slow
-def test_an_interrupt_stops_without_a_report(tmp_path, monkeypatch):
-    """Three studies at once, each with a signal of its own."""
-    monkeypatch.setenv("TOY_GO", str(tmp_path))
-    settings, codes = ["--set", "epochs=3", "hold=2"], {"SIGINT": 130, "SIGTERM": 75, "SIGHUP": 75}
-    started = {sent: start(*TOY, tmp_path / sent, "--local", *settings) for sent in codes}
-    for sent, process in started.items():
-        folder = tmp_path / sent / "toy" / "demo"
-        until(lambda folder=folder: list(folder.glob("trials/*/history.json")))
-        process.send_signal(getattr(signal, sent))
-        _, shown = process.communicate(timeout=150)
-        assert process.returncode == codes[sent]
-        assert "nothing finished is lost" in shown and "--resume" in shown
-        assert "Traceback" not in shown and not (folder / "report.html").exists()
-    (tmp_path / "all").touch()
-    for sent in codes:
-        assert toy(tmp_path / sent, *settings, "--resume") == 0
-        assert list(history(tmp_path / sent / "toy" / "demo").epoch) == [1, 2, 3] * 3
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGHUP", 75)])
+def test_an_interrupt_stops_without_a_report(tmp_path, capsys, sent, code):
+    """Here in mid trial; tests/core/study/test_apart.py sends signals to a process of its own."""
+    number, folder = getattr(signal, sent), tmp_path / "toy" / "demo"
+    before = signal.signal(number, signal.default_int_handler)  # ignored under nohup, behind `&`
+    try:
+        with losing(lambda seen: signal.raise_signal(number)) as seen:
+            assert toy(tmp_path, "--set", "epochs=3") == code
+    finally:
+        signal.signal(number, before)
+    shown = capsys.readouterr().err
+    assert "nothing finished is lost" in shown and "--resume" in shown and "Traceback" not in shown
+    assert seen == [1] and not (folder / "report.html").exists()
+    assert toy(tmp_path, "--set", "epochs=3", "--resume") == 0
+    assert list(history(folder).epoch) == [1, 2, 3] * 3
 
 
 @pytest.mark.slow
@@ -396,18 +347,24 @@ def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
     assert 7 < died < 54  # the last run had fewer steps than that and was left alone
 
 
-def test_a_damaged_record_of_a_trial_is_mended_by_running_it_again(tmp_path):
+def test_damaged_records_are_mended_by_a_run_and_the_best_is_the_whole_studys(tmp_path, capsys):
     toy(tmp_path)
     folder = tmp_path / "toy" / "demo"
     expected = history(folder)
-    (folder / "trials" / "kind=train,seed=1" / "result.json").write_text('{"state": "fini')
-    (folder / "trials" / "kind=train,seed=2" / "history.json").write_bytes(b"\xff\x00")
-    (folder / "trials" / "kind=train,seed=2" / "result.json").write_text("[]")
+    ranked = table(folder).sort_values("best_val_accuracy")
+    assert ranked.best_val_accuracy.is_monotonic_increasing and ranked.best_val_accuracy.is_unique
+    worst, middle, best = (folder / "trials" / name for name in ranked.trial)
+    (worst / "result.json").write_text('{"state": "fini')
+    (middle / "history.json").write_bytes(b"\xff\x00")
+    (middle / "result.json").write_text("[]")
+    capsys.readouterr()
     assert toy(tmp_path, "--resume") == 0
     pd.testing.assert_frame_equal(history(folder), expected)
+    told = [s for s in capsys.readouterr().out.splitlines() if "best val_accuracy" in s][-1]
+    assert told.startswith("3 of 3 trials") and told.endswith(f"({best.name})")
 
 
-def test_a_value_that_is_not_finite_becomes_an_empty_cell(tmp_path):
+def test_a_value_that_is_not_finite_is_never_the_best():
     rows = [{"epoch": 1, "val_accuracy": None}, {"epoch": 2, "val_accuracy": 0.5}]
     assert collect.best_row(rows, "val_accuracy", "max") == rows[1]
     assert collect.best_row(rows[:1], "val_accuracy", "max") is None

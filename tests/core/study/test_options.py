@@ -77,23 +77,25 @@ def test_a_flag_without_its_value_is_refused():
         options.spell_out(study, ["--passes", "--local"])
 
 
+def declared_by(folder: Path, *words: str) -> dict:
+    """Run the study with a file of weights; return what it declares."""
+    (folder / "w.pt").write_text("tensors")
+    assert command(study, folder, *words) == 0
+    return json.loads((folder / "toy" / "demo" / "study.json").read_text())
+
+
 def test_a_place_is_made_absolute_used_and_not_part_of_a_trial(tmp_path, monkeypatch):
-    (tmp_path / "w.pt").write_text("tensors")
     monkeypatch.chdir(tmp_path)
     words = ["--weights", "w.pt", "--passes", "1", "--set", "pause=0", "--seeds", "2"]
-    assert command(study, tmp_path, *words) == 0
-    declared = json.loads((tmp_path / "toy" / "demo" / "study.json").read_text())
+    declared = declared_by(tmp_path, *words)
     assert declared["data"]["at"] == str(tmp_path / "w.pt")
     assert all("weights" not in t["config"] for t in declared["trials"])
     assert [t["config"]["epochs"] for t in declared["trials"]] == [1, 1]
 
 
 def test_settings_follow_from_what_was_set_and_go_behind_it(tmp_path):
-    weights = tmp_path / "w.pt"
-    weights.write_text("tensors")
-    words = [f"--weights={weights}", "--seeds", "1", "--set", "lr=0.2", "epochs=1"]
-    assert command(study, tmp_path, *words) == 0
-    declared = json.loads((tmp_path / "toy" / "demo" / "study.json").read_text())
+    words = [f"--weights={tmp_path / 'w.pt'}", "--seeds", "1", "--set", "lr=0.2", "epochs=1"]
+    declared = declared_by(tmp_path, *words)
     expected = {"pause": 0.25, "epochs": 1, "lr": 0.2}
     assert declared["trials"][0]["config"].items() >= expected.items()
 

@@ -35,28 +35,34 @@ def proposals(folder: Path) -> list[float]:
     return [t["config"]["lr"] for t in declared["trials"]]
 
 
-def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path):
-    assert search(tmp_path) == 0
-    folder = tmp_path / "toy" / "demo"
-    trials = table(folder)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A search that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert search(folder) == 0
+    return folder / "toy" / "demo"
+
+
+def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path, whole):
+    trials = table(whole)
     assert list(trials.trial) == ["default", *(f"search-{i:04}" for i in range(6))]
     assert set(trials.state) == {"finished"}
-    rates = proposals(folder)
+    rates = proposals(whole)
     assert rates[0] == 0.1 and len(set(rates)) == 7
     assert all(1e-3 <= rate <= 0.3 for rate in rates)
     tried = trials[trials.trial != "default"]
     best = rates[int(tried.best_val_accuracy.idxmax())]
-    assert json.loads((folder / "best_config.json").read_text()) == {"lr": best}
-    importances = json.loads((folder / "search.json").read_text())["importances"]
+    assert json.loads((whole / "best_config.json").read_text()) == {"lr": best}
+    importances = json.loads((whole / "search.json").read_text())["importances"]
     assert importances == {"lr": pytest.approx(1.0)}
-    assert (folder / "report.html").read_text() == "searched"
-    config = ["--config", folder / "best_config.json", "--name", "best"]
+    assert (whole / "report.html").read_text() == "searched"
+    config = ["--config", whole / "best_config.json", "--name", "best"]
     assert command(study, tmp_path, *config, "--seeds", "1") == 0
     assert proposals(tmp_path / "toy" / "best") == [best]
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(tmp_path):
+def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(tmp_path, whole):
     searched = [*TOY, tmp_path, "--local", "--search", "optuna", "--trials", "6"]
     done = python(*searched, TOY_KILL="search-0002:2")
     assert done.returncode == -signal.SIGKILL
@@ -67,19 +73,10 @@ def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(t
     after = proposals(folder)
     assert after[:4] == before and len(after) == 7 and len(set(after)) == 7
     assert set(table(folder).state) == {"finished"}
-    assert search(tmp_path / "whole") == 0
-    assert after == proposals(tmp_path / "whole" / "toy" / "demo")
+    assert after == proposals(whole)
     modified = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
     assert search(tmp_path, "--resume") == 0  # nothing is left to do
     assert {p: p.stat().st_mtime_ns for p in modified} == modified
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A search that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert search(folder) == 0
-    return folder / "toy" / "demo"
 
 
 def fail_once(folder: Path, *names: str) -> None:
