@@ -1,13 +1,14 @@
 """Every setting that a study's --help lists, run at another value than its default.
 
-A run is the real study at toy size. The first of a part in REPORTED makes that part's report, alone;
-those of the other studies have tests of their own. A setting or a part that no run mentions fails
-the last tests, so that a new one gets a run as well.
+A run is the real study at toy size. The first of each part of a study in REPORTED makes a report of
+that part alone; the other studies' reports have tests of their own. A setting or a part that no run
+mentions fails the last tests, so that a new one gets a run as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -17,13 +18,12 @@ from PIL import Image
 from core.models.resnet import resnet
 from core.storage.files import read_json
 from core.study.options import parse_settings
-from studies import adaptation, batch_size, cifar, generation, norms, voc, weight_standardization
+from tests import test_structure
 from tests.support.calls import command, silent, table
 from tests.support.reports import blank_figures
 
 STUDIES = {
-    module.study.name: module.study
-    for module in (norms, batch_size, adaptation, voc, weight_standardization, cifar, generation)
+    name: importlib.import_module(f"studies.{name}").study for name in test_structure.STUDIES
 }
 BIRDS = "image_size=8 n=1 train_images=50 val_images=25 epochs=1"
 PICTURES = "weights=none image_size=16 train_images=12 val_images=20 batch_size=6 epochs=1"
@@ -50,13 +50,12 @@ adaptation severity images=25 image_size=40 corruption=fog severity=3 num_bn_upd
 voc main {PICTURES} fit=crop optimizer=adamw lr=0.003 head_lr=0.01 weight_decay=0.01 schedule=step
  warmup=0.2 max_norm=1 augment=0.2 loss=asymmetric class_weights=balanced difficult=negative
  untrained=keep channels_last=true train_eval=true seed=1
-voc main {PICTURES} batch_size=12 momentum=0.5 schedule=constant precision=bfloat16
+voc main {PICTURES} momentum=0.5 schedule=constant precision=bfloat16
 voc folds {PICTURES.replace("=12", "=24")} folds=2 fold=0,1
 weight_standardization main {PICTURES} variant=A fit=crop optimizer=adamw lr=0.003 head_lr=0.01
  weight_decay=0.01 schedule=step warmup=0.2 max_norm=1 augment=0.2 difficult=positive watch_steps=2
  channels_last=false train_eval=true seed=1
-weight_standardization main {PICTURES} variant=B batch_size=12 lr=0.005 momentum=0.5
- precision=bfloat16
+weight_standardization main {PICTURES} variant=B lr=0.005 momentum=0.5 precision=bfloat16
 cifar resnet18 {RESNET} variant=layer4,head tune_lr=0.01 momentum=0.5 weight_decay=0.001 warmup=0.3
  max_norm=0.5 augment=false maxpool=false train_eval=true optimizer=adamw seed=1
 cifar conv1 {RESNET} conv1=trained,averaged

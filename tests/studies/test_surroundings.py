@@ -69,7 +69,7 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py"])
+@pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py", "analysis/gradcam.py"])
 def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise ImportError('not this core')")

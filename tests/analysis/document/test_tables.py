@@ -94,15 +94,6 @@ def test_latex_is_booktabs_and_escaped(table):
     )
 
 
-def test_write_makes_three_files_with_the_same_bytes_each_time(table, tmp_path):
-    for folder in ("one", "two"):
-        tables.write(table, tmp_path / folder)
-    names = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert names == ["demo.csv", "demo.md", "demo.tex"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
 def test_terminal_shows_cells_literally_within_the_width(table):
     numbers = pd.DataFrame({"name": ["[bold]x[/bold]"], "mean": [math.pi / 4]})
     columns = (tables.text("name", "[red]what"), tables.number("mean", "m", 2))

@@ -30,7 +30,6 @@ from core.study.command import command_line
 from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
 from tests.analysis.saliency.test_maps import by_autograd
-from tests.support.calls import ROOT, python
 from tests.support.reports import assert_self_contained, blank_figures
 from tests.support.results import edited
 
@@ -349,13 +348,6 @@ def test_images_that_changed_are_noticed(found):
     changed = found.about | {"recorded": 0.1}
     assert "images or code have changed" not in gradcam_page._checked(found.about)
     assert "images or code have changed" in gradcam_page._checked(changed)
-
-
-@pytest.mark.slow
-def test_it_runs_as_a_script(copied):
-    done = python(ROOT / "analysis/gradcam.py", copied, "--classes", "Dodo", cwd=copied.parent)
-    assert done.returncode == 2
-    assert done.stdout == "" and "Traceback" not in done.stderr
 
 
 # ---- photographs ----
