@@ -56,10 +56,11 @@ def test_a_study_without_a_finished_trial_says_why(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_without_a_finished_trial_says_why(tmp_path, name):
+def test_a_search_without_a_finished_trial_says_why(tmp_path, capsys, name):
     search = ["--search", "optuna", "--trials", "2", "--set", "seed=1"]
     assert run(name, tmp_path, *search) == [1, 1]
     assert list(told(tmp_path / name / "smoke").trials) == [3]
+    assert "use it" not in capsys.readouterr().out
 
 
 def test_folders_that_an_older_labtune_left_without_an_epoch_are_reported(tmp_path):

@@ -26,10 +26,10 @@ from core.data.batches import Batches
 from core.data.synthetic import birds
 from core.errors import UserError
 from core.models.resnet import load_weights, resnet
-from core.study.command import command_line
 from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
 from tests.analysis.saliency.test_maps import by_autograd
+from tests.support.calls import command
 from tests.support.reports import assert_self_contained, blank_figures
 from tests.support.results import edited
 
@@ -41,8 +41,8 @@ SEVEN = [
 
 def norms(results: Path, *settings: str, report=lambda folder: None) -> Path:
     """Run the norms study with one trial, with or without a report; return its result folder."""
-    fixed = ["--local", "--results-dir", str(results), "--seeds", "1", "--name", "one", "--set"]
-    assert command_line(replace(study, report=report), [*fixed, *settings]) == 0
+    given = ["--seeds", "1", "--name", "one", "--set", *settings]
+    assert command(replace(study, report=report), results, *given) == 0
     return results / "norms" / "one"
 
 
