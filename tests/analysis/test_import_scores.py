@@ -30,9 +30,9 @@ def table(labels=(1, -1, 0, 1), prefix="score_", **more) -> pd.DataFrame:
 
 
 def bring(tmp_path, frame, *options, name="theirs", code=0) -> Path:
-    """Import a table, which must end with `code`; return where its result folder is to be."""
+    """Import a table or a text, which must end with `code`; return where its folder is to be."""
     file = tmp_path / "scores.csv"
-    frame.to_csv(file, index=False)
+    file.write_text(frame if isinstance(frame, str) else frame.to_csv(index=False))
     command = [str(file), "--name", name, "--results-dir", str(tmp_path / "results"), *options]
     assert import_scores.main(command) == code
     return tmp_path / "results" / "voc" / name
@@ -124,7 +124,7 @@ def test_scores_are_ranked_as_the_file_has_them(tmp_path):
     assert ours["best_ap"].tolist()[:2] == expected
 
 
-def test_tables_as_programs_write_them(tmp_path, capsys):
+def test_tables_as_programs_write_them(tmp_path):
     frame = table(labels=(1, -1, 1, -1))
     numbers = frame.drop(columns="image")
     written = {
@@ -142,11 +142,7 @@ def test_tables_as_programs_write_them(tmp_path, capsys):
     }
     found = {}
     for name, text in written.items():
-        file = tmp_path / f"{name}.csv"
-        file.write_text(text)
-        command = [str(file), "--name", name, "--results-dir", str(tmp_path / "results")]
-        assert import_scores.main(command) == 0, (name, capsys.readouterr().err)
-        found[name] = load_predictions(tmp_path / "results/voc" / name, "imported")
+        found[name] = load_predictions(bring(tmp_path, text, name=name), "imported")
         if name != "commas":
             assert found[name].files == tuple(frame["image"]), name
         np.testing.assert_array_equal(found[name].scores, found["plain"].scores)
