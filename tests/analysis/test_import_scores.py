@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,11 +29,13 @@ def table(labels=(1, -1, 0, 1), prefix="score_", **more) -> pd.DataFrame:
     return pd.DataFrame(columns | more)
 
 
-def bring(tmp_path, frame, *options, name="theirs"):
+def bring(tmp_path, frame, *options, name="theirs", code=0) -> Path:
+    """Import a table or a text, which must end with `code`; return where its folder is to be."""
     file = tmp_path / "scores.csv"
-    frame.to_csv(file, index=False)
+    file.write_text(frame if isinstance(frame, str) else frame.to_csv(index=False))
     command = [str(file), "--name", name, "--results-dir", str(tmp_path / "results"), *options]
-    return import_scores.main(command), tmp_path / "results" / "voc" / name
+    assert import_scores.main(command) == code
+    return tmp_path / "results" / "voc" / name
 
 
 def test_public_scores_give_the_published_map_and_load_everywhere(shared_data, tmp_path):
@@ -61,8 +64,7 @@ def test_names_below_a_real_devkit_are_found(shared_data, tmp_path):
     frame = labels.astype({name: float for name in labels.columns[1:]})
     frame.iloc[:, 1:] = np.random.default_rng(0).normal(size=(len(labels), 20))
     labels.to_csv(tmp_path / "labels.csv", index=False)
-    code, folder = bring(tmp_path, frame, "--labels", str(tmp_path / "labels.csv"))
-    assert code == 0
+    folder = bring(tmp_path, frame, "--labels", str(tmp_path / "labels.csv"))
     root = shared_data / "VOCdevkit"
     client = server.make_app(ranking_page.Shown(load(folder), root)).test_client()
     assert client.get("/image/0/0").status_code == 200
@@ -73,8 +75,7 @@ def test_names_below_a_real_devkit_are_found(shared_data, tmp_path):
 
 def test_scores_labels_and_names_are_kept_to_the_same_bytes(tmp_path):
     frame = table()
-    code, folder = bring(tmp_path, frame, "--files", "VOC2012/{image}")
-    assert code == 0
+    folder = bring(tmp_path, frame, "--files", "VOC2012/{image}")
     stored = load_predictions(folder, "imported")
     written = [[float(str(x)) for x in row] for row in frame.filter(like="score_").to_numpy()]
     np.testing.assert_array_equal(stored.scores, written)
@@ -83,7 +84,7 @@ def test_scores_labels_and_names_are_kept_to_the_same_bytes(tmp_path):
     assert stored.classes == CLASSES and stored.config["scores"] == "logits"
     assert load(folder).trials["state"].item() == "finished"
     assert str(tmp_path) not in json.dumps(stored.config)
-    _, again = bring(tmp_path, frame, "--files", "VOC2012/{image}", name="again")
+    again = bring(tmp_path, frame, "--files", "VOC2012/{image}", name="again")
     kept = "predictions/imported.npz"
     assert (again / kept).read_bytes() == (folder / kept).read_bytes()
 
@@ -91,7 +92,7 @@ def test_scores_labels_and_names_are_kept_to_the_same_bytes(tmp_path):
 def test_what_a_zero_means_is_said(tmp_path, capsys):
     frame = table(labels=(1, 0, 0, 1))
     for options, zero in (((), -1), (("--zero", "absent"), -1), (("--zero", "ignored"), 0)):
-        _, folder = bring(tmp_path, frame, *options, name=f"n{len(options)}{zero}")
+        folder = bring(tmp_path, frame, *options, name=f"n{len(options)}{zero}")
         stored = load_predictions(folder, "imported")
         np.testing.assert_array_equal(stored.labels[:, 0], [1, zero, zero, 1])
         assert stored.config["zero"] == ("ignored" if zero == 0 else "absent")
@@ -99,7 +100,7 @@ def test_what_a_zero_means_is_said(tmp_path, capsys):
     assert "0 is taken for absent" in load(tmp_path / "results/voc/n0-1").study["data"]["notes"][0]
     bring(tmp_path, table(), name="mixed")  # labels 1, -1, 0, 1: said as well
     assert "0 is taken for ignored (2 labels" in capsys.readouterr().out
-    _, folder = bring(tmp_path, table(), "--zero", "absent", name="all")
+    folder = bring(tmp_path, table(), "--zero", "absent", name="all")
     assert "0 is taken for" not in capsys.readouterr().out
     assert load_predictions(folder, "imported").labels[:, 0].tolist() == [1, -1, -1, 1]
 
@@ -110,8 +111,8 @@ def test_scores_are_ranked_as_the_file_has_them(tmp_path):
     truth = rng.integers(0, 2, (40, 2))
     scores = 1 / (1 + np.exp(-17 - truth - rng.normal(0, 0.7, (40, 2))))
     frame = pd.DataFrame({"image": np.arange(40)} | {f"score_{c}": scores[:, c] for c in (0, 1)})
-    code, folder = bring(tmp_path, frame.assign(label_0=truth[:, 0], label_1=truth[:, 1]))
-    assert code == 0 and len(np.unique(scores.astype(np.float32))) < 15
+    folder = bring(tmp_path, frame.assign(label_0=truth[:, 0], label_1=truth[:, 1]))
+    assert len(np.unique(scores.astype(np.float32))) < 15
     expected = [average_precision_score(truth[:, c], scores[:, c]) for c in (0, 1)]
     assert load(folder).trials["val_map"].item() == np.mean(expected)
     stored = load_predictions(folder, "imported")
@@ -123,7 +124,7 @@ def test_scores_are_ranked_as_the_file_has_them(tmp_path):
     assert ours["best_ap"].tolist()[:2] == expected
 
 
-def test_tables_as_programs_write_them(tmp_path, capsys):
+def test_tables_as_programs_write_them(tmp_path):
     frame = table(labels=(1, -1, 1, -1))
     numbers = frame.drop(columns="image")
     written = {
@@ -141,11 +142,7 @@ def test_tables_as_programs_write_them(tmp_path, capsys):
     }
     found = {}
     for name, text in written.items():
-        file = tmp_path / f"{name}.csv"
-        file.write_text(text)
-        command = [str(file), "--name", name, "--results-dir", str(tmp_path / "results")]
-        assert import_scores.main(command) == 0, (name, capsys.readouterr().err)
-        found[name] = load_predictions(tmp_path / "results/voc" / name, "imported")
+        found[name] = load_predictions(bring(tmp_path, text, name=name), "imported")
         if name != "commas":
             assert found[name].files == tuple(frame["image"]), name
         np.testing.assert_array_equal(found[name].scores, found["plain"].scores)
@@ -162,8 +159,7 @@ def test_labels_of_their_own_are_joined_by_name(tmp_path):
     with gzip.open(tmp_path / "labels.csv.gz", "wt") as file:
         labels.to_csv(file, index=False)
     frame = table(labels=(), prefix="")
-    code, folder = bring(tmp_path, frame, "--labels", str(tmp_path / "labels.csv.gz"))
-    assert code == 0
+    folder = bring(tmp_path, frame, "--labels", str(tmp_path / "labels.csv.gz"))
     stored = load_predictions(folder, "imported")
     np.testing.assert_array_equal(stored.labels, [[-1, 1], [-1, -1], [1, 0], [1, 1]])
 
@@ -171,9 +167,9 @@ def test_labels_of_their_own_are_joined_by_name(tmp_path):
 def test_what_scores_are_can_be_said(tmp_path):
     probabilities = table()
     probabilities.iloc[:, 1:3] = [[0.2, 0.9], [0.4, 0.1], [0.6, 0.2], [0.8, 0.3]]
-    _, folder = bring(tmp_path, probabilities, name="a")
+    folder = bring(tmp_path, probabilities, name="a")
     assert load_predictions(folder, "imported").config["scores"] == "probabilities"
-    _, folder = bring(tmp_path, probabilities, "--logits", name="b")
+    folder = bring(tmp_path, probabilities, "--logits", name="b")
     stored = load_predictions(folder, "imported")
     assert stored.config["scores"] == "logits"
     assert ranking.decision_threshold(stored.scores, stored.config["scores"]) == 0
@@ -211,9 +207,9 @@ def test_what_scores_are_can_be_said(tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path, capsys, frame, options, words):
-    code, folder = bring(tmp_path, frame, *options)
+    folder = bring(tmp_path, frame, *options, code=2)
     said = capsys.readouterr().err
-    assert code == 2 and words in said and said.count("\n") == 1
+    assert words in said and said.count("\n") == 1
     assert not folder.exists()
 
 
@@ -223,5 +219,6 @@ def test_damaged_files_and_existing_folders_are_refused(tmp_path, capsys):
     command = [str(bad), "--name", "x", "--results-dir", str(tmp_path)]
     assert import_scores.main(command) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert bring(tmp_path, table())[0] == 0 and bring(tmp_path, table())[0] == 2
+    for code in (0, 2):
+        bring(tmp_path, table(), code=code)
     assert "choose another --name" in capsys.readouterr().err

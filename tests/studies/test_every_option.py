@@ -11,18 +11,16 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from analysis import browse, gradcam, hand_in, import_scores, watch
 from core.storage.files import read_json
-from core.study.command import command_line
 from core.study.options import Options
 from tests.studies.test_every_setting import STUDIES
 from tests.support import datasets
-from tests.support.calls import ROOT, toy
+from tests.support.calls import ROOT, command, silent, table, toy
 from tests.support.datasets import served, thing, write
 
 TINY = {
@@ -40,8 +38,8 @@ PART = {"adaptation": "severity", "cifar": "resnet18", "generation": "small", "n
 
 
 def test_every_option_of_every_command_is_run_by_a_test():
-    commands = [Options, *(c.Options for c in (browse, gradcam, hand_in, import_scores, watch))]
-    fields = [field for command in commands for field in dataclasses.fields(command)]
+    options = [Options, *(c.Options for c in (browse, gradcam, hand_in, import_scores, watch))]
+    fields = [field for kind in options for field in dataclasses.fields(kind)]
     names = {field.name for field in fields if "Positional" not in str(field.type)}
     for study in STUDIES.values():
         names |= {*study.settings.flags, *study.settings.actions}
@@ -68,17 +66,16 @@ def kit(root: Path, year: str = "VOC2012") -> Path:
 
 def call(name: str, folder: Path, *arguments: str, settings: str = "") -> int:
     """Run a study at toy size, without its report; return the exit code."""
-    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
     part = ["--part", PART[name]] if name in PART else []
-    given = ["--local", "--smoke", "--seeds", "1", *part, "--results-dir", str(folder), *arguments]
-    return command_line(study, [*given, "--set", *TINY[name].split(), *settings.split()])
+    given = ["--smoke", "--seeds", "1", *part, *arguments]
+    given += ["--set", *TINY[name].split(), *settings.split()]
+    return command(silent(STUDIES[name]), folder, *given)
 
 
 def run(name: str, folder: Path, *arguments: str, settings: str = "") -> Path:
     """Return the result folder of a run in which everything finished."""
     assert call(name, folder, *arguments, settings=settings) == 0
-    trials = pd.read_csv(folder / name / "smoke" / "trials.csv")
-    assert set(trials.state) == {"finished"}
+    assert set(table(folder / name / "smoke").state) == {"finished"}
     return folder / name / "smoke"
 
 

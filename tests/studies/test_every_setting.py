@@ -1,28 +1,29 @@
 """Every setting that a study's --help lists, run at another value than its default.
 
-A run is the real study at toy size, without its report (which has tests of its own). A setting that
-no run mentions fails the last test, so that a new one gets a run as well.
+A run is the real study at toy size. The first of each part of a study in REPORTED makes a report of
+that part alone; the other studies' reports have tests of their own. A setting or a part that no run
+mentions fails the last tests, so that a new one gets a run as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from core.models.resnet import resnet
 from core.storage.files import read_json
-from core.study.command import command_line
 from core.study.options import parse_settings
-from studies import adaptation, batch_size, cifar, generation, norms, voc, weight_standardization
+from tests import test_structure
+from tests.support.calls import command, silent, table
+from tests.support.reports import blank_figures
 
 STUDIES = {
-    module.study.name: module.study
-    for module in (norms, batch_size, adaptation, voc, weight_standardization, cifar, generation)
+    name: importlib.import_module(f"studies.{name}").study for name in test_structure.STUDIES
 }
 BIRDS = "image_size=8 n=1 train_images=50 val_images=25 epochs=1"
 PICTURES = "weights=none image_size=16 train_images=12 val_images=20 batch_size=6 epochs=1"
@@ -32,11 +33,12 @@ DIGITS = "width=8 epochs=1 epoch_steps=1 train_images=60 val_images=30 batch_siz
 
 # A run a line: study, part, settings; WORDS in capitals are put in by the test.
 RUNS = f"""
-norms norms {BIRDS} norm=bn batch_size=25 recipe=lab lr=0.02 momentum=0.5 weight_decay=0.001
+norms norms {BIRDS} norm=bn,none batch_size=25 recipe=lab lr=0.02 momentum=0.5 weight_decay=0.001
  warmup=0.3 max_norm=0.5 augment=false train_eval=true channels_last=true recompute=true fit=false
  seed=3
 norms norms {BIRDS} norm=gn lr_scaling=sqrt accumulate=2 precision=bfloat16
 norms norms {BIRDS} norm=ln precision=float16 optimizer=rmsprop
+norms lab-recipe {BIRDS} norm=torch_bn,none
 batch_size main {BIRDS} norm=bn batch_size=10 optimizer=adam
 adaptation severity {CELL} num_bn_updates=3 batch_size=4 order=sorted momentum=0.2 wrap=true
  clean_reference=true corruption_seed=5 image_size=40 seed=2
@@ -54,17 +56,19 @@ weight_standardization main {PICTURES} variant=A fit=crop optimizer=adamw lr=0.0
  weight_decay=0.01 schedule=step warmup=0.2 max_norm=1 augment=0.2 difficult=positive watch_steps=2
  channels_last=false train_eval=true seed=1
 weight_standardization main {PICTURES} variant=B lr=0.005 momentum=0.5 precision=bfloat16
-cifar resnet18 {RESNET} variant=layer4 tune_lr=0.01 momentum=0.5 weight_decay=0.001 warmup=0.3
+cifar resnet18 {RESNET} variant=layer4,head tune_lr=0.01 momentum=0.5 weight_decay=0.001 warmup=0.3
  max_norm=0.5 augment=false maxpool=false train_eval=true optimizer=adamw seed=1
-cifar conv1 {RESNET} conv1=averaged
+cifar conv1 {RESNET} conv1=trained,averaged
 cifar statistics {RESNET} statistics=moving
-cifar cnn model=cnn bn=listing lr=0.03 dataset=digits image_size=32 train_images=50 val_images=20
+cifar cnn model=cnn bn=none,meant lr=0.03 dataset=digits image_size=32 train_images=50 val_images=20
  epochs=1 batch_size=10 precision=bfloat16
-generation small {DIGITS} family=flow lr=0.001 ema=0.9 patch=2 guidance=2 label_dropout=0.3
- sampler=euler sampler_steps=2 eval_samples=20 neighbours=2 samples=3 seed=1
+generation small {DIGITS} family=flow width=8,16 lr=0.001 ema=0.9 patch=2 guidance=2
+ label_dropout=0.3 sampler=euler sampler_steps=2 eval_samples=20 neighbours=2 samples=3 seed=1
+generation large {DIGITS} family=vae width=8,16
 generation small {DIGITS} family=vae optimizer=sgd conditional=false latent=4 dataset=digits
 generation small {DIGITS} family=dcgan channels=rgb image_size=8 flip=true
 """
+REPORTED = ("norms", "cifar", "voc", "generation")
 CASES = [line.split() for line in RUNS.strip().replace("\n ", " ").splitlines()]
 # Settings that take seconds to minutes, with the tests that run them.
 ELSEWHERE = {
@@ -98,13 +102,17 @@ def places(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_settings_run_and_are_recorded(case, places, tmp_path):
     name, part, *settings = case
-    study = dataclasses.replace(STUDIES[name], report=lambda folder: None)
+    reports = name in REPORTED and case is next(other for other in CASES if other[:2] == case[:2])
+    study = STUDIES[name] if reports else silent(STUDIES[name])
     words = [places.get(word, word) for word in settings]
-    given = ["--local", "--smoke", "--seeds", "1", "--part", part, "--set", *words]
-    assert command_line(study, [*given, "--results-dir", str(tmp_path)]) == 0
+    with blank_figures():
+        given = ["--smoke", "--seeds", "1", "--part", part, "--set", *words]
+        assert command(study, tmp_path, *given) == 0
     folder = tmp_path / name / "smoke"
-    trials = pd.read_csv(folder / "trials.csv")
-    assert set(trials.state) == {"finished"} and (trials.epochs_run > 0).all()
+    assert (folder / "report.html").is_file() == (folder / "tables").is_dir() == reports
+    trials = table(folder)
+    assert set(trials.part) == {part} and set(trials.state) == {"finished"}
+    assert (trials.epochs_run > 0).all()
     configs = [p["config"] for p in read_json(folder / "study.json")["trials"]]
     for key, value in parse_settings(study, words).items():
         if key not in study.settings.private:
@@ -119,3 +127,8 @@ def test_no_setting_is_left_out(name):
     run = {word.partition("=")[0] for _, _, *settings in same for word in settings}
     run |= {"frost_dir", "checkpoint"}  # of FROST and WEIGHTS
     assert fields - run - ELSEWHERE.keys() == set()
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_no_part_is_left_out(name):
+    assert set(STUDIES[name].parts) == {part for other, part, *_ in CASES if other == name}

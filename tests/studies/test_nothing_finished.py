@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import pytest
 
 from core.errors import Diverged
 from core.study import Data
-from core.study.command import command_line
+from tests.studies.test_every_setting import STUDIES
 from tests.support import results as built
-from tests.test_structure import STUDIES
+from tests.support.calls import command, table
 
 BUG = "RuntimeError: mat1 and mat2 shapes cannot be multiplied"
 PARTS = {"adaptation": "stream"}  # the smallest
-SEARCHES = [name for name in STUDIES if importlib.import_module(f"studies.{name}").study.search]
+SEARCHES = [name for name, study in STUDIES.items() if study.search]
 
 
 def fail(config, report):
@@ -30,19 +29,17 @@ def fail(config, report):
 
 
 def run(name: str, folder: Path, *arguments: str) -> list[int]:
-    study = replace(
-        importlib.import_module(f"studies.{name}").study,
-        trainable=fail,
-        data=Data(lambda settings: {"kind": "synthetic", "fingerprint": "x"}),
-    )
-    command = ["--local", "--results-dir", str(folder), "--smoke", *arguments]
-    return [command_line(study, [*command, *more]) for more in ([], ["--report-only"])]
+    data = Data(lambda settings: {"kind": "synthetic", "fingerprint": "x"})
+    study = replace(STUDIES[name], trainable=fail, data=data)
+    return [
+        command(study, folder, "--smoke", *arguments, *more) for more in ([], ["--report-only"])
+    ]
 
 
 def told(folder: Path) -> pd.DataFrame:
     assert "None of" in (folder / "report.html").read_text()
     assert BUG in (folder / "report.html").read_text()
-    return pd.read_csv(folder / "tables" / "reasons.csv")
+    return table(folder / "tables", "reasons")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -51,18 +48,19 @@ def test_a_study_without_a_finished_trial_says_why(tmp_path, capsys, name):
     assert run(name, tmp_path, "--seeds", "3", *part) == [1, 1]
     folder = tmp_path / name / "smoke"
     reasons = told(folder)
-    trials = pd.read_csv(folder / "trials.csv")
     counts = dict(zip(reasons.state, reasons.trials, strict=True))
-    assert counts == dict(trials.state.value_counts()) and set(counts) == {"failed", "diverged"}
+    assert counts == dict(table(folder).state.value_counts())
+    assert set(counts) == {"failed", "diverged"}
     out = " ".join(capsys.readouterr().out.split())
     assert BUG in out and "None of" in out
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_without_a_finished_trial_says_why(tmp_path, name):
+def test_a_search_without_a_finished_trial_says_why(tmp_path, capsys, name):
     search = ["--search", "optuna", "--trials", "2", "--set", "seed=1"]
     assert run(name, tmp_path, *search) == [1, 1]
     assert list(told(tmp_path / name / "smoke").trials) == [3]
+    assert "use it" not in capsys.readouterr().out
 
 
 def test_folders_that_an_older_labtune_left_without_an_epoch_are_reported(tmp_path):
@@ -76,10 +74,9 @@ def test_folders_that_an_older_labtune_left_without_an_epoch_are_reported(tmp_pa
 
 
 def test_folds_that_outlive_the_trials_they_serve_are_reported_with_the_reason(tmp_path):
-    study = importlib.import_module("studies.voc").study
     folder = built.voc(tmp_path / "x", images=40, seeds=1, folds=2)
     with built.edited(folder / "trials.csv") as trials:
         trials.loc[trials.part == "main", ["state", "error"]] = ["failed", BUG]
-    study.report(folder)
+    STUDIES["voc"].report(folder)
     assert BUG in (folder / "report.html").read_text()
     assert (folder / "tables" / "folds.csv").is_file()

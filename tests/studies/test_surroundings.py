@@ -30,7 +30,7 @@ from core.storage import cache, scratch
 from core.study import Data
 from core.study.command import command_line
 from core.study.progress import Progress
-from tests.support.calls import ROOT, history, python, start, toy, until
+from tests.support.calls import ROOT, command, history, python, start, toy, until
 from tests.support.toy import study
 
 
@@ -43,8 +43,8 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
     for name in ("__init__", "data", "trial"):
         (here / "core" / f"{name}.py").write_text("raise ImportError('not this core')")
     script = [sys.executable, f"{ROOT}/tests/support/toy.py", "--results-dir", f"{tmp_path}/there"]
-    command = shlex.join([*script, "--seeds", "2", "--set", "pause=0.2"])
-    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {command}"
+    words = shlex.join([*script, "--seeds", "2", "--set", "pause=0.2"])
+    started = f"nohup taskset -c {min(os.sched_getaffinity(0))} {words}"
     # Not the terminal as input: nohup would say so, fail to, and start nothing.
     started += " </dev/null >/dev/full 2>/dev/full"
     leader, terminal = pty.openpty()
@@ -69,7 +69,7 @@ def test_a_study_outlives_terminal_log_and_home_and_finds_its_own_modules(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py"])
+@pytest.mark.parametrize("script", ["studies/norms.py", "analysis/watch.py", "analysis/gradcam.py"])
 def test_a_core_of_someone_else_in_the_path_is_passed_over(tmp_path, script):
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise ImportError('not this core')")
@@ -141,9 +141,9 @@ def test_closed_outputs_are_none_of_the_files_opened_later(tmp_path):
     script += "with patient_output():\n    print('x'); print('y', file=sys.stderr)\n"
     script += f"    number = os.open({str(tmp_path / 'file')!r}, os.O_CREAT)\n"
     script += "    sys.exit(number > 2 and all(os.path.exists(f'/dev/fd/{n}') for n in range(3)))\n"
-    command = f'{shlex.quote(sys.executable)} -c "$0" >&- 2>&- <&-'
+    words = f'{shlex.quote(sys.executable)} -c "$0" >&- 2>&- <&-'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run(["bash", "-c", command, script], env=environment).returncode == 1
+    assert subprocess.run(["bash", "-c", words, script], env=environment).returncode == 1
 
 
 @pytest.mark.parametrize("ignored", [True, False])
@@ -157,8 +157,7 @@ def test_an_ignored_hangup_stays_ignored(tmp_path, ignored):
 
     try:
         other = replace(study, data=Data(hang_up))
-        arguments = ["--local", "--results-dir", str(tmp_path), "--seeds", "1"]
-        assert command_line(other, arguments) == (0 if ignored else 75)
+        assert command(other, tmp_path, "--seeds", "1") == (0 if ignored else 75)
         assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -224,8 +224,7 @@ VOC_CONFIG = {
 
 def voc(
     path: Path, images: int = 130, seeds: int = 2, folds: int = 0,
-    classes: tuple[str, ...] = VOC_CLASSES, kind: str = "folder", seconds: float = 30.0,
-    undefined: str = "",
+    classes: tuple[str, ...] = VOC_CLASSES, seconds: float = 30.0, undefined: str = "",
 ) -> Path:  # fmt: skip
     """Write a folder of the VOC study, with checkpoints/ and predictions/.
 
@@ -235,7 +234,6 @@ def voc(
         seeds: number of seeds.
         folds: K of cross-validation; 0: none.
         classes: names.
-        kind: "folder" or "synthetic".
         seconds: what the trials are said to have taken.
         undefined: a class that no validation image has.
     """
@@ -264,7 +262,7 @@ def voc(
             config = VOC_CONFIG | {"seed": seed, "folds": folds, "fold": fold}
             name = f"part=folds,fold={fold},seed={seed}"
             add(name, "folds", config, _voc_fold(path, name, config, labels, classes))
-    write(path, _voc_study(planned, seeds, folds, classes, labels, kind, seconds), trials, history)
+    write(path, _voc_study(planned, seeds, folds, classes, labels, seconds), trials, history)
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "best.pt").write_bytes(b"weights")
     best = {"trial": planned[0]["trial"], "epoch": 4, "config": planned[0]["config"]}
@@ -287,10 +285,10 @@ def names(images: int, letter: str) -> tuple[str, ...]:
     return tuple(f"VOC2012/JPEGImages/2008_{letter}{number:05d}.jpg" for number in range(images))
 
 
-def draw_images(root: Path, images: int = 130, letter: str = "v") -> Path:
+def draw_images(root: Path, images: int = 130) -> Path:
     """Draw an image for each name below `root`: its number on a colour of its own."""
     (root / "VOC2012" / "JPEGImages").mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(names(images, letter)):
+    for number, name in enumerate(names(images, "v")):
         colour = tuple(int(v) for v in np.random.default_rng(number).integers(40, 256, 3))
         picture = Image.new("RGB", (500, 375 if number % 3 else 500), colour)
         draw = ImageDraw.Draw(picture)
@@ -346,12 +344,12 @@ def _voc_fold(path: Path, name: str, config: Row, val: np.ndarray, classes) -> l
     ]  # fmt: skip
 
 
-def _voc_study(planned, seeds, folds, classes, labels, kind, seconds) -> Row:
+def _voc_study(planned, seeds, folds, classes, labels, seconds) -> Row:
     counts, difficult = (
         dict(zip(classes, (labels == sign).sum(axis=0).tolist(), strict=True)) for sign in (1, 0)
     )
     data = {
-        "kind": kind, "description": "drawn photographs", "classes": list(classes),
+        "kind": "folder", "description": "drawn photographs", "classes": list(classes),
         "counts": {"train": counts, "val": counts}, "image_size": 64,
         "difficult_counts": {"train": difficult, "val": difficult},
         "images": {"train": len(labels), "val": len(labels)}, "fingerprint": "sha256:00ff",

@@ -27,15 +27,6 @@ def table():
     return tables.Table("demo", numbers, columns, "A **caption** & more", "n as `given`")
 
 
-def test_cells(table):
-    assert table.cells() == [
-        ["a|b_%", "3", "81.2 [80.0, 82.5]"],
-        ["=SUM(A1)", "1 of 3", "50.0"],
-        ["-", "0 of 3", "-"],
-    ]
-    assert table.show("accuracy (%)", "what").cells()[1] == ["50.0", "=SUM(A1)"]
-
-
 ROW = {"d": 0.012, "d_low": -0.001, "d_high": 0.025, "p": 0.0004}
 
 
@@ -69,7 +60,7 @@ def test_csv_keeps_every_digit_and_defuses_formulas(table):
     assert rows[0]["n"] == "3"
 
 
-def test_markdown(table):
+def test_cells_and_markdown(table):
     assert tables.to_markdown(table) == (
         "**A **caption** & more**\n\n"
         "| what     |  seeds |      accuracy (%) |\n"
@@ -79,6 +70,7 @@ def test_markdown(table):
         "| -        | 0 of 3 |                 - |\n\n"
         "n as `given`\n"
     )
+    assert table.show("accuracy (%)", "what").cells()[1] == ["50.0", "=SUM(A1)"]
 
 
 def test_latex_is_booktabs_and_escaped(table):
@@ -92,15 +84,6 @@ def test_latex_is_booktabs_and_escaped(table):
     assert tables.escape_latex("−1 ± 2 {#$&~^\\}") == (
         r"$-$1 $\pm$ 2 \{\#\$\&\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
     )
-
-
-def test_write_makes_three_files_with_the_same_bytes_each_time(table, tmp_path):
-    for folder in ("one", "two"):
-        tables.write(table, tmp_path / folder)
-    names = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert names == ["demo.csv", "demo.md", "demo.tex"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_terminal_shows_cells_literally_within_the_width(table):

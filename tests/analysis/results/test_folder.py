@@ -62,7 +62,7 @@ def test_numbers_are_read_bit_for_bit_and_an_epoch_told_twice_with_its_last_valu
     assert list(trial["epoch"]) == [1, 2, 3]
 
 
-def test_a_setting_is_read_as_set_where_older_tables_hold_the_last_epoch(folder):
+def test_a_setting_is_read_as_set_not_as_the_rate_of_the_last_epoch(folder):
     with edited(folder / "study.json") as study:
         for number, entry in enumerate(study["trials"]):
             entry["config"]["lr"] = 0.05 if number else None  # left to the recipe
@@ -70,7 +70,11 @@ def test_a_setting_is_read_as_set_where_older_tables_hold_the_last_epoch(folder)
         assert {row["lr"] for row in csv.DictReader(file)} != {"0.05", ""}
     rates = load(folder).trials["lr"]
     assert np.isnan(rates[0]) and set(rates[1:]) == {0.05}
-    assert load(folder).history["lr"].iloc[0] == 0.1
+    with edited(folder / "study.json") as study:
+        study["grid"]["lr"] = [0.05]
+        study["trials"][0]["config"]["lr"] = 0.05
+    results = load(folder)
+    assert set(results.trials["lr"]) == {0.05} and results.history["lr"].iloc[0] == 0.1
 
 
 def test_declared_trials_without_a_row_are_unfinished_and_failed_ones_carry_their_reason(tmp_path):
@@ -81,16 +85,6 @@ def test_declared_trials_without_a_row_are_unfinished_and_failed_ones_carry_thei
     assert (missing["norm"], missing["seed"]) == ("ln", 0)
     assert np.isnan(missing["val_accuracy"])
     assert trials["error"].iloc[3] == DIVERGED
-
-
-def test_a_grid_over_lr_is_not_mixed_with_the_rate_of_an_epoch(folder):
-    with edited(folder / "study.json") as study:
-        study["grid"]["lr"] = [0.5]
-        for entry in study["trials"]:
-            entry["config"]["lr"] = 0.5
-    results = load(folder)
-    assert set(results.trials["lr"]) == {0.5}
-    assert results.history["lr"].iloc[0] == 0.1
 
 
 def test_where_cuts_trials_and_history(whole):

@@ -57,15 +57,6 @@ def test_a_killed_driver_is_not_waited_for_and_a_trial_waits_until_its_turn(tmp_
     assert [t.state for t in look(folder).trials] == ["waiting", "running"]
 
 
-def test_the_report_is_being_written(tmp_path):
-    folder = declare(tmp_path, 1)
-    drive(folder)
-    end(folder, 0, [0.5], "finished")
-    assert "the report is being written" in shown(folder)
-    (folder / "driver.json").unlink()
-    assert look(folder).state == "done"
-
-
 def trial(state: str, epoch: int, seconds: float, epochs: int | None = 10) -> watch_snapshot.Trial:
     rest = (None, None, None, seconds, None, 0, *("",) * 5, 1)
     return watch_snapshot.Trial("t", state, epoch, epochs, *rest)

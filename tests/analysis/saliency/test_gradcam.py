@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from analysis import gradcam
+from analysis.document import figures
 from analysis.document import report as reports
 from analysis.results.folder import load, load_predictions
 from analysis.saliency import maps as gradcam_maps
@@ -25,11 +26,10 @@ from core.data.batches import Batches
 from core.data.synthetic import birds
 from core.errors import UserError
 from core.models.resnet import load_weights, resnet
-from core.study.command import command_line
 from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
 from tests.analysis.saliency.test_maps import by_autograd
-from tests.support.calls import ROOT, python
+from tests.support.calls import command
 from tests.support.reports import assert_self_contained, blank_figures
 from tests.support.results import edited
 
@@ -41,22 +41,23 @@ SEVEN = [
 
 def norms(results: Path, *settings: str, report=lambda folder: None) -> Path:
     """Run the norms study with one trial, with or without a report; return its result folder."""
-    fixed = ["--local", "--results-dir", str(results), "--seeds", "1", "--name", "one", "--set"]
-    assert command_line(replace(study, report=report), [*fixed, *settings]) == 0
+    given = ["--seeds", "1", "--name", "one", "--set", *settings]
+    assert command(replace(study, report=report), results, *given) == 0
     return results / "norms" / "one"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A study of one network that knows most of the embedded birds (some seconds)."""
-    torch.set_num_threads(1)
-    return norms(tmp_path_factory.mktemp("trained"), "norm=bin", "n=1", "image_size=20", "epochs=4")
+    settings = ["norm=torch_bn", "n=1", "image_size=20", "epochs=3"]
+    return norms(tmp_path_factory.mktemp("trained"), *settings)
 
 
 @pytest.fixture(scope="module")
 def drawn(trained) -> Path:
-    """The same, with its Grad-CAM page, whose figures are blank."""
-    with blank_figures():
+    """The same, with its Grad-CAM page, whose figures are blank and have nothing drawn on them."""
+    with blank_figures(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradcam_page, "class_figure", lambda *_: figures.panels()[0])
         assert gradcam.main([str(trained)]) == 0
     return trained
 
@@ -347,13 +348,6 @@ def test_images_that_changed_are_noticed(found):
     changed = found.about | {"recorded": 0.1}
     assert "images or code have changed" not in gradcam_page._checked(found.about)
     assert "images or code have changed" in gradcam_page._checked(changed)
-
-
-@pytest.mark.slow
-def test_it_runs_as_a_script(copied):
-    done = python(ROOT / "analysis/gradcam.py", copied, "--classes", "Dodo", cwd=copied.parent)
-    assert done.returncode == 2
-    assert done.stdout == "" and "Traceback" not in done.stderr
 
 
 # ---- photographs ----

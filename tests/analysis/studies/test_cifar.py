@@ -60,6 +60,11 @@ def tuned_trial(setup: str, seed: int, broken: bool = False) -> dict:
     return {"trial": name, "part": "resnet18", "config": config, "value": value, "facts": facts}
 
 
+def valued(planned: list[dict], *values: float) -> list[dict]:
+    """Return the trials with these accuracies instead of the formula's."""
+    return [entry | {"value": value} for entry, value in zip(planned, values, strict=True)]
+
+
 def write(path: Path, planned: list[dict], failed: tuple[str, ...] = ()) -> Path:
     """Write study.json, trials.csv and history.csv with two epochs of every trial."""
     trials, history = [], []
@@ -100,13 +105,17 @@ def full(tmp_path_factory):
     return folder
 
 
+def cnn_rows(folder: Path) -> dict[tuple[str, float], dict[str, str]]:
+    return {(row["bn"], float(row["lr"])): row for row in rows_of(folder, "cnn")}
+
+
 def test_everything_is_written_and_needs_no_network(full):
     drawn = "cnn_val_accuracy cnn_train_loss resnet18_accuracy resnet18_cost"
     assert_whole(full, "cnn resnet18 frozen modes trials", drawn)
 
 
 def test_the_cnns_table_is_that_of_the_trials(full):
-    rows = {(row["bn"], float(row["lr"])): row for row in rows_of(full, "cnn")}
+    rows = cnn_rows(full)
     assert len(rows) == 6
     for (bn, lr), row in rows.items():
         seeds = SEEDS if (bn, lr) != ("listing", 0.1) else SEEDS[:2]
@@ -136,7 +145,7 @@ def test_the_setups_are_told_apart_and_ordered(full):
 
 def test_the_answers_come_from_the_numbers(full):
     words = words_of(full)
-    table = {(r["bn"], float(r["lr"])): r for r in rows_of(full, "cnn")}
+    table = cnn_rows(full)
     lead = float(table["meant", 0.01]["difference"]) * 100
     assert f"at lr 0.01 meant beats none by +{lead:.1f} points (95 % interval" in words
     assert "They are 408 parameters of 62,458 that no gradient reaches" in words
@@ -165,9 +174,7 @@ def store(folder: Path, trial: str, right: int, **epoch: int) -> float:
 
 def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_path):
     planned = [cnn_trial(bn, 0.1, seed) for bn in ("none", "meant") for seed in (0, 1)]
-    for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
-        entry["value"] = right / 50
-    folder = write(tmp_path / "scores", planned)
+    folder = write(tmp_path / "scores", valued(planned, 0.6, 0.64, 0.8, 0.82))
     for entry, right in zip(planned, (30, 32, 40, 41), strict=True):
         macro = store(folder, entry["trial"], right)
     results, checked = sections.recompute(load(folder))
@@ -179,17 +186,16 @@ def test_the_numbers_come_from_the_stored_scores_and_a_changed_file_is_told(tmp_
     assert row["val_loss"] == pytest.approx(loss, rel=1e-6)
     store(folder, planned[0]["trial"], 45)  # trials.csv says 0.6
     words = told(sections.report, folder)
-    table = {(r["bn"], float(r["lr"])): r for r in rows_of(folder, "cnn")}
-    assert float(table["none", 0.1]["val_accuracy"]) == pytest.approx((0.9 + 0.64) / 2)
+    assert float(cnn_rows(folder)["none", 0.1]["val_accuracy"]) == pytest.approx((0.9 + 0.64) / 2)
     assert f"val_accuracy of {planned[0]['trial']} by 0.3" in words
     assert "a stored file has been changed or is of another run" in words
 
 
 def test_scores_of_another_epoch_are_held_against_that_epoch(tmp_path):
     planned = [cnn_trial("meant", 0.1, seed) for seed in (0, 1)]
-    for entry in planned:
-        entry["value"] = 0.8  # after epoch 2; 0.7 after the first
-    folder = write(tmp_path / "kept", planned)
+    folder = write(
+        tmp_path / "kept", valued(planned, 0.8, 0.8)
+    )  # after epoch 2; 0.7 after the first
     for entry in planned:
         store(folder, entry["trial"], 35, epoch=1)
     results, checked = sections.recompute(load(folder))
@@ -215,15 +221,12 @@ def test_a_changed_frozen_weight_is_shouted(tmp_path):
 
 def test_meant_that_does_not_beat_none_is_said_so(tmp_path):
     planned = [cnn_trial(bn, 0.1, seed) for bn in ("none", "meant") for seed in SEEDS]
-    for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.65, 0.58, 0.69), strict=True):
-        entry["value"] = value
-    folder = write(tmp_path / "even", planned)
-    words = told(sections.report, folder)
+    even = valued(planned, 0.5, 0.6, 0.7, 0.65, 0.58, 0.69)
+    words = told(sections.report, write(tmp_path / "even", even))
     assert "meant and none cannot be told apart: +4.0 points" in words
     assert "The highest mean of the small CNN" in words and "does best" not in words
-    for entry, value in zip(planned, (0.5, 0.6, 0.7, 0.4, 0.5, 0.61), strict=True):
-        entry["value"] = value
-    words = told(sections.report, write(tmp_path / "worse", planned))
+    worse = valued(planned, 0.5, 0.6, 0.7, 0.4, 0.5, 0.61)
+    words = told(sections.report, write(tmp_path / "worse", worse))
     assert "meant is worse than none by −9.7 points" in words
 
 
