@@ -306,6 +306,8 @@ def test_options_train(option):
 
 
 def test_one_seed_one_curve():
+    """Also of the first trial of a process, which opens the images."""
+    data._opened.clear()
     runs = [train({"family": "dcgan", "seed": s}) for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
 

@@ -31,8 +31,8 @@ def train_generator(config: dict[str, Any], report: trial.Report | None = None) 
     """Train one family; report its losses and the quality of its samples each epoch."""
     cfg = Config(**config)
     device = device_here()
+    pictures = opened(cfg)  # draws where no trial before it in this process has opened them
     torch.manual_seed(cfg.seed)
-    pictures = opened(cfg)
     family = build(cfg, pictures).to(device)
     draws = Draws(cfg.seed, ("order", "noise"))
     kept, grids = trial.Best(), Grids(shown_labels(len(pictures.names)))

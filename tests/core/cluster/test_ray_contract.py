@@ -262,7 +262,6 @@ def test_a_node_with_other_code_is_refused(started, tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "trainables" / "rules.py").write_text("# changed\n")
     nodes = fleet.Fleet(None, 1, "none", errand=fleet.Errand(tmp_path, None, "x", {}))
-    fleet.leave_token(tmp_path, "x")
     provenance.code.cache_clear()
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     with pytest.raises(UserError, match=r"runs another labtune .* the same files to every node"):
@@ -270,4 +269,4 @@ def test_a_node_with_other_code_is_refused(started, tmp_path, monkeypatch):
     provenance.code.cache_clear()
     monkeypatch.undo()
     nodes.find()
-    assert nodes.count() >= 1
+    assert sum(s.count for s in nodes.slots) >= 1
