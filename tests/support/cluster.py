@@ -43,10 +43,13 @@ class Remote:
         cards: such as "2x11GB", or "0" for none; a node for each, beside a head without work.
         environment: variables of every node's processes, and of the drivers that join it.
         interpreter: that runs all of them.
+
+    Attributes:
+        cards: of the nodes that are there now.
     """
 
     def __init__(self, *cards: str, environment: dict[str, str], interpreter: str = sys.executable):
-        self.environment, self.interpreter = environment, interpreter
+        self.environment, self.interpreter, self.cards = environment, interpreter, [*cards]
         own = {**environment, **NODES, "interpreter": interpreter}
         script = "tests/support/cluster.py"
         self.process = start(script, *cards, stdin=subprocess.PIPE, stderr=None, **own)
@@ -59,6 +62,11 @@ class Remote:
         self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline().strip() == "done"
+        match words:
+            case ["add", cards]:
+                self.cards.append(cards)
+            case ["lose", cards]:
+                self.cards.remove(cards)
 
     def start(self, folder: Path | str, *arguments: str, **options: Any) -> subprocess.Popen:
         """Start the toy study on the cluster."""

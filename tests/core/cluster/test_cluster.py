@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import platform
@@ -16,12 +18,20 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.support.calls import ROOT, history, toy, until
+from tests.support.calls import ROOT, history, start, toy, until
 from tests.support.cluster import Remote
 from tests.support.s3 import S3_KEYS, s3_client, s3_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
-HELD = ["--seeds", "4", "--set", "epochs=4", "hold=3"]  # each trial has two epochs and waits
+# Two trials at a time have two epochs each, and wait.
+HELD = ["--seeds", "4", "--set", "epochs=4", "hold=3", "--max-concurrent", "2"]
+SLOTS = {"2x11GB": (2, 10), "1x24GB": (1, 11), "4x80GiB": (4, 156)}  # GPUs, slots of 2 GiB
+JOIN = """
+import sys; from core.cluster import fleet, session
+try:
+    with session.session(fleet.Fleet(None, 1, "none"), sys.argv[1]): print("joined")
+except fleet.UserError as error: sys.exit(str(error))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,7 @@ def go(cluster):
 def undisturbed(tmp_path_factory) -> pd.DataFrame:
     """Return the history of the toy study, run without Ray and without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert toy(folder, *HELD[:-1]) == 0
+    assert toy(folder, *HELD[:4]) == 0
     return history(folder / "toy" / "demo")
 
 
@@ -120,100 +130,88 @@ def most_at_once(spans: list[tuple[float, float, str]]) -> int:
 def test_a_killed_worker_and_a_lost_node_cost_an_epoch_and_a_new_node_gets_trials(
     cluster, go, tmp_path, undisturbed
 ):
-    at_once, told = ["--max-concurrent", "3", "--max-retries", "3"], tmp_path / "told"
-    with told.open("w") as out:
-        process = cluster.start(tmp_path, *HELD, *at_once, stdout=out, PYTHONUNBUFFERED="1")
-    folder = tmp_path / "toy" / "demo"
-    until(lambda: len(running(folder, 2)) == 3)
-    victim, attempt = next(iter(running(folder, 2).items()))
-    psutil.Process(attempt["pid"]).kill()
-    until(lambda: running(folder)[victim]["attempt"] == 2)
-    nodes = json.loads((folder / "driver.json").read_text())["nodes"]
-    used = [a["node"] for a in running(folder).values()]
-    lost = max((n["node"] for n in nodes if n["count"]), key=lambda n: used.count(n[:8]))
-    cards = {10: "2x11GB", 11: "1x24GB"}[next(n["count"] for n in nodes if n["node"] == lost)]
-    on_it = {p for p, a in running(folder).items() if lost.startswith(a["node"])}
-    cluster.tell("lose", cards)
-    until(lambda: all(not lost.startswith(running(folder)[p]["node"]) for p in on_it))
-    cluster.tell("add", "4x80GiB")  # more slots than others have: the next trial is its
-    until(lambda: "has joined" in told.read_text())
-    (go / "all").touch()
-    _, errors = process.communicate(timeout=200)
-    cluster.tell("lose", "4x80GiB")
-    cluster.tell("add", cards)
+    """Driver and nodes share nothing but a bucket; a trial goes on on another node."""
+    told, seen = tmp_path / "told", tmp_path / "seen"
+    with s3_server(tmp_path / "log") as server, told.open("w") as out:
+        client = s3_client(server)
+        client.create_bucket(Bucket="lab")
+
+        def stored(epochs: int = 1) -> dict[Path, dict]:
+            """Return what `running` does, of the bucket."""
+            for entry in client.list_objects_v2(Bucket="lab").get("Contents", []):
+                (path := seen / entry["Key"]).parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix in (".json", ".csv"):
+                    client.download_file("lab", entry["Key"], str(path))
+            return running(seen / "results/toy/demo", epochs)
+
+        local = {"LABTUNE_MIRROR": str(tmp_path / "mirror"), "PYTHONUNBUFFERED": "1"}
+        place = f"s3://lab/results?endpoint_override=http://{server}"
+        process = cluster.start(place, *HELD, "--max-retries", "3", stdout=out, **local)
+        until(lambda: len(stored(2)) == 2)
+        victim, attempt = next(iter(stored(2).items()))
+        psutil.Process(attempt["pid"]).kill()
+        until(lambda: stored()[victim]["attempt"] == 2)
+        folder = victim.parents[1]
+        nodes = json.loads((folder / "driver.json").read_text())["nodes"]
+        on = stored()[victim]["node"]
+        lost = next(node for node in nodes if node["node"].startswith(on))
+        cards = {2: "2x11GB", 1: "1x24GB"}[lost["gpus"]]
+        on_it = {path for path, a in stored().items() if a["node"] == on}
+        cluster.tell("lose", cards)
+        until(lambda: all(stored()[path]["node"] != on for path in on_it))
+        cluster.tell("add", "4x80GiB")  # more slots than others have: the next trial is its
+        until(lambda: "has joined" in told.read_text())
+        (go / "all").touch()
+        _, errors = process.communicate(timeout=200)
+        stored()
     shown = told.read_text()
     assert process.returncode == 0, shown + errors
-    assert "toy: 3 nodes, 3 GPUs: 21 slots of 2 GiB, at most 3 at once; 4 trials" in shown
+    assert "toy: 3 nodes, 3 GPUs: 21 slots of 2 GiB, at most 2 at once; 4 trials" in shown
     assert f"{victim.name}: its worker died, retry 1/3 from epoch 2" in shown
     assert "is lost: its trials move" in shown
     for path in on_it:
         said = [line for line in shown.splitlines() if line.startswith(f"{path.name}: its worker")]
         assert said and said[-1].endswith(" from epoch 2")
-    count = {"2x11GB": (5, 167), "1x24GB": (6, 166)}[cards]
-    assert "has joined: 3 nodes, {} GPUs: {} slots of 2 GiB".format(*count) in shown
+    gpus, count = (sum(SLOTS[each][i] for each in cluster.cards) for i in (0, 1))
+    assert f"has joined: 3 nodes, {gpus} GPUs: {count} slots of 2 GiB" in shown
     last = json.loads((folder / "trials" / "kind=train,seed=3" / "attempt.json").read_text())
     assert last["node"] not in {node["node"][:8] for node in nodes}
+    assert "report: s3://lab/results/toy/demo/report.html" in shown
     pd.testing.assert_frame_equal(history(folder), undisturbed)
 
 
 def test_a_lost_or_stopped_driver_is_resumed_and_a_second_one_refused(
     cluster, go, tmp_path, undisturbed, monkeypatch
 ):
-    folder, two = tmp_path / "toy" / "demo", ["--max-concurrent", "2"]
-    process = cluster.start(tmp_path, *HELD, *two)
+    folder = tmp_path / "toy" / "demo"
+    process = cluster.start(tmp_path, *HELD)
     until(lambda: len(running(folder, 2)) == 2)
-    code, _, errors = cluster.run(tmp_path, *HELD, "--resume")
-    assert code == 2 and errors.count("\n") == 1
-    assert f"(process {process.pid} on {os.uname().nodename}, since" in errors
+    monkeypatch.setenv("TOY_GO", str(go))
+    with contextlib.redirect_stderr(io.StringIO()) as refused:
+        assert toy(tmp_path, *HELD, "--resume") == 2
+    assert refused.getvalue().count("\n") == 1
+    assert f"(process {process.pid} on {os.uname().nodename}, since" in refused.getvalue()
     end(process, folder, signal.SIGKILL)
 
-    cluster.tell("add", "1x80GiB")  # it joins before the driver is back: 39 more slots
-    process = cluster.start(tmp_path, *HELD, *two, "--resume")
+    cluster.tell("lose", cluster.cards[-1])  # it is gone before the driver is back
+    process = cluster.start(tmp_path, *HELD, "--resume")
     (go / "0").touch()
     until(lambda: list(folder.glob("trials/*/result.json")) and len(running(folder, 2)) == 2)
     shown, errors = end(process, folder, signal.SIGTERM)
-    cluster.tell("lose", "1x80GiB")
     assert process.returncode == 75
     assert "--resume" in errors and "Traceback" not in errors
-    assert "60 slots of 2 GiB" in shown and "resuming: 0 done, 2 continue, 2 to do" in shown
+    assert f"{SLOTS[cluster.cards[0]][1]} slots of 2 GiB, at most 2" in shown
+    assert "resuming: 0 done, 2 continue, 2 to do" in shown
 
     (go / "all").touch()
-    monkeypatch.setenv("TOY_GO", str(go))
     ended = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
     assert toy(tmp_path, *HELD, "--resume") == 0  # here goes on what a cluster began
     assert ended and {p: p.stat().st_mtime_ns for p in ended} == ended
     pd.testing.assert_frame_equal(history(folder), undisturbed)
 
 
-def test_results_in_an_object_store_survive_a_killed_worker(cluster, go, tmp_path, undisturbed):
-    """Driver and nodes share nothing but the bucket; a trial may go on on the other node."""
-    with s3_server(tmp_path / "log") as server:
-        client = s3_client(server)
-        client.create_bucket(Bucket="lab")
-        place = f"s3://lab/results?endpoint_override=http://{server}"
-        local = {"LABTUNE_MIRROR": str(tmp_path / "mirror")}
-        process = cluster.start(place, *HELD, "--max-concurrent", "2", **local)
-
-        def stored(name: str) -> list[dict]:
-            listed = client.list_objects_v2(Bucket="lab").get("Contents", [])
-            keys = [entry["Key"] for entry in listed if entry["Key"].endswith(name)]
-            whole = [client.get_object(Bucket="lab", Key=key)["Body"].read() for key in keys]
-            return [json.loads(body) for body in whole]
-
-        until(lambda: [len(h["rows"]) for h in stored("history.json")] == [2, 2])
-        psutil.Process(stored("attempt.json")[0]["pid"]).kill()
-        (go / "all").touch()
-        shown, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, shown + errors
-        assert "its worker died, retry 1/2 from epoch 2" in shown
-        assert "report: s3://lab/results/toy/demo/report.html" in shown
-        body = client.get_object(Bucket="lab", Key="results/toy/demo/history.csv")["Body"]
-        (tmp_path / "history.csv").write_bytes(body.read())
-    pd.testing.assert_frame_equal(history(tmp_path), undisturbed)
-
-
 def test_a_cluster_that_cannot_be_joined_is_refused_in_one_sentence(cluster, tmp_path):
-    """Nothing is started, and each sentence names what to do."""
+    """And the sentence names what to do."""
     (tmp_path / "wrong").write_text("f" * 64)
     missing, wrong = ({"RAY_AUTH_TOKEN_PATH": f"{tmp_path}/{n}"} for n in ("missing", "wrong"))
     refused = (
@@ -223,12 +221,12 @@ def test_a_cluster_that_cannot_be_joined_is_refused_in_one_sentence(cluster, tmp
     )
     own = (version("ray"), platform.python_version())
     cluster.tell("claim", "2.52.0", "3.10.1")
-    started = [
-        cluster.start(tmp_path / f"{number}", HOME=str(tmp_path), **given)
-        for number, (given, _) in enumerate(refused)
+    environment = cluster.environment | {"HOME": str(tmp_path)}
+    drivers = [
+        start("-c", JOIN, cluster.address, **environment | given, interpreter=cluster.interpreter)
+        for given, _ in refused
     ]
-    for process, (_, words) in zip(started, refused, strict=True):
-        _, errors = process.communicate(timeout=200)
-        assert (process.returncode, errors.count("\n")) == (2, 1) and words in errors, errors
+    for process, (_, words) in zip(drivers, refused, strict=True):
+        shown, errors = process.communicate(timeout=200)
+        assert (shown, errors.count("\n")) == ("", 1) and words in errors, errors
     cluster.tell("claim", *own)
-    assert not list(tmp_path.glob("*/toy/demo/trials/*"))
