@@ -34,7 +34,7 @@ study: env
 
 # Two at a time; make test ARGS="-m 'not ray and not slow'" takes a minute and a half.
 test: env
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Twenty kills of a study on Ray, some minutes: its numbers are those of an undisturbed one.
 chaos: env

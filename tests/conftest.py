@@ -32,20 +32,20 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests together, so that each fixture is made once; begin with what waits."""
-    groups: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
-        name = item.get_closest_marker("xdist_group").args[0]
-        groups.setdefault(name, []).append(item)
+    """Begin with the files that wait, on Ray, and those that take long; a process gets whole files.
 
-    def weight(group: list[pytest.Item]) -> tuple[int, int]:
+    pytest-xdist does so with `--dist loadfile`: each fixture is made once. Its `loadgroup` does
+    nothing with pytest 9.2, where the name that it gives a test is no longer looked at.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+
+    def weight(file: list[pytest.Item]) -> tuple[int, int]:
         return tuple(
-            -sum(item.get_closest_marker(mark) is not None for item in group)
+            -sum(item.get_closest_marker(mark) is not None for item in file)
             for mark in ("ray", "slow")
         )
 
-    items[:] = [item for group in sorted(groups.values(), key=weight) for item in group]
+    items[:] = [item for file in sorted(files.values(), key=weight) for item in file]

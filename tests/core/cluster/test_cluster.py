@@ -22,7 +22,7 @@ from tests.support.calls import ROOT, history, start, toy, until
 from tests.support.cluster import Remote
 from tests.support.s3 import S3_KEYS, s3_client, s3_server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # Two trials at a time have two epochs each, and wait.
 HELD = ["--seeds", "4", "--set", "epochs=4", "hold=3", "--max-concurrent", "2"]
 SLOTS = {"2x11GB": (2, 10), "1x24GB": (1, 11), "4x80GiB": (4, 156)}  # GPUs, slots of 2 GiB
