@@ -32,7 +32,7 @@ from tests.support.calls import (
     trained,
 )
 from tests.support.datasets import save, takes_0_to_1
-from tests.support.reports import rows_of
+from tests.support.reports import blank_figures, rows_of
 from trainables.adaptation import Config, Corruption, adapt_cell, check_cells, data, describe_cells
 from trainables.adaptation import cell as scoring
 
@@ -224,7 +224,8 @@ def test_where_things_are_is_not_recorded(severity, weights):
 @pytest.mark.slow
 def test_every_part_has_its_table_figure_and_answer(birds, weights, tmp_path):
     words = ["corruption=fog", "severity=2", "num_bn_updates=1,4", "--wrap", "--name", "whole"]
-    assert command(study, tmp_path, *places(birds, weights), *words) == 0
+    with blank_figures():
+        assert command(study, tmp_path, *places(birds, weights), *words) == 0
     whole = tmp_path / "adaptation" / "whole"
     tables = {file.stem for file in (whole / "tables").iterdir()}
     expected = {"severity", "corruptions", "updates", "batch_size", "methods", "clean", "stream"}
@@ -258,7 +259,8 @@ ALONE = {
 @pytest.mark.parametrize("part", ALONE)
 def test_a_part_alone_gives_a_report(birds, weights, tmp_path, part):
     words = [*ALONE[part], "--part", part, "--wrap", "--name", "alone"]
-    assert command(study, tmp_path, *places(birds, weights), *words) == 0
+    with blank_figures():
+        assert command(study, tmp_path, *places(birds, weights), *words) == 0
     folder = tmp_path / "adaptation" / "alone"
     trials = table(folder)
     assert set(trials["part"]) == {part} and set(trials["state"]) == {"finished"}
@@ -276,7 +278,8 @@ def test_what_a_part_compares_beside_its_question_is_told_apart_and_not_averaged
          ["severity", "method"]),
     ):  # fmt: skip
         words = [*words, "--part", part, "--wrap", "--name", part]
-        assert command(study, tmp_path, *places(birds, weights), *words) == 0
+        with blank_figures():
+            assert command(study, tmp_path, *places(birds, weights), *words) == 0
         folder = tmp_path / "adaptation" / part
         rows = [row for row in rows_of(folder, part) if row["corruption"] != "clean"]
         expected = table(folder).groupby(by)["acc_adapted"].mean()

@@ -15,6 +15,7 @@ from core.models.memory import WORKSPACE
 from core.trial import running as trial
 from studies import batch_size, norms
 from tests.support.calls import command, refusal, silent, table
+from tests.support.reports import blank_figures
 
 SMOKE = ["--smoke", "--seeds", "1"]
 
@@ -76,7 +77,7 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
         monkeypatch.setattr(slots, "this_machine", lambda name="": node)
 
     study = silent(batch_size.study)
-    few = ["epochs=1", "norm=bn"]
+    few = ["epochs=1", "norm=bn", "train_images=128", "val_images=25"]
     arguments = [*SMOKE, "--set", *few, "--slot-memory", ASKED]
     offer(CARD, bfloat16=False)
     assert command(study, tmp_path, *arguments) == 0
@@ -126,7 +127,8 @@ def test_a_search_is_scored_on_a_part_of_train_and_reported_on_val(tmp_path, mon
     few = ["norm=gn", "batch_size=30", "n=1", "epochs=2"]
     base = [*SMOKE, "--set", *few]
     search = [*base, "--search", "optuna", "--trials", "2", "--grace", "1"]
-    assert command(batch_size.study, tmp_path, *search) == 0
+    with blank_figures():
+        assert command(batch_size.study, tmp_path, *search) == 0
     folder = tmp_path / "batch_size" / "smoke"
     declared = json.loads((folder / "study.json").read_text())
     assert declared["stopping"]["scheduler"] == "asha"

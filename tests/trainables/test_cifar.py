@@ -23,6 +23,7 @@ from core.trial import run as trial_run
 from studies.cifar import study
 from tests.support.calls import assert_same_numbers, command, refusal, silent, table, trained
 from tests.support.faults import Lost, losing
+from tests.support.reports import blank_figures
 from trainables.cifar import Config, check_batches, describe_images, train_cifar
 from trainables.cifar.data import batches, images, merge_single, steps_of
 from trainables.cifar.train import build, facts, training_mode_accuracy
@@ -228,7 +229,8 @@ FEW = ["--smoke", "--set", "train_images=20", "val_images=20", "epochs=2"]
 
 @pytest.mark.slow
 def test_the_smoke_study_reports_everything(tmp_path):
-    assert command(study, tmp_path, "--smoke") == 0
+    with blank_figures():
+        assert command(study, tmp_path, "--smoke") == 0
     folder = tmp_path / "cifar" / "smoke"
     trials = table(folder)
     assert set(trials.state) == {"finished"} and len(trials) == 13

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis import generation_samples
 from analysis.results.folder import load
 from analysis.studies.generation import sections
 from analysis.studies.generation.samples import load_stored
@@ -25,7 +26,7 @@ from core.generation.flow_matching import FlowMatching, integrate
 from core.trial import records, running
 from core.trial import run as trial_run
 from studies.generation import study
-from tests.support.calls import command, copied, python, refusal, table, trained
+from tests.support.calls import command, copied, refusal, silent, table, trained
 from tests.support.faults import Lost
 from trainables.generation import Config, data, train_generator
 from trainables.generation.train import GRID, shown_labels, wanted
@@ -431,8 +432,7 @@ def test_a_copied_folder_reports_and_samples_again_without_data(finished, tmp_pa
     folder = copied(finished, tmp_path, ".private.json")
     assert command(study, tmp_path, "--report-only", "--smoke") == 0
     assert (folder / "report.html").read_bytes() == (finished / "report.html").read_bytes()
-    again = python("analysis/generation_samples.py", folder, "--samples", 4)
-    assert again.returncode == 0, again.stderr
+    assert generation_samples.main(folder, samples=4) == 0
     for number in range(4):  # the same images as the first of more
         one, two = (next((f / "samples").glob(f"{number:06d}-*")) for f in (folder, finished))
         assert one.read_bytes() == two.read_bytes()
@@ -455,9 +455,9 @@ def test_bad_input_is_one_sentence_and_exit_2(settings, named, tmp_path):
 
 @pytest.mark.slow
 def test_real_photos_in_colour(shared_data, tmp_path):
-    few = ["--set", "width=8", "train_images=100", "val_images=50"]
+    few = ["--set", "family=flow", "width=8", "train_images=60", "val_images=30", "epochs=1"]
     photos = ["--data-dir", shared_data / "cifar10"]
-    assert command(study, tmp_path, "--smoke", *photos, *few) == 0
+    assert command(silent(study), tmp_path, "--smoke", *photos, *few) == 0
     folder = tmp_path / "generation" / "smoke"
     data = json.loads((folder / "study.json").read_text())["data"]
     assert data["channels"] == 3 and data["image_size"] == 32 and data["kind"] == "folder"

@@ -25,6 +25,7 @@ from studies.voc import study
 from tests.support.calls import assert_same_numbers, command, refusal, silent, table, trained
 from tests.support.datasets import thing, write
 from tests.support.faults import Lost, losing
+from tests.support.reports import blank_figures
 from trainables.voc import Config, describe_images, train_voc
 from trainables.voc.data import images
 
@@ -339,7 +340,7 @@ def test_folds_are_described(pictures):
 
 @pytest.mark.slow
 def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
-    few = ["--set", "image_size=32", "holdout=0.25", "epochs=1", "batch_size=15", "--seeds", "2"]
+    few = ["--set", "image_size=32", "holdout=0.25", "epochs=1", "batch_size=15", "--seeds", "1"]
     search = ["--weights", "none", "--name", "few", "--search", "optuna", "--trials", "1"]
     assert command(silent(study), tmp_path, "--data-dir", pictures, *search, *few) == 0
     folder = tmp_path / "voc" / "few"
@@ -354,12 +355,11 @@ def test_a_search_never_scores_the_validation_images(pictures, tmp_path):
         told = history.heldout_map[name]
         assert mean_ap(found["labels"], found["scores"]) == pytest.approx(told, abs=1e-12)
         assert np.isnan(history.val_map[name])
-    for seed in (0, 1):
-        for name in ("default", "search-0000"):
-            found = stored(folder, f"reported={name},seed={seed}")
-            assert set(found["train_files"].tolist()) == held | seen
-            assert len(found["files"]) == 20 and not set(found["files"].tolist()) & seen
-            assert history.val_map[f"reported={name},seed={seed}"] > 0
+    for name in ("default", "search-0000"):
+        found = stored(folder, f"reported={name},seed=0")
+        assert set(found["train_files"].tolist()) == held | seen
+        assert len(found["files"]) == 20 and not set(found["files"].tolist()) & seen
+        assert history.val_map[f"reported={name},seed=0"] > 0
 
 
 # --- the study ---
@@ -418,7 +418,8 @@ def test_one_class_with_images_of_difficult_objects_alone(tmp_path, monkeypatch,
     lists = {"train": [*images][:12], "val": [*images][12:]}
     write(tmp_path / "kit", images, lists)
     options = ("--seeds", "1", "--set", "class_weights=balanced", "batch_size=4", "epochs=1")
-    assert voc(tmp_path / "kit", tmp_path, *options) == 0
+    with blank_figures():
+        assert voc(tmp_path / "kit", tmp_path, *options) == 0
     folder = tmp_path / "voc" / "few"
     history = table(folder, "history")
     assert (history.filter(like="_map") == 1).all(axis=None)

@@ -175,7 +175,7 @@ def test_no_more_steps_are_told_than_were_taken():
 @pytest.mark.parametrize(
     ("foreign", "images", "least", "told"),
     [
-        (False, 100, 0.6, "100 images of the folder cifar10"),
+        (False, 40, 0.5, "40 images of the folder cifar10"),
         (True, 40, 0.5, "normalisation=none, guessed"),  # 0.2 with ImageNet's
     ],
 )

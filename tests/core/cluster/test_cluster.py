@@ -135,13 +135,16 @@ def test_a_killed_worker_and_a_lost_node_cost_an_epoch_and_a_new_node_gets_trial
     with s3_server(tmp_path / "log") as server, told.open("w") as out:
         client = s3_client(server)
         client.create_bucket(Bucket="lab")
+        known: dict[Path, str] = {}
 
         def stored(epochs: int = 1) -> dict[Path, dict]:
             """Return what `running` does, of the bucket."""
             for entry in client.list_objects_v2(Bucket="lab").get("Contents", []):
                 (path := seen / entry["Key"]).parent.mkdir(parents=True, exist_ok=True)
-                if path.suffix in (".json", ".csv"):
+                told = path.suffix in (".json", ".csv")
+                if told and known.get(path) != entry["ETag"]:
                     client.download_file("lab", entry["Key"], str(path))
+                    known[path] = entry["ETag"]
             return running(seen / "results/toy/demo", epochs)
 
         local = {"LABTUNE_MIRROR": str(tmp_path / "mirror"), "PYTHONUNBUFFERED": "1"}
