@@ -84,6 +84,15 @@ def photographs(root: Path, places: slice) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
+def linked(photos: Path, folder: Path, names: str) -> Path:
+    """Fill `folder` with links to the photographs that a pattern names, in the same layout."""
+    for path in photos.glob(names):
+        link = folder / path.relative_to(photos)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    return folder
+
+
 def save(image: Image.Image, path: Path, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)

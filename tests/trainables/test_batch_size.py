@@ -24,7 +24,8 @@ SMOKE = ["--smoke", "--seeds", "1"]
 def smoke(tmp_path_factory):
     """Run the whole study at toy size."""
     folder = tmp_path_factory.mktemp("smoke")
-    assert command(batch_size.study, folder, *SMOKE) == 0
+    with blank_figures():
+        assert command(batch_size.study, folder, *SMOKE) == 0
     return folder / "batch_size" / "smoke"
 
 
@@ -53,7 +54,7 @@ def test_the_study_reports_every_cell_rules_rates_and_maps(smoke):
     assert (trials.estimated_mib > 0).all() and set(trials.chosen_precision) == {"float32"}
     most = trials.groupby("batch_size").plain_mib.max()
     assert 6 < most[128] / most[8] < 16  # less than 16: weights and gradients are in both
-    assert (smoke / "report.pdf").stat().st_size > 10_000
+    assert (smoke / "report.pdf").read_bytes().startswith(b"%PDF")
     assert list((smoke / "figures").glob("gradcam_*.png"))
 
 

@@ -22,6 +22,7 @@ from core.trial import records, running
 from core.trial import run as trial_run
 from studies.cifar import study
 from tests.support.calls import assert_same_numbers, command, refusal, silent, table, trained
+from tests.support.datasets import linked
 from tests.support.faults import Lost, losing
 from tests.support.reports import blank_figures
 from trainables.cifar import Config, check_batches, describe_images, train_cifar
@@ -311,10 +312,7 @@ def test_scores_and_metrics_are_of_the_kept_epoch(tmp_path):
 
 
 def test_real_photos_train(shared_data, tmp_path):
-    for path in (shared_data / "cifar10").glob("*/*/000[0-7].jpg"):
-        link = tmp_path / path.relative_to(shared_data / "cifar10")
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path)
-    settings = {"data_dir": str(tmp_path), "train_images": 60, "val_images": 20}
+    photos = linked(shared_data / "cifar10", tmp_path, "*/*/000[0-7].jpg")
+    settings = {"data_dir": str(photos), "train_images": 60, "val_images": 20}
     (row,) = trained(train_cifar, settings | {"epochs": 1, "batch_size": 20, "lr": 0.05})
     assert np.isfinite(row["val_loss"])

@@ -78,8 +78,9 @@ def test_low_map_is_flagged_on_real_data_only(smoke):
 
 @pytest.mark.slow
 def test_same_seed_gives_the_same_rows():
-    first, second = (trained(train_converted, SMALL | {"variant": "B"}) for _ in range(2))
-    assert first == second and [row["epoch"] for row in first] == [1, 2]
+    few = SMALL | {"variant": "B", "epochs": 1}
+    first, second = (trained(train_converted, few) for _ in range(2))
+    assert first == second and [row["epoch"] for row in first] == [1]
 
 
 def test_watch_records_scale_gradient_and_parameters():
