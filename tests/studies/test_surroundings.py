@@ -94,7 +94,7 @@ def full_disk():
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 @pytest.mark.parametrize("lost", [broken_pipe, closed_terminal, full_disk])
-def test_output_that_nobody_takes_ends_nothing(monkeypatch, lost, name):
+def test_output_that_nobody_takes_ends_nothing(tmp_path, monkeypatch, lost, name):
     with os.fdopen(lost(), "w") as stream:
         monkeypatch.setattr(sys, name, stream)
         written = 0
@@ -103,7 +103,9 @@ def test_output_that_nobody_takes_ends_nothing(monkeypatch, lost, name):
                 print("x" * 10_000, file=getattr(sys, name), flush=True)
                 Console(stderr=name == "stderr").print("a line")
                 written += getattr(sys, name).write("what is left at the end\n")
+        assert toy(tmp_path, "--seeds", "1") == 0
     assert written == 3 * 24  # as if it had all been taken
+    assert (tmp_path / "toy" / "demo" / "report.html").is_file()
 
 
 def test_a_log_goes_on_when_there_is_room_again(monkeypatch):

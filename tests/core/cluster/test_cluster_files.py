@@ -316,7 +316,7 @@ def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_node_is_started_once_and_stopped(checkout, tmp_path):
+def test_a_node_is_started_once_and_stopped_and_no_other_process(checkout, tmp_path):
     assert checkout("start", "--head").returncode == 0
     first = node_of(tmp_path)
     assert alive(first)
@@ -326,21 +326,16 @@ def test_a_node_is_started_once_and_stopped(checkout, tmp_path):
     assert checkout("stop").returncode == 0
     assert not alive(second)
     assert checkout("stop").returncode == 0  # nothing to stop
+    other = subprocess.Popen(["sleep", "60"])
+    (state,) = (tmp_path / ".labtune-ray").iterdir()
+    (state / "pid").write_text(f"{other.pid}\n")  # the number is someone else's by now
+    checkout("stop")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_a_node_that_does_not_start_says_why(checkout):
     done = checkout("start", "--broken")
     assert done.returncode == 1
     assert "no such address" in done.stderr and "Ray did not start" in done.stderr
-
-
-def test_a_number_that_is_someone_elses_by_now_is_left_alone(checkout, tmp_path):
-    assert checkout("start", "--head").returncode == 0
-    checkout("stop")
-    other = subprocess.Popen(["sleep", "60"])
-    (state,) = (tmp_path / ".labtune-ray").iterdir()
-    (state / "pid").write_text(f"{other.pid}\n")
-    checkout("stop")
-    assert other.poll() is None
-    other.kill()
-    other.wait()

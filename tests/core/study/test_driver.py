@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from tests.support.calls import (
     refusal,
     table,
     toy,
-)
+)  # fmt: skip
 from tests.support.faults import Lost, fail_reads, losing, watched_writes
 from tests.support.results import edited
 from tests.support.toy import study
@@ -304,16 +303,6 @@ def test_an_interrupt_stops_without_a_report(tmp_path, capsys, sent, code):
     assert seen == [1] and not (folder / "report.html").exists()
     assert toy(tmp_path, "--set", "epochs=3", "--resume") == 0
     assert list(history(folder).epoch) == [1, 2, 3] * 3
-
-
-def test_a_study_goes_on_when_nobody_reads_its_output(tmp_path, monkeypatch):
-    """As with `| head -1`: the reader has left."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert toy(tmp_path, "--seeds", "1") == 0
-    assert (tmp_path / "toy" / "demo" / "report.html").is_file()
 
 
 def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
