@@ -55,7 +55,7 @@ def objects(server: str, prefix: str) -> set[str]:
 def test_a_study_in_a_bucket_has_the_files_numbers_and_reports_of_one_in_a_folder(
     server, tmp_path, monkeypatch
 ):
-    assert toy(tmp_path) == toy(place(server, "whole")) == 0
+    assert toy(tmp_path, "--seeds", "1") == toy(place(server, "whole"), "--seeds", "1") == 0
     there = objects(server, "whole/toy/demo/")
     here = tmp_path / "toy" / "demo"
     wanted = {
@@ -78,13 +78,14 @@ def test_a_study_in_a_bucket_has_the_files_numbers_and_reports_of_one_in_a_folde
 def test_a_killed_study_goes_on_on_a_machine_that_has_only_the_bucket(
     server, tmp_path, monkeypatch
 ):
-    toy(tmp_path / "whole")
-    killed = copied_process(toy, place(server, "killed"), TOY_KILL="kind=train,seed=1:3")
+    two = ("--seeds", "2")
+    toy(tmp_path / "whole", *two)
+    killed = copied_process(toy, place(server, "killed"), *two, TOY_KILL="kind=train,seed=1:3")
     assert exit_code(killed) == -signal.SIGKILL
     left = objects(server, "killed/toy/demo/trials/kind=train,seed=1/")
     assert any("epoch-" in name for name in left)
     monkeypatch.setenv("LABTUNE_MIRROR", str(tmp_path / "another machine"))
-    assert toy(place(server, "killed"), "--resume") == 0
+    assert toy(place(server, "killed"), *two, "--resume") == 0
     folder = Mirror(place(server, "killed"), "toy/demo").local
     pd.testing.assert_frame_equal(history(folder), history(tmp_path / "whole" / "toy" / "demo"))
     rows = json.loads((folder / "trials" / "kind=train,seed=1" / "history.json").read_text())
