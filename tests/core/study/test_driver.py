@@ -218,9 +218,6 @@ def test_what_a_trial_says_is_shown_as_it_is(tmp_path, monkeypatch, capsys):
         progress.row("[/bold] \x1b[2J", {"epoch": 1, "val_accuracy": 0.5})
         progress.announce(said)
     assert "\x1b[31m" not in console.file.getvalue() and "\x1b[2J" not in console.file.getvalue()
-
-
-def test_an_error_names_files_without_moving_the_cursor():
     assert str(UserError("no \x1b[2Jx\udcff\n- [/y]")) == "no \\x1b[2Jx\\udcff\n- [/y]"
 
 
