@@ -67,15 +67,12 @@ def test_the_schema_test_would_notice(name, key, value, told):
         prepared({**load(name), key: value})
 
 
-def test_commands_and_scripts_are_bash():
+def test_commands_and_scripts_are_bash_and_there():
     commands = [c for name in FILES for kind in COMMANDS for c in load(name).get(kind, [])]
     for text in [*commands, *(script.read_text() for script in SCRIPTS)]:
         done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stderr}"
     assert all(os.access(script, os.X_OK) for script in SCRIPTS)
-
-
-def test_scripts_of_the_cluster_files_are_there():
     assert {"aws-iam.sh", "loopback.sh", "ray-node.sh", "slurm.sh"} == {p.name for p in SCRIPTS}
     for name in FILES:
         for command in (c for kind in START for c in load(name)[kind]):

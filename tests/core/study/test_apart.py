@@ -35,6 +35,7 @@ def wait(settings):
 
 def drive(results: Path, output: int) -> int:
     """Run a study that waits for its data, with `output` in place of both outputs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup, behind `&`
     for number in (1, 2):
         os.dup2(output, number)
     with open(2, "w") as sys.stderr:
