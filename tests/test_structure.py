@@ -58,8 +58,10 @@ def sources(root: Path, *tops: str) -> list[Path]:
 
 
 @functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def found_in(path: Path) -> list[ast.Import | ast.ImportFrom | ast.Call]:
+    """Return the imports and calls of a file, also those within functions and for types alone."""
+    kinds = ast.Import | ast.ImportFrom | ast.Call
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
 
 
 def module_of(root: Path, path: Path) -> str:
@@ -67,12 +69,12 @@ def module_of(root: Path, path: Path) -> str:
 
 
 def imports(root: Path, *tops: str) -> Iterator[tuple[str, str]]:
-    """Yield (module, what it imports): within functions and for types alone as well."""
-    known = {module_of(root, path) for path in sources(root, *tops)}
-    for path in sources(root, *tops):
+    """Yield (module, what it imports)."""
+    known = {module_of(root, path) for path in sources(root, *(tops or MAY_KNOW))}
+    for path in sources(root, *(tops or MAY_KNOW)):
         module = module_of(root, path)
         package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
-        for node in ast.walk(tree(path)):
+        for node in found_in(path):
             if isinstance(node, ast.Import):
                 yield from ((module, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -99,7 +101,7 @@ def long(root: Path) -> list[str]:
 def circles(root: Path) -> list[str]:
     """Return the groups of files that import each other, directly or by way of others."""
     knows: dict[str, set[str]] = {}
-    for module, name in imports(root, *MAY_KNOW):
+    for module, name in imports(root):
         knows.setdefault(module, set()).update({name} - {module})
     reach = {}
     for start in knows:
@@ -117,38 +119,31 @@ def upward(root: Path) -> list[str]:
     """Return the imports against the order of the folders, or from one tower into the other."""
     found = []
     height = {name: -level for level, names in enumerate(STOREYS) for name in names}
-    for module, name in imports(root, *MAY_KNOW):
+    for module, name in imports(root):
         (top, here), (other, there) = (f"{m}.".split(".")[:2] for m in (module, name))
-        if other not in MAY_KNOW:
-            continue
-        if other != top:
-            right = other in MAY_KNOW[top]
-        elif top != "core" or not here or not there or here == there:
-            continue
-        else:
+        right = other not in MAY_KNOW or other in MAY_KNOW[top]
+        if other == top:
             towers = ({here, there} & MACHINE) and ({here, there} & SCIENCE)
             right = there in height and height.get(here, -99) > height[there] and not towers
+            right |= top != "core" or not here or not there or here == there
         if not right:
             found.append(f"{module} imports {name}")
     return found
 
 
 def tuners(root: Path) -> list[str]:
-    """Return the modules that import ray.tune."""
-    found = imports(root, *MAY_KNOW)
-    return sorted({module for module, name in found if f"{name}.".startswith("ray.tune.")})
+    """Return the modules that import ray.tune, beside the one that may."""
+    found = {module for module, name in imports(root) if f"{name}.".startswith("ray.tune.")}
+    return sorted(found - {"core.cluster.tune"})
 
 
 def without_mirror(root: Path) -> list[str]:
     """Return folders of tests that mirror none, and rooms of core and analysis without tests."""
     tested = {p.parent.relative_to(root / "tests") for p in (root / "tests").rglob("test_*.py")}
-    rooms = {p.parent for top in ("core", "analysis") for p in (root / top).glob("*/*.py")}
-    alone = [
-        f"tests/{folder} mirrors no folder" for folder in tested if not (root / folder).is_dir()
-    ]
-    return alone + [
-        f"{room} has no tests" for p in rooms if (room := p.relative_to(root)) not in tested
-    ]
+    files = [*root.glob("core/*/*.py"), *root.glob("analysis/*/*.py")]
+    rooms = {path.parent.relative_to(root) for path in files}
+    alone = [f"tests/{room} mirrors no folder" for room in tested if not (root / room).is_dir()]
+    return alone + [f"{room} has no tests" for room in rooms - tested]
 
 
 CHECKS = {
@@ -188,13 +183,9 @@ def build(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-@pytest.mark.parametrize("check", [*CHECKS, upward], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*CHECKS, upward, tuners], ids=lambda check: check.__name__)
 def test_the_house_holds(check):
     assert check(ROOT) == []
-
-
-def test_one_module_imports_tune():
-    assert tuners(ROOT) == ["core.cluster.tune"]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -221,19 +212,19 @@ def test_rooms_without_tests_and_all_who_import_tune_are_found(tmp_path):
 # --- what every package and study file holds ---
 
 
-@pytest.mark.parametrize(
-    ("folders", "extra"), [(tuple(MAY_KNOW), None), (("benchmarks", "tests"), "dev")]
-)
-def test_what_is_imported_is_declared(folders, extra):
+def test_what_is_imported_is_declared():
     """Nothing comes along with another package by luck."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    words = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
-    asked = {normalised(re.split(r"[\[<>=~! ;]", word)[0]) for word in words}
-    ours, known = {"benchmarks", "tests", *MAY_KNOW}, packages_distributions()
-    found = {name.split(".")[0] for _, name in imports(ROOT, *folders)}
-    for name in found - ours - sys.stdlib_module_names - REFERENCE:
-        sources = {normalised(source) for source in known.get(name, [name])}
-        assert sources & asked, f"{name} comes from {sources}, which pyproject.toml does not name"
+    ours, known, asked = {"benchmarks", "tests", *MAY_KNOW}, packages_distributions(), set()
+    for folders, words in (
+        (tuple(MAY_KNOW), project["dependencies"]),
+        (("benchmarks", "tests"), project["optional-dependencies"]["dev"]),
+    ):
+        asked |= {normalised(re.split(r"[\[<>=~! ;]", word)[0]) for word in words}
+        found = {name.split(".")[0] for _, name in imports(ROOT, *folders)}
+        for name in found - ours - sys.stdlib_module_names - REFERENCE:
+            sources = {normalised(source) for source in known.get(name, [name])}
+            assert sources & asked, f"{name} comes from {sources}, which pyproject.toml lacks"
 
 
 def normalised(name: str) -> str:
@@ -284,10 +275,9 @@ def test_help_loads_little_beside_tyro():
 def test_nothing_from_a_file_is_unpickled(package):
     """A pickle from a data set or result folder could run code."""
     for path in sources(ROOT, package):
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert "pickle" not in [a.name for a in node.names] or uses_no_load(path), path
+        for node in found_in(path):
             if not isinstance(node, ast.Call):
+                assert "pickle" not in [a.name for a in node.names] or uses_no_load(path), path
                 continue
             called, place = ast.unparse(node.func), f"{path}:{node.lineno}"
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}

@@ -23,7 +23,6 @@ from ray.job_config import JobConfig
 from core import instruction_set, provenance
 from core.cluster.fleet import Fleet
 from core.errors import UserError
-from core.provenance import cores_here
 from core.storage import scratch
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
@@ -61,7 +60,7 @@ def _started() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = False
         _init(
             "local",
-            num_cpus=cores_here(),
+            num_cpus=provenance.cores_here(),
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             _temp_dir=str(temporary / "r"),

@@ -94,13 +94,7 @@ def note_contents(root: Path) -> None:
 
 def _contents(root: Path) -> dict[str, int]:
     """Return the number and bytes of all files in folders, to tell when some have gone."""
-    sizes = [
-        entry.stat().st_size
-        for folder, _, _ in os.walk(root)
-        if Path(folder) != root
-        for entry in os.scandir(folder)
-        if entry.is_file()
-    ]
+    sizes = [path.stat().st_size for path in root.glob("*/**/*") if path.is_file()]
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 

@@ -28,7 +28,7 @@ from core.study import collect, options, tensorboard
 from core.study.apart import Apart, Here
 from core.study.declaration import declaration, epochs_of, resumed, surroundings
 from core.study.declare import Study
-from core.study.folder import check_folder, chosen_settings, have_ended, is_final, private_settings
+from core.study.folder import check_folder, chosen_settings, is_final, private_settings
 from core.study.options import Options
 from core.study.plan import Plan, Planned, plan
 from core.study.progress import Progress
@@ -123,9 +123,7 @@ class Run:
         start = time.monotonic()
         if self.opts.search is not None:
             self.open_search()
-        if self.has_ended():
-            self.write()
-        else:
+        if not self.has_ended():
             self.run(apart, beat)
         self.declared["seconds"] = self.declared.get("seconds", 0.0) + time.monotonic() - start
         self.write()
@@ -161,8 +159,10 @@ class Run:
 
     def has_ended(self) -> bool:
         """Return whether every trial has ended and no more will be proposed."""
-        proposed = self.search is None or len(self.planned.trials) > self.opts.trials
-        return proposed and have_ended(self.folder, [*self.planned.trials, *self.last])
+        if self.search is not None and len(self.planned.trials) <= self.opts.trials:
+            return False
+        known = [*self.planned.trials, *self.last]
+        return all(is_final(self.folder / "trials" / p.trial) for p in known)
 
     def write(self) -> None:
         """Write `study.json`."""

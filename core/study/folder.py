@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from core.storage import mirror
 from core.study import options
 from core.study.declare import Study
 from core.study.options import Options
-from core.study.plan import Planned
 from core.trial import records
 
 FINAL = ("finished", "stopped", "diverged")  # never run again; "failed" is tried again on resume
@@ -40,11 +39,6 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         probe.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()  # nothing is left behind should the data turn out unusable
-
-
-def have_ended(folder: Path, trials: Sequence[Planned]) -> bool:
-    """Return whether all these trials have ended in a way that is not tried again."""
-    return all(is_final(folder / "trials" / p.trial) for p in trials)
 
 
 def is_final(folder: Path) -> bool:

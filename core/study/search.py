@@ -16,6 +16,7 @@ from optuna.trial import TrialState, create_trial
 from core.cluster.work import Listener
 from core.errors import UserError
 from core.storage.files import remove, write_json
+from core.study.collect import best_row
 from core.study.declare import Choice, Study
 from core.study.plan import Plan, Planned, trial_name
 from core.trial import records
@@ -54,7 +55,7 @@ class Proposer(Listener):
         self.space, self.trials, self.folder = study.search.space, trials, folder
         self.config, self._check = dict(first.config), study.config
         self._planned_metric, self.metric = first.metric, first.metric or study.metric
-        self._best = max if study.mode == "max" else min
+        self._mode = study.mode
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.captureWarnings(True)  # of experimental parts, which users cannot act on
         self._params = {
@@ -123,8 +124,9 @@ class Proposer(Listener):
     def best(self) -> Planned | None:
         """Return the first configuration with the best value at its best epoch, if any has one."""
         done = [p for p in self.known() if self._state(p.trial) in COUNTED]
-        values = [(value, p) for p in done if (value := self._value(p.trial)) is not None]
-        return self._best(values, key=lambda pair: pair[0])[1] if values else None
+        values = [{"value": self._value(p.trial), "planned": p} for p in done]
+        best = best_row(values, "value", self._mode)
+        return None if best is None else best["planned"]
 
     def record(self) -> dict[str, Any]:
         """Return what `study.json` says about the search."""
@@ -155,7 +157,7 @@ class Proposer(Listener):
     def _known_to_optuna(self) -> optuna.Study:
         """Return a study of Optuna with all that is known, numbered in the order of the names."""
         study = optuna.create_study(
-            direction="maximize" if self._best is max else "minimize",
+            direction="maximize" if self._mode == "max" else "minimize",
             storage=optuna.storages.InMemoryStorage(),
         )
         for name in self._in_order():
@@ -182,9 +184,8 @@ class Proposer(Listener):
 
     def _value(self, name: str) -> float | None:
         """Return the metric at a trial's best epoch; None when no epoch has one."""
-        rows = records.read_rows(self.folder / "trials" / name)
-        values = [row[self.metric] for row in rows if row.get(self.metric) is not None]
-        return self._best(values, default=None)
+        row = best_row(records.read_rows(self.folder / "trials" / name), self.metric, self._mode)
+        return None if row is None else row[self.metric]
 
     def _planned(self, name: str) -> Planned:
         config = {**self.config, **self._params[name]}

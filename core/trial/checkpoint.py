@@ -19,7 +19,7 @@ from core.trial.records import checkpoints
 KEPT = 2  # the newest, and one to fall back on should it be damaged
 
 
-def save(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
+def save(folder: Path, epoch: int, content: dict[str, Any]) -> None:
     """Write `content` (tensors, numbers, strings and containers of them) after `epoch`.
 
     The file's name carries the SHA-256 of its bytes, so one rename publishes both: a flipped byte,
@@ -35,7 +35,6 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> Path:
     write_bytes(path, data)
     for old in [p for p in checkpoints(folder) if p != path][KEPT - 1 :]:
         remove(old)
-    return path
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:

@@ -44,9 +44,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete every checkpoint of the trial in `folder`."""
-    for path in checkpoints(folder):
-        remove(path)
+    """Delete the checkpoints of the trial in `folder`; one that stays takes room, no more."""
+    with contextlib.suppress(StorageError):
+        for path in checkpoints(folder):
+            remove(path)
 
 
 def write_result(spec: Spec, state: str, error: str) -> None:
@@ -57,8 +58,7 @@ def write_result(spec: Spec, state: str, error: str) -> None:
     memory = UNKNOWN_MEMORY if state == "failed" else known.get("memory", {})
     write_json(spec.folder / "result.json", ended(trial, state, error, memory))
     if state == "stopped":
-        with contextlib.suppress(StorageError):
-            remove_checkpoints(spec.folder)
+        remove_checkpoints(spec.folder)
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import traceback
 from collections.abc import Callable
@@ -48,8 +47,7 @@ def run(
         result = ended(trial, state, error, trial.peak_memory())
         worker.release()
         if state in ("finished", "stopped"):
-            with contextlib.suppress(StorageError):  # what stays there takes room, no more
-                remove_checkpoints(spec.folder)
+            remove_checkpoints(spec.folder)
         write_json(spec.folder / "result.json", result)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core.models import conversion_check
 from core.models.resnet import resnet
 from core.storage.files import read_json
 from core.study.options import parse_settings
@@ -26,12 +27,13 @@ STUDIES = {
     name: importlib.import_module(f"studies.{name}").study for name in test_structure.STUDIES
 }
 BIRDS = "image_size=8 n=1 train_images=50 val_images=25 epochs=1"
-PICTURES = "weights=none image_size=16 train_images=12 val_images=20 batch_size=6 epochs=1"
+PICTURES = "weights=none image_size=16 train_images=12 val_images=20 batch_size=12 epochs=1"
 RESNET = "image_size=8 weights=none train_images=20 val_images=20 epochs=1 batch_size=10"
 CELL = "images=10 corruption=fog severity=3"
 DIGITS = "width=8 epochs=1 epoch_steps=1 train_images=60 val_images=30 batch_size=8"
 
-# A run a line: study, part, settings; WORDS in capitals are put in by the test.
+# A run a line: study, part, settings; WORDS in capitals are put in by the test. On a CPU, bfloat16
+# takes a ResNet-18 ten times as long without channels_last.
 RUNS = f"""
 norms norms {BIRDS} norm=bn,none batch_size=25 recipe=lab lr=0.02 momentum=0.5 weight_decay=0.001
  warmup=0.3 max_norm=0.5 augment=false train_eval=true channels_last=true recompute=true fit=false
@@ -50,8 +52,8 @@ adaptation severity images=25 image_size=40 corruption=fog severity=3 num_bn_upd
 voc main {PICTURES} fit=crop optimizer=adamw lr=0.003 head_lr=0.01 weight_decay=0.01 schedule=step
  warmup=0.2 max_norm=1 augment=0.2 loss=asymmetric class_weights=balanced difficult=negative
  untrained=keep channels_last=true train_eval=true seed=1
-voc main {PICTURES} momentum=0.5 schedule=constant precision=bfloat16
-voc folds {PICTURES.replace("=12", "=24")} folds=2 fold=0,1
+voc main {PICTURES} momentum=0.5 schedule=constant precision=bfloat16 channels_last=true
+voc folds {PICTURES.replace("images=12", "images=24")} folds=2 fold=0,1
 weight_standardization main {PICTURES} variant=A fit=crop optimizer=adamw lr=0.003 head_lr=0.01
  weight_decay=0.01 schedule=step warmup=0.2 max_norm=1 augment=0.2 difficult=positive watch_steps=2
  channels_last=false train_eval=true seed=1
@@ -100,9 +102,12 @@ def places(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_settings_run_and_are_recorded(case, places, tmp_path):
+def test_settings_run_and_are_recorded(case, places, tmp_path, monkeypatch):
     name, part, *settings = case
-    reports = name in REPORTED and case is next(other for other in CASES if other[:2] == case[:2])
+    # How far conversions agree is looked at in tests/trainables/test_weight_standardization.py.
+    monkeypatch.setattr(conversion_check, "check", lambda model, photos: [])
+    first = case is next(other for other in CASES if other[:2] == case[:2])
+    reports = first and name in REPORTED and part != "lab-recipe"  # of it: test_birds.py
     study = STUDIES[name] if reports else silent(STUDIES[name])
     words = [places.get(word, word) for word in settings]
     with blank_figures():

@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.document import tables
+from analysis.document import figures, tables
 from core import provenance
 from core.cluster import address as engine
 from core.errors import UserError
@@ -94,7 +94,7 @@ def full_disk():
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 @pytest.mark.parametrize("lost", [broken_pipe, closed_terminal, full_disk])
-def test_output_that_nobody_takes_ends_nothing(monkeypatch, lost, name):
+def test_output_that_nobody_takes_ends_nothing(tmp_path, monkeypatch, lost, name):
     with os.fdopen(lost(), "w") as stream:
         monkeypatch.setattr(sys, name, stream)
         written = 0
@@ -103,7 +103,9 @@ def test_output_that_nobody_takes_ends_nothing(monkeypatch, lost, name):
                 print("x" * 10_000, file=getattr(sys, name), flush=True)
                 Console(stderr=name == "stderr").print("a line")
                 written += getattr(sys, name).write("what is left at the end\n")
+        assert toy(tmp_path, "--seeds", "1") == 0
     assert written == 3 * 24  # as if it had all been taken
+    assert (tmp_path / "toy" / "demo" / "report.html").is_file()
 
 
 def test_a_log_goes_on_when_there_is_room_again(monkeypatch):
@@ -187,17 +189,21 @@ def test_a_narrow_terminal_cuts_no_name_and_no_number():
 def test_figures_need_nothing_of_the_users_matplotlib(tmp_path):
     """Neither a notebook's backend nor an own style, which may even ask for LaTeX, nor a home."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
-    script = "import sys; from pathlib import Path; from analysis.document import figures as f\n"
+    script = "import os; del os.environ['HOME']; os.getuid = lambda: 2**31 - 7\n"
+    script += "import sys; from pathlib import Path; from analysis.document import figures as f\n"
     script += "figure, axes = f.panels(); axes[0].plot([1, 2]); axes[0].set_title('a')\n"
-    script += "f.save(figure, Path(sys.argv[1]), 'x'); print(f.equation('y = x'))\n"
-    backend = "module://matplotlib_inline.backend_inline"
-    homeless = "import os; del os.environ['HOME']; os.getuid = lambda: 2**31 - 7\n"
-    seen = []
-    for more in ({}, {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}):
-        script = homeless + script if more else script
-        shown = python("-c", script, tmp_path, check=True, **more).stdout
-        seen.append((shown, (tmp_path / "x.svg").read_bytes(), (tmp_path / "x.png").read_bytes()))
-    assert seen[0] == seen[1]
+    script += "f.save(figure, Path(sys.argv[1]), 'theirs'); print(f.equation('y = x'))\n"
+    theirs = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    theirs["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    shown = python("-c", script, tmp_path, check=True, **theirs).stdout
+    figure, axes = figures.panels()
+    axes[0].plot([1, 2])
+    axes[0].set_title("a")
+    figures.save(figure, tmp_path, "ours")
+    assert shown == f"{figures.equation('y = x')}\n"
+    for form in ("svg", "png"):
+        theirs, ours = (tmp_path / f"{name}.{form}" for name in ("theirs", "ours"))
+        assert theirs.read_bytes() == ours.read_bytes()
 
 
 def test_a_folder_of_a_living_driver_is_left_alone_whatever_its_number(monkeypatch):

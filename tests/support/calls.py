@@ -122,6 +122,25 @@ def start(*arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(heard, **_options(pipes | options))
 
 
+def copied_process(call: Callable[..., object], *arguments: object, **variables: str) -> int:
+    """Run a call in a copy of this process, which has loaded all; return the copy's number.
+
+    The copy ends with the exit code that the call returns; `variables` are of its environment.
+    """
+    if number := os.fork():
+        return number
+    try:
+        os.environ.update(variables)
+        os._exit(int(call(*arguments)))
+    finally:
+        os._exit(3)  # whatever was raised: the tests go on in the other process alone
+
+
+def exit_code(number: int) -> int:
+    """Wait for the end of a copied process; return its exit code, or less than 0 for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
 def _command(arguments: tuple[object, ...], options: dict) -> list[str]:
     return [options.pop("interpreter", sys.executable), *map(str, arguments)]
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,10 +24,11 @@ import pandas as pd
 import psutil
 import tyro
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support.faults import STEPS  # noqa: E402
+from core.trial.records import read_attempt, read_result, read_rows
+from tests.support import calls
+from tests.support.faults import STEPS
 
 TIMES = ["seconds", "seconds_per_epoch", "peak_memory_mib", "peak_allocated_mib"]
 
@@ -57,18 +56,14 @@ def main(opts: Options) -> int:
     folder = Path(tempfile.mkdtemp(prefix="labtune-chaos-"))
     settings = ["--seeds", str(opts.trials), "--set", f"epochs={opts.epochs}"]
     began = time.monotonic()
-    alone = [sys.executable, "tests/support/toy.py", "--local", "--results-dir", f"{folder}/alone"]
-    subprocess.run(
-        [*alone, *settings, "pause=0"], cwd=ROOT, env=environment(folder), check=True, timeout=300
-    )
-    disturbed = [sys.executable, "tests/support/toy.py", "--results-dir", f"{folder}/chaos"]
+    alone = [*calls.TOY, folder / "alone", "--local", *settings, "pause=0"]
+    calls.python(*alone, check=True, capture_output=False)
     # As many retries as kills: here even the unluckiest trial is to finish.
-    disturbed += ["--max-retries", str(opts.kills), *settings, f"pause={opts.pause}"]
-    counts = disturb(opts, disturbed, folder)
-    same = {
-        name: table(folder / "alone", name) == table(folder / "chaos", name)
-        for name in ("trials.csv", "history.csv")
-    } | {"best.pt": digest(folder / "alone") == digest(folder / "chaos")}
+    retries = ["--max-retries", opts.kills, *settings, f"pause={opts.pause}"]
+    counts = disturb(opts, [*calls.TOY, folder / "chaos", *retries], folder)
+    one, other = (folder / name / "toy" / "demo" for name in ("alone", "chaos"))
+    same = {n: table(one / n) == table(other / n) for n in ("trials.csv", "history.csv")}
+    same["best.pt"] = digest(one) == digest(other)
     figures = {"kills": counts, "same": same, "seconds": round(time.monotonic() - began, 1)}
     print(json.dumps(figures, indent=1))
     if opts.json is not None:
@@ -76,7 +71,7 @@ def main(opts: Options) -> int:
     return 0 if all(same.values()) and sum(counts.values()) == opts.kills else 1
 
 
-def disturb(opts: Options, command: list[str], folder: Path) -> dict[str, int]:
+def disturb(opts: Options, command: list[object], folder: Path) -> dict[str, int]:
     """Run the study to its end in spite of the kills; return how many of each kind there were."""
     choice = random.Random(opts.seed)
     counts = {"worker": 0, "driver": 0, "write": 0}
@@ -84,7 +79,7 @@ def disturb(opts: Options, command: list[str], folder: Path) -> dict[str, int]:
     progress = rows(folder)
     while sum(counts.values()) < opts.kills:
         target = progress + choice.randint(1, 4)
-        wait(lambda d=driver, n=target: rows(folder) >= n or d.poll() is not None)
+        calls.until(lambda d=driver, n=target: rows(folder) >= n or d.poll() is not None)
         if driver.poll() is not None:
             print(f"the study ended (code {driver.returncode}) before all kills")
             break
@@ -97,10 +92,12 @@ def disturb(opts: Options, command: list[str], folder: Path) -> dict[str, int]:
             running = attempts(folder)
             if not running:
                 continue
-            kill(choice.choice(running))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(choice.choice(running)).kill()
         else:
             (folder / "fault").write_text(choice.choice(STEPS))
-            wait(lambda d=driver: not (folder / "fault").exists() or d.poll() is not None)
+            there = (folder / "fault").exists
+            calls.until(lambda d=driver, there=there: not there() or d.poll() is not None)
         counts[kind] += 1
         print(f"{sum(counts.values()):3} {kind:6} at {rows(folder)} epochs", flush=True)
         progress = rows(folder)
@@ -109,69 +106,39 @@ def disturb(opts: Options, command: list[str], folder: Path) -> dict[str, int]:
     return counts
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
+def start(command: list[object], folder: Path) -> subprocess.Popen:
     """Start the driver."""
     with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment(folder), stdout=log, stderr=subprocess.STDOUT
-        )
+        into = {"stdout": log, "stderr": subprocess.STDOUT, "TOY_FAULT": f"{folder}/fault"}
+        return calls.start(*command, **into)
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the variables of the study's processes."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "TOY_FAULT": f"{folder}/fault"}
+def trials(folder: Path) -> list[Path]:
+    """Return the folders of the trials that have begun."""
+    return list(folder.glob("chaos/toy/demo/trials/*"))
 
 
 def attempts(folder: Path) -> list[int]:
     """Return the processes that run a trial now."""
-    found = []
-    for path in folder.glob("chaos/toy/demo/trials/*/attempt.json"):
-        try:
-            pid = json.loads(path.read_text())["pid"]
-            is_ours = "ray::" in " ".join(psutil.Process(pid).cmdline())
-        except (OSError, psutil.NoSuchProcess):
-            continue
-        if is_ours and not (path.parent / "result.json").exists():
-            found.append(pid)
-    return found
-
-
-def kill(pid: int) -> None:
-    """Kill a process that may be gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    begun = [read_attempt(trial).get("pid") for trial in trials(folder) if not read_result(trial)]
+    ours = {p.pid for p in psutil.process_iter(["cmdline"]) if "ray::" in str(p.info["cmdline"])}
+    return [pid for pid in begun if pid in ours]
 
 
 def rows(folder: Path) -> int:
     """Return how many epochs all trials have reported."""
-    total = 0
-    for path in folder.glob("chaos/toy/demo/trials/*/history.json"):
-        try:
-            total += len(json.loads(path.read_text())["rows"])
-        except OSError:
-            continue
-    return total
+    return sum(len(read_rows(trial)) for trial in trials(folder))
 
 
-def wait(condition, seconds: float = 120) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("nothing happened for two minutes")
-        time.sleep(0.05)
-
-
-def table(results: Path, name: str) -> bytes:
+def table(path: Path) -> str:
     """Return a table of the study without its times."""
-    frame = pd.read_csv(results / "toy" / "demo" / name, dtype=str, keep_default_na=False)
-    kept = frame.drop(columns=[*TIMES, "pause"], errors="ignore")
-    return kept.to_csv(index=False).encode()
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return frame.drop(columns=[*TIMES, "pause"], errors="ignore").to_csv(index=False)
 
 
-def digest(results: Path) -> str:
+def digest(folder: Path) -> str:
     """Return the SHA-256 of the best model."""
-    return hashlib.sha256((results / "toy/demo/checkpoints/best.pt").read_bytes()).hexdigest()
+    return hashlib.sha256((folder / "checkpoints" / "best.pt").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -100,8 +100,6 @@ def save(image: Image.Image, path: Path, **options) -> None:
 
 def takes_0_to_1(shared: Path, folder: Path) -> tuple[str, str]:
     """Write the public network's weights as they are for pixels in 0 to 1; return both files."""
-    import torch
-
     from core.models.normalisation import NORMALISATIONS
     from core.models.weights import load_state
 

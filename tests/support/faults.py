@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -87,6 +88,7 @@ def fail_reads(name: str, number: int, times: float = float("inf")) -> Iterator[
         yield asked
 
 
+@functools.cache
 def arm(marker: Path) -> None:
     """Have this process killed at the step that the file `marker` names, once it exists."""
 

@@ -22,7 +22,6 @@ from tests.support.calls import until
 
 Kind = Literal["train", "raise", "diverge", "refuse", "die", "die-once", "oom", "hoard", "gather",
                "fill", "eat"]  # fmt: skip
-_armed: list[bool] = []  # once per process
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,10 @@ def train_toy(config: dict[str, Any], report: trial.Report | None = None) -> Non
     from torch import nn
 
     cfg = Config(**config)
-    if "TOY_FAULT" in os.environ and not _armed:
+    if "TOY_FAULT" in os.environ:
         from tests.support import faults
 
         faults.arm(Path(os.environ["TOY_FAULT"]))
-        _armed.append(True)
     torch.manual_seed(cfg.seed)
     x = torch.randn(64, 8)
     y = x.sum(1, keepdim=True)

@@ -67,15 +67,12 @@ def test_the_schema_test_would_notice(name, key, value, told):
         prepared({**load(name), key: value})
 
 
-def test_commands_and_scripts_are_bash():
+def test_commands_and_scripts_are_bash_and_there():
     commands = [c for name in FILES for kind in COMMANDS for c in load(name).get(kind, [])]
     for text in [*commands, *(script.read_text() for script in SCRIPTS)]:
         done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stderr}"
     assert all(os.access(script, os.X_OK) for script in SCRIPTS)
-
-
-def test_scripts_of_the_cluster_files_are_there():
     assert {"aws-iam.sh", "loopback.sh", "ray-node.sh", "slurm.sh"} == {p.name for p in SCRIPTS}
     for name in FILES:
         for command in (c for kind in START for c in load(name)[kind]):
@@ -316,7 +313,7 @@ def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_node_is_started_once_and_stopped(checkout, tmp_path):
+def test_a_node_is_started_once_and_stopped_and_no_other_process(checkout, tmp_path):
     assert checkout("start", "--head").returncode == 0
     first = node_of(tmp_path)
     assert alive(first)
@@ -326,21 +323,16 @@ def test_a_node_is_started_once_and_stopped(checkout, tmp_path):
     assert checkout("stop").returncode == 0
     assert not alive(second)
     assert checkout("stop").returncode == 0  # nothing to stop
+    other = subprocess.Popen(["sleep", "60"])
+    (state,) = (tmp_path / ".labtune-ray").iterdir()
+    (state / "pid").write_text(f"{other.pid}\n")  # the number is someone else's by now
+    checkout("stop")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_a_node_that_does_not_start_says_why(checkout):
     done = checkout("start", "--broken")
     assert done.returncode == 1
     assert "no such address" in done.stderr and "Ray did not start" in done.stderr
-
-
-def test_a_number_that_is_someone_elses_by_now_is_left_alone(checkout, tmp_path):
-    assert checkout("start", "--head").returncode == 0
-    checkout("stop")
-    other = subprocess.Popen(["sleep", "60"])
-    (state,) = (tmp_path / ".labtune-ray").iterdir()
-    (state / "pid").write_text(f"{other.pid}\n")
-    checkout("stop")
-    assert other.poll() is None
-    other.kill()
-    other.wait()

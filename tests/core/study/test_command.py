@@ -28,6 +28,12 @@ REFUSED = {
     "--resume": "no study at", "--report-only": "no study at", "--address auto": "give one of them",
     f"--name {'é' * 130}": "at most 200 bytes", f"--results-dir {'é' * 130}": "at most 200 bytes",
     "--seeds 100000000": "--seeds 100000000: ", "--trials 100000000": "--trials 100000000: ",
+    "--grace 0": "--grace 0", "--reduction-factor 1": "--reduction-factor 1",
+    "--patience -1": "--patience -1", "--trials 0": "--trials 0",
+    "--scheduler asha": "selects what the comparison is to show: use it with --search",
+    "--grace 2": "--grace 2: a rule of --scheduler asha, which is not used",
+    "--search optuna --brackets 2": "--brackets 2: a rule of --scheduler asha",
+    "--config absent.json": "--config absent.json",
 }  # fmt: skip
 
 

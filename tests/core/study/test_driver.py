@@ -30,56 +30,70 @@ from core.study import Data, collect
 from core.study.progress import Progress
 from core.training.multilabel import LabelledImages
 from core.trial import checkpoint, records
-from tests.support.calls import TOY, command, copied, history, python, refusal, start, table, toy
+from tests.support.calls import (
+    command,
+    copied,
+    copied_process,
+    exit_code,
+    history,
+    refusal,
+    table,
+    toy,
+)  # fmt: skip
 from tests.support.faults import Lost, fail_reads, losing, watched_writes
+from tests.support.results import edited
 from tests.support.toy import study
 
 
-def test_a_study_ends_with_its_tables_weights_curves_and_report(tmp_path):
-    assert toy(tmp_path) == 0
-    folder = tmp_path / "toy" / "demo"
-    trials = table(folder)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a study that nothing disturbed."""
+    results = tmp_path_factory.mktemp("whole")
+    assert toy(results) == 0
+    return results / "toy" / "demo"
+
+
+def test_a_study_ends_with_its_tables_weights_curves_and_report(whole, tmp_path):
+    trials = table(whole)
     assert list(trials.state) == ["finished"] * 3
     assert list(trials.seed) == [0, 1, 2]
     assert list(trials.epochs_run) == [4] * 3
-    rows = history(folder)
+    rows = history(whole)
     assert list(rows.epoch) == [1, 2, 3, 4] * 3
     best = trials.loc[trials.best_val_accuracy.idxmax()]
-    kept = json.loads((folder / "checkpoints" / "best.json").read_text())
+    kept = json.loads((whole / "checkpoints" / "best.json").read_text())
     assert kept["trial"] == best.trial and kept["epoch"] == best.best_epoch
-    weights = folder / "checkpoints" / "best.pt"
+    weights = whole / "checkpoints" / "best.pt"
     tensors = torch.load(weights, weights_only=True)
     assert set(tensors) == {"0.weight", "0.bias", "2.weight", "2.bias"}
-    assert weights.read_bytes() == (folder / "trials" / best.trial / "best.pt").read_bytes()
-    declared = json.loads((folder / "study.json").read_text())
+    assert weights.read_bytes() == (whole / "trials" / best.trial / "best.pt").read_bytes()
+    declared = json.loads((whole / "study.json").read_text())
     assert declared["grid"] == {"kind": ["train"], "seed": [0, 1, 2]}
     assert torch.__version__.startswith(declared["versions"]["torch"])
     assert len(declared["git"]["commit"] or "-" * 40) == 40
-    copy = copied(folder, tmp_path / "elsewhere")
-    assert toy(tmp_path / "elsewhere", "--report-only") == 0  # which needs no trials
-    assert (copy / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+    copy = copied(whole, tmp_path)
+    assert toy(tmp_path, "--report-only") == 0  # which needs no trials
+    assert (copy / "report.html").read_bytes() == (whole / "report.html").read_bytes()
 
 
-@pytest.mark.slow
-def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(tmp_path):
+def test_a_lost_driver_costs_no_finished_trial_and_changes_no_number(whole, tmp_path):
     """It is lost in the second trial, resumed by a process, and that one killed in the third."""
-    toy(tmp_path, "--name", "whole")
-    folder, ended = tmp_path / "toy" / "lost", []
+    folder, ended = tmp_path / "toy" / "demo", []
 
     def results() -> dict[Path, int]:
         return {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
 
     with losing(lambda seen: seen[4:] == [1]), pytest.raises(Lost):
-        toy(tmp_path, "--name", "lost")
+        toy(tmp_path)
     ended.append(results())
-    resumed = [*TOY, tmp_path, "--local", "--name", "lost", "--resume"]
-    assert python(*resumed, TOY_KILL="kind=train,seed=2:3").returncode == -signal.SIGKILL
+    killed = copied_process(toy, tmp_path, "--resume", TOY_KILL="kind=train,seed=2:3")
+    assert exit_code(killed) == -signal.SIGKILL
     ended.append(results())
-    assert toy(tmp_path, "--name", "lost", "--resume") == 0
+    assert toy(tmp_path, "--resume") == 0
     ended.append(results())
     assert [len(found) for found in ended] == [1, 2, 3]
     assert all(one.items() <= more.items() for one, more in itertools.pairwise(ended))
-    pd.testing.assert_frame_equal(history(folder), history(tmp_path / "toy" / "whole"))
+    pd.testing.assert_frame_equal(history(folder), history(whole))
 
 
 def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path):
@@ -91,72 +105,66 @@ def test_a_resumed_trial_goes_on_from_its_last_epoch(tmp_path):
             assert seen == [1, 2, 3, 4]
 
 
-def interrupted(tmp_path: Path) -> Path:
-    """Return the folder of a trial whose process ended after epoch 3 of 4."""
+@pytest.fixture
+def interrupted(tmp_path) -> Path:
+    """The folder of a trial whose process ended after epoch 3 of 4."""
     with losing(lambda seen: seen[-1] == 3), pytest.raises(Lost):
         toy(tmp_path, "--seeds", "1")
     return tmp_path / "toy" / "demo" / "trials" / "kind=train,seed=0"
 
 
-def resumes_to_the_same(tmp_path: Path) -> bool:
+def resumes_to_the_same(tmp_path: Path, whole: Path) -> bool:
     """Go on with the study of `interrupted`; return whether it ends as an undisturbed one."""
     assert toy(tmp_path, "--seeds", "1", "--resume") == 0
-    assert toy(tmp_path, "--seeds", "1", "--name", "whole") == 0
-    return history(tmp_path / "toy" / "demo").equals(history(tmp_path / "toy" / "whole"))
+    return history(tmp_path / "toy" / "demo").equals(history(whole).query("seed == 0"))
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "history"])
-def test_what_is_damaged_is_mended_and_a_checkpoint_costs_one_epoch(tmp_path, capsys, what):
-    folder = interrupted(tmp_path)
+def test_what_is_damaged_is_mended_and_a_checkpoint_costs_one_epoch(
+    interrupted, whole, tmp_path, capsys, what
+):
     if what == "history":
-        (folder / "history.json").write_bytes(b"\xff\x00")
+        (interrupted / "history.json").write_bytes(b"\xff\x00")
     else:
-        newest = sorted(folder.glob("epoch-*.pt"))[-1]
+        newest = sorted(interrupted.glob("epoch-*.pt"))[-1]
         content = bytearray(newest.read_bytes())
         content[len(content) // 2] ^= 1
         newest.write_bytes(content)
-    assert resumes_to_the_same(tmp_path)
+    assert resumes_to_the_same(tmp_path, whole)
     told = "is damaged, going back one epoch" in capsys.readouterr().out
     assert told == (what == "checkpoint")
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, capsys):
-    folder = interrupted(tmp_path)
-    before = {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")}
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(interrupted, whole, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in interrupted.glob("epoch-*.pt")}
     assert len(before) == 2
     with fail_reads("epoch-", errno.ESTALE) as asked:
         assert toy(tmp_path, "--seeds", "1", "--resume") == 1
     assert len(asked) == 3  # it was tried again
-    assert {path.name: path.read_bytes() for path in folder.glob("epoch-*.pt")} == before
-    result = records.read_result(folder)
+    assert {path.name: path.read_bytes() for path in interrupted.glob("epoch-*.pt")} == before
+    result = records.read_result(interrupted)
     assert result is not None and result["state"] == "failed"
-    assert f"cannot read {folder / max(before)} (Stale file handle)" in result["error"]
+    assert f"cannot read {interrupted / max(before)} (Stale file handle)" in result["error"]
     assert "with --resume" in capsys.readouterr().out
-    assert resumes_to_the_same(tmp_path)
-
-
-def test_a_read_that_fails_for_a_moment_costs_nothing(tmp_path, capsys):
-    interrupted(tmp_path)
-    with fail_reads("epoch-", errno.EIO, times=1) as asked:
-        assert resumes_to_the_same(tmp_path)
+    with fail_reads("epoch-", errno.EIO, times=1) as asked:  # for a moment: it costs nothing
+        assert resumes_to_the_same(tmp_path, whole)
     assert len(asked) == 2 and "damaged" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["result.json", "history.json"])
 @pytest.mark.parametrize("again", ["--resume", "--report-only"])
 def test_a_record_that_cannot_be_read_now_is_no_trial_that_never_ran(
-    tmp_path, monkeypatch, name, again
+    whole, tmp_path, monkeypatch, name, again
 ):
-    toy(tmp_path, "--seeds", "1")
-    folder = tmp_path / "toy" / "demo"
+    folder = copied(whole, tmp_path, "trials")
     written = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(files, "READ_AGAIN_AFTER", ())
     with fail_reads(name, errno.EACCES):
-        told = refusal(study, tmp_path, "--seeds", "1", again)
+        told = refusal(study, tmp_path, again)
     assert f"{name} (Permission denied)" in told
     del written[folder / "study.json"]
     assert {p: p.read_bytes() for p in written if p.is_file()} == written
-    assert toy(tmp_path, "--seeds", "1", again) == 0
+    assert toy(tmp_path, again) == 0
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
@@ -210,9 +218,6 @@ def test_what_a_trial_says_is_shown_as_it_is(tmp_path, monkeypatch, capsys):
         progress.row("[/bold] \x1b[2J", {"epoch": 1, "val_accuracy": 0.5})
         progress.announce(said)
     assert "\x1b[31m" not in console.file.getvalue() and "\x1b[2J" not in console.file.getvalue()
-
-
-def test_an_error_names_files_without_moving_the_cursor():
     assert str(UserError("no \x1b[2Jx\udcff\n- [/y]")) == "no \\x1b[2Jx\\udcff\n- [/y]"
 
 
@@ -236,12 +241,9 @@ def test_a_setting_and_a_metric_of_one_name_have_a_column_each(tmp_path):
     assert list(epochs.kind) == [1, 2] and list(epochs.set_kind) == ["train"] * 2
 
 
-def test_a_trial_whose_name_leads_elsewhere_is_refused(tmp_path):
-    toy(tmp_path, "--seeds", "1")
-    file = tmp_path / "toy" / "demo" / "study.json"
-    declared = json.loads(file.read_text())
-    declared["trials"][0]["trial"] = "../../../../secret"
-    file.write_text(json.dumps(declared))
+def test_a_trial_whose_name_leads_elsewhere_is_refused(whole, tmp_path):
+    with edited(copied(whole, tmp_path, "trials") / "study.json") as declared:
+        declared["trials"][0]["trial"] = "../../../../secret"
     told = refusal(study, tmp_path, "--report-only")
     assert "names a trial '../../../../secret'" in told
 
@@ -270,25 +272,17 @@ def test_every_seed_that_torch_takes_can_be_run(tmp_path):
     assert stream(5, 999) == 5_999  # small ones draw what they always drew
 
 
-def test_a_refused_study_leaves_nothing_behind(tmp_path):
-    def refuse(settings):
-        raise UserError("no data")
-
-    assert refusal(replace(study, data=Data(refuse)), tmp_path / "results") == "no data"
-    assert not list(tmp_path.rglob("demo"))
-
-
-def test_an_existing_study_that_is_another_or_in_use_is_refused_and_left_alone(tmp_path):
-    toy(tmp_path, "--seeds", "1")
+def test_an_existing_study_that_is_another_or_in_use_is_refused_and_left_alone(whole, tmp_path):
+    folder = copied(whole, tmp_path, "trials")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    assert "already holds a study" in refusal(study, tmp_path, "--seeds", "1")
+    assert "already holds a study" in refusal(study, tmp_path)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     told = refusal(study, tmp_path, "--seeds", "2", "--set", "lr=0.2", "--resume")
-    assert "seed: [0] -> [0, 1]" in told and "lr: 0.1 -> 0.2" in told
+    assert "seed: [0, 1, 2] -> [0, 1]" in told and "lr: 0.1 -> 0.2" in told
     other = replace(study, data=Data(lambda settings: {"fingerprint": "others"}))
-    assert "data: toy -> others" in refusal(other, tmp_path, "--seeds", "1", "--resume")
-    with FileLock(tmp_path / "toy" / "demo" / "study.lock"):
-        assert "in use" in refusal(study, tmp_path, "--seeds", "1", "--resume")
+    assert "data: toy -> others" in refusal(other, tmp_path, "--resume")
+    with FileLock(folder / "study.lock"):
+        assert "in use" in refusal(study, tmp_path, "--resume")
 
 
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGHUP", 75)])
@@ -306,18 +300,6 @@ def test_an_interrupt_stops_without_a_report(tmp_path, capsys, sent, code):
     assert seen == [1] and not (folder / "report.html").exists()
     assert toy(tmp_path, "--set", "epochs=3", "--resume") == 0
     assert list(history(folder).epoch) == [1, 2, 3] * 3
-
-
-@pytest.mark.slow
-def test_a_study_goes_on_when_nobody_reads_its_output(tmp_path):
-    """As with `| head -1`: the reader leaves after the first line."""
-    process = start(*TOY, tmp_path, "--local", PYTHONUNBUFFERED="1")
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(60) == 0
-    assert (tmp_path / "toy" / "demo" / "report.html").is_file()
 
 
 def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
@@ -347,19 +329,18 @@ def test_a_process_that_dies_at_any_step_of_any_write_loses_nothing(tmp_path):
     assert 7 < died < 54  # the last run had fewer steps than that and was left alone
 
 
-def test_damaged_records_are_mended_by_a_run_and_the_best_is_the_whole_studys(tmp_path, capsys):
-    toy(tmp_path)
-    folder = tmp_path / "toy" / "demo"
-    expected = history(folder)
+def test_damaged_records_are_mended_by_a_run_and_the_best_is_the_whole_studys(
+    whole, tmp_path, capsys
+):
+    folder = copied(whole, tmp_path, "trials")
     ranked = table(folder).sort_values("best_val_accuracy")
     assert ranked.best_val_accuracy.is_monotonic_increasing and ranked.best_val_accuracy.is_unique
     worst, middle, best = (folder / "trials" / name for name in ranked.trial)
     (worst / "result.json").write_text('{"state": "fini')
     (middle / "history.json").write_bytes(b"\xff\x00")
     (middle / "result.json").write_text("[]")
-    capsys.readouterr()
     assert toy(tmp_path, "--resume") == 0
-    pd.testing.assert_frame_equal(history(folder), expected)
+    pd.testing.assert_frame_equal(history(folder), history(whole))
     told = [s for s in capsys.readouterr().out.splitlines() if "best val_accuracy" in s][-1]
     assert told.startswith("3 of 3 trials") and told.endswith(f"({best.name})")
 

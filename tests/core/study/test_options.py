@@ -77,27 +77,18 @@ def test_a_flag_without_its_value_is_refused():
         options.spell_out(study, ["--passes", "--local"])
 
 
-def declared_by(folder: Path, *words: str) -> dict:
-    """Run the study with a file of weights; return what it declares."""
-    (folder / "w.pt").write_text("tensors")
-    assert command(study, folder, *words) == 0
-    return json.loads((folder / "toy" / "demo" / "study.json").read_text())
-
-
-def test_a_place_is_made_absolute_used_and_not_part_of_a_trial(tmp_path, monkeypatch):
+def test_a_place_is_absolute_and_no_trials_own_and_settings_follow_behind_what_was_set(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    words = ["--weights", "w.pt", "--passes", "1", "--set", "pause=0", "--seeds", "2"]
-    declared = declared_by(tmp_path, *words)
+    Path("w.pt").write_text("tensors")
+    words = ["--weights", "w.pt", "--passes", "1", "--set", "lr=0.2", "--seeds", "2"]
+    assert command(study, tmp_path, *words) == 0
+    declared = json.loads((tmp_path / "toy" / "demo" / "study.json").read_text())
     assert declared["data"]["at"] == str(tmp_path / "w.pt")
-    assert all("weights" not in t["config"] for t in declared["trials"])
-    assert [t["config"]["epochs"] for t in declared["trials"]] == [1, 1]
-
-
-def test_settings_follow_from_what_was_set_and_go_behind_it(tmp_path):
-    words = [f"--weights={tmp_path / 'w.pt'}", "--seeds", "1", "--set", "lr=0.2", "epochs=1"]
-    declared = declared_by(tmp_path, *words)
-    expected = {"pause": 0.25, "epochs": 1, "lr": 0.2}
-    assert declared["trials"][0]["config"].items() >= expected.items()
+    for trial in declared["trials"]:
+        assert "weights" not in trial["config"]
+        assert trial["config"].items() >= {"pause": 0.25, "epochs": 1, "lr": 0.2}.items()
 
 
 def test_an_action_runs_in_place_of_the_study(tmp_path):

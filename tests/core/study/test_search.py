@@ -13,7 +13,7 @@ import pytest
 
 from core.study import Range, Search
 from core.trial import running
-from tests.support.calls import TOY, command, python, refusal, table
+from tests.support.calls import command, copied_process, exit_code, refusal, table
 from tests.support.faults import watched_writes
 from tests.support.toy import study
 
@@ -61,11 +61,8 @@ def test_a_search_runs_the_default_and_its_proposals_and_keeps_the_best(tmp_path
     assert proposals(tmp_path / "toy" / "best") == [best]
 
 
-@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_proposals_and_ends_with_as_many(tmp_path, whole):
-    searched = [*TOY, tmp_path, "--local", "--search", "optuna", "--trials", "6"]
-    done = python(*searched, TOY_KILL="search-0002:2")
-    assert done.returncode == -signal.SIGKILL
+    assert exit_code(copied_process(search, tmp_path, TOY_KILL="search-0002:2")) == -signal.SIGKILL
     folder = tmp_path / "toy" / "demo"
     before = proposals(folder)
     assert len(before) == 4
@@ -122,19 +119,15 @@ def test_what_a_failed_trial_comes_to_is_known_afterwards(tmp_path, whole):
     assert again.set_index("trial").best_val_accuracy[best] == tried.best_val_accuracy.max()
 
 
-def test_a_space_that_has_changed_is_one_sentence(tmp_path):
-    search(tmp_path, "--set", "kind=raise")
-    other = dataclasses.replace(searching, search=Search({"lr": Range(0.2, 0.3)}))
-    arguments = ["--set", "kind=raise", "--resume", "--search", "optuna", "--trials", "6"]
-    assert "the searched space has changed" in refusal(other, tmp_path, *arguments)
-
-
-def test_failed_configurations_are_told_and_never_best(tmp_path):
+def test_failed_configurations_are_told_and_never_best_and_their_space_stays(tmp_path):
     assert search(tmp_path, "--set", "kind=refuse") == 1
     folder = tmp_path / "toy" / "demo"
     assert not (folder / "best_config.json").exists()
     told = json.loads((folder / "search.json").read_text())
     assert told["importances"] is None and "too few" in told["why"]
+    other = dataclasses.replace(searching, search=Search({"lr": Range(0.2, 0.3)}))
+    arguments = ["--set", "kind=refuse", "--resume", "--search", "optuna", "--trials", "6"]
+    assert "the searched space has changed" in refusal(other, tmp_path, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,15 @@ from core.study import tensorboard
 from tests.support.calls import history, toy
 
 
-def test_tensorboard_shows_the_curves_of_every_trial(tmp_path):
-    toy(tmp_path)
-    folder = tmp_path / "toy" / "demo"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a study in which some trials diverge."""
+    results = tmp_path_factory.mktemp("results")
+    assert toy(results, "--set", "kind=train,diverge", "--seeds", "2") == 1
+    return results / "toy" / "demo"
+
+
+def test_tensorboard_shows_the_curves_of_every_trial(folder):
     rows = history(folder)
     runs = sorted(p for p in (folder / "tensorboard").iterdir() if p.name != "study")
     assert [p.name for p in runs] == sorted(rows.trial.unique())
@@ -30,12 +36,9 @@ def test_tensorboard_shows_the_curves_of_every_trial(tmp_path):
         assert all("/" in tag for tag in events.Tags()["scalars"])
 
 
-def test_hparams_shows_what_is_compared_and_the_metric_alone(tmp_path):
-    toy(tmp_path, "--set", "kind=train,diverge", "--seeds", "2")
-    folder = tmp_path / "toy" / "demo" / "tensorboard"
-
+def test_hparams_shows_what_is_compared_and_the_metric_alone(folder):
     def content(run: str, tag: str):
-        data = EventAccumulator(str(folder / run)).Reload().SummaryMetadata(tag)
+        data = EventAccumulator(str(folder / "tensorboard" / run)).Reload().SummaryMetadata(tag)
         return HParamsPluginData.FromString(data.plugin_data.content)
 
     columns = content("study", "_hparams_/experiment").experiment
@@ -49,7 +52,7 @@ def test_hparams_shows_what_is_compared_and_the_metric_alone(tmp_path):
     for kind, status in (("train", "STATUS_SUCCESS"), ("diverge", "STATUS_FAILURE")):
         end = content(f"kind={kind},seed=0", "_hparams_/session_end_info").session_end_info
         assert Status.Name(end.status) == status
-    texts = EventAccumulator(str(folder / "study")).Reload()
+    texts = EventAccumulator(str(folder / "tensorboard" / "study")).Reload()
     shared = texts.Tensors(texts.Tags()["tensors"][-1])[0].tensor_proto.string_val[0].decode()
     assert "| epochs | 4 |" in shared and "| seed" not in shared
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 
@@ -10,19 +9,14 @@ import numpy as np
 import pytest
 
 from core.cluster.tune import Halving
-from core.study import Study, options
+from core.study import options
 from core.study.options import Options
 from core.trial.stopping import Stopping, plateau
-from tests.support.calls import ROOT, history, refusal, table, toy
+from tests.studies.test_every_setting import STUDIES
+from tests.support.calls import history, refusal, table, toy
 from tests.support.toy import study
 
 ASHA = Stopping(scheduler="asha", grace=1, reduction_factor=2)
-
-
-def studies() -> list[Study]:
-    """Return every study of the checkout."""
-    names = sorted(path.stem for path in (ROOT / "studies").glob("[a-z]*.py"))
-    return [importlib.import_module(f"studies.{name}").study for name in names]
 
 
 def rows(values) -> list[dict]:
@@ -40,6 +34,8 @@ def test_a_trial_stops_below_the_cut_of_those_before_it():
     assert halving.decide("c", {"epoch": 2, "acc": 0.1}) == ""  # the first at this rung
     assert halving.decide("a", {"epoch": 2, "acc": 0.05}) != ""
     assert halving.decide("a", {"epoch": 8, "acc": 0.0}) == ""  # the last epoch ends by itself
+    for missing in ({"acc": float("nan")}, {}):
+        assert halving.decide("d", {"epoch": 1, **missing}) == ""
 
 
 def test_smaller_is_better_for_a_loss():
@@ -76,13 +72,6 @@ def test_brackets_are_drawn_by_name_and_leave_numpys_generator_alone():
         drawn.append([len(halving._cuts(f"t{i}")) for i in range(8)])
     assert drawn[0] == drawn[1] and len(set(drawn[0])) > 1
     assert (np.random.get_state()[1] == expected).all()
-
-
-def test_a_missing_value_stops_nothing():
-    halving = Halving(ASHA, "acc", "max", 8)
-    halving.decide("a", {"epoch": 1, "acc": 0.5})
-    assert halving.decide("b", {"epoch": 1, "acc": float("nan")}) == ""
-    assert halving.decide("b", {"epoch": 1}) == ""
 
 
 def test_plateau():
@@ -129,28 +118,11 @@ def test_without_stopping_nothing_changes(tmp_path):
     assert history(tmp_path / "toy" / "a").equals(history(tmp_path / "toy" / "b"))
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--grace", "0"], "--grace 0"),
-        (["--reduction-factor", "1"], "--reduction-factor 1"),
-        (["--patience", "-1"], "--patience -1"),
-        (["--scheduler", "asha"], "selects what the comparison is to show: use it with --search"),
-        (["--grace", "2"], "--grace 2: a rule of --scheduler asha, which is not used"),
-        (["--search", "optuna", "--brackets", "2"], "--brackets 2: a rule of --scheduler asha"),
-        (["--trials", "0"], "--trials 0"),
-        (["--config", "absent.json"], "--config absent.json"),
-    ],
-)
-def test_rules_that_make_no_sense_are_refused(tmp_path, arguments, words):
-    assert words in refusal(study, tmp_path, *arguments)
-
-
-@pytest.mark.parametrize("declared", studies(), ids=lambda declared: declared.name)
-def test_no_study_halves_what_it_compares(declared, tmp_path):
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_study_halves_what_it_compares(name, tmp_path):
     """Not even asked to, and before its data are looked at."""
-    assert "use it with --search" in refusal(declared, tmp_path, "--scheduler", "asha")
-    assert options.stopping(declared, Options()).scheduler == "none"
+    assert "use it with --search" in refusal(STUDIES[name], tmp_path, "--scheduler", "asha")
+    assert options.stopping(STUDIES[name], Options()).scheduler == "none"
 
 
 def test_a_study_without_a_search_says_so(tmp_path):
