@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core.errors import UserError
 from core.models import conversion_check
 from core.models.resnet import resnet
 from core.storage.files import read_json
@@ -72,6 +73,13 @@ generation small {DIGITS} family=dcgan channels=rgb image_size=8 flip=true
 """
 REPORTED = ("norms", "cifar", "voc", "generation")
 CASES = [line.split() for line in RUNS.strip().replace("\n ", " ").splitlines()]
+# Refused, each word by a sentence that names the first setting of it.
+IMPOSSIBLE = """
+norms epochs=0 lr=-1 warmup=1 batch_size=0
+voc epochs=0 lr=-1 warmup=1 augment=2 folds=1 folds=-2 fold=0 fold=3,folds=3 momentum=1 batch_size=0
+weight_standardization watch_steps=0 epochs=0 augment=2
+cifar epochs=0 batch_size=1 lr=-1 warmup=1 image_size=28 image_size=4,model=resnet18
+"""
 # Settings that take seconds to minutes, with the tests that run them.
 ELSEWHERE = {
     "compile": "tests/core/layers/test_norms.py::test_compiled_to_native_code",
@@ -123,6 +131,17 @@ def test_settings_run_and_are_recorded(case, places, tmp_path, monkeypatch):
         if key not in study.settings.private:
             used = {config[key] for config in configs}
             assert used == set(value if isinstance(value, list) else [value]), key
+
+
+@pytest.mark.parametrize("line", IMPOSSIBLE.strip().splitlines())
+def test_impossible_settings_are_refused(line):
+    name, *words = line.split()
+    for word in words:
+        with pytest.raises(UserError, match=word.partition("=")[0]):
+            given = parse_settings(STUDIES[name], word.split(","))
+            STUDIES[name].config(
+                **{k: v[0] if isinstance(v, list) else v for k, v in given.items()}
+            )
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -24,8 +24,7 @@ SMOKE = ["--smoke", "--seeds", "1"]
 def smoke(tmp_path_factory):
     """Run the whole study at toy size."""
     folder = tmp_path_factory.mktemp("smoke")
-    with blank_figures():
-        assert command(batch_size.study, folder, *SMOKE) == 0
+    assert command(batch_size.study, folder, *SMOKE) == 0
     return folder / "batch_size" / "smoke"
 
 

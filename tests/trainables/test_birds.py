@@ -16,7 +16,7 @@ from analysis.results.folder import load_predictions
 from core.data import images
 from core.data.batches import Batches
 from core.data.synthetic import birds as synthetic_birds
-from core.errors import Diverged, UserError
+from core.errors import Diverged
 from core.models.resnet import load_weights, resnet
 from core.study import Study
 from core.training.epoch import cross_entropy, evaluate
@@ -25,8 +25,7 @@ from core.trial import records, run, running
 from studies.norms import study
 from tests.support.calls import assert_same_numbers, command, copied, silent, table, trained
 from tests.support.faults import Lost, losing
-from tests.support.reports import blank_figures
-from trainables.birds import Config, describe_images, train_birds
+from trainables.birds import describe_images, train_birds
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +62,8 @@ def test_own_batch_norm_learns_exactly_what_torchs_does(birds):
 
 
 def test_one_seed_one_curve(birds):
-    runs = [train(birds, seed=s) for s in (0, 0, 1)]
-    assert runs[0] == runs[1] != runs[2]
-
-
-@pytest.mark.parametrize(
-    "option",
-    [{"recompute": True}, {"channels_last": True}, {"precision": "bfloat16"}, {"recipe": "lab"},
-     {"train_eval": True}, {"augment": False}, {"train_images": 8, "val_images": 4}],
-    ids=lambda option: ",".join(option),
-)  # fmt: skip
-def test_options_train(birds, option):
-    (row,) = train(birds, epochs=1, **option)
-    assert np.isfinite(row["train_loss_running"]) and np.isfinite(row["val_loss"])
-    assert ("train_accuracy" in row) == ("train_eval" in option)
+    runs = [train(birds, seed=s, train_eval=True) for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2] and "train_accuracy" in runs[0][0]
 
 
 def test_recomputation_leaves_the_curve_as_it_is(birds):
@@ -87,12 +74,6 @@ def test_recomputation_leaves_the_curve_as_it_is(birds):
 def test_a_loss_that_explodes_names_epoch_step_and_learning_rate(birds):
     with pytest.raises(Diverged, match=r"epoch 1, step 2 \(lr 9\.\d+e\+07\)"):
         train(birds, norm="none", lr=1e8, warmup=0.0, max_norm=0.0, epochs=5)
-
-
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"lr": -1.0}, {"warmup": 1.0}, {"batch_size": 0}])
-def test_impossible_settings_are_refused(bad):
-    with pytest.raises(UserError, match=next(iter(bad))):
-        Config(**bad)
 
 
 def test_data_are_described_without_absolute_paths(birds):
@@ -110,8 +91,7 @@ def norms(birds: Path, results: Path, *arguments: str, study: Study = study) -> 
 @pytest.fixture(scope="module")
 def finished(birds, tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("results")
-    with blank_figures():
-        assert norms(birds, results) == 0
+    assert norms(birds, results) == 0
     return results / "norms" / "few"
 
 
@@ -168,8 +148,7 @@ def test_memory_is_that_of_a_step_not_of_a_process_that_has_grown(finished):
 
 def test_a_copied_folder_gives_the_same_tables_without_data_and_ray(finished, tmp_path):
     folder = copied(finished, tmp_path)
-    with blank_figures():
-        assert command(study, tmp_path, "--name", "few", "--report-only") == 0
+    assert command(study, tmp_path, "--name", "few", "--report-only") == 0
     tables = sorted((finished / "tables").iterdir())
     assert len(tables) >= 6
     for path in [*tables, finished / "report.html"]:

@@ -283,17 +283,7 @@ def test_every_family_reports_every_measure(family):
     for row in rows:
         assert measures | {"class_agreement", "train_loss", "sample_seconds"} < row.keys()
         assert all(np.isfinite(value) for value in row.values())
-
-
-@pytest.mark.parametrize(
-    "option",
-    [{"conditional": False}, {"guidance": 2.0}, {"sampler": "euler"}, {"ema": 0.0},
-     {"channels": "rgb"}, {"patch": 1}],
-    ids=lambda option: ",".join(option),
-)  # fmt: skip
-def test_options_train(option):
-    rows = train({"family": "flow", "epochs": 1} | option)
-    assert ("class_agreement" in rows[0]) == (option != {"conditional": False})
+    assert "class_agreement" not in train({"family": family, "epochs": 1, "conditional": False})[0]
 
 
 def test_one_seed_one_curve():

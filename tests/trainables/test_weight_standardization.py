@@ -16,7 +16,7 @@ from core.errors import TrialError
 from studies.weight_standardization import study
 from tests.support.calls import command, refusal, trained
 from tests.support.datasets import picture, save, takes_0_to_1
-from trainables.weight_standardization import Config, train_converted
+from trainables.weight_standardization import train_converted
 from trainables.weight_standardization.train import converted
 from trainables.weight_standardization.watch import WATCHED, Watch
 
@@ -113,12 +113,6 @@ def test_network_that_cannot_be_converted_is_a_trial_error():
     assert converted(model, "original") is model
     with pytest.raises(TrialError, match=r"cannot be converted: 2: disconnected"):
         converted(model, "A")
-
-
-def test_config_is_checked():
-    for wrong in ({"watch_steps": 0}, {"epochs": 0}, {"augment": 2.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            Config(**wrong)
 
 
 # ---- the check ----
