@@ -43,9 +43,14 @@ def blank_figures() -> Iterator[None]:
         yield
 
 
-def told(report: Callable[[Path], object], folder: Path) -> str:
-    """Make a report with blank figures; return its words."""
-    with blank_figures():
+def told(report: Callable[[Path], object], folder: Path, pdf: bool = False) -> str:
+    """Make a report with blank figures, and an empty PDF if it is not asked for; return its words.
+
+    A report that fits no ten pages is set again and again, which takes as long as all the rest.
+    """
+    with blank_figures(), pytest.MonkeyPatch.context() as patch:
+        if not pdf:
+            patch.setattr(reports, "_pdf", lambda *_: b"")
         report(folder)
     return words_of(folder)
 

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from analysis.document import report as reports
 from analysis.document import tables
 from analysis.document.report import Section, Text
-from analysis.results.folder import load
+from analysis.results.folder import Results, load
 from analysis.studies.batch_size import sections
 from tests.support import results as built
 from tests.support.reports import assert_whole, table_of, told, words_of
@@ -91,8 +92,13 @@ def build(path: Path, norms=("bn", "gn"), sizes=(8, 128), seeds=3, ends=None, **
 def full(tmp_path_factory):
     """Two norms, two batch sizes, three seeds; three trials stopped, one failed; reported."""
     folder = build(tmp_path_factory.mktemp("batch") / "full")
-    sections.report(folder, extra=lambda results: [Section("More", (Text("Something more."),))])
+    more = [Section("More", (Text("Something more."),))]
+    told(partial(sections.report, extra=lambda results: more), folder, pdf=True)
     return folder
+
+
+def study(folder: Path) -> Results:
+    return sections.measured(load(folder))
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -178,7 +184,7 @@ def test_the_gap_is_recomputed_over_pairs(full):
             low, high = sorted(raw, key=lambda size: raw[size])
             both = [min(1, 2 * raw[low]), min(1, max(2 * raw[low], raw[high]))]
             assert list(table.loc[[low, high], f"{metric}_p_holm"]) == pytest.approx(both)
-        found = sections.gap_change(load(full), metric)
+        found = sections.gap_change(study(full), metric)
         span = mean_and_span((changes[8] - changes[128]).dropna())
         assert [found.mean, found.low, found.high] == pytest.approx(span, abs=1e-12)
     assert table["stopped"].to_dict() == {8: 2, 128: 1}
@@ -240,7 +246,7 @@ def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
     with built.edited(folder / "trials.csv") as trials:
         del trials["slot_mib"]
         trials[["chosen_precision", "chosen_recompute"]] = "float32", True
-    words = sections.memory_text(load(folder))
+    words = sections.memory_text(study(folder))
     assert "A trial's slot has 1,000 MiB." in words
     assert "All cells ran in float32 with recomputation, chosen before the first trial" in words
 
@@ -265,7 +271,7 @@ def test_shown_cells_are_the_numbers_rounded_and_fit_100_columns(full):
     assert " [n/a] |" in shown  # one seed of gn at 128 finished
     assert "| 2 of 3 |" in shown
     out = io.StringIO()
-    short = sections.headline(sections.cell_table(load(full)))
+    short = sections.headline(sections.cell_table(study(full)))
     tables.print_table(short, Console(file=out, width=100))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
@@ -298,7 +304,7 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "One seed: there is no interval" in words
     assert "No trial was stopped early, so nothing was saved." in words
     assert "No scheduler compared the trials while they ran" in words
-    assert "ASHA" not in sections.limits(load(folder), sections.cell_numbers(load(folder)))
+    assert "ASHA" not in sections.limits(study(folder), sections.cell_numbers(study(folder)))
     assert "censored: their best" not in words
     table = table_of(folder, "batch_size")
     assert table["best_low"].isna().all()
@@ -306,32 +312,34 @@ def test_one_seed_has_no_interval(tmp_path):
     assert not (folder / "tables" / "stopped.csv").exists()
 
 
-@pytest.mark.parametrize(("norms", "sizes"), [(("bn",), (8, 128)), (("gn", "in", "ln"), (32,))])
-def test_without_bn_or_gn_there_is_no_gap(tmp_path, norms, sizes):
-    folder = build(tmp_path / "x", norms=norms, sizes=sizes, ends={}, facts=False)
+def test_without_bn_or_gn_there_is_no_gap(tmp_path):
+    folder = build(tmp_path / "x", norms=("gn", "in", "ln"), sizes=(32,), ends={}, facts=False)
     words = told(sections.report, folder)
     assert "The study lacks bn or gn" in words
     assert "No estimate of memory was recorded." in words
     assert not (folder / "tables" / "bn_minus_gn.csv").exists()
-    assert len(table_of(folder, "batch_size")) == len(norms) * len(sizes)
-    rates = table_of(folder, "learning_rates")["highest_lr"].tolist()
-    assert rates == pytest.approx([0.1 * size / 32 for size in sizes])
+    assert len(table_of(folder, "batch_size")) == 3
+    assert table_of(folder, "learning_rates")["highest_lr"].tolist() == [0.1]
+    alone = study(build(tmp_path / "y", norms=("bn",), ends={}, facts=False))
+    assert "lacks `bn` or `gn`" in sections.gap_text(alone) and sections.gap_table(alone) is None
+    rates = sections.rate_table(alone).numbers["highest_lr"].tolist()
+    assert rates == pytest.approx([0.1 * size / 32 for size in (8, 128)])
 
 
 def test_one_batch_size_and_more_norms(tmp_path):
-    folder = build(tmp_path / "x", norms=("bn", "gn", "none"), sizes=(8,), ends={}, seeds=2)
-    words = told(sections.report, folder)
-    assert len(table_of(folder, "bn_minus_gn")) == 1
-    assert sections.gap_change(load(folder), "best") is None
-    assert "All 6 finished or stopped trials reached epoch 20." in words
+    results = study(build(tmp_path, norms=("bn", "gn", "none"), sizes=(8,), ends={}, seeds=2))
+    assert len(sections.gap_table(results).numbers) == 1
+    assert sections.gap_change(results, "best") is None
+    note = sections.cell_table(results).note
+    assert "All 6 finished or stopped trials reached epoch 20." in note
 
 
 @pytest.mark.slow
 def test_a_whole_row_of_batch_sizes_stays_short(tmp_path):
-    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
-    folder = build(tmp_path / "x", norms=("bn", "gn", "ln", "in"), sizes=sizes, seeds=2, ends=ENDS)
-    told(sections.report, folder)
-    assert len(table_of(folder, "batch_size")) == 32
+    sizes, norms = (1, 2, 4, 8, 16, 32, 64, 128), ("bn", "gn", "ln", "in", "none")
+    folder = build(tmp_path / "x", norms=norms, sizes=sizes, seeds=1)
+    told(sections.report, folder, pdf=True)
+    assert len(table_of(folder, "batch_size")) == 40
     assert reports.page_count((folder / "report.pdf").read_bytes()) <= 10
     assert not (folder / "figures" / "epochs_run.svg").exists()
 
@@ -344,11 +352,10 @@ def test_nothing_ran(tmp_path):
 
 
 def test_files_that_do_not_belong_together_are_noticed(tmp_path):
-    folder = build(tmp_path / "x", seeds=1, ends={})
-    assert "equal those" in sections.summary(load(folder), sections.cell_numbers(load(folder)))
+    folder = build(tmp_path / "x", sizes=(8,), seeds=1, ends={})
     with built.edited(folder / "trials.csv") as trials:
         trials.loc[0, "best_val_accuracy"] += 0.1
-    results = load(folder)
+    results = study(folder)
     assert "do not belong together" in sections.summary(results, sections.cell_numbers(results))
 
 
@@ -372,7 +379,7 @@ def test_the_reference_batch_size_follows_from_the_rates(rule, power, reference)
     ],
 )
 def test_the_verdict_follows_the_interval(tmp_path, loss, verdict):
-    results = load(build(tmp_path / "x", ends={}, loss=loss))
+    results = study(build(tmp_path / "x", ends={}, loss=loss))
     sentence = sections.gap_sentence(results)
     assert verdict in sentence
     assert "at the best goes from" in sentence  # nothing is censored
