@@ -151,14 +151,10 @@ def _reason(words: str) -> str:
     return {"asha": "ASHA", "plateau": "plateau"}.get(first, "other")
 
 
-def _cells(results: Results, trials: pd.DataFrame) -> list[tuple[Any, Any, pd.DataFrame]]:
-    """Norm, batch size and trials of every cell, norms in the study's order, sizes ascending."""
-    return [
-        (norm, size, group)
-        for norm in results.levels("norm")
-        for size in sizes(results)
-        if len(group := trials[(trials["norm"] == norm) & (trials["batch_size"] == size)])
-    ]
+def _cells(results: Results, trials: pd.DataFrame) -> Any:
+    """Norm and batch size with the trials of every cell, norms in the study's order, sizes up."""
+    orders = {"norm": results.levels("norm"), "batch_size": sizes(results)}
+    return arms.in_order(trials, **orders).groupby([*orders], sort=False)
 
 
 def sizes(results: Results) -> list[int]:
@@ -177,7 +173,7 @@ def cell_numbers(results: Results) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {"norm": norm, "batch_size": size} | _cell(group)
-        for norm, size, group in _cells(results, results.trials)
+        for (norm, size), group in _cells(results, results.trials)
     )
 
 
@@ -227,14 +223,12 @@ def cell_table(results: Results) -> tables.Table:
         "on a plateau after epoch 40. Failed or diverged seeds are in no mean."
     )
     caption = "Validation accuracy of every norm and batch size, and how far each seed ran."
-    note += _CENSORED if early else ""
+    if early:
+        note += (
+            " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
+            "have given. “best of finished” leaves them out, and so errs to the other side."
+        )
     return tables.Table("batch_size", cell_numbers(results), columns, caption, note)
-
-
-_CENSORED = (
-    " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
-    "have given. “best of finished” leaves them out, and so errs to the other side."
-)
 
 
 def _equal_words(results: Results) -> str:
@@ -243,7 +237,7 @@ def _equal_words(results: Results) -> str:
         return "No trial has an epoch to compare."
     trials = _counted(results.trials[results.trials["ran"] > 0])
     least = trials[trials["ran"] == epoch]
-    cells = join([f"`{norm}` at {size}" for norm, size, _ in _cells(results, least)])
+    cells = join([f"`{norm}` at {size}" for (norm, size), _ in _cells(results, least)])
     return (
         f"Epoch {epoch} is the last that all {len(trials)} finished or stopped trials reached "
         f"(set by {count(len(least), 'trial')} of {cells})."
@@ -417,11 +411,17 @@ def stopped_table(results: Results) -> tables.Table:
 def rate_table(results: Results) -> tables.Table:
     """Learning rate and steps of each batch size: tables/learning_rates."""
     trials = results.trials.assign(rule=results.trials["lr_scaling"].replace("", "not recorded"))
-    keys = ["batch_size", "rule", "base_lr", "highest_lr"]
-    rows = []
-    for values, group in trials.dropna(subset=["highest_lr"]).groupby(keys, dropna=False):
-        norms = [norm for norm in results.levels("norm") if (group["norm"] == norm).any()]
-        rows.append((*values, ", ".join(map(str, norms)), _steps(results, group)))
+    trials = trials.dropna(subset=["highest_lr"])
+    keys, levels = ["batch_size", "rule", "base_lr", "highest_lr"], results.levels("norm")
+    rows = [
+        (*values, ", ".join(str(norm) for norm in levels if norm in {*group}))
+        for values, group in trials.groupby(keys, dropna=False)["norm"]
+    ]
+    numbers = pd.DataFrame(rows, columns=[*keys, "norms"])
+    images = provenance.image_counts(results.data).get("train")
+    numbers["steps"] = [  # of an epoch, whose last batch holds the rest
+        math.ceil(images / size) if images else math.nan for size in numbers["batch_size"]
+    ]
     columns = (
         tables.number("batch_size", "batch size"),
         *arms.texts("norms", "rule"),
@@ -429,14 +429,7 @@ def rate_table(results: Results) -> tables.Table:
         tables.scientific("highest_lr", "highest lr"),
         tables.number("steps", "steps per epoch"),
     )
-    numbers = pd.DataFrame(rows, columns=[*keys, "norms", "steps"])
     return tables.Table("learning_rates", numbers, columns, "Learning rate of each batch size.")
-
-
-def _steps(results: Results, group: pd.DataFrame) -> float:
-    """Optimiser steps of an epoch; the last batch holds the rest. NaN without image counts."""
-    images = provenance.image_counts(results.data).get("train")
-    return math.ceil(images / group["batch_size"].iloc[0]) if images else math.nan
 
 
 def _memory_numbers(results: Results) -> pd.DataFrame:
@@ -444,7 +437,7 @@ def _memory_numbers(results: Results) -> pd.DataFrame:
     of_slots = [n["memory"] for n in nodes if n.get("count") and n.get("memory")]
     slot = min(of_slots) / 2**20 if of_slots else math.nan
     rows = []
-    for norm, size, group in _cells(results, results.trials):
+    for (norm, size), group in _cells(results, results.trials):
         row = {"norm": norm, "batch_size": size, **group[[*_MEMORY]].max().to_dict()}
         row["slot_mib"] = slot if math.isnan(row["slot_mib"]) else row["slot_mib"]
         for key in ("chosen_precision", "chosen_recompute"):
@@ -518,12 +511,12 @@ def accuracy_figure(results: Results) -> arms.Drawn:
         _size_axis(panel, sizes(results), title)
         cut |= _limit(panel, trials[metric], numbers, metric)
     axes[0].set_ylabel("validation accuracy (%)")
-    figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
-    some = numbers[numbers["n"] > 0]["n"]
-    n = count(some.min(), "seed", some.max()) if len(some) else "no seed"
+    figures.legend_below(figure, axes[0], min(7, len(norms)))
+    some = arms.ranked(numbers)["n"]
     return figure, (
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
-        f"95 % t interval (n = {n}; one seed has no interval); small marks: single seeds, "
+        f"95 % t interval (n = {count(some.min(), 'seed', some.max())}; one seed has no interval); "
+        "small marks: single seeds, "
         "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
         + _CUT
         * cut
@@ -554,8 +547,7 @@ def _size_axis(panel: Any, ticks: Sequence[int], title: str) -> None:
     panel.set_xscale("log", base=2)
     panel.set_xticks(ticks, [str(size) for size in ticks])
     panel.minorticks_off()
-    if ticks:
-        panel.set_xlim(min(ticks) / 1.6, max(ticks) * 1.6)
+    panel.set_xlim(min(ticks) / 1.6, max(ticks) * 1.6)
     panel.set_xlabel("batch size (log axis)")
 
 
@@ -752,14 +744,11 @@ def _agreement(results: Results) -> str:
 def gap_sentence(results: Results) -> str:
     """What the gap bn minus gn shows beside the published figures, in one sentence."""
     numbers = gap_numbers(results)
-    if numbers.empty:
-        return "The study lacks `bn` or `gn`, so there is no gap to set beside published figures."
-    known = numbers[numbers["best"].notna()]
+    known = numbers if numbers.empty else numbers.dropna(subset=["best"])
     if known.empty:
-        return (
-            "`bn` and `gn` share no seed with an epoch to count at any batch size, so there is no "
-            "gap to set beside published figures."
-        )
+        why = "`bn` and `gn` share no seed with an epoch to count at any batch size"
+        why = "The study lacks `bn` or `gn`" if numbers.empty else why
+        return f"{why}, so there is no gap to set beside published figures."
     metric, where = "best", "at the best"
     if known["stopped"].any() and numbers["equal"].notna().any():
         metric, where = "equal", f"at epoch {equal_epoch(results)} (the best of some is censored)"
@@ -1009,21 +998,21 @@ def _gap_section(results: Results) -> Section | None:
 
 
 def _stopping_section(results: Results) -> Section | None:
-    stopped, cells = stopped_table(results), _cells(results, results.trials)
-    trials = pd.concat([group for _, _, group in cells]) if cells else results.trials[:0]
+    stopped = stopped_table(results)
+    trials = arms.in_order(results.trials, norm=results.levels("norm"), batch_size=sizes(results))
     return section(
         "Early stopping",
         f"{stopping_text(results.study)}\n\n{saved_text(results)}",
         savings_table(results),
         arms.cut(stopped, _MOST_ROWS) if len(stopped.numbers) else None,
-        epochs_figure(results, trials) if 0 < len(trials) <= _MOST_BARS else None,
+        epochs_figure(results, trials) if len(trials) <= _MOST_BARS else None,
     )
 
 
 def headline(table: tables.Table) -> tables.Table:
     """The columns of the main table that fit a terminal."""
     columns = tuple(c for c in table.columns[:-2] if not c.header.startswith("best of"))
-    missing = int((table.numbers["of"] - table.numbers["n"]).sum()) if len(table.numbers) else 0
+    missing = int((table.numbers["of"] - table.numbers["n"]).sum())
     note = "Mean [95 % t interval] over seeds; stopped seeds count with the epochs they ran."
     if missing:
         note += f" In no mean: {missing}; the report names them."
