@@ -60,11 +60,11 @@ def headline(table: tables.Table) -> tables.Table:
     against = ["minus bn (points)"] if _has_baseline(table.numbers) else ["val macro-F1 (%)"]
     short = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch")
     numbers, note = table.numbers, "Mean [95 % t interval]."
-    seeds = count(int(numbers["of"].max()) if len(numbers) else 0, "seed")
     missing = int((numbers["of"] - numbers["n"]).sum())
     if missing:
         be = "trial is" if missing == 1 else "trials are"
         note += f" {missing} {be} in no mean; the report names them."
+    seeds = count(numbers["of"].max(), "seed")
     caption = f"Norms: validation accuracy over {seeds}, best first."
     return replace(short, caption=caption, note=note)
 
@@ -77,12 +77,12 @@ def by_recipe(results: Results) -> list[Results]:
 
 def with_best(results: Results) -> pd.DataFrame:
     """The trials, with `best_<split>_<metric>` of both splits: those of each trial's best epoch."""
-    kept, values = results.at_best(), dict.fromkeys(_BEST, pd.Series(dtype=float))
-    for name, (split, metric) in _BEST.items():
-        column = train_metric(kept, metric) if split == "train" else f"val_{metric}"
-        if column in kept:
-            values[name] = kept[column].astype(float)
-    return results.trials.assign(**values)
+    kept = results.at_best()
+    names = {
+        n: train_metric(kept, m) if s == "train" else f"val_{m}" for n, (s, m) in _BEST.items()
+    }
+    values = kept.reindex(columns=list(dict.fromkeys(names.values()))).astype(float)
+    return results.trials.assign(**{name: values[column] for name, column in names.items()})
 
 
 def norm_numbers(results: Results) -> pd.DataFrame:
@@ -373,12 +373,13 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> arms.Drawn:
 @arms.drawn("recipes", "Curves of validation accuracy over epochs, one panel per recipe.")
 def recipe_figure(results: Results) -> arms.Drawn:
     """Validation accuracy of every norm, a panel per recipe."""
-    norms, shown = results.levels("norm"), []
-    for recipe in results.levels("recipe"):
-        part = results.where(recipe=recipe).history
-        title = f"recipe {recipe} ({figures.seeds_text(part, 'norm')})"
-        shown.append((title, part, "val_accuracy"))
+    parts = {name: results.where(recipe=name).history for name in results.levels("recipe")}
+    shown = [
+        (f"recipe {name} ({figures.seeds_text(part, 'norm')})", part, "val_accuracy")
+        for name, part in parts.items()
+    ]
     label = "validation accuracy (%)"
+    norms = results.levels("norm")
     drawn = figures.curves(shown, "norm", norms, label, scale=100.0, height=2.1)
     band = figures.band_text(results.history, ["recipe", "norm"])
     return drawn, f"Validation accuracy under each recipe. {band}"
