@@ -1,6 +1,5 @@
 """The report of the batch size study, every number of it computed again by other code."""
 
-import io
 import math
 import re
 from functools import partial
@@ -11,15 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from rich.console import Console
 
 from analysis.document import report as reports
-from analysis.document import tables
 from analysis.document.report import Section, Text
 from analysis.results.folder import Results, load
 from analysis.studies.batch_size import sections
 from tests.support import results as built
-from tests.support.reports import assert_whole, table_of, told, words_of
+from tests.support.reports import assert_says, assert_whole, printed, table_of, told, words_of
 
 EPOCHS = 20
 ASHA = {"scheduler": "asha", "grace": 2, "reduction_factor": 3, "brackets": 1}
@@ -118,10 +115,9 @@ def mean_and_span(values: pd.Series) -> list[float]:
 
 
 def test_everything_is_written(full):
-    tables = "batch_size batch_size_by_seed bn_minus_gn saved stopped learning_rates memory"
+    written = "batch_size batch_size_by_seed bn_minus_gn saved stopped learning_rates memory"
     drawn = "accuracy_by_batch_size bn_minus_gn curves train_curves epochs_run"
-    assert_whole(full, tables, drawn)
-    assert "Something more." in words_of(full)
+    assert_whole(full, written, drawn)
 
 
 def test_the_main_table_is_recomputed_from_trials_and_history(full):
@@ -205,7 +201,6 @@ def test_what_stopping_saved_is_recomputed(full):
         whole = trials["seconds"].sum() + seconds.sum()
         assert row["seconds_share"] == pytest.approx(seconds[mine].sum() / whole)
         assert row["full_epochs"] == 220
-    assert "That saved 36 of 220 trial-epochs (16.4 %)" in words_of(full)
 
 
 def test_every_trial_is_in_its_table_and_a_stopped_one_with_when_and_why(full):
@@ -231,12 +226,6 @@ def test_rates_steps_and_memory(full):
     assert memory.loc[("bn", 128), "plain_mib"] == 9000
     assert memory.loc[("bn", 128), "estimated_mib"] == 1500
     assert memory.loc[("bn", 128), "chosen_precision"] == "bfloat16"
-    words = words_of(full)
-    assert "linear (learning rate = base × batch size / reference batch size)" in words
-    assert "reference batch size 32" in words
-    assert "0.025 at batch size 8 and 0.4 at batch size 128" in words
-    assert "A trial's slot has 1,748 MiB." in words
-    assert "did not all run with the same precision" in words
 
 
 def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
@@ -252,16 +241,18 @@ def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
 
 
 def test_text_says_what_was_compared_and_what_stopped_trials(full):
-    words = words_of(full)
-    assert "Epoch 4 is the last that all 11 finished or stopped trials reached" in words
-    assert "grace 2, reduction factor 3, brackets 1, at most 20 epochs" in words
-    assert "after epochs 2, 6 and 18" in words
-    assert "has not improved for 5 epochs" in words
-    assert "3 trials are censored" in words
-    assert "equal those in trials.csv for all 12 trials" in words
-    assert "these seeds do not show that batch norm suffers, which does not contradict" in words
-    assert "1 of 12 trials failed or diverged" in words
-    assert "Synthetic data" in words
+    assert_says(
+        words_of(full), "Epoch 4 is the last that all 11 finished or stopped trials reached",
+        "grace 2, reduction factor 3, brackets 1, at most 20 epochs", "after epochs 2, 6 and 18",
+        "has not improved for 5 epochs", "3 trials are censored",
+        "That saved 36 of 220 trial-epochs (16.4 %)",
+        "equal those in trials.csv for all 12 trials", "1 of 12 trials failed or diverged",
+        "these seeds do not show that batch norm suffers, which does not contradict",
+        "linear (learning rate = base × batch size / reference batch size)",
+        "reference batch size 32", "0.025 at batch size 8 and 0.4 at batch size 128",
+        "A trial's slot has 1,748 MiB.", "did not all run with the same precision",
+        "Synthetic data", "Something more.",
+    )  # fmt: skip
 
 
 def test_shown_cells_are_the_numbers_rounded_and_fit_100_columns(full):
@@ -270,11 +261,7 @@ def test_shown_cells_are_the_numbers_rounded_and_fit_100_columns(full):
         assert f"{row['equal'] * 100:.1f} [" in shown and f"{row['best'] * 100:.1f} [" in shown
     assert " [n/a] |" in shown  # one seed of gn at 128 finished
     assert "| 2 of 3 |" in shown
-    out = io.StringIO()
-    short = sections.headline(sections.cell_table(study(full)))
-    tables.print_table(short, Console(file=out, width=100))
-    lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 100
+    lines = printed(sections.headline(sections.cell_table(study(full))))
     assert sum(line.split()[:1] in (["bn"], ["gn"]) for line in lines) == 4
 
 
@@ -299,13 +286,13 @@ def test_a_cell_with_all_seeds_stopped_or_failed_keeps_its_row(tmp_path):
 def test_one_seed_has_no_interval(tmp_path):
     folder = build(tmp_path / "x", seeds=1, ends={}, stopping={**ASHA, "scheduler": "none"})
     words = told(sections.report, folder)
-    assert "(one seed gives no interval, so it may be chance)" in words
-    assert "study.json, trials.csv and history.csv beside this file" in words
-    assert "One seed: there is no interval" in words
-    assert "No trial was stopped early, so nothing was saved." in words
-    assert "No scheduler compared the trials while they ran" in words
+    assert_says(
+        words, "(one seed gives no interval, so it may be chance)",
+        "study.json, trials.csv and history.csv beside this file", "One seed: there is no interval",
+        "No trial was stopped early, so nothing was saved.",
+        "No scheduler compared the trials while they ran", never="censored: their best",
+    )  # fmt: skip
     assert "ASHA" not in sections.limits(study(folder), sections.cell_numbers(study(folder)))
-    assert "censored: their best" not in words
     table = table_of(folder, "batch_size")
     assert table["best_low"].isna().all()
     assert "[n/a]" in (folder / "tables" / "batch_size.md").read_text()
@@ -315,8 +302,7 @@ def test_one_seed_has_no_interval(tmp_path):
 def test_without_bn_or_gn_there_is_no_gap(tmp_path):
     folder = build(tmp_path / "x", norms=("gn", "in", "ln"), sizes=(32,), ends={}, facts=False)
     words = told(sections.report, folder)
-    assert "The study lacks bn or gn" in words
-    assert "No estimate of memory was recorded." in words
+    assert_says(words, "The study lacks bn or gn", "No estimate of memory was recorded.")
     assert not (folder / "tables" / "bn_minus_gn.csv").exists()
     assert len(table_of(folder, "batch_size")) == 3
     assert table_of(folder, "learning_rates")["highest_lr"].tolist() == [0.1]

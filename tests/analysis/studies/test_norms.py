@@ -1,17 +1,14 @@
 """The report of the norms study, from folders whose numbers follow a formula."""
 
-import io
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
-from analysis.document import tables
 from analysis.results.folder import load
 from analysis.studies.norms import answers, sections
 from tests.support import reports
-from tests.support.reports import assert_whole, told, words_of
+from tests.support.reports import assert_says, assert_whole, printed, told, words_of
 from tests.support.results import DIVERGED, IMAGES, NORMS, SPECIES, edited
 from tests.support.results import norms as build
 
@@ -78,61 +75,46 @@ def test_shown_tables_count_the_seeds_and_fit_100_columns(full):
     assert len([line for line in shown.splitlines() if line.startswith("| ")]) == 2 + len(NORMS)
     by_seed = (full / "tables" / "norms_by_seed.md").read_text()
     assert by_seed.count("| finished |") == 40 and by_seed.count("| diverged |") == 2
-    out = io.StringIO()
-    table = sections.norm_table(sections.by_recipe(load(full))[0])
-    tables.print_table(sections.headline(table), Console(file=out, width=100))
-    lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 100
+    short = sections.headline(sections.norm_table(sections.by_recipe(load(full))[0]))
+    lines = printed(short)
     rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in NORMS]
     assert rows == list(rows_of(full, "norms"))
     assert any("2 of 3" in line for line in lines)
 
 
-def test_text_answers_from_the_numbers(full):
-    words = words_of(full)
-    table = rows_of(full, "norms")
-    best = float(table["bin"]["val_accuracy"]) * 100
+def test_text_answers_from_the_numbers_and_names_data_trouble_and_origin(full):
+    best = float(rows_of(full, "norms")["bin"]["val_accuracy"]) * 100
     leads = "bin (batch-instance norm) has the highest mean validation accuracy"
-    assert f"{leads}, {best:.1f}" in words
-    # own and torch's bn differ by 4e-5 * |cos(epoch)| in training accuracy, most in epoch 3
-    assert "the largest difference is 0.00396 points in accuracy" in words
-    assert "1 of 3 trials without normalisation did not survive training" in words
-    assert "Over all epochs and trials here the two are equal" in words
-    assert "Training minus validation accuracy at each trial's best epoch: " in words
-    assert "Training values are of these weights, on the training images without" in words
-    assert "sgd, learning rate 0.1" in words
-    assert "good has 1,000 times as much" in words
-    assert "It takes 6 epochs of 47 steps, 282 in all" in words
-    assert "(guessing among 25 classes: 3.219)" in words
-    assert "accuracy and macro-F1" in words
-    assert f"stored scores of 40 trials ({IMAGES} validation images each)" in words
-    assert "Other people's results" in words
-
-
-def test_report_names_data_trouble_and_origin(full):
-    words = words_of(full)
-    assert "Synthetic data: generated images, not photographs." in words
-    assert "2 of 42 trials failed or diverged" in words
-    assert DIVERGED in words
-    assert "0123456789abcdef0123456789abcdef01234567 with uncommitted changes" in words
-    assert "1,500 in train (60 of each class) and 250 in val (10 of each class)" in words
-    assert "1: train/Hoopoe/broken.jpg" in words
-    assert "1: train/Hoopoe/1.jpg = val/Hoopoe/9.jpg" in words
-    assert "python studies/norms.py --data-dir …/data --name x" in words
-    assert "torch 2.15.0" in words
-    assert "unfinished" not in words
+    assert_says(
+        words_of(full), f"{leads}, {best:.1f}",
+        # own and torch's bn differ by 4e-5 * |cos(epoch)| in training accuracy, most in epoch 3
+        "the largest difference is 0.00396 points in accuracy",
+        "1 of 3 trials without normalisation did not survive training",
+        "Over all epochs and trials here the two are equal", "sgd, learning rate 0.1",
+        "Training minus validation accuracy at each trial's best epoch: ",
+        "Training values are of these weights, on the training images without",
+        "good has 1,000 times as much", "It takes 6 epochs of 47 steps, 282 in all",
+        "(guessing among 25 classes: 3.219)", "accuracy and macro-F1",
+        f"stored scores of 40 trials ({IMAGES} validation images each)",
+        "Other people's results", "Synthetic data: generated images, not photographs.",
+        "2 of 42 trials failed or diverged", DIVERGED, "torch 2.15.0",
+        "0123456789abcdef0123456789abcdef01234567 with uncommitted changes",
+        "1,500 in train (60 of each class) and 250 in val (10 of each class)",
+        "1: train/Hoopoe/broken.jpg", "1: train/Hoopoe/1.jpg = val/Hoopoe/9.jpg",
+        "python studies/norms.py --data-dir …/data --name x", never="unfinished",
+    )  # fmt: skip
 
 
 def test_one_seed_without_bn_and_with_missing_trials(lean):
     words = words_of(lean)
-    assert "The study is unfinished: 3 of 4 trials have run." in words
-    assert "1 of 4 trials failed or diverged" in words
-    assert "No trial of bn finished, so there are no differences to it." in words
-    assert "bn and torch_bn did not both finish" in words
-    assert "One seed: there is no interval" in words
-    assert "one seed gives no interval, so it may be chance" in words and "leads" not in words
-    assert "1 of 1 trials without normalisation did not survive" in words
-    assert "No scores are stored" in words
+    assert_says(
+        words, "The study is unfinished: 3 of 4 trials have run.",
+        "1 of 4 trials failed or diverged", "One seed: there is no interval",
+        "No trial of bn finished, so there are no differences to it.",
+        "bn and torch_bn did not both finish", "No scores are stored",
+        "one seed gives no interval, so it may be chance",
+        "1 of 1 trials without normalisation did not survive", never="leads",
+    )  # fmt: skip
     assert "Synthetic" not in words
     table = rows_of(lean, "norms")
     assert list(table)[:2] == ["in", "gn"]
