@@ -876,14 +876,10 @@ def rate_text(results: Results) -> str:
 
 def _reference(numbers: pd.DataFrame) -> int | None:
     """The batch size at which the base learning rate holds, if all rows agree on it."""
-    found = set()
-    for row in numbers.to_dict("records"):
-        ratio = row["highest_lr"] / row["base_lr"] if row["base_lr"] else math.nan
-        power = {"linear": 1, "sqrt": 2}.get(row["rule"])
-        if power is None or not math.isfinite(ratio) or ratio <= 0:
-            return None
-        found.add(round(row["batch_size"] / ratio**power, 3))
-    one = found.pop() if len(found) == 1 else math.nan
+    ratios = numbers["highest_lr"] / numbers["base_lr"].replace(0.0, math.nan)
+    powers = numbers["rule"].map({"linear": 1.0, "sqrt": 2.0})
+    found = (numbers["batch_size"] / ratios.where(ratios > 0) ** powers).round(3).unique()
+    one = found[0] if len(found) == 1 else math.nan
     return round(one) if math.isfinite(one) and abs(one - round(one)) < 0.01 else None
 
 

@@ -363,8 +363,9 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
 def _first_loss(results: Results) -> str:
     """Loss of the first epoch without normalisation and with batch norm."""
     curves, loss = statistics.finished(results.history), "train_loss_running"
-    first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
-    if not {"none", "bn"} <= set(getattr(first, "index", ())):
+    first = curves[curves["epoch"] == 1].reindex(columns=["norm", loss]).dropna()
+    first = first.groupby("norm")[loss].mean()
+    if not {"none", "bn"} <= set(first.index):
         return ""
     return (
         "In the first epoch its running training loss averages "
@@ -374,10 +375,9 @@ def _first_loss(results: Results) -> str:
 
 def _micro(results: Results, ranked: pd.DataFrame) -> str:
     history = results.history
-    pairs = [
-        ("train_accuracy_running", "train_micro_f1_running"), ("val_accuracy", "val_micro_f1")
-    ]  # fmt: skip
-    found = [(history[a] - history[b]).abs().max() for a, b in pairs if {a, b} <= set(history)]
+    pairs = {"train_accuracy_running": "train_micro_f1_running", "val_accuracy": "val_micro_f1"}
+    both = [(a, b) for a, b in pairs.items() if {a, b} <= set(history)]
+    found = [(history[a] - history[b]).abs().max() for a, b in both]
     largest = max(found, default=math.nan)
     same = "are equal" if largest == 0 else f"differ by at most {significant(largest)}"
     macro = (ranked["val_macro_f1"] - ranked["val_accuracy"]).abs().max()

@@ -293,7 +293,7 @@ def trial_table(results: Results) -> tables.Table:
 
 
 def importances(results: Results) -> tuple[dict[str, float] | None, str]:
-    """The importance of each setting, or None and why there is none."""
+    """The importance of each setting, most important first, or None and why there is none."""
     file = results.path / "search.json"
     if not file.exists():
         return None, "search.json is missing"
@@ -301,7 +301,7 @@ def importances(results: Results) -> tuple[dict[str, float] | None, str]:
     weights = found.get("importances") if isinstance(found, dict) else None
     if not weights:
         return None, str((found or {}).get("why") or "none were recorded")
-    return {key: float(weight) for key, weight in weights.items()}, ""
+    return {key: float(weights[key]) for key in sorted(weights, key=lambda key: -weights[key])}, ""
 
 
 @arms.drawn(
@@ -393,21 +393,19 @@ def _failures(axes: Any, x: pd.Series, tried: pd.DataFrame) -> None:
 
 @figures.styled
 def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
-    """A bar per setting, most important first."""
-    order = sorted(weights, key=lambda key: -weights[key])
-    figure, (axes, *_) = figures.panels(height=0.6 + 0.22 * len(order))
-    values = [weights[key] for key in order]
-    axes.barh(range(len(order)), values, color="#0072B2", alpha=0.6, height=0.6)
-    for row, value in enumerate(values):
+    """A bar per setting, in their order."""
+    figure, (axes, *_) = figures.panels(height=0.6 + 0.22 * len(weights))
+    axes.barh(range(len(weights)), [*weights.values()], color="#0072B2", alpha=0.6, height=0.6)
+    for row, value in enumerate(weights.values()):
         axes.text(value, row, f" {value:.2f}", va="center")
-    figures.named_rows(axes, order)
-    axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
+    figures.named_rows(axes, list(weights))
+    axes.set_xlim(0, 1.1 * max(1e-9, *weights.values()))
     axes.set_xlabel("importance (share of the explained variance)")
     caption = (
         f"Importance of each setting for the best {measured_words(results.study)} within the "
         "searched ranges (fANOVA over the configurations with a value)."
     )
-    alt = f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}."
+    alt = f"Bars of importance: {join([f'{key} {value:.2f}' for key, value in weights.items()])}."
     return arms.saved(results, figure, "importances", caption, alt)
 
 
@@ -519,9 +517,8 @@ def importance_text(results: Results) -> str:
     weights, why = importances(results)
     if weights is None:
         return f"No importances: {escape(why.rstrip('.'))}."
-    order = sorted(weights, key=lambda key: -weights[key])
     valued = int(configurations(results)["value"].notna().sum())
-    shares = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
+    shares = join([f"`{key}` {decimal(weight, 2)}" for key, weight in weights.items()])
     few = " With so few these shares are rough." if valued < 30 else ""
     return (
         f"Share of the variation between configurations that each setting explains: {shares}. It "
