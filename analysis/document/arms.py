@@ -50,7 +50,12 @@ def lead(trials: pd.DataFrame, by: str, metric: str, one: Any, other: Any) -> pd
 
 
 def against(
-    trials: pd.DataFrame, by: str, metric: str, baseline: Any, within: Mapping[str, Sequence[Any]]
+    trials: pd.DataFrame,
+    by: str,
+    metric: str,
+    baseline: Any,
+    within: Mapping[str, Sequence[Any]],
+    states: Sequence[str] = statistics.FINISHED,
 ) -> pd.DataFrame:
     """Differences to one arm, at each value of another setting by itself.
 
@@ -60,17 +65,19 @@ def against(
         metric: column to compare.
         baseline: the arm that the others are compared with.
         within: the other setting and its values; empty where there is none.
+        states: which trials count.
 
     Returns:
         The rows of `statistics.paired` with that setting, named as in `statistics.DIFFERENCE`, with
         Holm's correction over all of them.
     """
+    paired = functools.partial(statistics.paired, by=by, metric=metric, baseline=baseline)
     found = [
-        statistics.paired(trials[trials[key] == value], by, metric, baseline).assign(**{key: value})
+        paired(trials[trials[key] == value], states=states).assign(**{key: value})
         for key, values in within.items()
         for value in values
     ]
-    both = pd.concat(found or [statistics.paired(trials, by, metric, baseline)], ignore_index=True)
+    both = pd.concat(found or [paired(trials, states=states)], ignore_index=True)
     both["p_holm"] = statistics.holm(both["p"].to_numpy(dtype=float))
     return both.drop(columns="std").rename(columns=statistics.DIFFERENCE)
 

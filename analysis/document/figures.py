@@ -179,8 +179,10 @@ def curve(
         low, high = _band(wide)
         axes.fill_between(wide.index, low, high, color=style.color, alpha=0.13, linewidth=0)
     for _, broken in history[~counted].groupby("trial", sort=False):
-        values = broken[y].astype(float) * scale
-        _broken_line(axes, broken["epoch"], values, linestyle, style.color)
+        known = broken[np.isfinite(broken[y].astype(float))]
+        x, values = known["epoch"], known[y].astype(float) * scale
+        axes.plot(x, values, linestyle, color=style.color, linewidth=0.7)
+        axes.plot(x.tail(1), values.tail(1), "x", color=style.color)
 
 
 @styled
@@ -386,13 +388,6 @@ def band_text(table: pd.DataFrame, by: str | list[str], states: Sequence[str] = 
     band = "the range of both" if max(counted) == 2 else "95 % t interval"
     two = " (of two seeds: their range)" if 2 in counted and max(counted) > 2 else ""
     return f"Line: mean over seeds; band: {band}{two}."
-
-
-def _broken_line(axes: "Axes", x: pd.Series, y: pd.Series, linestyle: str, color: str) -> None:
-    """A thin line that ends in a cross at its last finite value."""
-    finite = np.isfinite(y)
-    axes.plot(x[finite], y[finite], linestyle, color=color, linewidth=0.7)
-    axes.plot(x[finite].tail(1), y[finite].tail(1), "x", color=color)
 
 
 def _band(wide: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

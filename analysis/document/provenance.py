@@ -338,12 +338,10 @@ def _total(found: Any) -> int:
 
 def _named(found: Any) -> str:
     """A count, or a list with its length and its first names."""
-    if isinstance(found, Mapping):
-        return _words(found) if found else "0"
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        return _words(found) or "0"
+    if not found or not isinstance(found, list):
+        return _words(found or 0)
     more = ", …" if len(found) > 5 else ""
-    return f"{len(found)}: {', '.join(map(_words, found[:5]))}{more}" if found else "0"
+    return f"{len(found)}: {', '.join(map(_words, found[:5]))}{more}"
 
 
 def _words(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import html
+import io
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from analysis.document import figures
+from analysis.document import figures, tables
 from analysis.document import report as reports
 from core.storage.files import write_text
 from tests.support.calls import ROOT
@@ -43,11 +45,31 @@ def blank_figures() -> Iterator[None]:
         yield
 
 
-def told(report: Callable[[Path], object], folder: Path) -> str:
-    """Make a report with blank figures; return its words."""
-    with blank_figures():
+def told(report: Callable[[Path], object], folder: Path, pdf: bool = False) -> str:
+    """Make a report with blank figures, and an empty PDF if it is not asked for; return its words.
+
+    A report that fits no ten pages is set again and again, which takes as long as all the rest.
+    """
+    with blank_figures(), pytest.MonkeyPatch.context() as patch:
+        if not pdf:
+            patch.setattr(reports, "_pdf", lambda *_: b"")
         report(folder)
     return words_of(folder)
+
+
+def assert_says(words: str, *sentences: str, never: str = "") -> None:
+    """Check that a text holds each of these sentences, and not `never`."""
+    assert [sentence for sentence in sentences if sentence not in words] == []
+    assert not never or never not in words
+
+
+def printed(table: tables.Table) -> list[str]:
+    """Return the lines of a table printed 100 columns wide, having checked that it fits them."""
+    out = io.StringIO()
+    tables.print_table(table, Console(file=out, width=100))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    return lines
 
 
 def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
@@ -101,22 +123,22 @@ def assert_self_contained(html: str) -> Page:
     return page
 
 
-def assert_whole(folder: Path, tables: str, drawn: str, equations: int = 0) -> None:
+def assert_whole(folder: Path, written: str, drawn: str, equations: int = 0) -> None:
     """Check what a report wrote: every form, short, self-contained, no name of this machine.
 
     Args:
         folder: the result folder.
-        tables: names of all tables.
+        written: names of all tables.
         drawn: names of all figures.
         equations: how many the page shows beside them.
     """
-    for kind, names, forms in (("tables", tables, "csv md tex"), ("figures", drawn, "svg png")):
+    for kind, names, forms in (("tables", written, "csv md tex"), ("figures", drawn, "svg png")):
         found = {file.name for file in (folder / kind).iterdir()}
         assert found == {f"{name}.{form}" for name in names.split() for form in forms.split()}
     page = assert_self_contained((folder / "report.html").read_text())
     assert len(page.named("svg")) == len(drawn.split()) + equations
     assert 1 < reports.page_count((folder / "report.pdf").read_bytes()) <= 10
-    written = [folder / "report.html", folder / "report.pdf"]
-    for file in [*written, *(folder / "tables").iterdir(), *(folder / "figures").iterdir()]:
+    files = [*folder.glob("report.*"), *folder.glob("tables/*"), *folder.glob("figures/*")]
+    for file in files:
         for path in (str(folder), str(ROOT), "/home/someone"):
             assert path.encode() not in file.read_bytes(), file.name

@@ -36,6 +36,11 @@ from analysis.results.folder import Results
 
 COUNTED = ("finished", "stopped")  # states whose epochs enter means
 REASONS = ("ASHA", "plateau", "other")  # why a trial was stopped
+COMPARED = ("equal", "best")  # columns of `measured`: accuracy at the equal epoch and at the best
+# What trials note of themselves, if they do.
+_NUMBERS = ("epochs", "seconds", "seconds_per_epoch", "best_val_accuracy", "base_lr", "scaled_lr")
+_MEMORY = ("plain_mib", "slot_mib", "estimated_mib", "peak_memory_mib")
+_WORDS = ("stopped_by", "lr_scaling", "chosen_precision", "chosen_recompute")
 # Wu & He 2018, ImageNet, ResNet-50: validation error (%) of BN and GN by images per GPU.
 PUBLISHED = {32: (23.6, 24.1), 16: (23.7, 24.2), 8: (24.8, 24.0), 4: (27.3, 24.2), 2: (34.7, 24.1)}
 _PUBLISHED_TABLE = tables.published(
@@ -69,6 +74,7 @@ def report(results: Results, extra: Extra = lambda results: []) -> None:
         results: the study.
         extra: makes further sections, which stand before the limits.
     """
+    results = measured(results)
     table = cell_table(results)
     others = (gap_table, savings_table, stopped_table, rate_table, memory_table, trial_table)
     made = [table, *(make(results) for make in others)]
@@ -84,46 +90,55 @@ def equal_epoch(results: Results) -> int | None:
     return int(last.min()) if len(last) else None
 
 
-def measured(results: Results) -> pd.DataFrame:
-    """The trials with what the comparisons need, computed from history.csv.
+def measured(results: Results) -> Results:
+    """The study with what the comparisons need of its trials, computed from history.csv.
 
     Returns:
-        The rows of `results.trials` with `equal` (validation accuracy at the equal epoch), `best`
-        and `best_epoch` (the largest of the curve and its first epoch; NaN without an epoch),
-        `reason` (one of REASONS for stopped trials, else ""), `planned`, `ran` (epochs),
-        `per_epoch` (seconds) and `highest_lr`.
+        `results` with these columns of `trials` too: `equal` (validation accuracy at the equal
+        epoch), `best` and `best_epoch` (the largest of the curve and its first epoch; NaN without
+        an epoch), `reason` (one of REASONS for stopped trials, else ""), `ended` (that, or the
+        state), `planned`, `ran` (epochs), `per_epoch` (seconds) and `highest_lr`. What trials note
+        of themselves is there in any case: numbers as floats, NaN where missing, or text, then "".
     """
-    trials, history = results.trials.copy(), results.history
-    curves = history[np.isfinite(history["val_accuracy"].astype(float))]
-    first = curves.sort_values("val_accuracy", ascending=False, kind="stable")
-    first = first.drop_duplicates("trial").set_index("trial")
-    at = curves[curves["epoch"] == equal_epoch(results)].set_index("trial")
-    for name, found, column in (
-        ("equal", at, "val_accuracy"),
-        ("best", first, "val_accuracy"),
-        ("best_epoch", first, "epoch"),
-    ):
-        trials[name] = trials["trial"].map(found[column]).astype(float)
-    said = zip(trials["state"], _words(trials, "stopped_by"), strict=True)
-    trials["reason"] = [_reason(words) if state == "stopped" else "" for state, words in said]
-    return _budgets(results, trials)
-
-
-def _budgets(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
-    """Add epochs planned and run, seconds per epoch and the highest learning rate."""
-    history = results.history
-    by_trial = history.groupby("trial")
-    ran = trials["trial"].map(by_trial["epoch"].max()).fillna(0).astype(int)
+    noted = [*_NUMBERS, *_MEMORY]
+    trials = results.trials.reindex(columns=_with(results.trials, *noted, *_WORDS))
+    trials[noted] = trials[noted].apply(pd.to_numeric, errors="coerce").astype(float)
+    for key in _WORDS:
+        trials[key] = ["" if pd.isna(value) else str(value) for value in trials[key]]
+    for name, values in _of_curves(results).items():
+        trials[name] = trials["trial"].map(values).astype(float)
+    trials["ran"] = trials["ran"].fillna(0).astype(int)
     declared = (results.study.get("stopping") or {}).get("max_epochs")
-    planned = _facts(trials, "epochs").fillna(float(declared) if declared else ran.max())
-    trials = trials.assign(planned=planned, ran=ran)
-    for name, told, column, how in (
-        ("per_epoch", "seconds_per_epoch", "seconds", "mean"),
-        ("highest_lr", "scaled_lr", "lr", "max"),
-    ):
-        known = by_trial[column].agg(how).astype(float) if column in history else {}
-        trials[name] = _facts(trials, told).fillna(trials["trial"].map(known).astype(float))
-    return trials
+    trials["planned"] = trials["epochs"].fillna(float(declared or trials["ran"].max()))
+    trials["per_epoch"] = trials["seconds_per_epoch"].fillna(trials["per_epoch"])
+    trials["highest_lr"] = trials["scaled_lr"].fillna(trials["highest_lr"])
+    stopped = trials["state"] == "stopped"
+    trials["reason"] = trials["stopped_by"].map(_reason).where(stopped, "")
+    trials["ended"] = trials["reason"].where(stopped, trials["state"])
+    return replace(results, trials=trials)
+
+
+def _with(table: pd.DataFrame, *columns: str) -> list[Any]:
+    """The columns of a table and these."""
+    return list(dict.fromkeys([*table, *columns]))
+
+
+def _of_curves(results: Results) -> dict[str, pd.Series]:
+    """What the curves tell of each trial, by its name."""
+    history = results.history.reindex(columns=_with(results.history, "seconds", "lr"))
+    curves = history[np.isfinite(history["val_accuracy"].astype(float))]
+    best = curves.sort_values("val_accuracy", ascending=False, kind="stable")
+    best = best.drop_duplicates("trial").set_index("trial")
+    equal = curves[curves["epoch"] == equal_epoch(results)].set_index("trial")
+    by_trial = history.groupby("trial")
+    return {
+        "equal": equal["val_accuracy"],
+        "best": best["val_accuracy"],
+        "best_epoch": best["epoch"],
+        "ran": by_trial["epoch"].max(),
+        "per_epoch": by_trial["seconds"].mean(),
+        "highest_lr": by_trial["lr"].max(),
+    }
 
 
 def _counted(frame: pd.DataFrame) -> pd.DataFrame:
@@ -132,31 +147,14 @@ def _counted(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _reason(words: str) -> str:
     """Which rule stopped a trial, from the first word of what the trial says."""
-    first = words.split()[0].rstrip(":").lower() if words.split() else ""
+    first = [*words.split(), ""][0].rstrip(":").lower()
     return {"asha": "ASHA", "plateau": "plateau"}.get(first, "other")
 
 
-def _facts(trials: pd.DataFrame, key: str) -> pd.Series:
-    """A column of numbers; NaN where it is missing or empty."""
-    if key not in trials:
-        return pd.Series(math.nan, index=trials.index)
-    return pd.to_numeric(trials[key], errors="coerce").astype(float)
-
-
-def _words(trials: pd.DataFrame, key: str) -> list[str]:
-    """A column of text; "" where it is missing or empty."""
-    found = trials[key] if key in trials else [None] * len(trials)
-    return ["" if value is None or value != value else str(value) for value in found]
-
-
-def _cells(results: Results, trials: pd.DataFrame) -> list[tuple[Any, Any, pd.DataFrame]]:
-    """Norm, batch size and trials of every cell, norms in the study's order, sizes ascending."""
-    return [
-        (norm, size, group)
-        for norm in results.levels("norm")
-        for size in sizes(results)
-        if len(group := trials[(trials["norm"] == norm) & (trials["batch_size"] == size)])
-    ]
+def _cells(results: Results, trials: pd.DataFrame) -> Any:
+    """Norm and batch size with the trials of every cell, norms in the study's order, sizes up."""
+    orders = {"norm": results.levels("norm"), "batch_size": sizes(results)}
+    return arms.in_order(trials, **orders).groupby([*orders], sort=False)
 
 
 def sizes(results: Results) -> list[int]:
@@ -175,23 +173,22 @@ def cell_numbers(results: Results) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {"norm": norm, "batch_size": size} | _cell(group)
-        for norm, size, group in _cells(results, measured(results))
+        for (norm, size), group in _cells(results, results.trials)
     )
 
 
 def _cell(group: pd.DataFrame) -> dict[str, Any]:
-    ended = group["reason"].where(group["reason"] != "", group["state"])
-    ways = ("finished", *REASONS, "failed", "diverged", "unfinished")
+    ways, ended = ("finished", *REASONS, "failed", "diverged", "unfinished"), group["ended"]
     row: dict[str, Any] = {"of": len(group)} | {way: int((ended == way).sum()) for way in ways}
-    row["reached"] = _reached(group.assign(ended=ended))
+    row["reached"] = _reached(group)
     group = group.assign(full=group["best"].where(group["state"] == "finished"))
     for metric, n in (("equal", "n_equal"), ("best", "n"), ("full", "n_full")):
         values = statistics.t_interval(statistics.usable(group, metric, COUNTED)[metric])
         row |= {n: values.n, metric: values.mean}
         row |= {f"{metric}_low": values.low, f"{metric}_high": values.high}
     counted = _counted(group)
-    row |= {key: counted[key].mean() for key in ("best_epoch", "ran", "per_epoch")}
-    return row | {"peak_memory_mib": _facts(counted, "peak_memory_mib").max()}
+    row |= counted[["best_epoch", "ran", "per_epoch"]].mean().to_dict()
+    return row | {"peak_memory_mib": counted["peak_memory_mib"].max()}
 
 
 def _reached(group: pd.DataFrame) -> str:
@@ -226,24 +223,21 @@ def cell_table(results: Results) -> tables.Table:
         "on a plateau after epoch 40. Failed or diverged seeds are in no mean."
     )
     caption = "Validation accuracy of every norm and batch size, and how far each seed ran."
-    note += _CENSORED if early else ""
+    if early:
+        note += (
+            " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
+            "have given. “best of finished” leaves them out, and so errs to the other side."
+        )
     return tables.Table("batch_size", cell_numbers(results), columns, caption, note)
-
-
-_CENSORED = (
-    " Stopped seeds are **censored**: their best is a lower bound of what all epochs would "
-    "have given. “best of finished” leaves them out, and so errs to the other side."
-)
 
 
 def _equal_words(results: Results) -> str:
     epoch = equal_epoch(results)
     if epoch is None:
         return "No trial has an epoch to compare."
-    trials = _counted(measured(results))
-    trials = trials[trials["ran"] > 0]
+    trials = _counted(results.trials[results.trials["ran"] > 0])
     least = trials[trials["ran"] == epoch]
-    cells = join([f"`{norm}` at {size}" for norm, size, _ in _cells(results, least)])
+    cells = join([f"`{norm}` at {size}" for (norm, size), _ in _cells(results, least)])
     return (
         f"Epoch {epoch} is the last that all {len(trials)} finished or stopped trials reached "
         f"(set by {count(len(least), 'trial')} of {cells})."
@@ -273,30 +267,29 @@ def gap_numbers(results: Results) -> pd.DataFrame:
         the batch sizes), pairs; stopped (pairs in which one trial or both were stopped early).
         Empty when the study lacks bn or gn.
     """
-    trials = measured(results)
-    trials = trials[trials["norm"].isin(["bn", "gn"])]
+    trials = results.trials[results.trials["norm"].isin(["bn", "gn"])]
     if trials["norm"].nunique() < 2:
         return pd.DataFrame()
-    numbers = pd.DataFrame(
-        {"batch_size": size} | _gap_of(trials[trials["batch_size"] == size])
-        for size in sizes(results)
-    )
-    for metric in ("equal", "best"):
+    within = {"batch_size": sizes(results)}
+    numbers = pd.DataFrame(within).set_index("batch_size")
+    for metric in COMPARED:
+        found = arms.against(trials, "norm", metric, "gn", within, COUNTED)
+        names = [f"{metric}{end}" for end in _GAP.values()]
+        numbers[names] = found.set_index("batch_size")[[*_GAP]]
+        numbers[names[-1]] = numbers[names[-1]].fillna(0).astype(int)
+    usable = statistics.usable(trials, "best", COUNTED)
+    pairs = usable.pivot(index=["batch_size", "seed"], columns="norm", values="state")
+    pairs = pairs.reindex(columns=["bn", "gn"]).dropna()
+    early = pairs[(pairs == "stopped").any(axis=1)].groupby("batch_size").size()
+    numbers["stopped"] = early.reindex(numbers.index, fill_value=0)
+    for metric in COMPARED:
         numbers[f"{metric}_p_holm"] = statistics.holm(numbers[f"{metric}_p"].to_numpy(dtype=float))
-    return numbers
+    return numbers.reset_index()
 
 
-def _gap_of(group: pd.DataFrame) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for metric in ("equal", "best"):
-        found = statistics.paired(group, "norm", metric, "gn", states=COUNTED).to_dict("records")
-        one = found[0] if found else {}  # of bn: there is no other norm in the group
-        row[metric] = one.get("difference", math.nan)
-        row |= {f"{metric}_{key}": one.get(key, math.nan) for key in ("low", "high", "p")}
-        row[f"{metric}_pairs"] = int(one.get("n", 0))
-    early = statistics.usable(group, "best", COUNTED).groupby("seed")
-    pairs = early.filter(lambda pair: pair["norm"].nunique() == 2).groupby("seed")
-    return row | {"stopped": sum((pair["state"] == "stopped").any() for _, pair in pairs)}
+# Columns of `arms.against`, and how their names end in those of the gaps.
+_GAP = {"difference": "", "difference_low": "_low", "difference_high": "_high", "p": "_p"}
+_GAP |= {"pairs": "_pairs"}
 
 
 def gap_change(results: Results, metric: str) -> statistics.Interval | None:
@@ -311,15 +304,13 @@ def gap_change(results: Results, metric: str) -> statistics.Interval | None:
     """
     if len(sizes(results)) < 2:
         return None
-    usable = statistics.usable(measured(results), metric, COUNTED)
+    usable = statistics.usable(results.trials, metric, COUNTED)
     wide = usable.pivot(index="seed", columns=["norm", "batch_size"], values=metric)
     small, large = sizes(results)[0], sizes(results)[-1]
     needed = [(norm, size) for size in (small, large) for norm in ("bn", "gn")]
     wide = wide.reindex(columns=pd.MultiIndex.from_tuples(needed)).dropna()
-    if wide.empty:
-        return None
     gaps = {size: wide[("bn", size)] - wide[("gn", size)] for size in (small, large)}
-    return statistics.t_interval(gaps[small] - gaps[large])
+    return statistics.t_interval(gaps[small] - gaps[large]) if len(wide) else None
 
 
 def gap_table(results: Results) -> tables.Table | None:
@@ -352,11 +343,11 @@ def savings_numbers(results: Results) -> pd.DataFrame:
         each trial's own seconds per epoch), epochs_share and seconds_share of the full grid: all
         epochs of the finished and stopped trials, and the seconds they took plus those saved.
     """
-    counted = _counted(measured(results))
+    counted = _counted(results.trials)
     stopped = counted["state"] == "stopped"
     left = (counted["planned"] - counted["ran"]).where(stopped, 0.0)
     saved = left * counted["per_epoch"].where(left > 0, 0.0)
-    took = _facts(counted, "seconds").fillna(counted["ran"] * counted["per_epoch"])
+    took = counted["seconds"].fillna(counted["ran"] * counted["per_epoch"])
     full = float(counted["planned"].sum()), float(took.sum() + saved.sum(skipna=False))
     by_reason = {r: counted["reason"] == r for r in REASONS if (counted["reason"] == r).any()}
     found = []
@@ -404,8 +395,7 @@ def _ran_of(header: str) -> tables.Column:
 
 def stopped_table(results: Results) -> tables.Table:
     """Every stopped trial with when and why: tables/stopped."""
-    trials = measured(results)
-    trials = trials.assign(why=_words(trials, "stopped_by"))
+    trials = results.trials.rename(columns={"stopped_by": "why"})
     keys = ["trial", "norm", "batch_size", "seed", "reason", "ran", "planned", "best", "why"]
     columns = (
         *_norm_batch_seed(),
@@ -420,14 +410,18 @@ def stopped_table(results: Results) -> tables.Table:
 
 def rate_table(results: Results) -> tables.Table:
     """Learning rate and steps of each batch size: tables/learning_rates."""
-    trials = measured(results)
-    rules = [words or "not recorded" for words in _words(trials, "lr_scaling")]
-    trials = trials.assign(rule=rules, base_lr=_facts(trials, "base_lr"))
-    keys = ["batch_size", "rule", "base_lr", "highest_lr"]
-    rows = []
-    for values, group in trials.dropna(subset=["highest_lr"]).groupby(keys, dropna=False):
-        norms = [norm for norm in results.levels("norm") if (group["norm"] == norm).any()]
-        rows.append((*values, ", ".join(map(str, norms)), _steps(results, group)))
+    trials = results.trials.assign(rule=results.trials["lr_scaling"].replace("", "not recorded"))
+    trials = trials.dropna(subset=["highest_lr"])
+    keys, levels = ["batch_size", "rule", "base_lr", "highest_lr"], results.levels("norm")
+    rows = [
+        (*values, ", ".join(str(norm) for norm in levels if norm in {*group}))
+        for values, group in trials.groupby(keys, dropna=False)["norm"]
+    ]
+    numbers = pd.DataFrame(rows, columns=[*keys, "norms"])
+    images = provenance.image_counts(results.data).get("train")
+    numbers["steps"] = [  # of an epoch, whose last batch holds the rest
+        math.ceil(images / size) if images else math.nan for size in numbers["batch_size"]
+    ]
     columns = (
         tables.number("batch_size", "batch size"),
         *arms.texts("norms", "rule"),
@@ -435,14 +429,7 @@ def rate_table(results: Results) -> tables.Table:
         tables.scientific("highest_lr", "highest lr"),
         tables.number("steps", "steps per epoch"),
     )
-    numbers = pd.DataFrame(rows, columns=[*keys, "norms", "steps"])
     return tables.Table("learning_rates", numbers, columns, "Learning rate of each batch size.")
-
-
-def _steps(results: Results, group: pd.DataFrame) -> float:
-    """Optimiser steps of an epoch; the last batch holds the rest. NaN without image counts."""
-    images = provenance.image_counts(results.data).get("train")
-    return math.ceil(images / group["batch_size"].iloc[0]) if images else math.nan
 
 
 def _memory_numbers(results: Results) -> pd.DataFrame:
@@ -450,13 +437,11 @@ def _memory_numbers(results: Results) -> pd.DataFrame:
     of_slots = [n["memory"] for n in nodes if n.get("count") and n.get("memory")]
     slot = min(of_slots) / 2**20 if of_slots else math.nan
     rows = []
-    for norm, size, group in _cells(results, results.trials):
-        row: dict[str, Any] = {"norm": norm, "batch_size": size}
-        for key in ("plain_mib", "slot_mib", "estimated_mib", "peak_memory_mib"):
-            row[key] = _facts(group, key).max()
+    for (norm, size), group in _cells(results, results.trials):
+        row = {"norm": norm, "batch_size": size, **group[[*_MEMORY]].max().to_dict()}
         row["slot_mib"] = slot if math.isnan(row["slot_mib"]) else row["slot_mib"]
         for key in ("chosen_precision", "chosen_recompute"):
-            row[key] = ", ".join(sorted({words for words in _words(group, key) if words}))
+            row[key] = ", ".join(sorted({*group[key]} - {""}))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -491,7 +476,7 @@ def memory_table(results: Results) -> tables.Table:
 def trial_table(results: Results) -> tables.Table:
     """Every trial by itself: tables/batch_size_by_seed."""
     keys = ["trial", "norm", "batch_size", "seed", "state", "reason", "ran", "planned"]
-    numbers = measured(results)[[*keys, "equal", "best", "best_epoch", "highest_lr", "per_epoch"]]
+    numbers = results.trials[[*keys, "equal", "best", "best_epoch", "highest_lr", "per_epoch"]]
     columns = (
         *_norm_batch_seed(),
         tables.text("state", "state"),
@@ -511,31 +496,30 @@ def trial_table(results: Results) -> tables.Table:
 )
 def accuracy_figure(results: Results) -> arms.Drawn:
     """Accuracy against batch size on a log axis, at equal epochs and at the best."""
-    numbers, trials = cell_numbers(results), _counted(measured(results))
+    numbers, trials = cell_numbers(results), _counted(results.trials)
     norms = results.levels("norm")
     figure, axes = figures.panels(2, height=2.35)
-    where = f"at epoch {equal_epoch(results)}, reached by all"
-    titles = {"equal": where, "best": "at each trial's best epoch"}
+    titles = f"at epoch {equal_epoch(results)}, reached by all", "at each trial's best epoch"
     cut = False
-    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
+    for panel, metric, title in zip(axes, COMPARED, titles, strict=True):
         for place, (norm, style) in enumerate(figures.styles(norms).items()):
             shift = 2 ** (0.16 * (place - (len(norms) - 1) / 2))
             cells = numbers[(numbers["norm"] == norm) & numbers[metric].notna()]
             _points(panel, cells, metric, shift, style, str(norm))
             seeds = trials[(trials["norm"] == norm) & trials[metric].notna()]
             _seeds(panel, seeds, metric, shift * 1.09, style)
-        panel.set_title(title, loc="left")
-        _size_axis(panel, sizes(results))
+        _size_axis(panel, sizes(results), title)
         cut |= _limit(panel, trials[metric], numbers, metric)
     axes[0].set_ylabel("validation accuracy (%)")
-    figures.legend_below(figure, axes[0], min(7, max(1, len(norms))))
-    some = numbers[numbers["n"] > 0]["n"]
-    n = count(some.min(), "seed", some.max()) if len(some) else "no seed"
+    figures.legend_below(figure, axes[0], min(7, len(norms)))
+    some = arms.ranked(numbers)["n"]
     return figure, (
         "Validation accuracy against batch size (log axis). Large marks: mean over seeds with its "
-        f"95 % t interval (n = {n}; one seed has no interval); small marks: single seeds, "
+        f"95 % t interval (n = {count(some.min(), 'seed', some.max())}; one seed has no interval); "
+        "small marks: single seeds, "
         "hollow if stopped early. Norms are shifted sideways so that they do not hide each other."
-        + (_CUT if cut else "")
+        + _CUT
+        * cut
     )
 
 
@@ -557,13 +541,13 @@ def _points(
     panel.errorbar(cells["batch_size"] * shift, cells[metric] * 100, yerr=half, **look)
 
 
-def _size_axis(panel: Any, ticks: Sequence[int]) -> None:
+def _size_axis(panel: Any, ticks: Sequence[int], title: str) -> None:
     """A log axis that is labelled at the batch sizes only."""
+    panel.set_title(title, loc="left")
     panel.set_xscale("log", base=2)
-    panel.set_xticks(list(ticks), [str(size) for size in ticks])
+    panel.set_xticks(ticks, [str(size) for size in ticks])
     panel.minorticks_off()
-    if ticks:
-        panel.set_xlim(min(ticks) / 1.6, max(ticks) * 1.6)
+    panel.set_xlim(min(ticks) / 1.6, max(ticks) * 1.6)
     panel.set_xlabel("batch size (log axis)")
 
 
@@ -572,14 +556,12 @@ _CUT = " Intervals that run out of the picture are in the table."
 
 def _limit(panel: Any, values: pd.Series, numbers: pd.DataFrame, metric: str) -> bool:
     """Keep wide intervals from flattening the picture; say whether one is cut."""
-    flat = values.to_numpy(dtype=float) * 100
-    flat = flat[np.isfinite(flat)]
-    if not len(flat):
+    inner = values.dropna() * 100
+    if inner.empty:
         return False
-    room = 0.5 * max(flat.max() - flat.min(), 2.0)
-    ends = numbers[[f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float).ravel() * 100
-    ends = np.append(ends[np.isfinite(ends)], flat)
-    low, high = max(ends.min(), flat.min() - room), min(ends.max(), flat.max() + room)
+    room = 0.5 * max(inner.max() - inner.min(), 2.0)
+    ends = pd.concat([inner, *(numbers[f"{metric}_{end}"] * 100 for end in ("low", "high"))])
+    low, high = max(ends.min(), inner.min() - room), min(ends.max(), inner.max() + room)
     margin = 0.05 * max(high - low, 1.0)
     panel.set_ylim(low - margin, high + margin)
     return bool(ends.min() < low - margin or ends.max() > high + margin)
@@ -591,20 +573,18 @@ def _limit(panel: Any, values: pd.Series, numbers: pd.DataFrame, metric: str) ->
 )
 def gap_figure(results: Results) -> arms.Drawn:
     """The gap bn minus gn against batch size with paired intervals, beside the published gap."""
-    numbers = gap_numbers(results)
+    numbers, known = gap_numbers(results), sorted(PUBLISHED)
     figure, axes = figures.panels(2, height=2.15)
-    known = sorted(PUBLISHED)
     theirs = [PUBLISHED[size][1] - PUBLISHED[size][0] for size in known]
     look = {"color": "#888888", "markersize": 3, "linewidth": 0.9, "label": "Wu & He 2018"}
     style, cut = figures.Style("#000000", "o"), False
-    titles = {"equal": f"at epoch {equal_epoch(results)}", "best": "at each trial's best epoch"}
-    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
+    titles = f"at epoch {equal_epoch(results)}", "at each trial's best epoch"
+    for panel, metric, title in zip(axes, COMPARED, titles, strict=True):
         panel.axhline(0, color="#000000", linewidth=0.7)
         panel.plot(known, theirs, "D--", **look)
         _points(panel, numbers[numbers[metric].notna()], metric, 1.0, style, "this study")
-        _size_axis(panel, sorted({*known, *sizes(results)}))
-        panel.set_title(title, loc="left")
-        values = pd.Series([*numbers[metric], *(value / 100 for value in theirs)], dtype=float)
+        _size_axis(panel, sorted({*known, *sizes(results)}), title)
+        values = pd.Series([*numbers[metric], *(value / 100 for value in theirs)])
         cut |= _limit(panel, values, numbers, metric)
     axes[0].set_ylabel("bn minus gn (points)")
     figures.legend_below(figure, axes[0], 2)
@@ -612,7 +592,7 @@ def gap_figure(results: Results) -> arms.Drawn:
     return figure, (
         "Gap `bn` minus `gn` in validation accuracy with its paired 95 % t interval "
         f"({count(pairs.min(), 'pair', pairs.max())} of seeds). Grey: published ImageNet figures, "
-        "images per GPU." + (_CUT if cut else "")
+        "images per GPU." + _CUT * cut
     )
 
 
@@ -622,7 +602,7 @@ def curve_figure(results: Results, metric: str, name: str, label: str) -> Figure
     history, every = results.history, sizes(results)
     if metric not in history or history[metric].notna().sum() == 0:
         return None
-    trials = measured(results).set_index("trial")
+    trials = results.trials.set_index("trial")
     columns = min(4, len(every))
     rows = math.ceil(len(every) / columns)
     height = 0.7 + 1.55 * rows
@@ -676,8 +656,7 @@ def _single(panel: Any, one: pd.DataFrame, metric: str, trial: pd.Series, color:
     """One trial as a thin line, with a mark at its end unless it ran to the end."""
     x, y = one["epoch"], one[metric].astype(float) * 100
     panel.plot(x, y, color=color, linewidth=0.6, alpha=0.6)
-    mark = _ENDS.get(trial["reason"] or trial["state"])
-    if mark:
+    if mark := _ENDS.get(trial["ended"]):
         look = {"markersize": 5, "markerfacecolor": color if mark == "x" else "white", "zorder": 5}
         panel.plot(x.tail(1), y.tail(1), mark, color=color, **look)
 
@@ -717,9 +696,8 @@ def epochs_figure(results: Results, trials: pd.DataFrame) -> arms.Drawn:
     for row, trial in enumerate(rows):
         axes.barh(row, trial["planned"], height=0.7, **outline)
         axes.barh(row, trial["ran"], height=0.7, color=look[trial["norm"]].color)
-        why = trial["reason"] or ("" if trial["state"] == "finished" else trial["state"])
-        if why:
-            axes.text(trial["ran"], row, f" {why}", va="center", fontsize=6.5)
+        if trial["ended"] != "finished":
+            axes.text(trial["ran"], row, f" {trial['ended']}", va="center", fontsize=6.5)
     names = [f"{trial['norm']} {trial['batch_size']:.0f}, {trial['seed']}" for trial in rows]
     figures.named_rows(axes, names, fontsize=6.5 if len(rows) > 20 else 7.5)
     figures.whole_numbers(axes, "epochs")
@@ -750,9 +728,8 @@ def _ends(rows: list[Any]) -> list[Any]:
 
 def _agreement(results: Results) -> str:
     """Do the best accuracies of trials.csv belong to the curves of history.csv?"""
-    trials = measured(results)
-    both = trials[trials["best"].notna() & _facts(trials, "best_val_accuracy").notna()]
-    worst = (both["best"] - _facts(both, "best_val_accuracy")).abs().max() if len(both) else 0.0
+    both = results.trials.dropna(subset=["best", "best_val_accuracy"])
+    worst = (both["best"] - both["best_val_accuracy"]).abs().max() if len(both) else 0.0
     if worst > 1e-9:
         return (
             "**The best accuracies in trials.csv are not those of the curves in history.csv "
@@ -767,14 +744,11 @@ def _agreement(results: Results) -> str:
 def gap_sentence(results: Results) -> str:
     """What the gap bn minus gn shows beside the published figures, in one sentence."""
     numbers = gap_numbers(results)
-    if numbers.empty:
-        return "The study lacks `bn` or `gn`, so there is no gap to set beside published figures."
-    known = numbers[numbers["best"].notna()]
+    known = numbers if numbers.empty else numbers.dropna(subset=["best"])
     if known.empty:
-        return (
-            "`bn` and `gn` share no seed with an epoch to count at any batch size, so there is no "
-            "gap to set beside published figures."
-        )
+        why = "`bn` and `gn` share no seed with an epoch to count at any batch size"
+        why = "The study lacks `bn` or `gn`" if numbers.empty else why
+        return f"{why}, so there is no gap to set beside published figures."
     metric, where = "best", "at the best"
     if known["stopped"].any() and numbers["equal"].notna().any():
         metric, where = "equal", f"at epoch {equal_epoch(results)} (the best of some is censored)"
@@ -902,14 +876,10 @@ def rate_text(results: Results) -> str:
 
 def _reference(numbers: pd.DataFrame) -> int | None:
     """The batch size at which the base learning rate holds, if all rows agree on it."""
-    found = set()
-    for row in numbers.to_dict("records"):
-        ratio = row["highest_lr"] / row["base_lr"] if row["base_lr"] else math.nan
-        power = {"linear": 1, "sqrt": 2}.get(row["rule"])
-        if power is None or not math.isfinite(ratio) or ratio <= 0:
-            return None
-        found.add(round(row["batch_size"] / ratio**power, 3))
-    one = found.pop() if len(found) == 1 else math.nan
+    ratios = numbers["highest_lr"] / numbers["base_lr"].replace(0.0, math.nan)
+    powers = numbers["rule"].map({"linear": 1.0, "sqrt": 2.0})
+    found = (numbers["batch_size"] / ratios.where(ratios > 0) ** powers).round(3).unique()
+    one = found[0] if len(found) == 1 else math.nan
     return round(one) if math.isfinite(one) and abs(one - round(one)) < 0.01 else None
 
 
@@ -957,7 +927,7 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
     slow = (
         "ASHA stops what is behind early, so it also cuts slow starters: a large batch takes fewer "
         "steps per epoch. "
-        if (measured(results)["reason"] == "ASHA").any()
+        if (results.trials["reason"] == "ASHA").any()
         else ""
     )
     asha = (results.study.get("stopping") or {}).get("scheduler") == "asha"
@@ -1024,21 +994,21 @@ def _gap_section(results: Results) -> Section | None:
 
 
 def _stopping_section(results: Results) -> Section | None:
-    stopped, cells = stopped_table(results), _cells(results, measured(results))
-    trials = pd.concat([group for _, _, group in cells]) if cells else results.trials[:0]
+    stopped = stopped_table(results)
+    trials = arms.in_order(results.trials, norm=results.levels("norm"), batch_size=sizes(results))
     return section(
         "Early stopping",
         f"{stopping_text(results.study)}\n\n{saved_text(results)}",
         savings_table(results),
         arms.cut(stopped, _MOST_ROWS) if len(stopped.numbers) else None,
-        epochs_figure(results, trials) if 0 < len(trials) <= _MOST_BARS else None,
+        epochs_figure(results, trials) if len(trials) <= _MOST_BARS else None,
     )
 
 
 def headline(table: tables.Table) -> tables.Table:
     """The columns of the main table that fit a terminal."""
     columns = tuple(c for c in table.columns[:-2] if not c.header.startswith("best of"))
-    missing = int((table.numbers["of"] - table.numbers["n"]).sum()) if len(table.numbers) else 0
+    missing = int((table.numbers["of"] - table.numbers["n"]).sum())
     note = "Mean [95 % t interval] over seeds; stopped seeds count with the epochs they ran."
     if missing:
         note += f" In no mean: {missing}; the report names them."

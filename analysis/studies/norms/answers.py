@@ -1,7 +1,6 @@
 """Sentences of the norms report, made from the study's own numbers, in markup."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -206,7 +205,8 @@ def recipes(results: Results, numbers: pd.DataFrame) -> str:
     names = means.index[0], means.index[-1]
     low, high = (finished[finished["recipe"] == n].mean(numeric_only=True) for n in names)
     weak, strong = (f"`{escape(name)}`" for name in names)
-    chance = _classes(results)
+    found = results.data.get("classes") or 0  # their names or number
+    chance = found if isinstance(found, int) else len(found)
     guess = f" (guessing among {chance} classes: {decimal(math.log(chance), 3)})" if chance else ""
     gap = low["best_train_accuracy"] - low["best_val_accuracy"]
     steps = _steps(results, str(names[0]))
@@ -247,11 +247,13 @@ def limits(results: Results, numbers: pd.DataFrame) -> str:
     """What the numbers cannot carry."""
     ranked = arms.ranked(numbers)
     most = arms.most_seeds(ranked)
+    one = statistics.t_interval(np.arange(most))
+    factor = decimal((one.high - one.mean) / one.std, 1)
     more = "With three it is 2.5: `--seeds 3`. " if most == 2 else ""
     beyond = (ranked["val_accuracy_low"] < 0).any() or (ranked["val_accuracy_high"] > 1).any()
     images = image_counts(results.data).get("val")
     items: list[Any] = [
-        f"{most} seeds: a 95 % t interval over {most} values is {_factor(most)} standard "
+        f"{most} seeds: a 95 % t interval over {most} values is {factor} standard "
         f"deviations wide on each side. {more}{_overlap(ranked)}"
         if most > 1
         else ONE_SEED,
@@ -361,8 +363,9 @@ def _without(results: Results, ranked: pd.DataFrame) -> str:
 def _first_loss(results: Results) -> str:
     """Loss of the first epoch without normalisation and with batch norm."""
     curves, loss = statistics.finished(results.history), "train_loss_running"
-    first = curves[curves["epoch"] == 1].groupby("norm")[loss].mean() if loss in curves else {}
-    if not {"none", "bn"} <= set(getattr(first, "index", ())):
+    first = curves[curves["epoch"] == 1].reindex(columns=["norm", loss]).dropna()
+    first = first.groupby("norm")[loss].mean()
+    if not {"none", "bn"} <= set(first.index):
         return ""
     return (
         "In the first epoch its running training loss averages "
@@ -372,10 +375,9 @@ def _first_loss(results: Results) -> str:
 
 def _micro(results: Results, ranked: pd.DataFrame) -> str:
     history = results.history
-    pairs = [
-        ("train_accuracy_running", "train_micro_f1_running"), ("val_accuracy", "val_micro_f1")
-    ]  # fmt: skip
-    found = [(history[a] - history[b]).abs().max() for a, b in pairs if {a, b} <= set(history)]
+    pairs = {"train_accuracy_running": "train_micro_f1_running", "val_accuracy": "val_micro_f1"}
+    both = [(a, b) for a, b in pairs.items() if {a, b} <= set(history)]
+    found = [(history[a] - history[b]).abs().max() for a, b in both]
     largest = max(found, default=math.nan)
     same = "are equal" if largest == 0 else f"differ by at most {significant(largest)}"
     macro = (ranked["val_macro_f1"] - ranked["val_accuracy"]).abs().max()
@@ -441,18 +443,6 @@ def _steps(results: Results, recipe: str) -> str:
     epochs = int(results.history[results.history["recipe"] == recipe]["epoch"].max())
     steps = math.ceil(images / int(batch.iloc[0]))
     return f"It takes {epochs} epochs of {steps:,} steps, {epochs * steps:,} in all. "
-
-
-def _classes(results: Results) -> int:
-    found = results.data.get("classes")
-    if isinstance(found, int):
-        return found
-    return len(found) if isinstance(found, Sequence) else 0
-
-
-def _factor(n: int) -> str:
-    interval = statistics.t_interval(np.arange(n))
-    return decimal((interval.high - interval.mean) / interval.std, 1)
 
 
 def _overlap(ranked: pd.DataFrame) -> str:

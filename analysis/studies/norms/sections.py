@@ -46,11 +46,12 @@ def report(
     """
     main, *others = by_recipe(results)
     table = norm_table(main)
-    written = [table, splits_table(main), seed_table(results)]
-    if others:
-        written += [recipe_table(results), *map(splits_table, others)]
+    splits = [splits_table(main, table.numbers)]
+    splits += [splits_table(other, norm_numbers(other)) for other in others]
+    written = [table, splits[0], seed_table(results)]
+    written += [recipe_table(results), *splits[1:]] if others else []
     title = "Normalisation layers in a small ResNet"
-    sections = [*_sections(results, main, table), *extra(results)]
+    sections = [*_sections(results, main, table, splits), *extra(results)]
     sources = ("predictions/", "gradcam.npz")
     provenance.publish(results, title, sections, written, [headline(table)], sources=sources)
 
@@ -60,11 +61,11 @@ def headline(table: tables.Table) -> tables.Table:
     against = ["minus bn (points)"] if _has_baseline(table.numbers) else ["val macro-F1 (%)"]
     short = table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch")
     numbers, note = table.numbers, "Mean [95 % t interval]."
-    seeds = count(int(numbers["of"].max()) if len(numbers) else 0, "seed")
     missing = int((numbers["of"] - numbers["n"]).sum())
     if missing:
         be = "trial is" if missing == 1 else "trials are"
         note += f" {missing} {be} in no mean; the report names them."
+    seeds = count(numbers["of"].max(), "seed")
     caption = f"Norms: validation accuracy over {seeds}, best first."
     return replace(short, caption=caption, note=note)
 
@@ -77,12 +78,12 @@ def by_recipe(results: Results) -> list[Results]:
 
 def with_best(results: Results) -> pd.DataFrame:
     """The trials, with `best_<split>_<metric>` of both splits: those of each trial's best epoch."""
-    kept, values = results.at_best(), dict.fromkeys(_BEST, pd.Series(dtype=float))
-    for name, (split, metric) in _BEST.items():
-        column = train_metric(kept, metric) if split == "train" else f"val_{metric}"
-        if column in kept:
-            values[name] = kept[column].astype(float)
-    return results.trials.assign(**values)
+    kept = results.at_best()
+    names = {
+        n: train_metric(kept, m) if s == "train" else f"val_{m}" for n, (s, m) in _BEST.items()
+    }
+    values = kept.reindex(columns=list(dict.fromkeys(names.values()))).astype(float)
+    return results.trials.assign(**{name: values[column] for name, column in names.items()})
 
 
 def norm_numbers(results: Results) -> pd.DataFrame:
@@ -131,7 +132,7 @@ def norm_table(results: Results) -> tables.Table:
     return tables.Table("norms", numbers, columns, caption, _note(numbers))
 
 
-def splits_table(results: Results) -> tables.Table:
+def splits_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     """Both splits at each trial's best epoch: tables/splits, of another recipe splits_<recipe>."""
     recipes = results.levels("recipe")
     other = f"_{recipes[0]}" if recipes and recipes[0] != MAIN_RECIPE else ""
@@ -146,7 +147,7 @@ def splits_table(results: Results) -> tables.Table:
         "Best epoch of each trial by validation accuracy, whose weights are kept; mean ± half of "
         f"the 95 % t interval over seeds. {answers.training_note(results)}"
     )
-    return tables.Table(f"splits{other}", norm_numbers(results), tuple(columns), caption, note)
+    return tables.Table(f"splits{other}", numbers, tuple(columns), caption, note)
 
 
 def _note(numbers: pd.DataFrame) -> str:
@@ -373,18 +374,21 @@ def class_figure(results: Results, recalls: pd.DataFrame) -> arms.Drawn:
 @arms.drawn("recipes", "Curves of validation accuracy over epochs, one panel per recipe.")
 def recipe_figure(results: Results) -> arms.Drawn:
     """Validation accuracy of every norm, a panel per recipe."""
-    norms, shown = results.levels("norm"), []
-    for recipe in results.levels("recipe"):
-        part = results.where(recipe=recipe).history
-        title = f"recipe {recipe} ({figures.seeds_text(part, 'norm')})"
-        shown.append((title, part, "val_accuracy"))
+    parts = {name: results.where(recipe=name).history for name in results.levels("recipe")}
+    shown = [
+        (f"recipe {name} ({figures.seeds_text(part, 'norm')})", part, "val_accuracy")
+        for name, part in parts.items()
+    ]
     label = "validation accuracy (%)"
+    norms = results.levels("norm")
     drawn = figures.curves(shown, "norm", norms, label, scale=100.0, height=2.1)
     band = figures.band_text(results.history, ["recipe", "norm"])
     return drawn, f"Validation accuracy under each recipe. {band}"
 
 
-def _sections(results: Results, main: Results, table: tables.Table) -> list[Section | None]:
+def _sections(
+    results: Results, main: Results, table: tables.Table, splits: list[tables.Table]
+) -> list[Section | None]:
     numbers, differences, found = table.numbers, own_against_torch(main), class_recall(main)
     sanity = [] if differences.empty else [answers.identical(differences), sanity_figure(main)]
     against = ["minus bn (points)", "p (Holm)"] if _has_baseline(numbers) else []
@@ -393,7 +397,7 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
             "Result",
             answers.summary(main, numbers),
             table.show("norm", "seeds", "val accuracy (%)", *against, "s/epoch", "peak MiB"),
-            splits_table(main),
+            splits[0],
             answers.recomputed(recompute(results)),
         ),
         section("The questions, answered", answers.answers(main, numbers, differences)),
@@ -401,7 +405,7 @@ def _sections(results: Results, main: Results, table: tables.Table) -> list[Sect
         section("Sanity check: own bn against torch's", *sanity),
         section("Time and memory", answers.cost(main, numbers), cost_figure(main)),
         found and section("Classes", answers.classes(*found), class_figure(main, found[0])),
-        section("Recipes", *_recipes(results)) if len(results.levels("recipe")) > 1 else None,
+        section("Recipes", *_recipes(results, splits)) if len(splits) > 1 else None,
         section("Beside published figures", answers.beside(results), answers.PUBLISHED),
         section("Limits", answers.limits(main, numbers)),
         section("Every trial", _every(results), optional=True),
@@ -415,10 +419,10 @@ def _every(results: Results) -> tables.Table:
     return every.show(*shown, "train accuracy (%)", "train loss (nats)", "s/epoch")
 
 
-def _recipes(results: Results) -> list[Block | str]:
-    table = recipe_table(results)
-    told = answers.recipes(results, table.numbers)
-    blocks: list[Block | str] = [told, table, recipe_figure(results)]
-    for other in by_recipe(results)[1:]:
-        blocks += [splits_table(other), *curve_figures(other, f"_{other.levels('recipe')[0]}")]
+def _recipes(results: Results, splits: list[tables.Table]) -> list[Block | str]:
+    rows = recipe_table(results)
+    told = answers.recipes(results, rows.numbers)
+    blocks: list[Block | str] = [told, rows, recipe_figure(results)]
+    for other, table in list(zip(by_recipe(results), splits, strict=True))[1:]:
+        blocks += [table, *curve_figures(other, f"_{other.levels('recipe')[0]}")]
     return blocks

@@ -150,8 +150,10 @@ def _first(trials: pd.DataFrame) -> dict[str, Any] | None:
 def _with_settings(results: Results) -> pd.DataFrame:
     """All trials with the searched settings as declared and their value."""
     searched, scored = space(results), f"best_{metric(results)}"
-    kept = dict.fromkeys([*results.trials, *searched, scored])
-    trials = results.trials.reindex(columns=list(kept))
+    noted = ("base_lr", "epochs_run", "stopped_by")
+    trials = results.trials.reindex(
+        columns=[*dict.fromkeys([*results.trials, *searched, scored, *noted])]
+    )
     declared = {entry["trial"]: entry.get("config", {}) for entry in results.study["trials"]}
     defaults = results.study["search"].get("default") or {}
     for key, span in searched.items():
@@ -163,22 +165,18 @@ def _with_settings(results: Results) -> pd.DataFrame:
         trials[key] = pd.Series(coded, index=trials.index, dtype=float)
     value = trials[scored].astype(float)
     trials["value"] = value.where(trials["state"].isin(COUNTED) & np.isfinite(value))
-    for key in ("epochs_run", "stopped_by"):
-        trials[key] = trials.get(key)
-    return _own_rate(results, trials) if "lr" in trials else trials
-
-
-def _own_rate(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
-    """Fill a default lr that is left to the recipe: as noted, or the highest of its epochs."""
-    mine = (trials["trial"] == DEFAULT) & trials["lr"].isna()
-    if not mine.any():
-        return trials
-    history = results.history[results.history["trial"] == DEFAULT]
-    rate = history["lr"].max() if "lr" in history else math.nan
-    if "base_lr" in trials and trials.loc[mine, "base_lr"].notna().all():
-        rate = trials.loc[mine, "base_lr"].iloc[0]
-    trials.loc[mine, "lr"] = float(rate)
+    if (
+        "lr" in trials
+    ):  # a default that is left to the recipe: as noted, or the highest of its epochs
+        own = (trials["trial"] == DEFAULT) & trials["lr"].isna()
+        rates = results.history[results.history["trial"] == DEFAULT].reindex(columns=["lr"]).max()
+        trials["lr"] = trials["lr"].mask(own, trials["base_lr"].fillna(rates["lr"]).astype(float))
     return trials
+
+
+def _reported(results: Results) -> pd.DataFrame:
+    """The trials that ran after the search."""
+    return results.trials[results.trials["part"].isin(list(REPORTED))]
 
 
 def gain(results: Results) -> dict[str, Any]:
@@ -187,8 +185,7 @@ def gain(results: Results) -> dict[str, Any]:
     Returns:
         difference, low, high, n as of `statistics.paired`.
     """
-    trials, column = results.trials, f"best_{results.study['metric']}"
-    trials = trials[trials["part"].isin(list(REPORTED))]
+    trials, column = _reported(results), f"best_{results.study['metric']}"
     if column not in trials or not set(REPORTED) <= set(trials["part"]):
         return {}
     found = statistics.paired(trials, "part", column, "reported-default", states=COUNTED)
@@ -197,19 +194,15 @@ def gain(results: Results) -> dict[str, Any]:
 
 def reported_table(results: Results) -> tables.Table | None:
     """Default and best, trained on all images and scored on the reported: tables/reported."""
-    column, rows = f"best_{results.study['metric']}", []
-    for part, words in REPORTED.items():
-        trials = results.trials[results.trials["part"] == part]
-        if trials.empty or column not in trials:
-            continue
-        found = statistics.t_interval(statistics.usable(trials, column, COUNTED)[column])
-        lead = gain(results) if part == "reported-best" else {}
-        row = {"settings": words, **found._asdict(), "of": len(trials)}
-        for name, key in (("", "difference"), ("_low", "low"), ("_high", "high")):
-            row[f"difference{name}"] = lead.get(key, math.nan)
-        rows.append(row)
-    if not rows:
+    column, trials = f"best_{results.study['metric']}", _reported(results)
+    if trials.empty or column not in trials:
         return None
+    numbers = statistics.compare(trials, "part", column, states=COUNTED)
+    numbers = arms.in_order(numbers, part=list(REPORTED)).rename(columns={"part": "settings"})
+    lead, best = gain(results), numbers["settings"] == "reported-best"
+    for name, key in (("", "difference"), ("_low", "low"), ("_high", "high")):
+        numbers[f"difference{name}"] = np.where(best, lead.get(key, math.nan), math.nan)
+    numbers["settings"] = numbers["settings"].map(REPORTED)
     columns = (
         tables.text("settings", "settings"),
         tables.count_of("n", "of"),
@@ -222,7 +215,7 @@ def reported_table(results: Results) -> tables.Table | None:
         "read the validation images."
     )
     caption = "Default and best settings on the validation images."
-    return tables.Table("reported", pd.DataFrame(rows), columns, caption, note)
+    return tables.Table("reported", numbers, columns, caption, note)
 
 
 def settings_table(results: Results) -> tables.Table:
@@ -300,7 +293,7 @@ def trial_table(results: Results) -> tables.Table:
 
 
 def importances(results: Results) -> tuple[dict[str, float] | None, str]:
-    """The importance of each setting, or None and why there is none."""
+    """The importance of each setting, most important first, or None and why there is none."""
     file = results.path / "search.json"
     if not file.exists():
         return None, "search.json is missing"
@@ -308,7 +301,7 @@ def importances(results: Results) -> tuple[dict[str, float] | None, str]:
     weights = found.get("importances") if isinstance(found, dict) else None
     if not weights:
         return None, str((found or {}).get("why") or "none were recorded")
-    return {key: float(weight) for key, weight in weights.items()}, ""
+    return {key: float(weights[key]) for key in sorted(weights, key=lambda key: -weights[key])}, ""
 
 
 @arms.drawn(
@@ -400,21 +393,19 @@ def _failures(axes: Any, x: pd.Series, tried: pd.DataFrame) -> None:
 
 @figures.styled
 def importance_figure(results: Results, weights: dict[str, float]) -> Figure:
-    """A bar per setting, most important first."""
-    order = sorted(weights, key=lambda key: -weights[key])
-    figure, (axes, *_) = figures.panels(height=0.6 + 0.22 * len(order))
-    values = [weights[key] for key in order]
-    axes.barh(range(len(order)), values, color="#0072B2", alpha=0.6, height=0.6)
-    for row, value in enumerate(values):
+    """A bar per setting, in their order."""
+    figure, (axes, *_) = figures.panels(height=0.6 + 0.22 * len(weights))
+    axes.barh(range(len(weights)), [*weights.values()], color="#0072B2", alpha=0.6, height=0.6)
+    for row, value in enumerate(weights.values()):
         axes.text(value, row, f" {value:.2f}", va="center")
-    figures.named_rows(axes, order)
-    axes.set_xlim(0, 1.1 * max(1e-9, *values, 0.0))
+    figures.named_rows(axes, list(weights))
+    axes.set_xlim(0, 1.1 * max(1e-9, *weights.values()))
     axes.set_xlabel("importance (share of the explained variance)")
     caption = (
         f"Importance of each setting for the best {measured_words(results.study)} within the "
         "searched ranges (fANOVA over the configurations with a value)."
     )
-    alt = f"Bars of importance: {join([f'{key} {weights[key]:.2f}' for key in order])}."
+    alt = f"Bars of importance: {join([f'{key} {value:.2f}' for key, value in weights.items()])}."
     return arms.saved(results, figure, "importances", caption, alt)
 
 
@@ -507,19 +498,15 @@ def _images(results: Results) -> int:
 
 def edges(results: Results) -> str:
     """Which settings of the best lie at an end of their range; "" when none does."""
-    best, found = best_trial(results), []
-    if best is None:
-        return ""
+    best, found = best_trial(results) or {}, []
     for key, span in space(results).items():
-        if span.get("values") is not None:  # a choice has no edge
-            continue
-        low, high, value = float(span["low"]), float(span["high"]), float(best[key])
-        if math.isnan(value) or not high > low:
-            continue
+        if span.get("values") is not None or math.isnan(best.get(key, math.nan)):
+            continue  # a choice has no edge
+        low, high, value = (float(number) for number in (span["low"], span["high"], best[key]))
         if span.get("log"):
             low, high, value = math.log(low), math.log(high), math.log(value)
-        place = (value - low) / (high - low)
-        if place < _EDGE or place > 1 - _EDGE:
+        place = (value - low) / (high - low) if high > low else 0.5
+        if not _EDGE <= place <= 1 - _EDGE:
             found.append(f"`{key}` ({'lower' if place < 0.5 else 'upper'} end)")
     lies = f"The best lies at the edge of the searched range of {join(found)}: widen it."
     return lies if found else ""
@@ -530,9 +517,8 @@ def importance_text(results: Results) -> str:
     weights, why = importances(results)
     if weights is None:
         return f"No importances: {escape(why.rstrip('.'))}."
-    order = sorted(weights, key=lambda key: -weights[key])
     valued = int(configurations(results)["value"].notna().sum())
-    shares = join([f"`{key}` {decimal(weights[key], 2)}" for key in order])
+    shares = join([f"`{key}` {decimal(weight, 2)}" for key, weight in weights.items()])
     few = " With so few these shares are rough." if valued < 30 else ""
     return (
         f"Share of the variation between configurations that each setting explains: {shares}. It "

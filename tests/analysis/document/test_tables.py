@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from analysis.document import tables
+from tests.support.reports import assert_says, printed
 
 NAN = float("nan")
 
@@ -89,11 +89,5 @@ def test_latex_is_booktabs_and_escaped(table):
 def test_terminal_shows_cells_literally_within_the_width(table):
     numbers = pd.DataFrame({"name": ["[bold]x[/bold]"], "mean": [math.pi / 4]})
     columns = (tables.text("name", "[red]what"), tables.number("mean", "m", 2))
-    out = io.StringIO()
-    console = Console(file=out, width=100)
-    tables.print_table(tables.Table("t", numbers, columns, "cap", "note " * 30), console)
-    shown = out.getvalue()
-    assert "[bold]x[/bold]" in shown
-    assert "[red]what" in shown
-    assert "0.79" in shown
-    assert max(map(len, shown.splitlines())) <= 100
+    shown = printed(tables.Table("t", numbers, columns, "cap", "note " * 30))
+    assert_says("\n".join(shown), "[bold]x[/bold]", "[red]what", "0.79")

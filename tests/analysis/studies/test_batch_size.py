@@ -1,8 +1,8 @@
 """The report of the batch size study, every number of it computed again by other code."""
 
-import io
 import math
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from rich.console import Console
 
 from analysis.document import report as reports
-from analysis.document import tables
 from analysis.document.report import Section, Text
-from analysis.results.folder import load
+from analysis.results.folder import Results, load
 from analysis.studies.batch_size import sections
 from tests.support import results as built
-from tests.support.reports import assert_whole, table_of, told, words_of
+from tests.support.reports import assert_says, assert_whole, printed, table_of, told, words_of
 
 EPOCHS = 20
 ASHA = {"scheduler": "asha", "grace": 2, "reduction_factor": 3, "brackets": 1}
@@ -91,8 +89,13 @@ def build(path: Path, norms=("bn", "gn"), sizes=(8, 128), seeds=3, ends=None, **
 def full(tmp_path_factory):
     """Two norms, two batch sizes, three seeds; three trials stopped, one failed; reported."""
     folder = build(tmp_path_factory.mktemp("batch") / "full")
-    sections.report(folder, extra=lambda results: [Section("More", (Text("Something more."),))])
+    more = [Section("More", (Text("Something more."),))]
+    told(partial(sections.report, extra=lambda results: more), folder, pdf=True)
     return folder
+
+
+def study(folder: Path) -> Results:
+    return sections.measured(load(folder))
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -112,10 +115,9 @@ def mean_and_span(values: pd.Series) -> list[float]:
 
 
 def test_everything_is_written(full):
-    tables = "batch_size batch_size_by_seed bn_minus_gn saved stopped learning_rates memory"
+    written = "batch_size batch_size_by_seed bn_minus_gn saved stopped learning_rates memory"
     drawn = "accuracy_by_batch_size bn_minus_gn curves train_curves epochs_run"
-    assert_whole(full, tables, drawn)
-    assert "Something more." in words_of(full)
+    assert_whole(full, written, drawn)
 
 
 def test_the_main_table_is_recomputed_from_trials_and_history(full):
@@ -178,7 +180,7 @@ def test_the_gap_is_recomputed_over_pairs(full):
             low, high = sorted(raw, key=lambda size: raw[size])
             both = [min(1, 2 * raw[low]), min(1, max(2 * raw[low], raw[high]))]
             assert list(table.loc[[low, high], f"{metric}_p_holm"]) == pytest.approx(both)
-        found = sections.gap_change(load(full), metric)
+        found = sections.gap_change(study(full), metric)
         span = mean_and_span((changes[8] - changes[128]).dropna())
         assert [found.mean, found.low, found.high] == pytest.approx(span, abs=1e-12)
     assert table["stopped"].to_dict() == {8: 2, 128: 1}
@@ -199,7 +201,6 @@ def test_what_stopping_saved_is_recomputed(full):
         whole = trials["seconds"].sum() + seconds.sum()
         assert row["seconds_share"] == pytest.approx(seconds[mine].sum() / whole)
         assert row["full_epochs"] == 220
-    assert "That saved 36 of 220 trial-epochs (16.4 %)" in words_of(full)
 
 
 def test_every_trial_is_in_its_table_and_a_stopped_one_with_when_and_why(full):
@@ -225,12 +226,6 @@ def test_rates_steps_and_memory(full):
     assert memory.loc[("bn", 128), "plain_mib"] == 9000
     assert memory.loc[("bn", 128), "estimated_mib"] == 1500
     assert memory.loc[("bn", 128), "chosen_precision"] == "bfloat16"
-    words = words_of(full)
-    assert "linear (learning rate = base × batch size / reference batch size)" in words
-    assert "reference batch size 32" in words
-    assert "0.025 at batch size 8 and 0.4 at batch size 128" in words
-    assert "A trial's slot has 1,748 MiB." in words
-    assert "did not all run with the same precision" in words
 
 
 def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
@@ -240,22 +235,24 @@ def test_the_slot_and_what_was_chosen_for_it_are_the_studys(tmp_path):
     with built.edited(folder / "trials.csv") as trials:
         del trials["slot_mib"]
         trials[["chosen_precision", "chosen_recompute"]] = "float32", True
-    words = sections.memory_text(load(folder))
+    words = sections.memory_text(study(folder))
     assert "A trial's slot has 1,000 MiB." in words
     assert "All cells ran in float32 with recomputation, chosen before the first trial" in words
 
 
 def test_text_says_what_was_compared_and_what_stopped_trials(full):
-    words = words_of(full)
-    assert "Epoch 4 is the last that all 11 finished or stopped trials reached" in words
-    assert "grace 2, reduction factor 3, brackets 1, at most 20 epochs" in words
-    assert "after epochs 2, 6 and 18" in words
-    assert "has not improved for 5 epochs" in words
-    assert "3 trials are censored" in words
-    assert "equal those in trials.csv for all 12 trials" in words
-    assert "these seeds do not show that batch norm suffers, which does not contradict" in words
-    assert "1 of 12 trials failed or diverged" in words
-    assert "Synthetic data" in words
+    assert_says(
+        words_of(full), "Epoch 4 is the last that all 11 finished or stopped trials reached",
+        "grace 2, reduction factor 3, brackets 1, at most 20 epochs", "after epochs 2, 6 and 18",
+        "has not improved for 5 epochs", "3 trials are censored",
+        "That saved 36 of 220 trial-epochs (16.4 %)",
+        "equal those in trials.csv for all 12 trials", "1 of 12 trials failed or diverged",
+        "these seeds do not show that batch norm suffers, which does not contradict",
+        "linear (learning rate = base × batch size / reference batch size)",
+        "reference batch size 32", "0.025 at batch size 8 and 0.4 at batch size 128",
+        "A trial's slot has 1,748 MiB.", "did not all run with the same precision",
+        "Synthetic data", "Something more.",
+    )  # fmt: skip
 
 
 def test_shown_cells_are_the_numbers_rounded_and_fit_100_columns(full):
@@ -264,11 +261,7 @@ def test_shown_cells_are_the_numbers_rounded_and_fit_100_columns(full):
         assert f"{row['equal'] * 100:.1f} [" in shown and f"{row['best'] * 100:.1f} [" in shown
     assert " [n/a] |" in shown  # one seed of gn at 128 finished
     assert "| 2 of 3 |" in shown
-    out = io.StringIO()
-    short = sections.headline(sections.cell_table(load(full)))
-    tables.print_table(short, Console(file=out, width=100))
-    lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 100
+    lines = printed(sections.headline(sections.cell_table(study(full))))
     assert sum(line.split()[:1] in (["bn"], ["gn"]) for line in lines) == 4
 
 
@@ -293,45 +286,46 @@ def test_a_cell_with_all_seeds_stopped_or_failed_keeps_its_row(tmp_path):
 def test_one_seed_has_no_interval(tmp_path):
     folder = build(tmp_path / "x", seeds=1, ends={}, stopping={**ASHA, "scheduler": "none"})
     words = told(sections.report, folder)
-    assert "(one seed gives no interval, so it may be chance)" in words
-    assert "study.json, trials.csv and history.csv beside this file" in words
-    assert "One seed: there is no interval" in words
-    assert "No trial was stopped early, so nothing was saved." in words
-    assert "No scheduler compared the trials while they ran" in words
-    assert "ASHA" not in sections.limits(load(folder), sections.cell_numbers(load(folder)))
-    assert "censored: their best" not in words
+    assert_says(
+        words, "(one seed gives no interval, so it may be chance)",
+        "study.json, trials.csv and history.csv beside this file", "One seed: there is no interval",
+        "No trial was stopped early, so nothing was saved.",
+        "No scheduler compared the trials while they ran", never="censored: their best",
+    )  # fmt: skip
+    assert "ASHA" not in sections.limits(study(folder), sections.cell_numbers(study(folder)))
     table = table_of(folder, "batch_size")
     assert table["best_low"].isna().all()
     assert "[n/a]" in (folder / "tables" / "batch_size.md").read_text()
     assert not (folder / "tables" / "stopped.csv").exists()
 
 
-@pytest.mark.parametrize(("norms", "sizes"), [(("bn",), (8, 128)), (("gn", "in", "ln"), (32,))])
-def test_without_bn_or_gn_there_is_no_gap(tmp_path, norms, sizes):
-    folder = build(tmp_path / "x", norms=norms, sizes=sizes, ends={}, facts=False)
+def test_without_bn_or_gn_there_is_no_gap(tmp_path):
+    folder = build(tmp_path / "x", norms=("gn", "in", "ln"), sizes=(32,), ends={}, facts=False)
     words = told(sections.report, folder)
-    assert "The study lacks bn or gn" in words
-    assert "No estimate of memory was recorded." in words
+    assert_says(words, "The study lacks bn or gn", "No estimate of memory was recorded.")
     assert not (folder / "tables" / "bn_minus_gn.csv").exists()
-    assert len(table_of(folder, "batch_size")) == len(norms) * len(sizes)
-    rates = table_of(folder, "learning_rates")["highest_lr"].tolist()
-    assert rates == pytest.approx([0.1 * size / 32 for size in sizes])
+    assert len(table_of(folder, "batch_size")) == 3
+    assert table_of(folder, "learning_rates")["highest_lr"].tolist() == [0.1]
+    alone = study(build(tmp_path / "y", norms=("bn",), ends={}, facts=False))
+    assert "lacks `bn` or `gn`" in sections.gap_text(alone) and sections.gap_table(alone) is None
+    rates = sections.rate_table(alone).numbers["highest_lr"].tolist()
+    assert rates == pytest.approx([0.1 * size / 32 for size in (8, 128)])
 
 
 def test_one_batch_size_and_more_norms(tmp_path):
-    folder = build(tmp_path / "x", norms=("bn", "gn", "none"), sizes=(8,), ends={}, seeds=2)
-    words = told(sections.report, folder)
-    assert len(table_of(folder, "bn_minus_gn")) == 1
-    assert sections.gap_change(load(folder), "best") is None
-    assert "All 6 finished or stopped trials reached epoch 20." in words
+    results = study(build(tmp_path, norms=("bn", "gn", "none"), sizes=(8,), ends={}, seeds=2))
+    assert len(sections.gap_table(results).numbers) == 1
+    assert sections.gap_change(results, "best") is None
+    note = sections.cell_table(results).note
+    assert "All 6 finished or stopped trials reached epoch 20." in note
 
 
 @pytest.mark.slow
 def test_a_whole_row_of_batch_sizes_stays_short(tmp_path):
-    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
-    folder = build(tmp_path / "x", norms=("bn", "gn", "ln", "in"), sizes=sizes, seeds=2, ends=ENDS)
-    told(sections.report, folder)
-    assert len(table_of(folder, "batch_size")) == 32
+    sizes, norms = (1, 2, 4, 8, 16, 32, 64, 128), ("bn", "gn", "ln", "in", "none")
+    folder = build(tmp_path / "x", norms=norms, sizes=sizes, seeds=1)
+    told(sections.report, folder, pdf=True)
+    assert len(table_of(folder, "batch_size")) == 40
     assert reports.page_count((folder / "report.pdf").read_bytes()) <= 10
     assert not (folder / "figures" / "epochs_run.svg").exists()
 
@@ -344,11 +338,10 @@ def test_nothing_ran(tmp_path):
 
 
 def test_files_that_do_not_belong_together_are_noticed(tmp_path):
-    folder = build(tmp_path / "x", seeds=1, ends={})
-    assert "equal those" in sections.summary(load(folder), sections.cell_numbers(load(folder)))
+    folder = build(tmp_path / "x", sizes=(8,), seeds=1, ends={})
     with built.edited(folder / "trials.csv") as trials:
         trials.loc[0, "best_val_accuracy"] += 0.1
-    results = load(folder)
+    results = study(folder)
     assert "do not belong together" in sections.summary(results, sections.cell_numbers(results))
 
 
@@ -372,7 +365,7 @@ def test_the_reference_batch_size_follows_from_the_rates(rule, power, reference)
     ],
 )
 def test_the_verdict_follows_the_interval(tmp_path, loss, verdict):
-    results = load(build(tmp_path / "x", ends={}, loss=loss))
+    results = study(build(tmp_path / "x", ends={}, loss=loss))
     sentence = sections.gap_sentence(results)
     assert verdict in sentence
     assert "at the best goes from" in sentence  # nothing is censored

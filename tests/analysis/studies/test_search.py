@@ -14,7 +14,7 @@ from analysis.results.folder import load
 from analysis.studies.search import sections
 from core.errors import UserError
 from tests.support import results as built
-from tests.support.reports import assert_whole, table_of, told, words_of
+from tests.support.reports import assert_says, assert_whole, table_of, told, words_of
 
 SPACE = {
     "lr": {"low": 0.001, "high": 1.0, "log": True},
@@ -121,12 +121,13 @@ def test_one_report_has_what_was_tried_and_what_came_of_it(tmp_path, capsys):
     low, high = scipy.stats.t.interval(0.95, 2, gains.mean(), scipy.stats.sem(gains))
     told_apart = found.loc["best found", ["difference", "difference_low", "difference_high"]]
     assert list(told_apart) == pytest.approx([gains.mean(), low, high])
-    assert "best held-out accuracy (%)" in words and "best val accuracy (%)" in words
-    assert "has 70.0" in words and "held-out accuracy at its best epoch" in words
-    assert "On the validation images it is better than the default settings: +6.0" in words
-    assert "chosen on 50 images held out of the training images" in words
-    assert "None of them shows Owl." in words
-    assert "if its held-out accuracy is in the best 1/4" in words
+    assert_says(
+        words, "best held-out accuracy (%)", "best val accuracy (%)", "has 70.0",
+        "held-out accuracy at its best epoch", "None of them shows Owl.",
+        "On the validation images it is better than the default settings: +6.0",
+        "chosen on 50 images held out of the training images",
+        "if its held-out accuracy is in the best 1/4",
+    )  # fmt: skip
     assert "+6.0" in capsys.readouterr().out
 
 
@@ -172,16 +173,16 @@ def test_tables_are_recomputed_from_trials_csv(full):
 
 
 def test_text_names_the_best_the_gain_and_the_command(full, tmp_path, capsys):
-    words = words_of(full)
-    assert "TPE proposed 12 of 12 configurations" in words
-    assert "10 finished, 1 stopped early and 1 failed" in words
-    assert "The best, search-0007, has 70.0" in words
-    assert "scores higher than the default learning rate of 0.1 and the other default" in words
-    assert "(+10.0 points), with caution: one seed each, and the best of 11" in words
-    assert "python studies/norms.py --config best_config.json" in words
-    assert "lr 0.80, weight_decay 0.15 and momentum 0.05" in words
-    assert "ASHA (asynchronous successive halving) over epochs: grace 1" in words
-    assert "differs from the best configuration" not in words
+    assert_says(
+        words_of(full), "TPE proposed 12 of 12 configurations",
+        "10 finished, 1 stopped early and 1 failed", "The best, search-0007, has 70.0",
+        "scores higher than the default learning rate of 0.1 and the other default",
+        "(+10.0 points), with caution: one seed each, and the best of 11",
+        "python studies/norms.py --config best_config.json",
+        "lr 0.80, weight_decay 0.15 and momentum 0.05",
+        "ASHA (asynchronous successive halving) over epochs: grace 1",
+        never="differs from the best configuration",
+    )  # fmt: skip
     copy = shutil.copytree(full, tmp_path / "copy")
     told(sections.report, copy)
     out = capsys.readouterr().out

@@ -167,7 +167,7 @@ def test_the_report_answers_what_the_lab_asks(full):
 def test_twenty_classes_fit_ten_pages(tmp_path, root):
     classes = tuple(f"class {number:02d}" for number in range(20))
     study = build(tmp_path, root, folds=2, classes=classes, seeds=3)
-    told(sections.report, study)
+    told(sections.report, study, pdf=True)
     assert 2 <= reports.page_count((study / "report.pdf").read_bytes()) <= 10
 
 
