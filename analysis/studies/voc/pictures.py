@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from analysis.document import figures
 from analysis.document.markup import escape
 from analysis.document.provenance import relative
-from analysis.document.report import Block, Figure, Section, Text, join
+from analysis.document.report import Figure, Section, Text, join
 from analysis.results import ranking
 from analysis.results.folder import Predictions, Results
 from analysis.results.pictures import Pictures, find_root
@@ -48,7 +48,6 @@ def section(results: Results, trial: str, stored: Predictions, ap: np.ndarray) -
     if not len(chosen):
         return Section(title, (Text("No class has any image, so there is nothing to show."),))
     asked = _asked(trial, stored, chosen)
-    names = [stored.classes[label] for label in chosen]
     files = {label: _name(label, stored.classes[label]) for label in chosen}
     folder = results.path / "figures"
     if not _kept(folder, asked, list(files.values())):
@@ -56,15 +55,13 @@ def section(results: Results, trial: str, stored: Predictions, ap: np.ndarray) -
         if problem:
             return Section(title, (Text(problem),))
         write_json(folder / "ranked.json", asked)
-    blocks: list[Block] = [
-        Text(
-            f"Classes drawn by seed {SEED}: {join([escape(name) for name in names])}. Under each "
-            "image: its score, and whether the class is there by the annotation. "
-            "`analysis/browse.py` shows every class, the top 50, the bottom 50 and all between."
-        )
-    ]
-    blocks += [_figure(folder / files[label], stored, label) for label in chosen]
-    return Section(title, tuple(blocks))
+    about = Text(
+        f"Classes drawn by seed {SEED}: {join([*map(escape, asked['classes'])])}. Under each "
+        "image: its score, and whether the class is there by the annotation. "
+        "`analysis/browse.py` shows every class, the top 50, the bottom 50 and all between."
+    )
+    sheets = (_figure(folder / files[label], stored, label) for label in chosen)
+    return Section(title, (about, *sheets))
 
 
 def drawn_classes(ap: np.ndarray) -> np.ndarray:
