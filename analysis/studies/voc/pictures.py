@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,15 @@ def sheet(pictures: Pictures, stored: Predictions, label: int) -> bytes | None:
     found = 0
     for row, (words, images) in enumerate(rows):
         y = row * height
-        draw.text((2, y), f"{words} {len(images)}", fill="black", font=_font(17))
+        draw.text((2, y), f"{words} {len(images)}", fill="black", font=_font())
         for place, image in enumerate(images):
             x = place * TILE
             found += _tile(canvas, (x, y + LINE), pictures.thumbnail(stored.files[image]))
             below = y + LINE + TILE * 3 // 4
             score = f"{stored.scores[image, label]:.3f}".replace("-", "−")
             said, colour = _SAID[int(signs[image])]
-            draw.text((x + 2, below), score, fill="black", font=_font(17))
-            draw.text((x + 2, below + LINE - 2), said, fill=colour, font=_font(17))
+            draw.text((x + 2, below), score, fill="black", font=_font())
+            draw.text((x + 2, below + LINE - 2), said, fill=colour, font=_font())
     if not found:
         return None
     out = io.BytesIO()
@@ -103,7 +103,7 @@ def _tile(canvas: Image.Image, at: tuple[int, int], content: bytes | None) -> bo
     draw = ImageDraw.Draw(canvas)
     if content is None:
         draw.rectangle((at[0], at[1], at[0] + width, at[1] + height), outline="#888888")
-        draw.text((at[0] + 8, at[1] + 8), "no image", fill="#444444", font=_font(17))
+        draw.text((at[0] + 8, at[1] + 8), "no image", fill="#444444", font=_font())
         return False
     with Image.open(io.BytesIO(content)) as image:
         small = image.convert("RGB")
@@ -112,11 +112,11 @@ def _tile(canvas: Image.Image, at: tuple[int, int], content: bytes | None) -> bo
     return True
 
 
-@lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+@cache
+def _font() -> ImageFont.FreeTypeFont:
     """Return the font that comes with Matplotlib: the same letters on every machine."""
     fonts = Path(figures.matplotlib().get_data_path(), "fonts/ttf")
-    return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", 17)
 
 
 def _draw(results: Results, stored: Predictions, files: dict[int, str], folder: Path) -> str:

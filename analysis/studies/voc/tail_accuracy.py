@@ -120,7 +120,7 @@ def frame(tail: TailAccuracy) -> pd.DataFrame:
     )
 
 
-def table(tail: TailAccuracy, name: str = "tail_accuracy") -> tables.Table:
+def table(tail: TailAccuracy) -> tables.Table:
     """Show each threshold with its tail accuracy and the numbers of images and classes behind."""
     columns = (
         tables.number("threshold", "threshold", 3),
@@ -128,14 +128,12 @@ def table(tail: TailAccuracy, name: str = "tail_accuracy") -> tables.Table:
         *arms.shares(lowest="lowest class", highest="highest class"),
         *arms.numbers(classes="classes", images="image-class pairs", fewest="fewest in a class"),
     )
-    return tables.Table(
-        name,
-        frame(tail),
-        columns,
-        "Tail accuracy: the mean over the classes that have images above the threshold.",
+    caption = "Tail accuracy: the mean over the classes that have images above the threshold."
+    note = (
         "Classes: how many have; image-class pairs: scores above the threshold over all classes; "
-        f"fewest: those of the smallest of these classes. {undefined_text(tail)}",
+        f"fewest: those of the smallest of these classes. {undefined_text(tail)}"
     )
+    return tables.Table("tail_accuracy", frame(tail), columns, caption, note)
 
 
 def undefined_text(tail: TailAccuracy) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -31,7 +30,7 @@ from core.training.epoch import cross_entropy, evaluate
 from studies.norms import study
 from tests.analysis.saliency.test_maps import by_autograd
 from tests.support.calls import command
-from tests.support.reports import assert_self_contained, blank_figures
+from tests.support.reports import assert_self_contained, blank_figures, rows_of
 from tests.support.results import edited
 
 SEVEN = [
@@ -192,14 +191,11 @@ def test_stored_maps_and_table_are_computed_again(drawn, found):
         heat = gradcam_page.enlarge(own[None], 20)[0]
         assert (heat * cover).sum() / heat.sum() == pytest.approx(row.inside, abs=1e-4)
         assert cover.mean() == pytest.approx(row.area, abs=1e-9)
-    with (drawn / "tables" / "gradcam.csv").open() as file:
-        rows = {(row["class"], row["images"]): row for row in csv.DictReader(file)}
+    rows = {(row["class"], row["images"]): row for row in rows_of(drawn, "gradcam")}
     assert len(rows) == 2 * 8
     for label in found.chosen:
         for right in (True, False):
-            group = found.images[
-                (found.images["label"] == label) & (found.images["right"] == right)
-            ]
+            group = found.images.query("label == @label and right == @right")
             row = rows[found.classes[label], "right" if right else "wrong"]
             assert int(row["n"]) == len(group)
             assert int(row["shown"]) == min(5, len(group))
