@@ -1,10 +1,5 @@
 """Class activation maps of a finished study."""
 
-from typing import Any
+from core.later import Later
 
-
-def sections(*arguments: Any) -> Any:
-    """Return the sections of a report that show where its best network looks."""
-    from analysis.saliency import study  # brings torch
-
-    return study.sections(*arguments)
+sections = Later("analysis.saliency.study:sections")  # of a report: where its best network looks

@@ -128,15 +128,14 @@ def faithfulness(
         deletion, insertion, random_deletion and random_insertion, each (N,) in [0, 1].
     """
     size = images.shape[-1]
-    heat = {"": enlarge(maps, size)}
+    found = {}
     drawn = np.random.default_rng(0).random(maps.shape)
-    heat["random_"] = enlarge(drawn, size)
-    found: dict[str, list[float]] = {}
-    for prefix, wide in heat.items():
-        for image, label, one in zip(images, labels, wide, strict=True):
-            for name, value in perturbed(model, image, int(label), one).items():
-                found.setdefault(prefix + name, []).append(value)
-    return {name: np.array(values) for name, values in found.items()}
+    for prefix, heat in (("", maps), ("random_", drawn)):
+        each = zip(images, labels, enlarge(heat, size), strict=True)
+        areas = [perturbed(model, image, int(label), one) for image, label, one in each]
+        for name in ("deletion", "insertion"):
+            found[prefix + name] = np.array([area[name] for area in areas])
+    return found
 
 
 def perturbed(model: ResNet, image: Tensor, label: int, heat: np.ndarray) -> dict[str, float]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.document import figures, tables
+from analysis.document import arms, figures, tables
 from analysis.document.markup import escape
-from analysis.document.report import Block, Figure, Section, Text, join
+from analysis.document.report import Figure, Section, Text, join
 from analysis.results import statistics
 from analysis.results.folder import UNREADABLE, Results
 from core.storage.files import write_bytes
@@ -35,26 +35,18 @@ _SCORES = ("deletion", "insertion", "random_deletion", "random_insertion")
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of a study's best network, and all numbers on them.
+    """The maps of a study's best network, and all numbers on them."""
 
-    Attributes:
-        images: a row per validation image of the chosen classes: file, label, predicted, right,
-            true_probability, predicted_probability, place (in `pictures`, -1 if not shown), inside,
-            area and half (`analysis.saliency.maps.shares`), and for shown images deletion,
-            insertion, random_deletion and random_insertion.
-        pictures: (K, 3, S, S) uint8, the images that are shown.
-        maps: (K, h, w) float32 in [0, 1], with respect to the true class.
-        classes: names of all C classes.
-        chosen: labels of the classes shown, in their order.
-        about: asked, trial, epoch, layers, note, steps, blur, and how the network's scores compare
-            with the recorded ones: images, accuracy, recorded, difference.
-    """
-
+    # A row per validation image of the chosen classes: file, label, predicted, right,
+    # true_probability, predicted_probability, place (in `pictures`, -1 if not shown), inside, area
+    # and half (`analysis.saliency.maps.shares`), and for shown images `_SCORES`.
     images: pd.DataFrame
-    pictures: np.ndarray
-    maps: np.ndarray
-    classes: tuple[str, ...]
-    chosen: tuple[int, ...]
+    pictures: np.ndarray  # (K, 3, S, S) uint8, the images that are shown
+    maps: np.ndarray  # (K, h, w) float32 in [0, 1], with respect to the true class
+    classes: tuple[str, ...]  # names of all C classes
+    chosen: tuple[int, ...]  # labels of the classes shown, in their order
+    # asked, trial, epoch, layers, note, steps, blur, and how the network's scores compare with the
+    # recorded ones: images, accuracy, recorded, difference
     about: dict[str, Any]
 
     def group(self, label: int | None, right: bool) -> pd.DataFrame:
@@ -105,10 +97,9 @@ def sections(results: Results, found: Maps) -> list[Section]:
     table, listed = summary(found), image_table(found)
     for one in (table, listed):
         tables.write(one, results.path / "tables")
-    blocks: list[Block] = [Text(_about(found)), table, Text(_overall(found))]
     names = _file_names(found)
     return [
-        Section("Grad-CAM", tuple(blocks)),
+        Section("Grad-CAM", (Text(_about(found)), table, Text(_overall(found)))),
         *(
             Section(
                 f"Grad-CAM: {found.classes[label]}",
@@ -171,22 +162,15 @@ def summary(found: Maps) -> tables.Table:
     """The summary over classes: tables/gradcam."""
     numbers = summary_numbers(found)
     masked = bool(numbers["area"].notna().any())
-    columns = [
-        tables.text("class", "class"),
-        tables.text("images", "images"),
-        tables.number("n", "n"),
-    ]
-    if masked:
-        columns += [
-            tables.plus_minus("inside", INSIDE),
-            tables.number("area", "object (%)", 1, 100.0),
-        ]
-    columns += [
-        tables.number("half", "half in (%)", 1, 100.0),
-        tables.number("shown", "shown"),
-        _against_random("deletion"),
-        _against_random("insertion"),
-    ]
+    objects = tables.plus_minus("inside", INSIDE), *arms.shares(area="object")
+    columns = (
+        *arms.texts("class", "images"),
+        *arms.numbers(n="n"),
+        *(objects if masked else ()),
+        *arms.shares(half="half in"),
+        *arms.numbers(shown="shown"),
+        *map(_against_random, ("deletion", "insertion")),
+    )
     inside = (
         "Map in object: share of the map's mass on the object's pixels, mean ± half of the 95 % t "
         "interval over images; object: the share of the image that it covers, which an even "
@@ -195,7 +179,7 @@ def summary(found: Maps) -> tables.Table:
     return tables.Table(
         "gradcam",
         numbers,
-        tuple(columns),
+        columns,
         "Grad-CAM of right and wrong validation images, with respect to the true class.",
         f"{inside if masked else ''}Half in: smallest share of the image that holds half of the "
         "map. These are over all n images; deletion and insertion are over the shown ones: area "
@@ -222,9 +206,8 @@ def image_table(found: Maps) -> tables.Table:
     rows = rows.assign(true=rows["label"].map(names), predicted=rows["predicted"].map(names))
     columns = (
         tables.text("file", "file", wrap=True),
-        tables.text("predicted", "predicted"),
-        tables.number("predicted_probability", "its p (%)", 1, 100.0),
-        tables.number("true_probability", "true p (%)", 1, 100.0),
+        *arms.texts("predicted"),
+        *arms.shares(predicted_probability="its p", true_probability="true p"),
         tables.number("inside", INSIDE, 1, 100.0),
         tables.number("deletion", "deletion", 2),
         tables.number("insertion", "insertion", 2),
@@ -304,9 +287,8 @@ def _overall(found: Maps) -> str:
             f"{escape(high)}; a class has few images, and no interval is given."
         )
     shown = pd.concat([found.shown(None, True), found.shown(None, False)])
-    for name, better in (("deletion", "less"), ("insertion", "more")):
-        gain = shown[f"random_{name}"] - shown[name]
-        gain = gain if name == "deletion" else -gain
+    for name, better, sign in (("deletion", "less", 1), ("insertion", "more", -1)):
+        gain = sign * (shown[f"random_{name}"] - shown[name])
         lines.append(
             f"- {name.capitalize()}: {better} is better; the maps have "
             f"{shown[name].mean():.2f}, random ones {shown[f'random_{name}'].mean():.2f}; a map "
@@ -351,13 +333,10 @@ def class_text(found: Maps, label: int) -> str:
         text += f" Where it is {kind}, {line}." if line else ""
     for group, kind in ((right, "right"), (wrong, "wrong")):
         if len(group) < EACH:
-            count = "No image is" if group.empty else f"Only {len(group)} {_be(group)}"
+            be = "is" if len(group) == 1 else "are"
+            count = "No image is" if group.empty else f"Only {len(group)} {be}"
             text += f" {count} {kind}, where {EACH} were to be shown."
     return text
-
-
-def _be(group: pd.DataFrame) -> str:
-    return "is" if len(group) == 1 else "are"
 
 
 def _class_figure(results: Results, found: Maps, label: int, name: str) -> Figure:
@@ -402,7 +381,8 @@ def class_figure(found: Maps, label: int) -> Any:
                 _pair(above, below, found, rows.iloc[column])
             elif column == len(rows):
                 above.text(0.5, 0.5, f"no more {kind}\nimages", color="#555555", **middle)
-    scale = matplotlib.colors.ListedColormap(_mixed(np.full((256, 3), 0.5), colours, _ramp()))
+    ramp = _mixed(np.full((256, 3), 0.5), colours, np.linspace(0, 1, 256))
+    scale = matplotlib.colors.ListedColormap(ramp)
     figure.colorbar(
         matplotlib.cm.ScalarMappable(cmap=scale),
         ax=axes,
@@ -422,10 +402,6 @@ def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
     images = (Image.fromarray(np.asarray(one, dtype=np.float32)) for one in maps)
     wide = (image.resize((size, size), Image.Resampling.BILINEAR) for image in images)
     return np.stack([np.asarray(image) for image in wide])
-
-
-def _ramp() -> np.ndarray:
-    return np.linspace(0, 1, 256)
 
 
 def _mixed(grey: np.ndarray, colours: Any, heat: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 from PIL import Image
 
 from analysis.document import provenance
@@ -68,7 +69,8 @@ def sections(
     Args:
         results: a study with `checkpoints/`.
         data_dir: root of its images; None for the embedded birds.
-        classes: names; by default the lab's seven, or the first seven where there are none of them.
+        classes: names as `core.data.folders.match_class` takes them; by default the lab's seven, or
+            the first seven where there are none of them.
         pick: "confident" or "random", see `choose`.
         seed: of "random".
 
@@ -114,12 +116,7 @@ def compute(
 ) -> Maps:
     """Score the validation images with the best network and map those of the chosen classes.
 
-    Args:
-        results: a finished study with `checkpoints/`.
-        data_dir: root of its images; None for the embedded birds.
-        classes: names as `core.data.folders.match_class` takes them; () for the default.
-        pick: "confident" or "random", see `choose`.
-        seed: of "random".
+    It takes what `sections` takes.
 
     Raises:
         UserError: no checkpoint or a damaged one, no images, images of other classes, or a class
@@ -141,12 +138,7 @@ def compute(
     rows = np.argsort(places, kind="stable")[np.sum(places < 0) :]
     pictures = val.images[number[rows]]
     areas = faithfulness(model, normalised(pictures), val.labels[number[rows]], maps[rows])
-    columns = shares(maps, masks, size)
-    for name, values in areas.items():
-        columns[name] = np.full(len(frame), np.nan)
-        columns[name][rows] = values
-    for name, values in columns.items():
-        frame[name] = values
+    frame = frame.assign(**shares(maps, masks, size)).join(pd.DataFrame(areas, index=rows))
 
     about = {
         "asked": _asked(best, classes, pick, seed),
@@ -314,9 +306,8 @@ def _check(
         same = best["epoch"] == (last if stored.epoch is None else stored.epoch)
         if same and all(file in place for file in val.files):
             scores = stored.scores[[place[file] for file in val.files]].astype(np.float64)
-            odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-            stored_probabilities = odds / odds.sum(axis=1, keepdims=True)
-            difference = float(np.abs(stored_probabilities - probabilities).max())
+            there = scipy.special.softmax(scores, axis=1)
+            difference = float(np.abs(there - probabilities).max())
     return {
         "images": len(val),
         "accuracy": float((probabilities.argmax(1) == val.labels).mean()),

@@ -167,21 +167,17 @@ def severity_numbers(results: Results) -> pd.DataFrame:
     return pd.concat([first, numbers], ignore_index=True)
 
 
-def corrupted(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells that are not of clean images."""
-    return cells[cells["corruption"] != CLEAN]
-
-
 def corruption_errors(results: Results, cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Errors per corruption over its severities, relative to a reference, and its name.
 
     The reference is AlexNet where the model tells ImageNet's classes apart, else the source model
-    itself without adaptation. Only corruptions with all five severities have a corruption error.
+    itself without adaptation. Only corruptions with all five severities have a corruption error;
+    clean images have none.
     """
     imagenet = len(results.data.get("classes", ())) == 1000
     rows = []
     by = ["corruption", *(k for k in cells if k in SETTINGS[2:])]
-    for values, group in cells.groupby(by, sort=False):
+    for values, group in cells[cells["corruption"] != CLEAN].groupby(by, sort=False):
         errors = {k: 1 - group[f"acc_{k}"].mean() for k in ("unadapted", "adapted")}
         row = dict(zip(by, values, strict=True)) | {"severities": len(group)}
         row |= {f"error_{k}": value for k, value in errors.items()}
@@ -246,7 +242,7 @@ def severity_table(results: Results, trials: pd.DataFrame) -> tables.Table:
 
 def corruption_table(results: Results, trials: pd.DataFrame) -> tables.Table | None:
     """Errors per corruption: tables/corruptions."""
-    numbers, reference = corruption_errors(results, corrupted(severity_numbers(results)))
+    numbers, reference = corruption_errors(results, severity_numbers(results))
     if numbers.empty:
         return None
     columns = (
@@ -385,7 +381,7 @@ def heat_figure(results: Results, cells: pd.DataFrame) -> arms.Drawn:
     both = np.concatenate([without.to_numpy(), adapted.to_numpy()])
     low, high = float(np.nanmin(both)), float(np.nanmax(both)) + 1e-9  # all may be equal
     whole: dict[str, Any] = {"show": "{:.0f}".format, "low": low, "high": high}
-    points: dict[str, Any] = {"show": _signed}
+    points: dict[str, Any] = {"show": lambda value: tables.decimal(value, 0, signed=True)}
     names, columns = [_spaced(name) for name in gain.index], [*map(str, gain.columns)]
     figure, axes = figures.panels(3, height=0.75 + 0.21 * len(names))
     for panel, table, title, rows, look in (
@@ -410,10 +406,6 @@ def _wide(cells: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
 
 def _spaced(corruption: object) -> str:
     return str(corruption).replace("_", " ")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.0f}".replace("-", "−") if round(value) else "0"
 
 
 @figures.styled
@@ -615,7 +607,7 @@ def _sections(results: Results, found: Mapping[str, tables.Table]) -> list[Secti
     if "trials" in found:
         return [section("Result", arms.NO_RESULT)]
     every = severity_numbers(results)
-    cells = corrupted(every)
+    cells = every[every["corruption"] != CLEAN]
     errors, reference = corruption_errors(results, cells)
     questions = _answers(results, found, cells, _clean_row(results, every))
     corruptions = [found[name] for name in ("corruptions", "severity") if "corruptions" in found]

@@ -26,9 +26,6 @@ _FORM_STYLES = {
 }
 
 
-FROM_SCORES = ("val_accuracy", "val_error", "val_micro_f1", "val_macro_f1", "val_loss")
-
-
 @provenance.of_finished
 def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of the study, print its headline."""
@@ -71,14 +68,15 @@ def recompute(results: Results) -> tuple[Results, Recomputed]:
 
 
 def score_metrics(stored: Predictions) -> dict[str, float]:
-    """Return the metrics of `FROM_SCORES`, shares in [0, 1] and the loss in nats."""
+    """Return the metrics that follow from scores, shares in [0, 1] and the loss in nats."""
     matrix = confusion(stored)
     accuracy = statistics.accuracy(matrix)
     logits = stored.scores.astype(np.float64)
     right = logits[np.arange(len(logits)), stored.labels]
     loss = float((scipy.special.logsumexp(logits, axis=1) - right).mean())
-    values = (accuracy, 1 - accuracy, accuracy, statistics.macro_f1(matrix), loss)
-    return dict(zip(FROM_SCORES, values, strict=True))
+    found = {"accuracy": accuracy, "error": 1 - accuracy, "micro_f1": accuracy}
+    found |= {"macro_f1": statistics.macro_f1(matrix), "loss": loss}
+    return {f"val_{name}": value for name, value in found.items()}
 
 
 def tuned_part(results: Results) -> Results:
@@ -88,7 +86,7 @@ def tuned_part(results: Results) -> Results:
     trials = part.trials.assign(setup=[setup_of(row) for row in rows])
     named = dict(zip(trials["trial"], trials["setup"], strict=True))
     history = part.history.assign(setup=part.history["trial"].map(named))
-    return Results(part.path, part.study, trials, history)
+    return replace(part, trials=trials, history=history)
 
 
 def setup_of(row: Mapping[Any, Any]) -> str:
@@ -242,14 +240,11 @@ def frozen_numbers(tuned: Results) -> pd.DataFrame:
         trial, setup, frozen_parameters, weights_before, weights_after, statistics_before,
         statistics_after; weights_kept and statistics_kept, whether they are equal.
     """
-    names = [f"frozen_{what}_{when}" for what in ("weights", "statistics") for when in _WHEN]
+    names = [f"{what}_{when}" for what in ("weights", "statistics") for when in _WHEN]
     keys = ["trial", "setup", "frozen_parameters"]
-    columns = [*keys, *(name.removeprefix("frozen_") for name in names)]
-    trials = statistics.finished(tuned.trials)
-    if not {*names, "frozen_parameters"} <= set(trials):
-        return pd.DataFrame(columns=[*columns, "weights_kept", "statistics_kept"])
-    table = trials[trials["frozen_parameters"] > 0][[*keys, *names]].copy()
-    table.columns = columns
+    columns = [*keys, *(f"frozen_{name}" for name in names)]
+    trials = statistics.finished(tuned.trials).reindex(columns=columns)
+    table = trials[trials["frozen_parameters"] > 0].set_axis([*keys, *names], axis=1)
     for what in ("weights", "statistics"):
         table[f"{what}_kept"] = table[f"{what}_before"] == table[f"{what}_after"]
     return table.reset_index(drop=True)

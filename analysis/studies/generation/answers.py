@@ -21,16 +21,10 @@ from analysis.studies.generation.samples import Stored
 
 @dataclass
 class Recomputed(recomputed.Recomputed):
-    """Measures computed from what the trials stored.
+    """Measures computed from what the trials stored; of images, those whose nearest were found."""
 
-    Attributes:
-        features: trials whose distance, precision and kin come from stored features.
-        scores: trials whose right class and class balance come from stored scores.
-        images: trials whose nearest training images were searched again.
-    """
-
-    features: int = 0
-    scores: int = 0
+    features: int = 0  # trials whose distance, precision and kin come from stored features
+    scores: int = 0  # trials whose right class and class balance come from stored scores
 
 
 Known = Mapping[str, Mapping[str, float]]
@@ -193,8 +187,8 @@ def stored_measures(checked: Recomputed) -> str:
             f"As the trials reported them: {'; '.join(reported)} (what they would be computed from "
             "is not all in this folder; training images never are). "
         )
-    wrong = [(name, *found) for name, found in checked.worst.items() if found[0] > _ROUNDING]
-    for name, apart, trial in wrong:
+    wrong = {name: found for name, found in checked.worst.items() if found[0] > _ROUNDING}
+    for name, (apart, trial) in wrong.items():
         text += (
             f"**{name.replace('_', ' ')} of {escape(trial)} is not what the trial reported "
             f"(difference {significant(apart)}): the stored file has been changed or is of another "

@@ -1,6 +1,7 @@
 """Images of a finished generation study: those it stored, and new ones of its best network."""
 
 import io
+import re
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,62 +22,36 @@ _STREAM = 99  # of the best trial's seed: other images than those its report sho
 
 @dataclass(frozen=True)
 class Stored:
-    """What a trial of the generation study left in predictions/.
+    """What a trial of the generation study left in predictions/; M samples made, N of them kept."""
 
-    Attributes:
-        samples: (N, C, S, S) uint8, made with the weights of `epoch`.
-        labels: (N,) that were asked for.
-        logits: (N, classes) of the classifier.
-        classes: names.
-        grids: (epochs, G, C, S, S) from the same latents after each epoch.
-        grid_labels: (G,).
-        real: (G, C, S, S) training images with these labels.
-        nearest_distance: (M,) of every sample made, to the nearest training image (grey levels).
-        nearest_ratio: (M,) how much nearer that image is than the 50 that look most alike, see
-            `core.generation.copies` (folders without `copy_check` in study.json: in pixels).
-        pairs: (P,) indices of samples shown with their nearest training images.
-        pair_images: (P, C, S, S) these training images.
-        held_out_distance: as nearest_distance, of held-out real images.
-        held_out_ratio: as nearest_ratio, of the held-out images that set its limit.
-        held_out_pairs: indices into held_out_distance.
-        held_out_images: (P, C, S, S) some held-out images.
-        held_out_nearest: (P, C, S, S) the training images nearest to them.
-        interpolation: (rows, steps, C, S, S) between two latents each.
-        trajectory: (states, rows, C, S, S) from latent to image.
-        trajectory_times: (states,) in [0, 1].
-        config: of the trial.
-        features: (M, F) of every sample made; None in folders that do not have it, as all below.
-        real_features: (M, F) of the training images that precision and its kin are taken among.
-        real_mean: (F,) of the features of all training images.
-        real_covariance: (F, F) of them.
-        epoch: whose weights made all but the grids; None: the last.
-    """
-
-    samples: np.ndarray
-    labels: np.ndarray
-    logits: np.ndarray
-    classes: tuple[str, ...]
-    grids: np.ndarray
-    grid_labels: np.ndarray
-    real: np.ndarray
-    nearest_distance: np.ndarray
+    samples: np.ndarray  # (N, C, S, S) uint8, made with the weights of `epoch`
+    labels: np.ndarray  # (N,) that were asked for
+    logits: np.ndarray  # (N, classes) of the classifier
+    classes: tuple[str, ...]  # names
+    grids: np.ndarray  # (epochs, G, C, S, S) from the same latents after each epoch
+    grid_labels: np.ndarray  # (G,)
+    real: np.ndarray  # (G, C, S, S) training images with these labels
+    nearest_distance: np.ndarray  # (M,) of every sample made, to a training image (grey levels)
+    # (M,) how much nearer that image is than the 50 that look most alike, see
+    # `core.generation.copies` (folders without `copy_check` in study.json: in pixels)
     nearest_ratio: np.ndarray
-    pairs: np.ndarray
-    pair_images: np.ndarray
-    held_out_distance: np.ndarray
-    held_out_ratio: np.ndarray
-    held_out_pairs: np.ndarray
-    held_out_images: np.ndarray
-    held_out_nearest: np.ndarray
-    interpolation: np.ndarray
-    trajectory: np.ndarray
-    trajectory_times: np.ndarray
-    config: dict[str, Any]
+    pairs: np.ndarray  # (P,) indices of samples shown with their nearest training images
+    pair_images: np.ndarray  # (P, C, S, S) these training images
+    held_out_distance: np.ndarray  # as nearest_distance, of held-out real images
+    held_out_ratio: np.ndarray  # as nearest_ratio, of the held-out images that set its limit
+    held_out_pairs: np.ndarray  # indices into held_out_distance
+    held_out_images: np.ndarray  # (P, C, S, S) some held-out images
+    held_out_nearest: np.ndarray  # (P, C, S, S) the training images nearest to them
+    interpolation: np.ndarray  # (rows, steps, C, S, S) between two latents each
+    trajectory: np.ndarray  # (states, rows, C, S, S) from latent to image
+    trajectory_times: np.ndarray  # (states,) in [0, 1]
+    config: dict[str, Any]  # of the trial
+    # None in folders that do not have it, as all below: (M, F) of every sample made
     features: np.ndarray | None = None
-    real_features: np.ndarray | None = None
-    real_mean: np.ndarray | None = None
-    real_covariance: np.ndarray | None = None
-    epoch: int | None = None
+    real_features: np.ndarray | None = None  # (M, F) of the images precision is taken among
+    real_mean: np.ndarray | None = None  # (F,) of the features of all training images
+    real_covariance: np.ndarray | None = None  # (F, F) of them
+    epoch: int | None = None  # whose weights made all but the grids; None: the last
 
 
 def load_stored(path: Path, trial: str) -> Stored:
@@ -120,7 +95,8 @@ def write_samples(results: Results, count: int) -> Path:
         old.unlink()
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(images):
-        name = _safe(classes[int(labels[number])]) if conditional else "image"
+        name = classes[int(labels[number])] if conditional else "image"
+        name = re.sub(r"[^\w-]", "_", name)[:40]
         Image.fromarray(image.squeeze()).save(folder / f"{number:06d}-{name}.png")
     buffer = io.BytesIO()
     if conditional:
@@ -162,7 +138,3 @@ def best_family(results: Results) -> tuple[dict[str, Any], Family, list[str]]:
         ) from e
     check_finite(weights, folder / "best.pt")
     return best, family, classes
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]

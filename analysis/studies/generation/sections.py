@@ -49,8 +49,8 @@ def report(results: Results) -> None:
     """Write tables/, figures/, report and samples/ if asked, print the headline."""
     results, checked = recompute(results)
     numbers = generation_numbers(results)
-    makers = generation_table, copy_table
-    written = [*(make(results, numbers) for make in makers), seed_table(results)]
+    main, copies = generation_table(results, numbers), copy_table(results, numbers)
+    written = [main, copies, seed_table(results)]
     sections = _sections(results, numbers, written, checked)
     title = "Image generation: three families"
     digits = " and, for copies, the digits that labtune comes with" if checked.images else ""
@@ -58,7 +58,7 @@ def report(results: Results) -> None:
     wanted = int(results.trials["samples"].max()) if "samples" in results.trials else 0
     if wanted and (results.path / "checkpoints" / "best.json").is_file():
         print(f"{wanted} images of the best trial: {write_samples(results, wanted)}")
-    tables.print_table(_headline(written[0]))
+    tables.print_table(_headline(main))
 
 
 def yardsticks(results: Results) -> dict[str, dict[str, float]]:
@@ -146,7 +146,6 @@ def _shown_epoch(results: Results) -> str:
 
 def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
     """How near samples are to training images: tables/neighbours."""
-    frame = numbers.reindex(columns=[*KEYS, "n", *COPYING])
     limit = results.data.get("copy_check", {"threshold": 0.5})["threshold"]
     columns = (
         tables.text("what", "images"),
@@ -159,10 +158,9 @@ def copy_table(results: Results, numbers: pd.DataFrame) -> tables.Table:
         "Medians, averaged over seeds; the distance is in pixels. The last column is the share of "
         "images for which one training image stands out, see above."
     )
-    rows = _with_yardsticks(results, frame, COPYING)
-    return tables.Table(
-        "neighbours", rows, columns, "Nearest training images of the samples.", note
-    )
+    frame = _with_yardsticks(results, numbers.reindex(columns=[*KEYS, "n", *COPYING]), COPYING)
+    caption = "Nearest training images of the samples."
+    return tables.Table("neighbours", frame, columns, caption, note)
 
 
 def seed_table(results: Results) -> tables.Table:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from analysis.document import figures
 from analysis.document.markup import escape
 from analysis.document.provenance import relative
-from analysis.document.report import Block, Figure, Section, Text, join
+from analysis.document.report import Figure, Section, Text, join
 from analysis.results import ranking
 from analysis.results.folder import Predictions, Results
 from analysis.results.pictures import Pictures, find_root
@@ -48,7 +48,6 @@ def section(results: Results, trial: str, stored: Predictions, ap: np.ndarray) -
     if not len(chosen):
         return Section(title, (Text("No class has any image, so there is nothing to show."),))
     asked = _asked(trial, stored, chosen)
-    names = [stored.classes[label] for label in chosen]
     files = {label: _name(label, stored.classes[label]) for label in chosen}
     folder = results.path / "figures"
     if not _kept(folder, asked, list(files.values())):
@@ -56,15 +55,13 @@ def section(results: Results, trial: str, stored: Predictions, ap: np.ndarray) -
         if problem:
             return Section(title, (Text(problem),))
         write_json(folder / "ranked.json", asked)
-    blocks: list[Block] = [
-        Text(
-            f"Classes drawn by seed {SEED}: {join([escape(name) for name in names])}. Under each "
-            "image: its score, and whether the class is there by the annotation. "
-            "`analysis/browse.py` shows every class, the top 50, the bottom 50 and all between."
-        )
-    ]
-    blocks += [_figure(folder / files[label], stored, label) for label in chosen]
-    return Section(title, tuple(blocks))
+    about = Text(
+        f"Classes drawn by seed {SEED}: {join([*map(escape, asked['classes'])])}. Under each "
+        "image: its score, and whether the class is there by the annotation. "
+        "`analysis/browse.py` shows every class, the top 50, the bottom 50 and all between."
+    )
+    sheets = (_figure(folder / files[label], stored, label) for label in chosen)
+    return Section(title, (about, *sheets))
 
 
 def drawn_classes(ap: np.ndarray) -> np.ndarray:
@@ -84,15 +81,15 @@ def sheet(pictures: Pictures, stored: Predictions, label: int) -> bytes | None:
     found = 0
     for row, (words, images) in enumerate(rows):
         y = row * height
-        draw.text((2, y), f"{words} {len(images)}", fill="black", font=_font(17))
+        draw.text((2, y), f"{words} {len(images)}", fill="black", font=_font())
         for place, image in enumerate(images):
             x = place * TILE
             found += _tile(canvas, (x, y + LINE), pictures.thumbnail(stored.files[image]))
             below = y + LINE + TILE * 3 // 4
             score = f"{stored.scores[image, label]:.3f}".replace("-", "−")
             said, colour = _SAID[int(signs[image])]
-            draw.text((x + 2, below), score, fill="black", font=_font(17))
-            draw.text((x + 2, below + LINE - 2), said, fill=colour, font=_font(17))
+            draw.text((x + 2, below), score, fill="black", font=_font())
+            draw.text((x + 2, below + LINE - 2), said, fill=colour, font=_font())
     if not found:
         return None
     out = io.BytesIO()
@@ -106,7 +103,7 @@ def _tile(canvas: Image.Image, at: tuple[int, int], content: bytes | None) -> bo
     draw = ImageDraw.Draw(canvas)
     if content is None:
         draw.rectangle((at[0], at[1], at[0] + width, at[1] + height), outline="#888888")
-        draw.text((at[0] + 8, at[1] + 8), "no image", fill="#444444", font=_font(17))
+        draw.text((at[0] + 8, at[1] + 8), "no image", fill="#444444", font=_font())
         return False
     with Image.open(io.BytesIO(content)) as image:
         small = image.convert("RGB")
@@ -115,11 +112,11 @@ def _tile(canvas: Image.Image, at: tuple[int, int], content: bytes | None) -> bo
     return True
 
 
-@lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+@cache
+def _font() -> ImageFont.FreeTypeFont:
     """Return the font that comes with Matplotlib: the same letters on every machine."""
     fonts = Path(figures.matplotlib().get_data_path(), "fonts/ttf")
-    return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", 17)
 
 
 def _draw(results: Results, stored: Predictions, files: dict[int, str], folder: Path) -> str:

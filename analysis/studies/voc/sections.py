@@ -31,24 +31,16 @@ ENDED = ("finished", "stopped")
 
 @dataclass(frozen=True)
 class Scored:
-    """A main trial with its stored scores.
+    """A main trial with its stored scores."""
 
-    Attributes:
-        trial: its name.
-        seed: of the trial; None where nothing says it (imported scores).
-        stored: scores of its best epoch, labels, files, classes, config.
-        ap: (C,) average precision of each class; NaN where undefined.
-    """
-
-    trial: str
-    seed: Any
-    stored: Predictions
-    ap: np.ndarray
+    trial: str  # its name
+    stored: Predictions  # of its best epoch
+    ap: np.ndarray  # (C,) average precision of each class; NaN where undefined
 
     @property
     def mean(self) -> float:
         """Return the mean over the classes that have an average precision."""
-        return float(np.nanmean(self.ap)) if np.isfinite(self.ap).any() else float("nan")
+        return _nan_mean(self.ap)
 
 
 @provenance.of_finished
@@ -64,7 +56,7 @@ def report(results: Results) -> None:
         table = fold_table(folds)
         provenance.publish(results, TITLE, [_folds(results, folds)], [], [table], timed=False)
         return
-    if not scored and not main_trials(results)["state"].isin(ENDED).any():
+    if not scored and not without_folds(results.trials)["state"].isin(ENDED).any():
         provenance.report_reasons(results)
         return
     if not scored:
@@ -80,21 +72,13 @@ def report(results: Results) -> None:
 
 def scored_trials(results: Results) -> list[Scored]:
     """Return the ended trials without a fold that have stored scores, in the study's order."""
-    main = main_trials(results)
-    names = set(main.loc[main["state"].isin(ENDED), "trial"])
-    seeds = dict(zip(main["trial"], main["seed"], strict=True)) if "seed" in main else {}
-    found = []
-    for trial in results.with_predictions():
-        if trial in names:
+    main, found = set(without_folds(results.trials)["trial"]), []
+    for trial in results.with_predictions(ENDED):
+        if trial in main:
             stored = load_predictions(results.path, trial)
             ap = average_precision(stored.scores, stored.labels)
-            found.append(Scored(trial, seeds.get(trial), stored, ap))
+            found.append(Scored(trial, stored, ap))
     return found
-
-
-def main_trials(results: Results) -> pd.DataFrame:
-    """Return the trials that are no fold of a cross-validation."""
-    return without_folds(results.trials)
 
 
 def without_folds(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,8 +120,8 @@ def class_numbers(scored: Sequence[Scored], best: Scored) -> pd.DataFrame:
         row = {"class": name, "images": int((present & counted)[:, c].sum())}
         row |= {"difficult": int((~counted[:, c]).sum()), **_over_trials(aps[:, c])}
         rows.append(row | {key: float(values[c]) for key, values in columns.items()})
-    total = {"class": "mean over classes", "images": float("nan"), "difficult": float("nan")}
-    total |= _over_trials(np.array([one.mean for one in scored]))
+    means = _over_trials(np.array([one.mean for one in scored]))
+    total: dict[str, Any] = {"class": "mean over classes", **means}
     total |= {key: _nan_mean(values) for key, values in columns.items()}
     # The shares of right decisions are over all pairs, as a program that counts would say it.
     every = max(1, counted.sum())
@@ -171,10 +155,9 @@ def class_table(scored: Sequence[Scored], best: Scored) -> tables.Table:
 
 def parameter_table(config: dict[str, Any], varied: dict[str, Sequence[Any]]) -> tables.Table:
     """Every setting with its value: tables/parameters."""
-    frame = pd.DataFrame({"setting": [*config]})
-    values = {**config, **{key: ", ".join(map(str, varied[key])) for key in varied}}
-    frame["value"] = [str(values[key]) for key in config]
-    frame["meaning"] = [answers.MEANING.get(key, "") for key in config]
+    values = config | {key: ", ".join(map(str, varied[key])) for key in varied}
+    rows = [(key, str(values[key]), answers.MEANING.get(key, "")) for key in config]
+    frame = pd.DataFrame(rows, columns=["setting", "value", "meaning"])
     columns = (*arms.texts("setting", "value"), tables.text("meaning", "meaning", wrap=True))
     return tables.Table("parameters", frame, columns, "All settings and seeds.")
 
@@ -225,8 +208,7 @@ def fold_numbers(results: Results) -> pd.DataFrame | None:
     trials = results.trials
     if "fold" not in trials:
         return None
-    folds = trials[trials["fold"].notna() & trials["state"].isin(ENDED)]
-    folds = folds[folds["trial"].isin(results.with_predictions())]
+    folds = trials[trials["fold"].notna() & trials["trial"].isin(results.with_predictions(ENDED))]
     rows = [
         {"seed": seed} | _one_seed(results, seed, group["trial"].tolist())
         for seed, group in folds.groupby("seed", sort=True)
@@ -253,7 +235,7 @@ def _one_seed(results: Results, seed: Any, trials: Sequence[str]) -> dict[str, A
     val = np.stack([fold["val_scores"][chosen] for fold in folds]).mean(axis=0, dtype=np.float64)
     proper = float(np.nanmean(average_precision(val, folds[-1]["val_labels"])))
     row = {"epoch": chosen + 1, "heldout": float(heldout[chosen]), "proper": proper}
-    main = main_trials(results)
+    main = without_folds(results.trials)
     curve = results.history.reindex(columns=["trial", "epoch", "val_map"])
     curve = curve[curve["trial"].isin(main.loc[main["seed"] == seed, "trial"])]
     at = curve.dropna(subset=["val_map"]).set_index("epoch")["val_map"]
@@ -280,9 +262,7 @@ def load_fold(path: Path, trial: str) -> dict[str, np.ndarray]:
 def fold_table(numbers: pd.DataFrame) -> tables.Table:
     """The proper number beside the short cut, a row per seed and their mean: tables/folds."""
     keys = ("heldout", "proper", "shortcut", "same_epoch")
-    total = {"seed": f"mean ({len(numbers)})", "epoch": np.nan, "shortcut_epoch": np.nan}
-    none = {f"{key}_{side}": np.nan for key in keys for side in ("low", "high")}
-    rows = [{**row, "seed": str(row["seed"]), **none} for row in numbers.to_dict("records")]
+    total: dict[str, Any] = {"seed": f"mean ({len(numbers)})"}
     for key in keys:
         over = _over_trials(numbers[key].to_numpy(dtype=float))
         total |= {key: over["ap"], f"{key}_low": over["low"], f"{key}_high": over["high"]}
@@ -303,7 +283,8 @@ def fold_table(numbers: pd.DataFrame) -> tables.Table:
         "evaluated on val once. Short cut: the epoch that is best on val itself. One model: the "
         "short cut's network at the folds' epoch. Mean over seeds [95 % t interval]."
     )
-    return tables.Table("folds", pd.DataFrame([*rows, total]), columns, caption, note)
+    rows = [*numbers.astype({"seed": str}).to_dict("records"), total]
+    return tables.Table("folds", pd.DataFrame(rows), columns, caption, note)
 
 
 @figures.styled

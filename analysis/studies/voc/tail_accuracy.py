@@ -22,21 +22,13 @@ from analysis.results import ranking
 
 @dataclass(frozen=True)
 class TailAccuracy:
-    """Tail accuracies at T thresholds for C classes.
+    """Tail accuracies at T thresholds for C classes."""
 
-    Attributes:
-        thresholds: (T,) on the scale of the scores.
-        per_class: (T, C) in [0, 1]; NaN where no image of a class lies above the threshold.
-        counts: (T, C) images behind each value; ignored ones are not counted.
-        mean: (T,) over the classes that have images left; NaN where none has.
-        classes: (T,) how many classes have images left.
-    """
-
-    thresholds: np.ndarray
-    per_class: np.ndarray
-    counts: np.ndarray
-    mean: np.ndarray
-    classes: np.ndarray
+    thresholds: np.ndarray  # (T,) on the scale of the scores
+    per_class: np.ndarray  # (T, C) in [0, 1]; NaN where no image of a class is above the threshold
+    counts: np.ndarray  # (T, C) images behind each value; ignored ones are not counted
+    mean: np.ndarray  # (T,) over the classes that have images left; NaN where none has
+    classes: np.ndarray  # (T,) how many classes have images left
 
 
 def tail_accuracy(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> TailAccuracy:
@@ -114,28 +106,21 @@ def frame(tail: TailAccuracy) -> pd.DataFrame:
         threshold, tail_accuracy (mean over classes), lowest and highest of a class, classes,
         images (over all classes), fewest (images of one of the classes that are left).
     """
-    left = tail.counts > 0
-    some = left.any(axis=1)
-    values = np.where(left, tail.per_class, np.nan)
-    low, high, fewest = (np.full(len(tail.mean), np.nan) for _ in range(3))
-    if some.any():
-        low[some] = np.nanmin(values[some], axis=1)
-        high[some] = np.nanmax(values[some], axis=1)
-        fewest[some] = np.where(left, tail.counts, tail.counts.max())[some].min(axis=1)
+    values, counts = pd.DataFrame(tail.per_class), pd.DataFrame(tail.counts)
     return pd.DataFrame(
         {
             "threshold": tail.thresholds,
             "tail_accuracy": tail.mean,
-            "lowest": low,
-            "highest": high,
+            "lowest": values.min(axis=1),
+            "highest": values.max(axis=1),
             "classes": tail.classes,
             "images": tail.counts.sum(axis=1),
-            "fewest": fewest,
+            "fewest": counts.where(counts > 0).min(axis=1),
         }
     )
 
 
-def table(tail: TailAccuracy, name: str = "tail_accuracy") -> tables.Table:
+def table(tail: TailAccuracy) -> tables.Table:
     """Show each threshold with its tail accuracy and the numbers of images and classes behind."""
     columns = (
         tables.number("threshold", "threshold", 3),
@@ -143,14 +128,12 @@ def table(tail: TailAccuracy, name: str = "tail_accuracy") -> tables.Table:
         *arms.shares(lowest="lowest class", highest="highest class"),
         *arms.numbers(classes="classes", images="image-class pairs", fewest="fewest in a class"),
     )
-    return tables.Table(
-        name,
-        frame(tail),
-        columns,
-        "Tail accuracy: the mean over the classes that have images above the threshold.",
+    caption = "Tail accuracy: the mean over the classes that have images above the threshold."
+    note = (
         "Classes: how many have; image-class pairs: scores above the threshold over all classes; "
-        f"fewest: those of the smallest of these classes. {undefined_text(tail)}",
+        f"fewest: those of the smallest of these classes. {undefined_text(tail)}"
     )
+    return tables.Table("tail_accuracy", frame(tail), columns, caption, note)
 
 
 def undefined_text(tail: TailAccuracy) -> str:

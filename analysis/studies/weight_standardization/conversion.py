@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.document import tables
+from analysis.document import arms, tables
 
 OUTPUT = "output"
 NONE = (
@@ -45,19 +45,14 @@ def output_table(rows: Sequence[Mapping[str, Any]], subject: str) -> tables.Tabl
     for name in ("accuracy", "accuracy_converted"):
         numbers[name] = numbers[name].astype(float)
     columns = [
-        tables.text("mode", "mode"),
-        tables.text("precision", "precision"),
+        *arms.texts("mode", "precision"),
         _magnitude("mae", "MAE"),
-        _magnitude("largest", "largest"),
-        _magnitude("relative", "relative"),
-        tables.number("same", "same top-1 (%)", 2, 100.0),
-        tables.number("changed", "changed"),
+        *(_magnitude(name, name) for name in ("largest", "relative")),
+        *arms.shares(2, same="same top-1"),
+        *arms.numbers(changed="changed"),
     ]
     if numbers["accuracy"].notna().any():
-        columns += [
-            tables.number("accuracy", "accuracy (%)", 2, 100.0),
-            tables.number("accuracy_converted", "after (%)", 2, 100.0),
-        ]
+        columns += arms.shares(2, accuracy="accuracy", accuracy_converted="after")
     return tables.Table(
         "check",
         numbers,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.document import arms, figures, provenance, tables
-from analysis.document.report import Block, Equation, Figure, Section, section
+from analysis.document.report import Equation, Figure, Section, section
 from analysis.results import statistics
 from analysis.results.folder import Results, arrays
 from analysis.studies.weight_standardization import answers, conversion
@@ -289,7 +289,11 @@ def _sections(
     checked: tables.Table | None,
     watched: Watched,
 ) -> list[Section | None]:
-    numbers = table.numbers
+    numbers, measured, recorded = table.numbers, [], []
+    if any("loss" in found for found in watched.values()):
+        measured = [answers.curves(losses), loss_table(losses), loss_figure(results, watched)]
+    if len(layers):
+        recorded = [answers.mechanism(layers), mechanism_figure(results, layers)]
     rows = pd.DataFrame() if checked is None else pd.DataFrame(results.study["data"]["check"])
     return [
         section(
@@ -301,17 +305,7 @@ def _sections(
         ),
         section("Formulas", answers.FORMULAS, *EQUATIONS, answers.NEGATIVE),
         section("In evaluation: the same logits", answers.evaluation(rows), checked),
-        section("In training: the same loss?", *_losses(results, losses, watched)),
-        section("What each mode does in training", *_mechanism(results, layers)),
+        section("In training: the same loss?", *measured),
+        section("What each mode does in training", *recorded),
         section("Limits", answers.limits(results, numbers)),
     ]
-
-
-def _losses(results: Results, losses: pd.DataFrame, watched: Watched) -> list[Block | str]:
-    if not any("loss" in found for found in watched.values()):
-        return []
-    return [answers.curves(losses), loss_table(losses), loss_figure(results, watched)]
-
-
-def _mechanism(results: Results, layers: pd.DataFrame) -> list[Block | str]:
-    return [] if layers.empty else [answers.mechanism(layers), mechanism_figure(results, layers)]

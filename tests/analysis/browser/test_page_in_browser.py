@@ -26,20 +26,23 @@ def address(study, root, tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(scope="module")
+def tab(chromium):
+    """A page that keeps what it says and asks for, for all tests: a new one is a new process."""
+    tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+    tab.said, tab.asked = [], []
+    tab.on("console", lambda message: tab.said.append(message.text))
+    tab.on("pageerror", lambda error: tab.said.append(str(error)))
+    tab.on("request", lambda request: tab.asked.append(request.url))
+    return tab
+
+
 @pytest.fixture
-def page(chromium, address):
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.said = []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.asked = []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(address)
-    yield page
-    assert not page.said  # no error, nothing that the policy forbade
-    assert all(url.startswith((address, "data:")) for url in page.asked)
-    context.close()
+def page(tab, address):
+    tab.goto(address)
+    yield tab
+    assert not tab.said  # no error, nothing that the policy forbade
+    assert all(url.startswith((address, "data:")) for url in tab.asked)
 
 
 def shown(page) -> list[int]:
@@ -118,13 +121,13 @@ def test_a_shared_address_shows_the_same(page, chromium):
     page.fill("#find", "v000")
     turn(page, page.get_by_role("button", name="Show").click)
     point = page.inner_text("#point")
-    other = chromium.new_context().new_page()
+    other = chromium.new_page()
     other.goto(page.url)
     assert shown(other) == shown(page) and other.inner_text("#point") == point
     assert other.input_value("#class") == "sofa" and other.input_value("#find") == "v000"
     assert "Score above 1" in point
     assert other.locator("a[aria-current]").inner_text() == "Bottom 50"
-    other.context.close()
+    other.close()
 
 
 def test_the_slider_moves_marks_and_numbers_at_once(page, stored):
@@ -158,8 +161,7 @@ def test_pictures_load_and_open_large(page):
 
 def test_a_phone_shows_everything_without_scrolling_sideways(chromium, address, stored):
     small = {"width": 360, "height": 740}
-    context = chromium.new_context(viewport=small, device_scale_factor=2, has_touch=True)
-    page = context.new_page()
+    page = chromium.new_page(viewport=small, device_scale_factor=2, has_touch=True)
     page.goto(f"{address}?class=dog")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     for name in ("Top 50", "Bottom 50", "Forward"):
@@ -167,7 +169,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(chromium, address, 
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["height"] >= 24
     turn(page, page.get_by_role("link", name="Forward").tap)
     check_order(page, stored, "dog", "top", 50)
-    context.close()
+    page.close()
 
 
 def test_controls_have_names_and_a_visible_focus(page):
@@ -184,15 +186,14 @@ def test_controls_have_names_and_a_visible_focus(page):
 
 
 def test_works_without_script(chromium, address):
-    context = chromium.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page = chromium.new_page(java_script_enabled=False)
     page.goto(address)
     page.select_option("#class", "dog")
     page.get_by_role("button", name="Show").click()
     page.get_by_role("link", name="Bottom 50").click()
     page.get_by_role("link", name="Forward").click()
     assert "dog: lowest scores first, images 51 to 100 of 130" in page.inner_text("h2")
-    context.close()
+    page.close()
 
 
 def test_the_export_opens_from_a_file(chromium, study, stored, root, tmp_path):

@@ -131,7 +131,8 @@ def answers_of(folder: Path) -> str:
     """The sentences that compare families, without the report around them."""
     results = load(folder)
     numbers, known = sections.generation_numbers(results), sections.yardsticks(results)
-    return answers.questions(results, numbers, known) + answers.copied(results, numbers, known)
+    told = answers.summary, answers.questions, answers.copied
+    return " ".join(sentence(results, numbers, known) for sentence in told)
 
 
 def test_everything_is_written(full):
@@ -167,12 +168,13 @@ def test_bad_samples_and_copies_are_told(tmp_path):
     def worse(row: dict) -> dict:
         return row | {"frechet": row["frechet"] + 0.5, "copies": 0.3 + 0.01 * row["seed"]}
 
-    words = told(sections.report, build(tmp_path / "bad", change=worse))
+    words = answers_of(build(tmp_path / "bad", change=worse, predictions=False))
     assert "not below" in words and "may copy" in words and "no sign" not in words
 
 
 def test_one_seed_or_overlap_names_no_winner_and_no_copier(tmp_path):
-    words = answers_of(build(tmp_path / "one", seeds=1, change=lambda row: row | {"copies": 0.3}))
+    copied = {"change": lambda row: row | {"copies": 0.3}, "predictions": False}
+    words = answers_of(build(tmp_path / "one", seeds=1, **copied))
     assert "[no interval]" in words and "cannot be told without an interval" in words
     assert "Without an interval over seeds there is no verdict" in words and "may copy" not in words
     assert "The two lowest cannot be told apart" in words
@@ -181,7 +183,7 @@ def test_one_seed_or_overlap_names_no_winner_and_no_copier(tmp_path):
         swing = {"vae": 0.0, "dcgan": 0.02, "flow": -0.03}[row["family"]] * (row["seed"] - 1)
         return row | {"frechet": 0.2 + swing, "recall": 0.5 + swing}
 
-    words = answers_of(build(tmp_path / "even", change=even))
+    words = answers_of(build(tmp_path / "even", change=even, predictions=False))
     assert "The first two cannot be told apart" in words
     assert "The two lowest cannot be told apart" in words and "shows the least" not in words
 

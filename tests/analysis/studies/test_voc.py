@@ -32,8 +32,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, root, cache):
-    """Two seeds, three folds of each, with images; reported."""
-    study = build(tmp_path_factory.mktemp("full"), root, folds=3)
+    """Two seeds, two folds of each, with images; reported."""
+    study = build(tmp_path_factory.mktemp("full"), root, folds=2)
     sections.report(study)
     return study
 
@@ -91,7 +91,7 @@ def test_folds_against_the_contract(full):
     assert numbers is not None and numbers["seed"].tolist() == [0, 1]
     for seed in (0, 1):
         stored = []
-        for fold in range(3):
+        for fold in range(2):
             with np.load(full / "predictions" / f"part=folds,fold={fold},seed={seed}.npz") as npz:
                 stored.append(dict(npz))
         heldout = np.mean(
@@ -127,21 +127,19 @@ def test_a_seed_with_a_failed_fold_is_left_out(full, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_study_gives_the_same_bytes(tmp_path, root):
+def test_the_same_study_gives_the_same_bytes(full, tmp_path, root):
     """Times, memory and where results go differ between two runs; nothing else may."""
-    first = build(tmp_path / "a", root, folds=2, seconds=30.0)
-    second = build(tmp_path / "b", root, folds=2, seconds=47.5)
-    with built.edited(second / "study.json") as study:
+    again = build(tmp_path, root, folds=2, seconds=47.5)
+    with built.edited(again / "study.json") as study:
         study["command"] += ["--name", "again", "--results-dir=/tmp/else", "--local"]
         study["slots"] = None
-    for one in (first, second):
-        sections.report(one)
+    sections.report(again)
     given = ("study.json", "trials.csv", "history.csv", ".private.json")
-    files = [path for path in first.rglob("*") if path.is_file() and path.name not in given]
-    compared = [path.relative_to(first) for path in files]
+    files = [path for path in full.rglob("*") if path.is_file() and path.name not in given]
+    compared = [path.relative_to(full) for path in files]
     assert {"report.html", "report.pdf"} <= {str(path) for path in compared}
     for path in compared:
-        assert (first / path).read_bytes() == (second / path).read_bytes(), path
+        assert (full / path).read_bytes() == (again / path).read_bytes(), path
 
 
 def test_the_report_answers_what_the_lab_asks(full):
@@ -166,7 +164,7 @@ def test_the_report_answers_what_the_lab_asks(full):
 @pytest.mark.slow
 def test_twenty_classes_fit_ten_pages(tmp_path, root):
     classes = tuple(f"class {number:02d}" for number in range(20))
-    study = build(tmp_path, root, folds=2, classes=classes, seeds=3)
+    study = build(tmp_path, root, folds=2, classes=classes)
     told(sections.report, study, pdf=True)
     assert 2 <= reports.page_count((study / "report.pdf").read_bytes()) <= 10
 
@@ -193,12 +191,13 @@ def test_sheets_show_the_ten_highest_and_lowest(tmp_path, root):
     assert [file.read_bytes() for file in files] == made
 
 
-def test_lost_images_labels_and_scores_are_said(tmp_path):
-    study = build(tmp_path, tmp_path / "root")
+def test_one_seed_has_no_interval_and_lost_images_labels_and_scores_are_said(tmp_path):
+    study = build(tmp_path, tmp_path / "root", seeds=1)
     (tmp_path / "root").mkdir()
     with built.edited(study / "trials.csv") as table:
         table["best_val_map"] -= 0.01
     shown = told(sections.report, study)
+    assert "one trial" in shown and "mean over seeds" not in shown
     assert "no longer where the study found them" in shown
     assert "do not belong to the reported metrics" in shown
     nothing = pictures.section(load(study), "seed=0", scores_of(study, 0), np.full(5, np.nan))
@@ -206,11 +205,6 @@ def test_lost_images_labels_and_scores_are_said(tmp_path):
     shutil.rmtree(study / "predictions")
     with pytest.raises(UserError, match="no trial has ended with stored scores"):
         sections.report(study)
-
-
-def test_one_seed_has_no_interval(tmp_path):
-    shown = told(sections.report, build(tmp_path, seeds=1))
-    assert "one trial" in shown and "mean over seeds" not in shown
 
 
 @pytest.mark.parametrize(
@@ -229,8 +223,8 @@ def test_loss_formula_and_code_follow_the_config(config, found):
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_training_curves_are_drawn_and_named_for_what_they_are(tmp_path, running):
-    results = load(build(tmp_path / "x"))
+def test_training_curves_are_drawn_and_named_for_what_they_are(full, tmp_path, running):
+    results = replace(load(full), path=tmp_path)
     if not running:  # as with train_eval=true
         names = {f"train_{m}_running": f"train_{m}" for m in ("loss", "map", "accuracy")}
         results = replace(results, history=results.history.rename(columns=names))
