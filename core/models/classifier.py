@@ -181,11 +181,8 @@ def _small(
 
 def _norm_in(state: State) -> str:
     """Return the norm that fits the tensors beside the stem's convolution."""
-    if "norm.gate" in state:
-        return "bin"
-    if "norm.running_mean" in state:
-        return "torch_bn"
-    return "gn" if "norm.weight" in state else "none"
+    norms = {"norm.gate": "bin", "norm.running_mean": "torch_bn", "norm.weight": "gn"}
+    return next((norm for name, norm in norms.items() if name in state), "none")
 
 
 def _config_beside(file: Path) -> Mapping[str, Any]:

@@ -127,13 +127,8 @@ class Tent(nn.Module):
     Predictions are those before the step, as in the authors' code. The step descends the mean
     entropy along the scale and shift of the batch-norm layers only.
 
-    Args:
-        model: a copy to change.
-        layers: its batch-norm layers.
-        lr: of Adam.
-
-    Raises:
-        UserError: all of the layers are frozen or have no scale and shift.
+    `model` is a copy to change, `layers` are its batch-norm layers, `lr` is of Adam. Raises
+    UserError: all of the layers are frozen or have no scale and shift.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module], lr: float):
