@@ -120,8 +120,7 @@ def _task(places: Key) -> Task:
         root = str(birds.default_birds()) if root is None else root
         whole = small.cifar10_test(root)
     if whole is not None:
-        order = _even_order(whole.labels, cfg.images, len(whole.classes))
-        images = data_images.part(whole, order)
+        images = _first_evenly(whole, cfg.images)
         source = load_classifier(cfg.checkpoint, len(images.classes))
     else:
         listing = folders.scan(str(root), ["val"])
@@ -150,6 +149,10 @@ def _even_order(labels: np.ndarray, count: int | None, classes: int) -> np.ndarr
             f"--set images={count}: give {classes:,} (one for each class) to {len(labels):,} (all)"
         )
     return data_images.turns(labels)[:count]
+
+
+def _first_evenly(images: data_images.ImageSet, count: int | None) -> data_images.ImageSet:
+    return data_images.part(images, _even_order(images.labels, count, len(images.classes)))
 
 
 def _common_size(root: Path, files: Sequence[folders.ImageFile]) -> int | None:
