@@ -52,9 +52,8 @@ def pairs(model: nn.Module, example: Any = None) -> Run:
         model: any module with `nn.Conv2d` and `nn.BatchNorm2d` (or labtune's own `BatchNorm`).
         example: an input, or a tuple of arguments; None for random images.
 
-    Raises:
-        ValueError: a norm does not follow a convolution directly, a convolution's output is also
-            used elsewhere, a module or its weights are used twice, or the example does not run.
+    Raises ValueError: a norm does not follow a convolution directly, a convolution's output is also
+    used elsewhere, a module or its weights are used twice, or the example does not run.
     """
     record, arguments, outputs = _run(model, example)
     modules = dict(model.named_modules())

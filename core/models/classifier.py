@@ -74,9 +74,8 @@ def load_classifier(checkpoint: str | None, classes: int) -> Classifier:
             with weights from a file; None for the embedded model.
         classes: classes of the data; the head must have as many.
 
-    Raises:
-        UserError: no such file or name, weights that do not fit the architecture, or a head of
-            another size than the data.
+    Raises UserError: no such file or name, weights that do not fit the architecture, or a head of
+    another size than the data.
     """
     found = _embedded() if checkpoint is None else _from_user(checkpoint)
     if found.num_classes != classes:

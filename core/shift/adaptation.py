@@ -71,8 +71,7 @@ def adapt(
         prior: N of `prior`, the number of images that the source's statistics count for.
         lr: of `tent` (Adam).
 
-    Raises:
-        UserError: an unknown method, numbers out of range, or a model that cannot adapt.
+    Raises UserError: an unknown method, numbers out of range, or a model that cannot adapt.
     """
     _one_of("method", method, METHODS)
     if num_bn_updates < 0 or prior < 0 or lr <= 0:
@@ -181,9 +180,8 @@ def stream(
         count: batches, all of them full; None: every image once, the last batch with the rest.
         wrap: start again when the images are used up.
 
-    Raises:
-        UserError: an unknown order, a batch larger than the data, or (without `wrap`) more batches
-            than the data have.
+    Raises UserError: an unknown order, a batch larger than the data, or (without `wrap`) more
+    batches than the data have.
     """
     labels = np.asarray(labels)
     _one_of("order", order, ORDERS)

@@ -124,9 +124,8 @@ def corrupt(
         frost_dir: folder whose first five pictures serve as frost; None: textures that labtune
             makes (see `core.shift.frost`).
 
-    Raises:
-        UserError: no such corruption or severity, images of another kind or too small, or a frost
-            folder that cannot be used.
+    Raises UserError: no such corruption or severity, images of another kind or too small, or a
+    frost folder that cannot be used.
     """
     check(name, severity)
     _check_images(images, name)

@@ -183,8 +183,8 @@ def test_options_are_those_of_conv2d(options):
 NETWORKS = {  # with their convolutions
     "as resnet18": (lambda: ResNet(BasicBlock, [2, 1, 1, 1], num_classes=10), 14),
     "as resnet50": (lambda: ResNet(Bottleneck, [2, 1, 1, 1], num_classes=10), 20),
-    "cifar, torch's norm": (lambda: resnet(2, 10, "torch_bn"), 13),
-    "cifar, own norm": (lambda: resnet(2, 10, "bn"), 13),
+    "cifar, torch's norm": (lambda: resnet(1, 10, "torch_bn"), 7),
+    "cifar, own norm": (lambda: resnet(1, 10, "bn"), 7),
 }
 
 
