@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
 import statistics
 import subprocess
@@ -62,24 +61,15 @@ WORKER = Path(__file__).with_name("reference_corruptions.py")
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the corruptions.
+    """Measure the corruptions."""
 
-    Attributes:
-        json: file for the rows.
-        rounds: turns of each side.
-        seconds: least time of one of the package's turns.
-        frost_dir: pictures for frost; labtune's own without it.
-        package: compare with imagecorruptions.
-        task: time the whole severity task instead.
-        quick: one short round, or two cells of the task, to see that everything runs.
-    """
-
-    json: Path | None = None
-    rounds: int = 5
-    seconds: float = 0.3
-    frost_dir: Path | None = None
-    package: bool = True
-    task: bool = False
+    json: Path | None = None  # file for the rows.
+    rounds: int = 5  # turns of each side.
+    seconds: float = 0.3  # least time of one of the package's turns.
+    frost_dir: Path | None = None  # pictures for frost; labtune's own without it.
+    package: bool = True  # compare with imagecorruptions.
+    task: bool = False  # time the whole severity task instead.
+    # one short round, or two cells of the task, to see that everything runs.
     quick: bool = False
 
 
@@ -107,8 +97,7 @@ def made_up(count: int, size: int) -> Tensor:
 def package_python() -> Path:
     """Return the interpreter of the package's environment, which is made if need be.
 
-    Raises:
-        RuntimeError: it cannot be made; the last line of pip's output.
+    Raises RuntimeError: it cannot be made; the last line of pip's output.
     """
     folder = cache_dir() / "imagecorruptions-1.1.2"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -186,8 +175,8 @@ def mean_row(rows: list[Row]) -> Row:
     """Return the geometric means over the corruptions of one size."""
 
     def mean(values: list[float | None]) -> float | None:
-        known = [math.log(v) for v in values if v is not None]
-        return math.exp(statistics.fmean(known)) if known else None
+        known = [v for v in values if v is not None]
+        return statistics.geometric_mean(known) if known else None
 
     rate = mean([r.images_per_second for r in rows])
     assert rate is not None
@@ -238,9 +227,8 @@ def table(rows: list[Row]) -> Table:
 def task(options: Options) -> dict[str, float]:
     """Time all cells of the severity task and their forward passes alone, in turns.
 
-    Returns:
-        seconds of the whole, of corrupting and of the forward passes alone, and the ratio of the
-        first and the last.
+    Returns seconds of the whole, of corrupting and of the forward passes alone, and the ratio of
+    the first and the last.
     """
     images = made_up(2000, 32)
     labels = np.arange(2000) % 10

@@ -50,31 +50,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the norm layers against torch's.
+    """Measure the norm layers against torch's."""
 
-    Attributes:
-        json: file for the rows, as a list of objects.
-        batch: images per batch.
-        threads: threads of torch on a CPU.
-        rounds: repetitions of each measurement.
-        device: where to run.
-        dtype: of the images; parameters stay float32.
-        channels_last: memory format of the images.
-        memory: where results go, see above.
-        compiled: measure forward and backward under `torch.compile` too, which takes most of the
-            time here.
-        quick: small images, two rounds and no compilation, to see that everything runs.
-    """
-
-    json: Path | None = None
-    batch: int = 8
-    threads: int = 1
-    rounds: int = 10
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = False
-    memory: Literal["fresh", "recycled", "default"] = "fresh"
+    json: Path | None = None  # file for the rows, as a list of objects.
+    batch: int = 8  # images per batch.
+    threads: int = 1  # threads of torch on a CPU.
+    rounds: int = 10  # repetitions of each measurement.
+    device: Literal["cpu", "cuda"] = "cpu"  # where to run.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the images; parameters stay float32.
+    channels_last: bool = False  # memory format of the images.
+    memory: Literal["fresh", "recycled", "default"] = "fresh"  # where results go, see above.
+    # measure forward and backward under `torch.compile` too, which takes most of the time here.
     compiled: bool = True
+    # small images, two rounds and no compilation, to see that everything runs.
     quick: bool = False
 
 

@@ -42,24 +42,15 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Measure standardised convolutions against torch's.
+    """Measure standardised convolutions against torch's."""
 
-    Attributes:
-        json: file for the rows, as a list of objects.
-        batch: images per batch.
-        threads: threads of torch on a CPU.
-        rounds: repetitions of each measurement.
-        device: where to run.
-        channels_last: memory format of images and weights.
-        quick: an eighth of the pixels and three rounds, to see that everything runs.
-    """
-
-    json: Path | None = None
-    batch: int = 16
-    threads: int = 1
-    rounds: int = 9
-    device: Literal["cpu", "cuda"] = "cpu"
-    channels_last: bool = False
+    json: Path | None = None  # file for the rows, as a list of objects.
+    batch: int = 16  # images per batch.
+    threads: int = 1  # threads of torch on a CPU.
+    rounds: int = 9  # repetitions of each measurement.
+    device: Literal["cpu", "cuda"] = "cpu"  # where to run.
+    channels_last: bool = False  # memory format of images and weights.
+    # an eighth of the pixels and three rounds, to see that everything runs.
     quick: bool = False
 
 

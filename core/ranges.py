@@ -43,9 +43,7 @@ class Checked:
     """Base of the dataclass of a task's settings: `Annotated[int, Ge(1)]` refuses 0.
 
     What two fields must fulfil together is checked by a `__post_init__` that calls this one first.
-
-    Raises:
-        UserError: a value (other than None) is outside the range of its field.
+    Raises UserError: a value (other than None) is outside the range of its field.
     """
 
     def __post_init__(self) -> None:

@@ -26,13 +26,9 @@ def augment(
         images: (N, C, H, W), any type; not changed.
         generator: on the CPU; draws are made there, so that every device gets the same ones.
         flip: mirror left-right with probability 1/2.
-        padding: shift by up to this many pixels each way; below H and W.
+        padding: shift by up to this many pixels each way; below H and W (else ValueError).
 
-    Returns:
-        (N, C, H, W) on the device of `images`; `images` itself if there is nothing to do.
-
-    Raises:
-        ValueError: padding is negative or not below H and W.
+    Returns (N, C, H, W) on the device of `images`; `images` itself if there is nothing to do.
     """
     n, c, h, w = images.shape
     if not 0 <= padding < min(h, w):

@@ -49,12 +49,9 @@ def decoded(
             "crop" resizes the shorter side to S x 256 / 224 and cuts out the middle, as ImageNet's
             validation images are prepared.
 
-    Returns:
-        Images (N, 3, S, S) uint8, memory-mapped, of the files that could be read, and the lists
-        `files`, `sources`, `digests` (see `ImageSet`) and `broken` (path and reason).
-
-    Raises:
-        UserError: the cache cannot be written or is damaged.
+    Returns images (N, 3, S, S) uint8, memory-mapped, of the files that could be read, and the lists
+    `files`, `sources`, `digests` (see `ImageSet`) and `broken` (path and reason). Raises UserError:
+    the cache cannot be written or is damaged.
     """
     listed = [(file.path, file.size, file.mtime_ns) for file in files]
     told = json.dumps([_RULES[fit], image_size, str(root), listed])

@@ -12,9 +12,7 @@ from core.errors import UserError
 LEAST_HELD = 5  # images that a search is scored on, at least
 
 
-def stratified_folds(
-    labels: np.ndarray, folds: int, digests: Sequence[str] = (), seed: int = 0
-) -> np.ndarray:
+def stratified_folds(labels: np.ndarray, folds: int, digests: Sequence[str] = ()) -> np.ndarray:
     """Assign images to folds so that every fold shows every class about as often.
 
     Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, "On the Stratification of
@@ -28,13 +26,12 @@ def stratified_folds(
         folds: K, at most N.
         digests: of each image; equal images come into one fold, or a copy would be scored by a
             network that was trained on it.
-        seed: decides between folds that lack equally much.
     """
     count = len(labels)
     present = np.column_stack([labels == 1, np.ones(count, dtype=bool)])  # and a class of all
     if not 2 <= folds <= count:
         raise ValueError(f"stratified_folds: folds must be 2 to {count}, got {folds}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)  # decides between folds that lack equally much
     wanted = np.tile(present.sum(0) / folds, (folds, 1))  # images of each class that a fold lacks
     fold = np.full(count, -1, dtype=np.int64)
     while (fold < 0).any():

@@ -34,12 +34,10 @@ Difficult = Literal["ignore", "negative", "positive"]
 class VocSet(images.ImageSet):
     """Decoded images of one list; attributes as in `core.data.images.ImageSet`, but for two.
 
-    Attributes:
-        labels: (N, C) int8: 1 present, 0 ignored (only difficult objects), -1 absent.
-        boxes: the objects of each image.
+    Labels are (N, C) int8: 1 present, 0 ignored (only difficult objects), -1 absent.
     """
 
-    boxes: tuple[tuple[Box, ...], ...] = ()
+    boxes: tuple[tuple[Box, ...], ...] = ()  # the objects of each image
 
 
 def load(

@@ -38,8 +38,7 @@ _AT_ONCE = 100
 class CopyCheck:
     """Looks for training images in images.
 
-    Args:
-        train: (M, C, S, S) uint8, S a power of 2 of at least 8; kept, not copied.
+    `train` is (M, C, S, S) uint8, S a power of 2 of at least 8; kept, not copied.
     """
 
     def __init__(self, train: Tensor):
@@ -53,11 +52,8 @@ class CopyCheck:
     def ratios(self, images: Tensor) -> Tensor:
         """Return the distance to the nearest training image over the mean of the nearest 50.
 
-        Args:
-            images: (N, C, S, S) uint8.
-
-        Returns:
-            (N,) in [0, 1], 0 for a copy and near 1 where no training image stands out.
+        Of images (N, C, S, S) uint8: (N,) in [0, 1], 0 for a copy and near 1 where no training
+        image stands out.
         """
         return torch.cat([self._ratios(part) for part in images.split(_AT_ONCE)])
 
@@ -104,8 +100,7 @@ class CopyCheck:
 def threshold(unseen: Tensor) -> float:
     """Return the ratio that at most `FALSE_ALARMS` of unseen images lie below, or `LIMIT`.
 
-    Args:
-        unseen: (N,) ratios of real images that are not among the training images.
+    `unseen` are (N,) ratios of real images that are not among the training images.
     """
     return min(LIMIT, unseen.sort().values[int(FALSE_ALARMS * len(unseen))].item())
 
@@ -124,14 +119,10 @@ def false_alarms(unseen: Tensor) -> float:
 
 
 def plant(train: Tensor) -> dict[str, Tensor]:
-    """Return copies of training images to try a check on; no threshold may depend on them.
+    """Return copies of training images (M, C, S, S) uint8 to try a check on.
 
-    Args:
-        train: (M, C, S, S) uint8.
-
-    Returns:
-        exact, mirrored, shifted (2 pixels to the right, the edge repeated) and blended (80 % the
-        training image, 20 % another one), up to `PLANTED` each.
+    No threshold may depend on them. They are exact, mirrored, shifted (2 pixels to the right, the
+    edge repeated) and blended (80 % the training image, 20 % another one), up to `PLANTED` each.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     chosen = order[:PLANTED].to(train.device)

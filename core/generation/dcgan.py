@@ -97,9 +97,8 @@ class DCGAN(Family):
     ) -> dict[str, Tensor]:
         """See `Family`.
 
-        Returns:
-            loss (the generator's), discriminator_loss, both in nats, and the discriminator's mean
-            probability of real images being real, real_score, and of made ones, made_score.
+        Returns loss (the generator's), discriminator_loss, both in nats, and the discriminator's
+        mean probability of real images being real, real_score, and of made ones, made_score.
         """
         self.maker.train()
         latents = self.latents(len(images), generator).to(images.device)

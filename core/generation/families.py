@@ -20,15 +20,9 @@ OPTIONS = tuple(field.name for field in fields(Options))
 def build(family: choices.Family, shape: Shape, width: int, classes: int, **options: Any) -> Family:
     """Build a family with fresh weights (from torch's global generator).
 
-    Args:
-        family: "vae", "dcgan" or "flow".
-        shape: (C, S, S) of the images; S one of `SIZES`.
-        width: channels of the widest-resolution layer; a multiple of 8.
-        classes: number of labels; 0 for images without labels.
-        **options: see `core.generation.family.Options`.
-
-    Raises:
-        UserError: a size, width or combination that the family cannot have.
+    `shape` (S one of `SIZES`), `width` and `classes` are those of `core.generation.family`,
+    `options` of its `Options`. Raises UserError: a size, width or combination that the family
+    cannot have.
     """
     if width % 8 or width < 8:
         raise UserError(f"--set width={width}: width must be a multiple of 8")

@@ -33,29 +33,17 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of the families; a trial's config holds them under the same names.
-
-    Attributes:
-        optimizer: sgd, adam, adamw or rmsprop.
-        lr: learning rate; None: the family's own.
-        ema: decay of the moving average that samples are made with; 0: the weights themselves.
-        latent: entries of a latent (vae, dcgan); None: the family's own.
-        patch: pixels that are one position of the network (flow): 1, 2 or 4.
-        guidance: weight of the label (flow); 1: none, above: stronger.
-        sampler: integrator (flow).
-        sampler_steps: of the integrator (flow).
-        label_dropout: share of training images whose label is hidden (flow).
-    """
+    """Settings of the families; a trial's config holds them under the same names."""
 
     optimizer: OptimizerName = "adam"
-    lr: float | None = None
-    ema: float = 0.0
-    latent: int | None = None
-    patch: int = 1
-    guidance: float = 1.0
-    sampler: Literal["euler", "heun"] = "heun"
-    sampler_steps: int = 10
-    label_dropout: float = 0.1
+    lr: float | None = None  # learning rate; None: the family's own
+    ema: float = 0.0  # decay of the moving average that samples are made with; 0: the weights alone
+    latent: int | None = None  # entries of a latent (vae, dcgan); None: the family's own
+    patch: int = 1  # pixels that are one position of the network (flow): 1, 2 or 4
+    guidance: float = 1.0  # weight of the label (flow); 1: none, above: stronger
+    sampler: Literal["euler", "heun"] = "heun"  # integrator (flow)
+    sampler_steps: int = 10  # of the integrator (flow)
+    label_dropout: float = 0.1  # share of training images whose label is hidden (flow)
 
 
 class Average:
@@ -63,14 +51,8 @@ class Average:
 
     weight <- d weight + (1 - d) current, with d = min(decay, (1 + n) / (10 + n)) at update n, so
     that the first, untrained weights are forgotten quickly. Buffers (running statistics) are
-    copied. With decay 0 there is no second copy: `network` is the network itself.
-
-    Args:
-        network: what is averaged.
-        decay: in [0, 1).
-
-    Attributes:
-        network: the averaged network, in evaluation mode unless decay is 0.
+    copied. `decay` is in [0, 1); with 0 there is no second copy: the attribute `network`, else the
+    averaged network in evaluation mode, is the network itself.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -93,23 +75,12 @@ class Average:
 
 
 class Family(ABC):
-    """One way to make images, with everything that its training changes.
+    """One way to make images, with everything that its training changes."""
 
-    Args:
-        shape: (C, S, S) of the images.
-        classes: number of labels; 0 makes images without labels.
-
-    Attributes:
-        latent_shape: of one latent; its entries are standard normal.
-        networks: name -> network.
-        optimizers: name -> optimiser.
-        average: of the network that `decode` uses.
-    """
-
-    latent_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]  # of one latent; its entries are standard normal
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
-    average: Average
+    average: Average  # of the network that `decode` uses
 
     def __init__(self, shape: Shape, classes: int):
         if shape[1] not in SIZES or shape[1] != shape[2]:
@@ -131,15 +102,11 @@ class Family(ABC):
     def train_step(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Train on one batch.
+        """Train on one batch: images (B, C, S, S) float32 in [-1, 1].
 
-        Args:
-            images: (B, C, S, S) float32 in [-1, 1].
-            labels: (B,) int64; not looked at by a family without classes.
-            generator: on the CPU; every random number of the step comes from it.
-
-        Returns:
-            The step's losses as scalars without gradient, the same names each time.
+        Labels (B,) int64 are not looked at by a family without classes. Every random number of the
+        step comes from `generator`, which is on the CPU. Returns the step's losses as scalars
+        without gradient, the same names each time.
         """
 
     def path(self, latents: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
@@ -155,11 +122,9 @@ class Family(ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Turn latents into images (N, C, S, S) in [-1, 1], on the CPU.
+        """Turn latents (N, *latent_shape) and labels (N,) int64 into images, on the CPU.
 
-        Args:
-            latents: (N, *latent_shape).
-            labels: (N,) int64.
+        They are (N, C, S, S) in [-1, 1].
         """
         parts = []
         with self._evaluated() as device:
@@ -218,12 +183,7 @@ class Family(ABC):
 
 
 class Draws(dict[str, torch.Generator]):
-    """Named random generators whose states are part of a checkpoint.
-
-    Args:
-        seed: all names get streams of their own from it.
-        names: one generator on the CPU for each.
-    """
+    """Named random generators on the CPU, each a stream of `seed`, as part of a checkpoint."""
 
     def __init__(self, seed: int, names: Sequence[str]):
         for number, name in enumerate(names):
@@ -247,11 +207,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build a family's optimiser, see `core.training.optimizer.make_optimizer`.
 
-    Args:
-        options: its name, and the learning rate unless that is the family's own.
-        parameters: of the networks.
-        own: the family's learning rate of adam, converted for another optimiser.
-        betas: of adam and adamw.
+    `options` name it, and the learning rate unless that is the family's `own` of adam, which is
+    converted for another optimiser.
     """
     rate = converted_rate(own, "adam", options.optimizer) if options.lr is None else options.lr
     return make_optimizer(options.optimizer, parameters, rate, betas=betas, fused=True)

@@ -86,13 +86,8 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, flip: bool) -
 
     Shifted (and, for photographs, mirrored) images, smoothed labels, dropout and weight decay keep
     the features of training images close to those of images never seen: the distances of generated
-    images are taken to training images.
-
-    Args:
-        images: (N, C, S, S) uint8, on the device to train on.
-        labels: (N,) int64 there.
-        classes: number of labels.
-        flip: mirror at random.
+    images are taken to training images. `images` (N, C, S, S) uint8 and `labels` (N,) int64 are on
+    the device to train on; `flip` mirrors at random.
     """
     devices = [images.device] if images.device.type == "cuda" else []
     # Sums depend on the number of threads, and processes with others train it too.
@@ -132,15 +127,8 @@ def classifier(
 ) -> tuple[Classifier, str]:
     """Return the classifier of a data set and its digest, trained now or taken from the cache.
 
-    Args:
-        images: (N, C, S, S) uint8 training images.
-        labels: (N,) int64.
-        classes: number of labels.
-        flip: mirror at random while training.
-        fingerprint: of the data set.
-
-    Raises:
-        UserError: the cache cannot be written, or its file is damaged.
+    Args as of `train_classifier`; `fingerprint` is the data set's. Raises UserError: the cache
+    cannot be written, or its file is damaged.
     """
     steps = (_LEAST_STEPS, _PASSES, _BATCH, _LR, _DECAY, _SMOOTHING, _DROPOUT)
     made = (numerics.fingerprint(1).digest, images.device.type)
@@ -170,15 +158,12 @@ class Reference:
     """Real images in the classifier's features, which generated ones are held against.
 
     Attributes:
-        classifier: of the data set.
+        classifier: of the data set, see the function of that name.
         digest: SHA-256 of its weights.
         moments: of all training images.
         real: (count, F) features of training images drawn once, for precision and its kin.
         check: finds training images among others.
         unseen: ratios of held-out images by `check`; they set its threshold.
-
-    Raises:
-        UserError: see `classifier`.
     """
 
     train: Tensor  # (N, C, S, S) uint8, the generators' training images
@@ -202,16 +187,11 @@ class Reference:
         self.unseen = self.check.ratios(calibrating)
 
     def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """Return every measure of `count` images.
+        """Return every measure of images (count, C, S, S) uint8.
 
-        Args:
-            images: (count, C, S, S) uint8.
-            labels: (count,) that were asked for; None without labels.
-
-        Returns:
-            frechet (in units of the spread of the real images), precision, recall, density,
-            coverage, class_balance and, with labels, class_agreement, the share that the classifier
-            takes for what was asked.
+        These are frechet (in units of the spread of the real images), precision, recall, density,
+        coverage, class_balance and, with the labels (count,) that were asked for, class_agreement,
+        the share that the classifier takes for what was asked.
         """
         features, logits = self.classifier.look(images.to(self.train.device))
         predicted = logits.argmax(1)
@@ -230,9 +210,8 @@ class Reference:
     def copying(self, images: Tensor) -> dict[str, float]:
         """Return how near images (N, C, S, S) uint8 are to training images, and how many copy one.
 
-        Returns:
-            nearest_distance (median, grey levels), nearest_ratio (median of `CopyCheck.ratios`),
-            copies, the share below the threshold.
+        As nearest_distance (median, grey levels), nearest_ratio (median of `CopyCheck.ratios`) and
+        copies, the share below the threshold.
         """
         return copying(self.nearest(images), self.check.ratios(images), threshold(self.unseen))
 
@@ -294,12 +273,8 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
     The Frechet distance in them is not FID, whose weights are those of the original TensorFlow
     graph. Both were trained on pixels in [-1, 1], which is what the network gets here:
     torchvision's `transform_input` would make them from ImageNet-normalised ones, and is off.
-
-    Args:
-        path: a state dict of torchvision's `inception_v3`.
-
-    Raises:
-        UserError: the file is missing or holds something else.
+    Raises UserError: no file at `path`, or another than a state dict of torchvision's
+    `inception_v3`.
     """
     model = _inception_network(path)
 
@@ -318,8 +293,8 @@ def inception(path: str | Path) -> Callable[[Tensor], Tensor]:
 def _inception_network(path: str | Path) -> nn.Module:
     from torchvision.models import inception_v3
 
+    state = {k: v for k, v in load_state(path).items() if not k.startswith("AuxLogits.")}
     model = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=False)
-    state = {k: v for k, v in load_state(Path(path)).items() if not k.startswith("AuxLogits.")}
     try:
         lacking, unknown = model.load_state_dict(state, strict=False)
     except RuntimeError as e:

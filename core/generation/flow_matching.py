@@ -27,10 +27,7 @@ MAX_NORM = 1.0  # of the gradient: a few steps at the start are far larger than 
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut; time and label scale and shift its middle.
 
-    Args:
-        before: channels in.
-        after: channels out.
-        size: entries of the embedding of time and label.
+    Their embedding has `size` entries; `before` and `after` are channels in and out.
     """
 
     def __init__(self, before: int, after: int, size: int):
@@ -143,10 +140,7 @@ def integrate(
     """Solve dx/dt = velocity(x, t) from t = 0 to 1 in equal steps.
 
     Euler's method calls `velocity` once a step; Heun's twice, and its error falls with the square
-    of the step.
-
-    Returns:
-        steps + 1 pairs of time and state, from (0, start) to (1, end).
+    of the step. Returns steps + 1 pairs of time and state, from (0, start) to (1, end).
     """
     states, x = [(0.0, start)], start
     for step in range(steps):
@@ -185,11 +179,7 @@ class FlowMatching(Family):
     def train_step(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """See `Family`.
-
-        Returns:
-            loss: mean squared error of the velocity.
-        """
+        """See `Family`; the loss is the mean squared error of the velocity."""
         count, device = len(images), images.device
         noise = torch.randn(images.shape, generator=generator).to(device)
         times, hide = torch.rand(2, count, generator=generator).to(device)

@@ -26,24 +26,14 @@ class Moments(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The nearest training images of some images.
+    """The nearest training images of some images."""
 
-    Attributes:
-        index: (N, k) of the nearest, nearest first.
-        distance: (N, k) root mean square differences over pixels and channels, in grey levels
-            (0 to 255).
-    """
-
-    index: Tensor
-    distance: Tensor
+    index: Tensor  # (N, k) of the nearest, nearest first
+    distance: Tensor  # (N, k) root mean square differences over pixels and channels, 0 to 255
 
 
 def moments(features: Tensor) -> Moments:
-    """Return mean and covariance of at least two feature vectors.
-
-    Raises:
-        ValueError: fewer than two rows.
-    """
+    """Return mean and covariance of feature vectors, at least two (else ValueError)."""
     if len(features) < 2:
         raise ValueError(f"moments: at least 2 feature vectors are needed, got {len(features)}")
     x = features.double()
@@ -82,13 +72,7 @@ def prdc(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
     (Naeem et al., arXiv:2002.09797). Density may exceed 1. Points on the rim count as outside, as
     in Naeem et al.'s code.
 
-    Args:
-        real: (N, F).
-        made: (M, F); N and M above k, best equal.
-        k: neighbours.
-
-    Raises:
-        ValueError: too few points.
+    `real` is (N, F), `made` (M, F); N and M are above k (else ValueError), best equal.
     """
     if min(len(real), len(made)) <= k:
         raise ValueError(f"prdc: more than {k} images of each kind are needed")
@@ -124,13 +108,7 @@ def balance(predicted: Tensor, classes: int) -> float:
 
 
 def nearest(images: Tensor, among: Tensor, keep: int = 1) -> Nearest:
-    """Find the nearest training images in pixels.
-
-    Args:
-        images: (N, C, S, S) uint8.
-        among: (M, C, S, S) uint8, the training images.
-        keep: how many of the nearest to return.
-    """
+    """Find the `keep` nearest training images (`among`) in pixels, all (N, C, S, S) uint8."""
     x, y = (part.flatten(1).float() for part in (images, among))
     index, distance = [], []
     for part in x.split(_ROWS):

@@ -90,9 +90,8 @@ class VAE(Family):
     ) -> dict[str, Tensor]:
         """See `Family`.
 
-        Returns:
-            loss (negative evidence bound, nats per pixel and channel), kl (nats per image) and
-            squared_error (per pixel and channel).
+        Returns loss (negative evidence bound, nats per pixel and channel), kl (nats per image) and
+        squared_error (per pixel and channel).
         """
         mean, log_variance = self.encoder(images, labels)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)

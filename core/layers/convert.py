@@ -19,7 +19,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -36,19 +36,12 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did to a network.
-
-    Attributes:
-        mode: "A" or "B".
-        converted: convolutions that were replaced, with the norm that makes up for n_c.
-        left: convolutions that were not, with the reason.
-        difference: largest difference of the outputs, as a share of the largest output.
-    """
+    """What `convert` did to a network."""
 
     mode: Mode
-    converted: tuple[Pair, ...]
-    left: Mapping[str, str] = field(default_factory=dict)
-    difference: float = 0.0
+    converted: tuple[Pair, ...]  # convolutions replaced, with the norm that makes up for n_c
+    left: Mapping[str, str]  # convolutions that were not, with the reason
+    difference: float  # largest difference of the outputs, as a share of the largest output
 
 
 def convert(
@@ -71,7 +64,7 @@ def convert(
     Which norm follows which convolution is found by running the model (`core.layers.pairing`). All
     is checked before anything changes, and the outputs on the example after it; a model that is
     converted already is left as it is. Convolutions without a norm stay plain convolutions; see
-    `conversion` for a list.
+    `conversion` for a list. Returns the converted copy, or `model` with `inplace`.
 
     Args:
         model: in any mode, on any device.
@@ -80,9 +73,6 @@ def convert(
         eps: of the standardisation.
         unbiased: of the standardisation.
         example: an input of the model, or a tuple of arguments; None for random images.
-
-    Returns:
-        The converted copy, or `model` with `inplace`.
 
     Raises:
         ValueError: a norm that does not directly follow a convolution, a module that is used twice,
@@ -128,11 +118,9 @@ def to_plain(
         model: converted by `convert`, or built with `WSConv2d`.
         weights: "standardised" stores W / n as the weight and leaves the norms alone; "original"
             keeps W and takes the compensation out of the norms again, by the mode of the
-            conversion. Straight after `convert` that gives the numbers of before.
+            conversion (ValueError where `convert` did not make the model). Straight after `convert`
+            that gives the numbers of before.
         inplace: change `model` itself.
-
-    Raises:
-        ValueError: "original" for a model that `convert` did not make.
     """
     known = conversion(model)
     norms = {pair.conv: pair.norm for pair in known.converted} if known else {}
@@ -158,12 +146,9 @@ def to_plain(
 def setbyname2(targetmodel: nn.Module, name: str, value: nn.Module) -> None:
     """Put `value` in place of the module called `name`, such as "layer1.0.conv1".
 
-    Raises:
-        AttributeError: the model has no module of that name.
+    Raises AttributeError: the model has no module of that name.
     """
-    targetmodel.get_submodule(name)
-    parent, _, last = name.rpartition(".")
-    setattr(targetmodel.get_submodule(parent), last, value)
+    targetmodel.set_submodule(name, value, strict=True)
 
 
 # ---- the parts ----
@@ -231,8 +216,7 @@ def _compensate(conv: WSConv2d, norm: nn.Module, mode: Mode, back: bool = False)
 def _difference(model: nn.Module, run: Run) -> float:
     """Return the largest difference to the outputs of before, as a share of the largest of them.
 
-    Raises:
-        ValueError: it is larger than rounding explains.
+    Raises ValueError: it is larger than rounding explains.
     """
     with evaluation(model):
         outputs = tuple(tensors(model(*run.example)))

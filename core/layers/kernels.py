@@ -36,10 +36,8 @@ def moments(x: Tensor, groups: int, over: Over) -> tuple[Tensor, Tensor, bool]:
 
     Where means are small against standard deviations, the sums of x and its square need one
     reading and no centring, and so do the sums for the gradient. A GPU would have to wait for
-    that decision, so there x is always centred.
-
-    Returns:
-        Mean and variance, (N, G) for each image and group of channels or (1, C) over the batch.
+    that decision, so there x is always centred. Mean and variance are (N, G) for each image and
+    group of channels or (1, C) over the batch.
     """
     if is_traced(x):
         return *_fused_moments(x, groups, over), True
@@ -247,14 +245,8 @@ def standardise(
 ) -> Tensor:
     """Compute (x - mean) * rstd * weight + bias, differentiable with respect to x, weight, bias.
 
-    Args:
-        x: (N, C, H, W).
-        weight: (C,).
-        bias: (C,).
-        mean: of x, (N, G) or (1, C).
-        rstd: 1 / sqrt(variance of x + eps), as `mean`.
-        over: what they are taken over.
-        centred: see `moments`.
+    x is (N, C, H, W), weight and bias are (C,). The mean of x, (N, G) or (1, C), and rstd, 1 /
+    sqrt(variance of x + eps), are taken `over` something; see `moments` for `centred`.
     """
     groups, mean, rstd = mean.shape[1], _per_channel(mean, x), _per_channel(rstd, x)
     return _Standardise.apply(x, weight, bias, mean, rstd, over, groups, centred)

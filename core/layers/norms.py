@@ -125,13 +125,10 @@ class GroupNorm(nn.Module):
     `torch.nn.GroupNorm`; training and evaluation are the same.
 
     Args:
-        channels: C, divisible by `groups`.
+        channels: C, divisible by `groups` (else ValueError).
         groups: G; 8 here, because torch's usual 32 does not divide the 16 channels of the stem.
         eps: added to the variance.
         affine: learn `weight` and `bias`.
-
-    Raises:
-        ValueError: `groups` does not divide `channels`.
     """
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5, affine: bool = True):
@@ -250,15 +247,9 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
 
     The gates get ten times the learning rate and no weight decay, which would pull them towards
     instance norm (Nam & Kim 2018). A schedule that scales the learning rates of all
-    groups keeps the factor of ten.
-
-    Args:
-        model: any module; one without such gates gives a single group.
-        lr: learning rate of everything but the gates.
-        weight_decay: of everything but the gates.
-
-    Returns:
-        One or two dicts with `params`, `lr` and `weight_decay`, for any `torch.optim` class.
+    groups keeps the factor of ten. `lr` and `weight_decay` are those of the rest. Returns one dict
+    (of a model without gates) or two with `params`, `lr` and `weight_decay`, for any `torch.optim`
+    class.
     """
     gates = [m.gate for m in model.modules() if isinstance(m, BatchInstanceNorm)]
     known = {id(gate) for gate in gates}

@@ -35,19 +35,12 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What one pass through a network in evaluation mode showed.
+    """What one pass through a network in evaluation mode showed."""
 
-    Attributes:
-        pairs: convolutions with their norms, in the order in which they ran.
-        single: other convolutions -> why they have no norm.
-        example: the arguments of the pass.
-        outputs: every tensor that it returned.
-    """
-
-    pairs: tuple[Pair, ...]
-    single: Mapping[str, str]
-    example: tuple[Any, ...]
-    outputs: tuple[Tensor, ...]
+    pairs: tuple[Pair, ...]  # convolutions with their norms, in the order in which they ran
+    single: Mapping[str, str]  # other convolutions -> why they have no norm
+    example: tuple[Any, ...]  # the arguments of the pass
+    outputs: tuple[Tensor, ...]  # every tensor that it returned
 
 
 def pairs(model: nn.Module, example: Any = None) -> Run:
@@ -59,9 +52,8 @@ def pairs(model: nn.Module, example: Any = None) -> Run:
         model: any module with `nn.Conv2d` and `nn.BatchNorm2d` (or labtune's own `BatchNorm`).
         example: an input, or a tuple of arguments; None for random images.
 
-    Raises:
-        ValueError: a norm does not follow a convolution directly, a convolution's output is also
-            used elsewhere, a module or its weights are used twice, or the example does not run.
+    Raises ValueError: a norm does not follow a convolution directly, a convolution's output is also
+    used elsewhere, a module or its weights are used twice, or the example does not run.
     """
     record, arguments, outputs = _run(model, example)
     modules = dict(model.named_modules())

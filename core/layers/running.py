@@ -38,8 +38,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 def bn_layers(model: nn.Module) -> dict[str, Any]:
     """Return the batch-norm layers with running statistics that follow batches, by name.
 
-    Raises:
-        UserError: there is none, or part of the model is compiled code.
+    Raises UserError: there is none, or part of the model is compiled code.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise UserError(
@@ -152,18 +151,12 @@ def images_of(batch: Any) -> Tensor:
 
 
 class LayerChange(NamedTuple):
-    """How far the statistics of one layer moved.
+    """How far the statistics of one layer moved."""
 
-    Attributes:
-        layer: name in the model.
-        shift: root mean square over channels of the change of the mean, in units of the source's
-            standard deviation of the channel.
-        ratio: median over channels of the new over the source's standard deviation.
-    """
-
-    layer: str
+    layer: str  # name in the model
+    # root mean square over channels of the change of the mean, in the source's standard deviations
     shift: float
-    ratio: float
+    ratio: float  # median over channels of the new over the source's standard deviation
 
 
 def changed_tensors(before: nn.Module, after: nn.Module) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ floor((x + 2p - d(k - 1) - 1) / s) + 1. With s = d = 1 that is x + 2p - k + 1.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,21 +25,13 @@ NEVER = "never used"
 
 @dataclass(frozen=True)
 class LayerSize:
-    """One layer as it was called.
+    """One layer as it was called."""
 
-    Attributes:
-        name: its path in the network; a layer that is called twice appears twice.
-        kind: its class.
-        output: shape of one image's output, without the batch; empty for a layer never called.
-        formula: how its width follows from the width it was given; empty where nothing is computed.
-        parameters: its own, without those of layers inside.
-    """
-
-    name: str
-    kind: str
-    output: tuple[int, ...]
-    formula: str
-    parameters: int
+    name: str  # its path in the network; a layer that is called twice appears twice
+    kind: str  # its class
+    output: tuple[int, ...]  # shape of one image's output; empty for a layer never called
+    formula: str  # how its width follows from the one it was given; empty if nothing is computed
+    parameters: int  # its own, without those of layers inside
 
 
 def convolved(
@@ -49,7 +42,7 @@ def convolved(
     dilation: int = 1,
     ceil_mode: bool = False,
 ) -> int:
-    """Return the width that a convolution or a pool leaves of `size`.
+    """Return the width that a convolution or pool leaves of `size`; it must fit (ValueError).
 
     Args:
         size: width or height before.
@@ -60,9 +53,6 @@ def convolved(
         dilation: d.
         ceil_mode: of a pool: a last window may hang over the right edge, if it starts before
             that (so one window may also be larger than all there is).
-
-    Raises:
-        ValueError: the kernel does not fit.
     """
     if padding == "same":
         return size
@@ -86,14 +76,9 @@ def expected(layer: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
 def layer_sizes(model: nn.Module, shape: Sequence[int]) -> list[LayerSize]:
     """Run one blank image through `model` and return its layers in the order of their calls.
 
-    Layers that were never called come last.
-
-    Args:
-        model: any network; its mode and its running statistics stay as they are.
-        shape: of one image, such as (3, 32, 32).
-
-    Raises:
-        RuntimeError: the formula and torch disagree about a layer.
+    Layers that were never called come last. Mode and running statistics of `model` stay as they
+    are; `shape` is that of one image, such as (3, 32, 32). Raises RuntimeError: the formula and
+    torch disagree about a layer.
     """
     rows: list[LayerSize] = []
     called: set[int] = set()
@@ -123,12 +108,9 @@ def as_text(rows: Sequence[LayerSize]) -> str:
     total = sum({r.name: r.parameters for r in rows}.values())
     shown.append(("sum", "", "", f"{total:,}", ""))
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = []
-    for row in shown:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        cells[3] = row[3].rjust(widths[3])
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    line = "{:{}}  {:{}}  {:{}}  {:>{}}  {:{}}"
+    cells = (itertools.chain(*zip(row, widths, strict=True)) for row in shown)
+    return "\n".join(line.format(*row).rstrip() for row in cells)
 
 
 def times(shape: Sequence[int]) -> str:

@@ -74,9 +74,8 @@ def load_classifier(checkpoint: str | None, classes: int) -> Classifier:
             with weights from a file; None for the embedded model.
         classes: classes of the data; the head must have as many.
 
-    Raises:
-        UserError: no such file or name, weights that do not fit the architecture, or a head of
-            another size than the data.
+    Raises UserError: no such file or name, weights that do not fit the architecture, or a head of
+    another size than the data.
     """
     found = _embedded() if checkpoint is None else _from_user(checkpoint)
     if found.num_classes != classes:
@@ -181,11 +180,8 @@ def _small(
 
 def _norm_in(state: State) -> str:
     """Return the norm that fits the tensors beside the stem's convolution."""
-    if "norm.gate" in state:
-        return "bin"
-    if "norm.running_mean" in state:
-        return "torch_bn"
-    return "gn" if "norm.weight" in state else "none"
+    norms = {"norm.gate": "bin", "norm.running_mean": "torch_bn", "norm.weight": "gn"}
+    return next((norm for name, norm in norms.items() if name in state), "none")
 
 
 def _config_beside(file: Path) -> Mapping[str, Any]:

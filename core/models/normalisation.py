@@ -107,8 +107,7 @@ def settle(
         wanted: a normalisation, or "auto".
         known: that of the model's training, where it is known.
 
-    Raises:
-        UserError: the model gives values that are not finite.
+    Raises UserError: the model gives values that are not finite.
     """
     accuracy: dict[str, float] = {}
     name, how = OWN, "assumed"

@@ -12,7 +12,7 @@ from core import numerics
 from core.data.batches import Batches
 from core.data.images import ImageSet, load
 from core.data.synthetic import birds as synthetic_birds
-from core.layers import freezing
+from core.layers.freezing import state_digest
 from core.models.weights import fill, kept, load_state, published
 from core.storage.cache import cache_dir
 from core.training.epoch import Learner, cross_entropy
@@ -27,7 +27,7 @@ _THREADS = 2  # whatever the machine has: sums depend on it
 _RULE = "3"  # part of the embedded weights' name: raise it when a change can move a weight
 
 
-def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Module:
+def resnet18(weights: str, num_classes: int) -> nn.Module:
     """Build torchvision's ResNet-18 (He et al. 2016) with a fresh head.
 
     Args:
@@ -37,25 +37,20 @@ def resnet18(weights: str, num_classes: int, small_stem: bool = False) -> nn.Mod
             current generator; or the path of a state dict, whose head may be missing, and is left
             out if it has another size.
         num_classes: width of the head.
-        small_stem: replace the first convolution by a random 3x3 one with stride 1, as the CIFAR
-            lab's listing does; the max-pool stays, as it does there.
 
-    Raises:
-        UserError: weights that cannot be had, read, or fitted.
+    Raises UserError: weights that cannot be had, read, or fitted.
     """
     from torchvision.models import resnet18 as build  # takes seconds to import
 
     model = build(num_classes=num_classes)
     if weights != "none":
         _fit(model, dict(_state(weights)), "torchvision" if weights == "default" else weights)
-    if small_stem:
-        freezing.small_stem(model, "printed")
     return model
 
 
 def digest(weights: str) -> str:
     """Return what tells these weights from others; makes or fetches them, see `resnet18`."""
-    return "none" if weights == "none" else freezing.state_digest(_state(weights), "{}")
+    return "none" if weights == "none" else state_digest(_state(weights), "{}")
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

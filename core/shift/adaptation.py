@@ -71,8 +71,7 @@ def adapt(
         prior: N of `prior`, the number of images that the source's statistics count for.
         lr: of `tent` (Adam).
 
-    Raises:
-        UserError: an unknown method, numbers out of range, or a model that cannot adapt.
+    Raises UserError: an unknown method, numbers out of range, or a model that cannot adapt.
     """
     _one_of("method", method, METHODS)
     if num_bn_updates < 0 or prior < 0 or lr <= 0:
@@ -127,13 +126,8 @@ class Tent(nn.Module):
     Predictions are those before the step, as in the authors' code. The step descends the mean
     entropy along the scale and shift of the batch-norm layers only.
 
-    Args:
-        model: a copy to change.
-        layers: its batch-norm layers.
-        lr: of Adam.
-
-    Raises:
-        UserError: all of the layers are frozen or have no scale and shift.
+    `model` is a copy to change, `layers` are its batch-norm layers, `lr` is of Adam. Raises
+    UserError: all of the layers are frozen or have no scale and shift.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module], lr: float):
@@ -186,9 +180,8 @@ def stream(
         count: batches, all of them full; None: every image once, the last batch with the rest.
         wrap: start again when the images are used up.
 
-    Raises:
-        UserError: an unknown order, a batch larger than the data, or (without `wrap`) more batches
-            than the data have.
+    Raises UserError: an unknown order, a batch larger than the data, or (without `wrap`) more
+    batches than the data have.
     """
     labels = np.asarray(labels)
     _one_of("order", order, ORDERS)

@@ -60,13 +60,9 @@ def _inner(flat: Tensor, shape: torch.Size, size: torch.Size, start: int | None 
 def motion(images: Tensor, angles: np.ndarray, radius: int, sigma: float) -> Tensor:
     """Blur levels (B, C, H, W) along a line to one side; whole levels, float32.
 
-    Pixel i of the line, counted from 0 to twice the radius, has the weight exp(-i^2 / 2 sigma^2).
-
-    Args:
-        images: whole levels, 0 to 255.
-        angles: (B,) of the line, clockwise from the right, in radians.
-        radius: half the length.
-        sigma: of the Gaussian.
+    Pixel i of the line, counted from 0 to twice the radius (half its length), has the weight
+    exp(-i^2 / 2 sigma^2). `images` are whole levels, 0 to 255; `angles` (B,) of the line are
+    clockwise from the right, in radians.
     """
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
     weights = whole_numbers(weights / weights.sum())
@@ -140,8 +136,7 @@ def _zoom_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each pixel of a zoom blur, which pixels it sums up and by which weights.
 
-    Returns:
-        pixels (n,) of all sums, the first of each sum (H * W,), weights (n,) float32.
+    These are pixels (n,) of all sums, the first of each sum (H * W,), weights (n,) float32.
     """
     factors = np.arange(1, end, step)
     total = sparse.identity(height * width, format="csr")
@@ -315,8 +310,7 @@ class _Runs:
 def _reflections(radius: int, smooth: Sequence[float]) -> list[tuple[int, int, float]]:
     """Return what reflecting at the window's border changes in the blur of the disk's rows.
 
-    Returns:
-        (row, row of the disk, weight): by how much more of the second the first holds.
+    Of each change: row, row of the disk, weight: by how much more of the second the first holds.
     """
     border, edge = max(8, radius), len(smooth) - 1
     change: dict[tuple[int, int], float] = {}

@@ -112,7 +112,7 @@ def corrupt(
     *,
     frost_dir: str | Path | None = None,
 ) -> Tensor:
-    """Return corrupted copies of images.
+    """Return corrupted copies of images, (N, 3, H, W) uint8, on the device of `images`.
 
     Args:
         images: (N, 3, H, W) uint8, RGB, sides of at least 32 pixels; on any device.
@@ -124,12 +124,8 @@ def corrupt(
         frost_dir: folder whose first five pictures serve as frost; None: textures that labtune
             makes (see `core.shift.frost`).
 
-    Returns:
-        (N, 3, H, W) uint8, on the device of `images`.
-
-    Raises:
-        UserError: no such corruption or severity, images of another kind or too small, or a frost
-            folder that cannot be used.
+    Raises UserError: no such corruption or severity, images of another kind or too small, or a
+    frost folder that cannot be used.
     """
     check(name, severity)
     _check_images(images, name)
@@ -162,11 +158,7 @@ def _check_images(images: Tensor, name: str) -> None:
 
 
 def check(name: str, severity: int) -> None:
-    """Refuse a corruption or severity that does not exist.
-
-    Raises:
-        UserError: one sentence that lists the choices.
-    """
+    """Refuse, by a UserError that lists the choices, a corruption or severity that is none."""
     if name not in CORRUPTIONS:
         raise UserError(f"there is no corruption {name!r}: choose from {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:

@@ -24,13 +24,9 @@ QUALITY = 85  # of JPEG files, as ImageNet-C has them
 
 
 def read_cifar_c(folder: str | Path, name: str, severity: int) -> tuple[Tensor, Tensor]:
-    """Read one severity of a CIFAR-10-C style array.
+    """Read one severity of a CIFAR-10-C style array: images (N, 3, H, W) uint8, labels (N,) int64.
 
-    Returns:
-        images (N, 3, H, W) uint8 and labels (N,) int64.
-
-    Raises:
-        UserError: no such corruption, severity or file, or arrays that do not fit the form.
+    Raises UserError: no such corruption, severity or file, or arrays that do not fit the form.
     """
     check(name, severity)
     images = _array(Path(folder) / f"{name}.npy")
@@ -58,14 +54,9 @@ def write_cifar_c(
 ) -> None:
     """Write `<name>.npy` and `labels.npy` into a folder, which is made if need be.
 
-    Args:
-        folder: where to; a labels.npy that is there must agree.
-        name: one of `core.shift.corruptions.CORRUPTIONS`.
-        images: for severity 1 to 5, (N, 3, H, W) uint8 each.
-        labels: (N,) whole numbers.
-
-    Raises:
-        UserError: other shapes, other labels in the folder, or a folder that cannot be written.
+    `images` are (N, 3, H, W) uint8 for each severity, `labels` (N,) whole numbers; `name` is one of
+    `core.shift.corruptions.CORRUPTIONS`. Raises UserError: other shapes, other labels in a
+    labels.npy that is there, or a folder that cannot be written.
     """
     shapes = {tuple(severity.shape) for severity in images}
     if len(images) != len(SEVERITIES) or len(shapes) != 1 or len(images[0]) != len(labels):
@@ -100,8 +91,7 @@ def _array(path: Path) -> np.ndarray:
 def imagenet_c_root(folder: str | Path, name: str, severity: int) -> Path:
     """Return the folder of classes of one corruption and severity.
 
-    Raises:
-        UserError: no such corruption or severity, or the folder is missing or has no classes.
+    Raises UserError: no such corruption or severity, or the folder is missing or has no classes.
     """
     check(name, severity)
     root = Path(folder) / name / str(severity)
@@ -116,19 +106,12 @@ def imagenet_c_root(folder: str | Path, name: str, severity: int) -> Path:
 def write_imagenet_c(
     folder: str | Path, name: str, severity: int, images: Tensor, files: Sequence[str]
 ) -> None:
-    """Write images as `<name>/<severity>/<class>/<file>.jpg`.
+    """Write images (N, 3, H, W) uint8 as `<name>/<severity>/<class>/<file>.jpg`.
 
-    Args:
-        folder: where to.
-        name: one of `core.shift.corruptions.CORRUPTIONS`.
-        severity: 1 to 5.
-        images: (N, 3, H, W) uint8.
-        files: (N,) `<class>/<file>` each, as the source has them; the last two parts of the path
-            are used and the ending becomes `.jpg`.
-
-    Raises:
-        UserError: as many images as files are needed, two files would have one name, or the folder
-            cannot be written.
+    `name` is one of `core.shift.corruptions.CORRUPTIONS`, `files` are N times `<class>/<file>`, as
+    the source has them; the last two parts of the path are used and the ending becomes `.jpg`.
+    Raises UserError: as many images as files are needed, two files would have one name, or the
+    folder cannot be written.
     """
     check(name, severity)
     names = [PurePosixPath(*PurePosixPath(file).with_suffix(".jpg").parts[-2:]) for file in files]

@@ -24,23 +24,14 @@ COUNT = 5  # textures in use: the reference never draws from its sixth
 
 
 class _Ice(NamedTuple):
-    """How a drawn texture looks.
+    """How a drawn texture looks."""
 
-    Attributes:
-        tint: mean red, green and blue, in levels.
-        contrast: standard deviation of each, in levels.
-        levels: brightness at `_QUANTILES` of the pixels.
-        slope: of the fine detail's power spectrum over the frequency, both logarithmic.
-        drift: share of slow changes across the texture in the spread of brightness, 0 to 1.
-        patches: of one direction each.
-    """
-
-    tint: tuple[int, int, int]
-    contrast: tuple[int, int, int]
-    levels: tuple[int, ...]
-    slope: float
-    drift: float
-    patches: int
+    tint: tuple[int, int, int]  # mean red, green and blue, in levels
+    contrast: tuple[int, int, int]  # standard deviation of each, in levels
+    levels: tuple[int, ...]  # brightness at `_QUANTILES` of the pixels
+    slope: float  # of the fine detail's power spectrum over the frequency, both logarithmic
+    drift: float  # share of slow changes across the texture in the spread of brightness, 0 to 1
+    patches: int  # of one direction each
 
 
 _SIZE = 480, 720  # height and width of a drawn texture, pixels
@@ -67,19 +58,12 @@ _ICE = (
 def textures(
     folder: Path | None, thinning: int, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Return five textures (3, h, w) uint8 with h >= height and w >= width.
+    """Return five textures (3, h, w) uint8 with h >= height and w >= width, those of the images.
 
-    They are kept for the life of the process.
-
-    Args:
-        folder: the user's; its first five pictures by name are taken. None: drawn ones.
-        thinning: keep every so manieth pixel of a row and column.
-        height: of the images to cover; smaller pictures are enlarged to 1.1 times what is needed.
-        width: likewise.
-        device: where the textures go.
-
-    Raises:
-        UserError: the folder has fewer than five pictures, or one cannot be read.
+    They are kept for the life of the process. Of the user's `folder` the first five pictures by
+    name are taken; None: drawn ones. Smaller pictures are enlarged to 1.1 times what is needed.
+    Every so manieth pixel of a row and column is kept as `thinning` says. Raises UserError: the
+    folder has fewer than five pictures, or one cannot be read.
     """
     found = drawn() if folder is None else _pictures(folder)
     return tuple(

@@ -60,8 +60,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
             objects); or of booleans, whether the class is present. The type says which, never the
             values: a column with present and difficult objects alone has no -1.
 
-    Raises:
-        ValueError: shapes differ, another label, or scores that are not finite.
+    Raises ValueError: shapes differ, another label, or scores that are not finite.
     """
     from sklearn.metrics import average_precision_score  # 1 s to import, seldom needed
 

@@ -27,12 +27,12 @@ PRINT = (
 
 @pytest.mark.slow
 def test_it_is_the_same_under_load_and_changes_when_the_pin_is_lifted():
-    """Three processes at once on few cores; torch says whether this CPU has more than AVX2."""
-    given = ({"OMP_NUM_THREADS": "1"}, {}, {"LABTUNE_CPU": "native"})
+    """Three processes at once, one this; torch says whether this CPU has more than AVX2."""
+    given = ({"OMP_NUM_THREADS": "1"}, {"LABTUNE_CPU": "native"})
     started = [start("-c", PRINT, **variables) for variables in given]
-    same, again, native = (json.loads(process.communicate()[0]) for process in started)
-    here = numerics.fingerprint(1).record()
-    assert same["groups"] == again["groups"] == here["groups"]
+    here = numerics.fingerprint.__wrapped__(1).record()  # meanwhile, whatever has been kept
+    same, native = (json.loads(process.communicate()[0]) for process in started)
+    assert same["groups"] == here["groups"]
     assert here["cpu"] == "AVX2" and native["cpu"] == "native (LABTUNE_CPU)"
     assert torch.backends.cpu.get_cpu_capability() == "AVX2"
     if instruction_set.cpu_flags() >= {"avx512f", "avx512vl", "avx512bw", "avx512dq"}:

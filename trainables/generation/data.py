@@ -71,20 +71,15 @@ def opened(cfg: Config) -> Pictures:
     """Return the images of a trial on its device, with what samples are held against."""
     sets = images(cfg)
     grey = is_grey(sets) if cfg.channels == "auto" else cfg.channels == "grey"
-    how = {"flip": mirrored(cfg), "count": _compared(cfg, sets), "neighbours": cfg.neighbours}
-    how |= {"fingerprint": data.fingerprint(sets)}
+    how: dict[str, Any] = {"flip": mirrored(cfg), "count": _compared(cfg, sets)}
+    how |= {"neighbours": cfg.neighbours, "fingerprint": data.fingerprint(sets)}
     key = (sets["train"].images.shape, grey, *how.values())
     if key not in _opened:
         _opened.clear()
-        _opened[key] = _on_device(sets, grey, how)
+        train, val = (_tensors(sets[split], grey) for split in ("train", "val"))
+        names = sets["train"].classes
+        _opened[key] = Pictures(*train, names, Reference(*train, *val, len(names), **how))
     return _opened[key]
-
-
-def _on_device(sets: Mapping[str, ImageSet], grey: bool, how: Mapping[str, Any]) -> Pictures:
-    (train, labels), (val, val_labels) = (_tensors(sets[s], grey) for s in ("train", "val"))
-    names = sets["train"].classes
-    found = features.Reference(train, labels, val, val_labels, len(names), **how)
-    return Pictures(train, labels, names, found)
 
 
 def _tensors(images: ImageSet, grey: bool) -> tuple[Tensor, Tensor]:

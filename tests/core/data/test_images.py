@@ -215,13 +215,6 @@ def test_interrupted_build_leaves_nothing_behind(birds, cache, monkeypatch):
     assert len(data_images.load(birds, 8)["train"]) == 6
 
 
-def test_cache_that_cannot_be_written(birds, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LABTUNE_CACHE", str(tmp_path / "file" / "cache"))
-    text = error_of(data_images.load, birds, 8)
-    assert "cannot write the cache" in text and "LABTUNE_CACHE" in text
-
-
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails as on a full disk

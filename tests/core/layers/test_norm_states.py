@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.norms import Composition
 from core.layers import norms
 from core.layers.norms import (
     NORMS,
@@ -22,7 +23,7 @@ from core.layers.norms import (
     frozen_statistics,
     parameter_groups,
 )
-from tests.core.layers.test_norms import Composition, assert_same
+from tests.core.layers.test_norms import assert_same
 
 
 def test_states_are_exchanged_with_torch():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,6 @@ from torch import nn
 
 from core.layers.sizes import NEVER, as_text, convolved, expected, layer_sizes
 from core.models.small_cnn import SmallCNN
-
-small = st.integers(1, 5)
 
 
 def agrees(layer: nn.Module, size: tuple[int, int]) -> None:
@@ -24,31 +24,24 @@ def agrees(layer: nn.Module, size: tuple[int, int]) -> None:
     assert expected(layer, size) == made
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
-    kernel=st.tuples(small, small),
-    stride=st.tuples(small, small),
-    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
-    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-)
-def test_random_convolutions(size, kernel, stride, padding, dilation):
-    agrees(nn.Conv2d(1, 1, kernel, stride, padding, dilation), size)
+def pool(kind: type[nn.Module], kernel: int, stride: int, share: int, ceils: bool) -> nn.Module:
+    return kind(kernel, stride, min(share, kernel // 2), ceil_mode=ceils)
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    kind=st.sampled_from(["max", "average"]),
-    size=st.integers(3, 30),
-    kernel=st.integers(1, 5),
-    stride=small,
-    share=st.integers(0, 2),
-    ceil_mode=st.booleans(),
-)
-def test_random_pools(kind, size, kernel, stride, share, ceil_mode):
-    padding = min(share, kernel // 2)
-    pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
-    agrees(pool(kernel, stride, padding, ceil_mode=ceil_mode), (size, size))
+def sides(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(*[st.integers(least, most)] * 2)
+
+
+small, kinds = st.integers(1, 5), st.sampled_from([nn.MaxPool2d, nn.AvgPool2d])
+pools = st.builds(pool, kinds, small, small, st.integers(0, 2), st.booleans())
+conv = functools.partial(nn.Conv2d, 1, 1)
+convolutions = st.builds(conv, sides(1, 5), sides(1, 5), sides(0, 4), sides(1, 3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(convolutions | pools, sides(1, 30))
+def test_random_convolutions_and_pools(layer, size):
+    agrees(layer, size)
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

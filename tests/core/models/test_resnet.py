@@ -27,12 +27,15 @@ def test_number_of_parameters(n, count, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_norm_follows_every_convolution(norm):
+def test_a_norm_follows_every_convolution_and_one_seed_gives_all_norms_the_same_ones(norm):
+    torch.manual_seed(3)
     model = resnet(2, 25, norm)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in model.modules() if type(m) is type(NORMS[norm](16))]
     assert len(norms) == len(convolutions) == 13
     assert all((m.bias is not None) == (norm == "none") for m in convolutions)
+    torch.manual_seed(3)
+    assert torch.equal(model.stage2[1].conv2.weight, resnet(2, 25, "bn").stage2[1].conv2.weight)
 
 
 def test_stages_halve_the_image():
@@ -54,23 +57,14 @@ def test_impossible_networks_are_refused(arguments, message):
         resnet(*arguments)
 
 
-def test_one_seed_gives_every_norm_the_same_convolutions():
-    weights = []
-    for norm in NORMS:
-        torch.manual_seed(3)
-        weights.append(resnet(2, 25, norm).stage2[1].conv2.weight)
-    assert all(torch.equal(w, weights[0]) for w in weights)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("n", [1, 2])
-def test_recomputation_changes_memory_and_nothing_else(norm, n):
+@pytest.mark.parametrize(("n", "norm"), [(1, "bn"), *((2, norm) for norm in NORMS)])
+def test_recomputation_changes_memory_and_nothing_else(n, norm):
     """Gradients and running statistics after two steps equal those of the plain step."""
     torch.manual_seed(0)
     plain = resnet(n, 5, norm)
     thrifty = copy.deepcopy(plain)
     thrifty.recompute = True
-    images, y, kept, gradients = torch.randn(2, 6, 3, 16, 16), torch.randint(0, 5, (2, 6)), [], []
+    images, y, kept, gradients = torch.randn(2, 4, 3, 12, 12), torch.randint(0, 5, (2, 4)), [], []
     for model in (plain, thrifty):
         stored, x = [], images.clone().requires_grad_()
 
@@ -103,16 +97,6 @@ def test_public_weights_reach_the_reference_accuracy(shared_data):
         predicted = torch.cat([model.eval()(part).argmax(1) for part in x.split(100)])
     right = predicted == torch.arange(10).repeat_interleave(200)
     assert abs(right.double().mean().item() - 0.8135) <= 0.0005
-
-
-def test_weights_that_do_not_fit_list_both_sides(tmp_path):
-    state = resnet(1, 5, "bn").state_dict()
-    state["extra"] = state.pop("head.bias")
-    state["head.weight"] = torch.zeros(7, 64)
-    torch.save(state, tmp_path / "other.pt")
-    told = error_of(load_weights, resnet(1, 5, "bn"), tmp_path / "other.pt")
-    for part in ("missing from the file: head.bias", "not in the model: extra", "(7, 64)"):
-        assert part in told
 
 
 @pytest.mark.parametrize("name", ["state_dict", "conv.weight"])

@@ -319,15 +319,12 @@ def test_orders_differ_in_how_many_classes_a_batch_holds():
     assert seen["sorted"] == 1 < seen["dirichlet"] < seen["shuffled"] - 2
 
 
-def test_more_updates_than_images_need_wrap():
+def test_more_updates_than_images_need_wrap_and_batches_must_be_possible():
     told = error_of(stream, LABELS, "shuffled", 0, 16, count=7)
     for words in ("num_bn_updates=7", "112 images", "100", "at most 6", "--wrap"):
         assert words in told
     assert len(stream(LABELS, "shuffled", 0, 16, count=6)) == 6
     assert stream(LABELS, "shuffled", 0, 16, count=0) == []
-
-
-def test_impossible_batches_and_unknown_orders_are_refused():
     for size in (0, 101):
         told = error_of(stream, LABELS, "shuffled", 0, size)
         assert "batch_size" in told and "1 to 100" in told

@@ -74,7 +74,7 @@ def test_drawn_corruptions_have_the_reference_statistics(shared_data, photos, na
     with (shared_data.parent / "reference" / "corruption-statistics.csv").open() as file:
         rows = {int(r["severity"]): r for r in csv.DictReader(file) if r["corruption"] == name}
     for severity in SEVERITIES:
-        ours = corrupt(photos, name, severity, frost_dir=shared_data / "frost").double()
+        ours = corrupt(photos, name, severity, frost_dir=shared_data / "frost").float()
         change = ours - photos
         found = {
             "mean_pixel": ours.mean(),
@@ -228,11 +228,11 @@ def test_brightness_keeps_hue_and_turns_black_grey():
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("size", [32, 128])
 def test_neither_batch_nor_order_nor_company_moves_a_pixel(name, size):
-    count = 70 if size == 32 else 5
+    count = 70 if size == 32 else 5  # more than are worked on at once
     images = made_up(count, size)
     together = corrupt(images, name, 3, seed=7)
-    one_by_one = [corrupt(images[i : i + 1], name, 3, seed=7, index=[i]) for i in range(count)]
-    assert torch.equal(together, torch.cat(one_by_one))
+    for i in {0, 1, 2, 3, 4, 63, 64, 69} & set(range(count)):
+        assert torch.equal(together[[i]], corrupt(images[[i]], name, 3, seed=7, index=[i]))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     assert torch.equal(together[order], corrupt(images[order], name, 3, seed=7, index=order))
 
