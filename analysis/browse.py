@@ -84,8 +84,7 @@ def _browse(opts: Options) -> None:
 def serving(shown: Shown, port: int = 0) -> Iterator[BaseWSGIServer]:
     """Yield a server of the page that listens on 127.0.0.1; `serve_forever` answers.
 
-    Raises:
-        UserError: the port is taken or not allowed.
+    Raises UserError: the port is taken or not allowed.
     """
     from werkzeug.serving import make_server
 
@@ -107,15 +106,14 @@ def serving(shown: Shown, port: int = 0) -> Iterator[BaseWSGIServer]:
 def export(shown: Shown, folder: Path) -> Path:
     """Write pages with the top 50 and bottom 50 of each class that open without a server.
 
+    Raises UserError: `folder` holds something already, or cannot be written.
+
     Args:
         shown: the study; the trial it starts with is written.
         folder: made now; pages refer to each other and to `images/` relatively.
 
     Returns:
         The page to open first.
-
-    Raises:
-        UserError: `folder` holds something already, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--export {folder}: it is there already; name a new folder")

@@ -87,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pack(opts: Options) -> None:
     """Write the zip and say how many files it holds.
 
-    Raises:
-        UserError: a folder without a report, or files that name places of this machine.
+    Raises UserError: a folder without a report, or files that name places of this machine.
     """
     study = load(opts.results).study
     kind, name = str(study["study"]), opts.results.resolve().name
@@ -195,8 +194,7 @@ def _pages(opts: Options) -> Iterator[tuple[str, bytes]]:
 def check(files: Mapping[str, bytes], places: Sequence[str]) -> None:
     """Refuse files that name one of `places` of this machine, or images by an absolute path.
 
-    Raises:
-        UserError: such a file; the message names it and what it holds.
+    Raises UserError: such a file; the message names it and what it holds.
     """
     for name, data in files.items():
         for place in places:

@@ -104,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def import_scores(opts: Options, argv: Sequence[str]) -> None:
     """Write the result folder of a scores file and name it.
 
-    Raises:
-        UserError: a file that cannot be used, or a folder that holds a study already.
+    Raises UserError: a file that cannot be used, or a folder that holds a study already.
     """
     for option, value in (("--name", opts.name), ("--study", opts.study)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
@@ -157,10 +156,8 @@ def _taken(opts: Options, found: Scored, kind: str) -> list[str]:
 def read(scores: Path, labels: Path | None = None, zero: Zero | None = None) -> Scored:
     """Read a CSV of scores, and one of labels unless the first holds them.
 
-    A label 0 means `zero`; None: ignored where -1 occurs in the file, else absent.
-
-    Raises:
-        UserError: a file that cannot be used; the message names it and the column or image.
+    A label 0 means `zero`; None: ignored where -1 occurs in the file, else absent. Raises
+    UserError: a file that cannot be used; the message names it and the column or image.
     """
     table = _table(scores)
     own = [name for name in table.columns if name.startswith("score_")]

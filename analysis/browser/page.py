@@ -61,10 +61,8 @@ class Ranked:
 class Shown:
     """A result folder as it is browsed, with its images at `root`, if anywhere.
 
-    `trial` is the one to start with; by default the best of those with stored scores.
-
-    Raises:
-        UserError: no scores are stored, or none of `trial`.
+    `trial` is the one to start with; by default the best of those with stored scores. Raises
+    UserError: no scores are stored, or none of `trial`.
     """
 
     def __init__(self, results: Results, root: Path | None, trial: str | None = None):
@@ -121,8 +119,7 @@ class Unknown(LookupError):
 def view_of(shown: Shown, asked: Mapping[str, str]) -> View:
     """Read an address; what it leaves out or spells wrongly falls back to the default.
 
-    Raises:
-        Unknown: a trial or class that is not there (a link to something else).
+    Raises Unknown: a trial or class that is not there (a link to something else).
     """
     trial = asked.get("trial") or shown.first
     if trial not in shown.trials:

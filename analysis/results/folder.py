@@ -114,11 +114,10 @@ class Predictions:
 def load(path: str | Path) -> Results:
     """Read the result folder `path`.
 
+    Raises UserError: a file is missing or damaged; the message names it.
+
     Args:
         path: a folder with study.json, trials.csv and history.csv.
-
-    Raises:
-        UserError: a file is missing or damaged; the message names it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -150,8 +149,7 @@ def _named_running(table: pd.DataFrame) -> pd.DataFrame:
 def private(path: Path) -> dict[str, Any]:
     """Return the engine's note of where images and weights were (.private.json), if it is there.
 
-    Raises:
-        StorageError: the note is there and cannot be read.
+    Raises StorageError: the note is there and cannot be read.
     """
     file = path / ".private.json"
     return read_json(file) if file.is_file() else {}
@@ -161,8 +159,7 @@ def private(path: Path) -> dict[str, Any]:
 def arrays(path: Path, trial: str) -> Iterator[Mapping[str, np.ndarray]]:
     """Open `path`/predictions/`trial`.npz to read arrays by their names; pickled ones are refused.
 
-    Raises:
-        UserError: the file is missing or damaged, or lacks an array that is asked for.
+    Raises UserError: the file is missing or damaged, or lacks an array that is asked for.
     """
     name = f"predictions/{trial}.npz"
     try:
@@ -191,8 +188,7 @@ def about_arrays(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def load_predictions(path: Path, trial: str) -> Predictions:
     """Read the scores of a trial.
 
-    Raises:
-        UserError: the file is missing or damaged, or holds scores that are not finite.
+    Raises UserError: the file is missing or damaged, or holds scores that are not finite.
     """
     name = f"predictions/{trial}.npz"
     with arrays(path, trial) as stored:

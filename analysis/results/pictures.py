@@ -122,10 +122,8 @@ def jpeg(path: Path, side: int) -> bytes | None:
 def find_root(results: Results, given: Path | None = None) -> Path | None:
     """Return where the images of a study are; None where nobody knows.
 
-    `given` is its data root (or, of VOC, the archive), if the user named it.
-
-    Raises:
-        UserError: `given` is neither.
+    `given` is its data root (or, of VOC, the archive), if the user named it. Raises UserError:
+    `given` is neither.
     """
     if given is not None:
         return _opened(given)

@@ -34,13 +34,12 @@ class Point(NamedTuple):
 def signs(labels: np.ndarray, classes: int) -> np.ndarray:
     """Return labels in any of the stored forms as (N, C) int8 of 1, 0 (ignored) and -1.
 
+    Raises ValueError: another shape, or labels that mean nothing.
+
     Args:
         labels: (N,) the class of each image; or (N, C), of integers 1 present, -1 absent and 0
             ignored, or of booleans, whether the class is present.
         classes: C.
-
-    Raises:
-        ValueError: another shape, or labels that mean nothing.
     """
     labels = np.asarray(labels)
     if labels.ndim == 1:

@@ -120,8 +120,7 @@ class Files:
 def find_studies(path: Path) -> list[Path]:
     """Return the result folders at or below `path`, the one that changed last first.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError: there is none.
     """
     path = path.parent if path.name == "study.json" else path
     if not path.is_dir():
@@ -161,8 +160,7 @@ def last_change(folder: Path) -> float:
 def read_declaration(folder: Path) -> dict[str, Any]:
     """Return the content of study.json.
 
-    Raises:
-        UserError: it is missing, damaged, or not a study's declaration.
+    Raises UserError: it is missing, damaged, or not a study's declaration.
     """
     file = folder / "study.json"
     declared = read_json(file)
@@ -184,10 +182,8 @@ def look(
 ) -> Snapshot:
     """Read a study as it is at the Unix time `now`; `files` keeps what has been read before.
 
-    `declared` is taken for study.json should that not be readable.
-
-    Raises:
-        UserError: study.json cannot be read and `declared` is None, or the folder has gone.
+    `declared` is taken for study.json should that not be readable. Raises UserError: study.json
+    cannot be read and `declared` is None, or the folder has gone.
     """
     try:
         declared = read_declaration(folder)

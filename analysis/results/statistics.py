@@ -31,13 +31,11 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
 
     One value has a mean but no interval (NaN); none has neither. The same value from every seed has
     none either: it tells how coarse the metric is (whole images of a few), not that every further
-    seed will give it again. Zeros keep theirs, [0, 0], which separates nothing.
+    seed will give it again. Zeros keep theirs, [0, 0], which separates nothing. Raises ValueError:
+    a value is not finite.
 
     Args:
         values: one number per seed; NaN is an error of the caller.
-
-    Raises:
-        ValueError: a value is not finite.
     """
     data = np.asarray(values, dtype=float)
     if not np.isfinite(data).all():
@@ -130,6 +128,8 @@ def paired(
 ) -> pd.DataFrame:
     """Differences of `metric` to a baseline over shared seeds, each with a 95 % t interval.
 
+    Raises ValueError: several trials share `by` and seed, so that pairs are not defined.
+
     Args:
         trials: a row per trial; one trial at most for each value of `by` and seed.
         by: config column with the things compared.
@@ -142,9 +142,6 @@ def paired(
         baseline, mean over the n shared seeds), low, high, std, n, p (two-sided paired t test),
         p_holm (Holm's correction over the rows). Undefined numbers are NaN: the interval and p of
         one pair, and of differences that are all the same number other than 0.
-
-    Raises:
-        ValueError: several trials share `by` and seed, so that pairs are not defined.
     """
     table = usable(trials, metric, states)
     twice = table.duplicated([by, "seed"])

@@ -116,11 +116,8 @@ def compute(
 ) -> Maps:
     """Score the validation images with the best network and map those of the chosen classes.
 
-    It takes what `sections` takes.
-
-    Raises:
-        UserError: no checkpoint or a damaged one, no images, images of other classes, or a class
-            that is not there.
+    It takes what `sections` takes. Raises UserError: no checkpoint or a damaged one, no images,
+    images of other classes, or a class that is not there.
     """
     best = _checkpoint(results.path)
     root = _root(results, data_dir)

@@ -13,8 +13,7 @@ ANSWER = 20.0  # seconds for a cluster to greet
 def check_address(address: str) -> None:
     """Refuse an address at which no Ray answers (Ray itself would wait for minutes).
 
-    Raises:
-        UserError: malformed, no connection within 5 seconds or no answer within `ANSWER`.
+    Raises UserError: malformed, no connection within 5 seconds or no answer within `ANSWER`.
     """
     shown = f"--address {address}"
     if address == "auto":

@@ -127,8 +127,7 @@ class Fleet:
     def find(self) -> None:
         """Look at every node that is there and wait for their answers.
 
-        Raises:
-            UserError: a node cannot work for this study, or the slot is larger than every card.
+        Raises UserError: a node cannot work for this study, or the slot is larger than every card.
         """
         if self.errand is not None and self.errand.remote is None:
             write_bytes(self.errand.study / ".driver-check", self.errand.token.encode())

@@ -15,6 +15,8 @@ from core.trial import run as trial_run
 class One:
     """One slot: this process.
 
+    Raises UserError: the slot is larger than this machine's card.
+
     Args:
         memory: bytes of a slot; None for whole cards.
         cores: cores of a slot.
@@ -24,9 +26,6 @@ class One:
     Attributes:
         slots: the slot of this process.
         least: bytes that a slot must have, once the study's trials are laid out.
-
-    Raises:
-        UserError: the slot is larger than this machine's card.
     """
 
     def __init__(self, memory: int | None, cores: int, shown_memory: str, here: Node):

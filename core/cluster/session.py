@@ -32,12 +32,11 @@ TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 def session(nodes: Fleet, address: str | None) -> Iterator[None]:
     """Join the cluster at `address`, or start Ray on this machine and stop it afterwards.
 
+    Raises UserError: no such cluster, or a node of it cannot work for this study.
+
     Args:
         nodes: finds those that are there.
         address: of a running cluster; None to start Ray.
-
-    Raises:
-        UserError: no such cluster, or a node of it cannot work for this study.
     """
     on_terminate = signal.getsignal(signal.SIGTERM)
     with _started() if address is None else _joined(address):

@@ -106,9 +106,8 @@ def per_cards(cards: Sequence[int], memory: int | None) -> int:
 def check(nodes: Sequence[Node], memory: int | None, text: str) -> None:
     """Refuse a slot that is larger than every card, or leaves nothing for a trial's tensors.
 
-    Raises:
-        UserError: none of the cards can hold `memory` bytes, or a process needs as much for
-            itself; `text` is what the user gave.
+    Raises UserError: none of the cards can hold `memory` bytes, or a process needs as much for
+    itself; `text` is what the user gave.
     """
     cards = [card for node in nodes for card in node.cards]
     if not cards or memory is None:
@@ -193,8 +192,7 @@ def _nvidia_smi(query: str) -> list[str]:
 def parse_memory(text: str, option: str = "--slot-memory") -> int | None:
     """Return bytes from text such as `2GiB` or `1500MiB`; None for `none`.
 
-    Raises:
-        UserError: not a positive size.
+    Raises UserError: not a positive size.
     """
     if text.lower() == "none":
         return None

@@ -53,7 +53,9 @@ def load(
 ) -> dict[str, ImageSet]:
     """Return the decoded images of each split, from the cache if it has them.
 
-    Images are resized with PIL's bilinear filter, which averages when it shrinks.
+    Images are resized with PIL's bilinear filter, which averages when it shrinks. Raises UserError:
+    the folders cannot be used (see `scan`), a limit is below one image per class, files cannot be
+    decoded (all are named), or the cache cannot be written.
 
     Args:
         root: folder with a folder per split.
@@ -61,10 +63,6 @@ def load(
         splits: names of the splits.
         limit: per split, use this many images only, balanced over classes; the same ones each time.
         skip_broken: leave files out that cannot be decoded, instead of refusing the data.
-
-    Raises:
-        UserError: the folders cannot be used (see `scan`), a limit is below one image per class,
-            files cannot be decoded (all are named), or the cache cannot be written.
     """
     listing, limit = scan(root, splits), limit or {}
     chosen = {

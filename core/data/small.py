@@ -83,10 +83,11 @@ def load(
 ) -> dict[str, ImageSet]:
     """Return the splits "train" and "val" of a data set, always with three channels.
 
-    CIFAR-10's and MNIST's test halves serve as "val". Grey images have three equal channels.
-    Images of another size than `image_size` are resized with Pillow's filters; digits keep a black
-    frame: MNIST's 28x28 get two pixels on each side as in LeCun et al. 1998 (section II.B), unless
-    `image_size` is 28.
+    CIFAR-10's and MNIST's test halves serve as "val". Grey images have three equal channels. Images
+    of another size than `image_size` are resized with Pillow's filters; digits keep a black frame:
+    MNIST's 28x28 get two pixels on each side as in LeCun et al. 1998 (section II.B), unless
+    `image_size` is 28. Raises UserError: the data set is unknown, missing, damaged or smaller than
+    one image per class, or the cache cannot be written; one sentence that says what to do.
 
     Args:
         dataset: "digits" (scikit-learn's 1,797 handwritten digits, needs no file), "mnist",
@@ -96,10 +97,6 @@ def load(
         limit: per split, use this many images only, balanced over classes; the same ones each time.
         download: fetch cifar10 or mnist with torchvision where they are missing.
         skip_broken: leave unreadable files of a folder out, instead of refusing the data.
-
-    Raises:
-        UserError: the data set is unknown, missing, damaged or smaller than one image per class,
-            or the cache cannot be written; one sentence that says what to do.
     """
     if image_size < 1:
         raise UserError(f"--set image_size={image_size}: image_size must be at least 1")

@@ -53,6 +53,9 @@ def load(
 ) -> dict[str, VocSet]:
     """Return the decoded images of the lists "train" and "val", each image once.
 
+    Raises UserError: no devkit or several, files missing or damaged (all are named), a class
+    without an example, or the cache cannot be written.
+
     Args:
         root: see the module; a published archive is unpacked in the cache.
         image_size: S, in pixels.
@@ -65,10 +68,6 @@ def load(
             set's own classes and keeps it for VOC's twenty, which are the same for every subset.
         skip_broken: leave images out that are missing or cannot be decoded, or whose annotation
             cannot be used, instead of refusing the data.
-
-    Raises:
-        UserError: no devkit or several, files missing or damaged (all are named), a class without
-            an example, or the cache cannot be written.
     """
     kit = read_devkit(open_root(root), year, skip_broken)
     check_examples(kit, difficult, untrained)

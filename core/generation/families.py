@@ -20,9 +20,9 @@ OPTIONS = tuple(field.name for field in fields(Options))
 def build(family: choices.Family, shape: Shape, width: int, classes: int, **options: Any) -> Family:
     """Build a family with fresh weights (from torch's global generator).
 
-    `shape` (S one of `SIZES`), `width` and `classes` are those of `core.generation.family`,
-    `options` of its `Options`. Raises UserError: a size, width or combination that the family
-    cannot have.
+    `shape` (S one of `SIZES`) and `classes` are those of `core.generation.family.Family`, `options`
+    of its `Options`; `width` is the channels of the widest-resolution layer, a multiple of 8.
+    Raises UserError: a size, width or combination that the family cannot have.
     """
     if width % 8 or width < 8:
         raise UserError(f"--set width={width}: width must be a multiple of 8")

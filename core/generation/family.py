@@ -75,7 +75,10 @@ class Average:
 
 
 class Family(ABC):
-    """One way to make images, with everything that its training changes."""
+    """One way to make images of `shape` (C, S, S), with everything that its training changes.
+
+    `classes` is the number of labels; 0 makes images without labels.
+    """
 
     latent_shape: tuple[int, ...]  # of one latent; its entries are standard normal
     networks: dict[str, nn.Module]

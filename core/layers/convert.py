@@ -64,7 +64,10 @@ def convert(
     Which norm follows which convolution is found by running the model (`core.layers.pairing`). All
     is checked before anything changes, and the outputs on the example after it; a model that is
     converted already is left as it is. Convolutions without a norm stay plain convolutions; see
-    `conversion` for a list. Returns the converted copy, or `model` with `inplace`.
+    `conversion` for a list. Returns the converted copy, or `model` with `inplace`. Raises
+    ValueError: a norm that does not directly follow a convolution, a module that is used twice, a
+    norm without weights in mode B, or outputs that differ; the message names the module. Nothing
+    has changed then.
 
     Args:
         model: in any mode, on any device.
@@ -73,11 +76,6 @@ def convert(
         eps: of the standardisation.
         unbiased: of the standardisation.
         example: an input of the model, or a tuple of arguments; None for random images.
-
-    Raises:
-        ValueError: a norm that does not directly follow a convolution, a module that is used twice,
-            a norm without weights in mode B, or outputs that differ; the message names the module.
-            Nothing has changed then.
     """
     if mode not in ("A", "B"):
         raise ValueError(f"convert: mode must be A or B, got {mode!r}")

@@ -23,13 +23,12 @@ def once(
 ) -> Path:
     """Return a file or folder of the cache, which the first to ask makes while others wait.
 
+    Raises UserError: the cache cannot be written.
+
     Args:
         path: where it goes; its lock stays beside it.
         make: puts it there, whole, as its last step.
         whole: tells whether `path` is there and need not be made.
-
-    Raises:
-        UserError: the cache cannot be written.
     """
     if not whole(path):
         with cache_errors():
@@ -71,6 +70,7 @@ def folder(
     """Return the folder of a generated data set, making it if need be.
 
     It is made again when its sources change, or when files are missing (caches get tidied up).
+    Raises UserError: the cache cannot be written.
 
     Args:
         cache: where it goes.
@@ -78,9 +78,6 @@ def folder(
         rule: raised by hand when something else than the sources moves a pixel.
         sources: all modules that draw it; their digest ends the folder's name.
         make: fills the folder it is given and calls `note_contents` last.
-
-    Raises:
-        UserError: the cache cannot be written.
     """
     text = b"".join(path.read_bytes() for path in sources)
     drawn = cache / f"{name}-{rule}-{hashlib.sha256(text).hexdigest()[:12]}"
@@ -101,8 +98,7 @@ def _contents(root: Path) -> dict[str, int]:
 def _is_complete(folder: Path) -> bool:
     """Return whether nothing is missing; what cannot be read now is not taken for missing.
 
-    Raises:
-        StorageError: it cannot be read.
+    Raises StorageError: it cannot be read.
     """
     try:
         noted = read_json(folder / _CONTENTS)
@@ -115,8 +111,7 @@ def _is_complete(folder: Path) -> bool:
 def cache_dir() -> Path:
     """Return the folder of what can be made again: LABTUNE_CACHE, or else ~/.cache/labtune.
 
-    Raises:
-        UserError: there is no home.
+    Raises UserError: there is no home.
     """
     try:
         return Path(os.environ.get("LABTUNE_CACHE") or "~/.cache/labtune").expanduser()

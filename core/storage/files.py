@@ -22,10 +22,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one.
 
     The bytes go to a temporary file in the same folder, reach the disk, then take the name; a
-    process killed at any point leaves at most a `.tmp` file behind.
-
-    Raises:
-        StorageError: the folder cannot be written or the disk is full; no half file is left.
+    process killed at any point leaves at most a `.tmp` file behind. Raises StorageError: the folder
+    cannot be written or the disk is full; no half file is left.
     """
     with refused(lambda e: _refusal(path, e, len(data))):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +48,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def reserve(path: Path, size: int) -> Iterator[None]:
     """Hold `size` bytes of the disk in the file `path`, and free them at the end.
 
-    So a disk that fills up meanwhile still takes the record of the failure.
-
-    Raises:
-        StorageError: the folder cannot be written or the disk is full.
+    So a disk that fills up meanwhile still takes the record of the failure. Raises StorageError:
+    the folder cannot be written or the disk is full.
     """
     try:
         with refused(lambda e: _refusal(path, e, size)):
@@ -66,9 +62,8 @@ def reserve(path: Path, size: int) -> Iterator[None]:
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file; what cannot be read for a moment is tried again.
 
-    Raises:
-        FileNotFoundError: it is not there.
-        StorageError: it is there, as far as can be seen, and cannot be read.
+    Raises FileNotFoundError: it is not there; StorageError: it is there, as far as can be seen, and
+    cannot be read.
     """
     return _patiently(path, path.read_bytes)
 
@@ -101,8 +96,7 @@ def _patiently(path: Path, read: Callable[[], T]) -> T:
 def remove(path: Path) -> None:
     """Delete a file that may be gone already.
 
-    Raises:
-        StorageError: it is there and cannot be deleted.
+    Raises StorageError: it is there and cannot be deleted.
     """
     with refused(lambda e: StorageError(f"cannot delete {path} ({e.strerror}): see to its disk")):
         path.unlink(missing_ok=True)
@@ -123,9 +117,8 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
-    Raises:
-        DamagedError: the file is missing or holds no JSON.
-        StorageError: it cannot be read now, which says nothing about what it holds.
+    Raises DamagedError: the file is missing or holds no JSON; StorageError: it cannot be read now,
+    which says nothing about what it holds.
     """
     try:
         data = read_bytes(path)

@@ -28,8 +28,9 @@ def only_driver(
     """Be the one process that runs trials in `folder`; say so in `driver.json` all the while.
 
     A lock tells drivers on file systems apart. An object store has none: there the last sign of
-    life in `driver.json` counts, so that a study whose driver was killed on another machine can
-    be taken over two minutes later.
+    life in `driver.json` counts, so that a study whose driver was killed on another machine can be
+    taken over two minutes later. Raises UserError: another driver is at work; the message names its
+    host and process.
 
     Args:
         folder: the result folder.
@@ -37,9 +38,6 @@ def only_driver(
 
     Yields:
         Gives a sign of life at once, as when the nodes have changed.
-
-    Raises:
-        UserError: another driver is at work; the message names its host and process.
     """
     lock = FileLock(folder / "study.lock", timeout=0)
     with _held(lock, mirror.shown(folder), folder), _announced(folder, nodes) as beat:

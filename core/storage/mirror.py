@@ -30,13 +30,12 @@ _attached: dict[Path, Mirror] = {}
 class Mirror:
     """A local folder and the place in an object store that holds the same files.
 
+    Raises UserError: not a place in an object store.
+
     Args:
         uri: such as `s3://bucket/results?endpoint_override=http://host:port`.
         below: what is mirrored, as a path below `uri`.
         local: the local folder; one of its own below the user's cache by default.
-
-    Raises:
-        UserError: not a place in an object store.
     """
 
     def __init__(self, uri: str, below: str = "", local: Path | None = None):

@@ -57,8 +57,7 @@ class Apart:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what the function returns, or raise what it raises.
 
-        Raises:
-            UserError: the process has died.
+        Raises UserError: the process has died.
         """
         from ray import cloudpickle  # also takes functions that have no name elsewhere
 

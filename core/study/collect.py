@@ -24,14 +24,11 @@ def collect(folder: Path, metric: str, mode: str) -> list[dict[str, Any]]:
     In `trials.csv` the column of a setting holds the setting. What a trial reported under the same
     name (such as the learning rate `lr` of an epoch) is there as `last_lr`, of the last epoch, and
     what it noted as `noted_lr`. `history.csv` keeps what was reported under its own name; a
-    compared setting of that name is `set_lr` there.
+    compared setting of that name is `set_lr` there. Raises UserError: study.json names a trial as
+    no trial is named; StorageError: a record cannot be read, or no table be written.
 
     Returns:
         The rows of `trials.csv`.
-
-    Raises:
-        UserError: study.json names a trial as no trial is named.
-        StorageError: a record cannot be read, or no table be written.
     """
     study = read_json(folder / "study.json")
     keys = [key for key in study["grid"] if key in study["trials"][0]["config"]]

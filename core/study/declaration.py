@@ -77,8 +77,7 @@ def surroundings(threads: int) -> dict[str, Any]:
 def resumed(declared: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
     """Return the recorded declaration, once it is clear that it is the one now asked for.
 
-    Raises:
-        UserError: the study has changed; the differences are listed.
+    Raises UserError: the study has changed; the differences are listed.
     """
     whole = recorded
     if "search" in recorded:  # what was proposed since the start is no change

@@ -43,9 +43,8 @@ FINISHED, SOME_FAILED = 0, 1
 def run(study: Study, opts: Options, argv: Sequence[str] = ()) -> int:
     """Run, resume or report `study`; return 0 if every trial finished, 1 if some failed.
 
-    Raises:
-        UserError: options, data, folder or cluster cannot be used; nothing was started.
-        KeyboardInterrupt: the user stopped the study; every finished epoch is on disk.
+    Raises UserError: options, data, folder or cluster cannot be used; nothing was started;
+    KeyboardInterrupt: the user stopped the study; every finished epoch is on disk.
     """
     remote = opts.remote(study)
     if remote is None:
@@ -73,6 +72,8 @@ def _run_in(folder: Path, study: Study, opts: Options, argv: Sequence[str]) -> i
 class Run:
     """A study under the options of one command, on its way to a finished result folder.
 
+    Raises UserError: options that do not fit the study.
+
     Attributes:
         planned: the trials that are known; a search adds to them.
         private: settings that say where things are on this machine.
@@ -81,9 +82,6 @@ class Run:
         slots: of every node, once they are known.
         search: proposes further trials.
         last: trials by which the outcome of a search is reported.
-
-    Raises:
-        UserError: options that do not fit the study.
     """
 
     def __init__(self, study: Study, opts: Options, folder: Path, argv: Sequence[str]):
@@ -215,13 +213,11 @@ class Run:
         """Choose, before the first trial, what all trials take over so that each fits its slot.
 
         Once chosen it stays: trials of one comparison are not to differ by where and when they ran.
+        Raises UserError: a trial fits in no way, or not in the way that was chosen at the start.
 
         Returns:
             What `study.json` keeps: the settings, the bytes that the largest trial then needs, and
             the smallest slot; without a limit of memory, no settings and neither number.
-
-        Raises:
-            UserError: a trial fits in no way, or not in the way that was chosen at the start.
         """
         asked = [p.config for p in self.planned.trials], self.declared["data"]
         fit = functools.partial(apart, self.study.data.fit, *asked)

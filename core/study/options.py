@@ -174,8 +174,7 @@ def take_action(study: Study, argv: Sequence[str]) -> tuple[str, list[str]]:
 def spell_out(study: Study, argv: Sequence[str]) -> list[str]:
     """Replace a study's own flags by the `--set` they are short for.
 
-    Raises:
-        UserError: a flag without the value it needs.
+    Raises UserError: a flag without the value it needs.
     """
     types = typing.get_type_hints(study.config)
     words, spelled, settings = list(argv), [], []
@@ -239,8 +238,7 @@ def settings_help(study: Study) -> str:
 def stopping(study: Study, opts: Options) -> Stopping:
     """Return the study's rules of early stopping with those of the command line in their place.
 
-    Raises:
-        UserError: halving among trials that are compared, or a rule of ASHA without ASHA.
+    Raises UserError: halving among trials that are compared, or a rule of ASHA without ASHA.
     """
     given = {name: getattr(opts, name) for name in (*ASHA, "scheduler", "patience")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -272,8 +270,7 @@ def compared(opts: Options) -> Options:
 def read_config(study: Study, path: Path) -> dict[str, Any]:
     """Return the settings in a JSON file, as `--set` would give them.
 
-    Raises:
-        UserError: not a JSON object of settings of this study.
+    Raises UserError: not a JSON object of settings of this study.
     """
     try:
         content = json.loads(path.read_text())
@@ -293,8 +290,7 @@ def read_config(study: Study, path: Path) -> dict[str, Any]:
 def parse_settings(study: Study, assignments: Sequence[str]) -> dict[str, Any]:
     """Return the `--set` assignments with their types; the values of a grid as lists.
 
-    Raises:
-        UserError: not of the form key=value, an unknown key, or a value of the wrong type.
+    Raises UserError: not of the form key=value, an unknown key, or a value of the wrong type.
     """
     types = typing.get_type_hints(study.config)
     grid = {key for part in study.parts.values() for key in part.grid} | {"seed"}

@@ -61,15 +61,14 @@ def plan(
 ) -> Plan:
     """Expand the parts of `study` into trials, every config checked by the study's dataclass.
 
+    Raises UserError: a part or value that does not exist, or settings that no trial can have.
+
     Args:
         study: the declaration.
         scale: key of `study.scales`.
         part: run this part only; None runs all that belong to the scale.
         seeds: how many seeds, counted from 0; None takes the scale's number.
         settings: from `--set`, typed; a list replaces the values of a grid.
-
-    Raises:
-        UserError: a part or value that does not exist, or settings that no trial can have.
     """
     chosen, notes = _chosen_parts(study, scale, part, settings)
     size = study.scales[scale]

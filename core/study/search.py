@@ -35,7 +35,8 @@ class Proposer(Listener):
 
     Nothing else goes into a proposal, so a search that is resumed proposes what an undisturbed one
     does. It keeps no file of its own: `study.json` holds every proposal before it runs, and the
-    trials hold what came of it.
+    trials hold what came of it. Raises UserError: what was proposed lies outside the searched
+    space.
 
     Args:
         study: the declaration; it has a search.
@@ -43,9 +44,6 @@ class Proposer(Listener):
         first: the trial that runs the settings as they are.
         folder: the result folder.
         declared: what `study.json` says; of a search that is resumed, also what was proposed.
-
-    Raises:
-        UserError: what was proposed lies outside the searched space.
     """
 
     def __init__(
@@ -197,15 +195,13 @@ def search_plan(study: Study, planned: Plan, settings: Mapping[str, Any]) -> Pla
     """Return the plan of a search: the settings as they are, once, and then what is proposed.
 
     Where the trainable can hold images out, a search is scored on a part of the training images:
-    what chooses settings is not what they are reported on.
+    what chooses settings is not what they are reported on. Raises UserError: the study has nothing
+    to search, or is to search on the reported images.
 
     Args:
         study: the declaration.
         planned: the plan of the study's grid; its first trial has the settings as they are.
         settings: what the user set.
-
-    Raises:
-        UserError: the study has nothing to search, or is to search on the reported images.
     """
     if study.search is None:
         raise UserError(f"--search: {study.name} names no settings to search: run its grid")

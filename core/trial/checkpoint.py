@@ -23,10 +23,8 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> None:
     """Write `content` (tensors, numbers, strings and containers of them) after `epoch`.
 
     The file's name carries the SHA-256 of its bytes, so one rename publishes both: a flipped byte,
-    which `torch.load` would accept, is noticed by `load_newest`. The newest two files stay.
-
-    Raises:
-        StorageError: the folder cannot be written; older checkpoints are still there.
+    which `torch.load` would accept, is noticed by `load_newest`. The newest two files stay. Raises
+    StorageError: the folder cannot be written; older checkpoints are still there.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -40,9 +38,8 @@ def save(folder: Path, epoch: int, content: dict[str, Any]) -> None:
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     """Return the newest checkpoint that is whole, or None, and the damaged files passed over.
 
-    Raises:
-        StorageError: one cannot be read now, which says nothing about what it holds.
-        TrialError: a checkpoint is whole, but holds more than tensors and plain values.
+    Raises StorageError: one cannot be read now, which says nothing about what it holds; TrialError:
+    a checkpoint is whole, but holds more than tensors and plain values.
     """
     damaged = []
     for path in checkpoints(folder):

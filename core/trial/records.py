@@ -64,8 +64,7 @@ def write_result(spec: Spec, state: str, error: str) -> None:
 def _recorded(path: Path) -> dict[str, Any] | None:
     """Return a trial's JSON file; None if it is not there or damaged, which running it mends.
 
-    Raises:
-        StorageError: it cannot be read now; to run a trial again for that would lose its result.
+    Raises StorageError: it cannot be read now; to run a trial again for that would lose its result.
     """
     try:
         content = read_json(path)

@@ -27,9 +27,7 @@ def run(
 
     A trial that fails is recorded, not raised: its worker goes on to the next trial. Only the end
     of the process itself (killed, lost node) leaves no record, and the engine starts it again.
-
-    Raises:
-        StorageError: the result folder takes no record, not even of the failure.
+    Raises StorageError: the result folder takes no record, not even of the failure.
     """
     attempt = attempt or Attempt()
     if spec.remote is not None:

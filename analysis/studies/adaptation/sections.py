@@ -562,8 +562,7 @@ def _corrupted_photo(results: Results) -> tuple[np.ndarray, tuple[str, ...]]:
 def _first_image(results: Results) -> np.ndarray:
     """Return the first image of the study, (3, S, S) uint8, as it was fed to the model.
 
-    Raises:
-        UserError: the images are not where the study found them, or are other ones.
+    Raises UserError: the images are not where the study found them, or are other ones.
     """
     from core.data import decoding, folders, small
     from core.models import classifier

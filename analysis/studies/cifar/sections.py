@@ -42,12 +42,11 @@ def report(results: Results) -> None:
 def recompute(results: Results) -> tuple[Results, Recomputed]:
     """Compute the validation metrics of finished trials from their stored scores.
 
+    Raises UserError: a file of predictions/ is damaged.
+
     Returns:
         The results with these numbers in `trials`, and how far they are from those reported at the
         epoch that the scores are of: the one in the file, or else the last.
-
-    Raises:
-        UserError: a file of predictions/ is damaged.
     """
     trials = results.trials.set_index("trial")
     stored = results.with_predictions(statistics.FINISHED)

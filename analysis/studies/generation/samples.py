@@ -57,8 +57,7 @@ class Stored:
 def load_stored(path: Path, trial: str) -> Stored:
     """Read `path`/predictions/`trial`.npz; pickled content is refused.
 
-    Raises:
-        UserError: the file is missing, damaged or of another study.
+    Raises UserError: the file is missing, damaged or of another study.
     """
     about = ("classes", "config", "epoch")
     with arrays(path, trial) as stored:
@@ -75,13 +74,11 @@ def write_samples(results: Results, count: int) -> Path:
 
     The weights are those of the best trial's best epoch, checkpoints/best.pt; nothing is trained,
     and the data are not needed. Equal shares of every class, in turn, where labels were learnt.
+    Raises UserError: no finished trial, or damaged files.
 
     Returns:
         The folder: <number>-<class>.png, samples.npz (images (N, S, S, C) uint8, labels, classes)
         and samples.json, which names trial and epoch.
-
-    Raises:
-        UserError: no finished trial, or damaged files.
     """
     best, family, classes = best_family(results)
     labels = torch.arange(count) % len(classes)
@@ -112,8 +109,7 @@ def write_samples(results: Results, count: int) -> Path:
 def best_family(results: Results) -> tuple[dict[str, Any], Family, list[str]]:
     """Return checkpoints/best.json, the family with its weights, and the names of the classes.
 
-    Raises:
-        UserError: no finished trial, or damaged files.
+    Raises UserError: no finished trial, or damaged files.
     """
     folder = results.path / "checkpoints"
     if not (folder / "best.json").is_file():

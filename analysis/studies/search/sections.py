@@ -44,8 +44,7 @@ _EDGE = 0.05  # share of a range: a best value closer to an end than this lies a
 def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of a search, print its best settings.
 
-    Raises:
-        UserError: the folder holds no search.
+    Raises UserError: the folder holds no search.
     """
     if not results.study.get("search"):
         file = results.path / "study.json"

@@ -47,8 +47,7 @@ class Scored:
 def report(results: Results) -> None:
     """Write tables/, figures/, report.html and report.pdf of a VOC study, print its headline.
 
-    Raises:
-        UserError: ended trials left no scores.
+    Raises UserError: ended trials left no scores.
     """
     scored = scored_trials(results)
     folds = fold_numbers(results)
@@ -248,8 +247,7 @@ def _one_seed(results: Results, seed: Any, trials: Sequence[str]) -> dict[str, A
 def load_fold(path: Path, trial: str) -> dict[str, np.ndarray]:
     """Read the arrays of a fold's predictions: labels, heldout_scores, val_scores, val_labels.
 
-    Raises:
-        UserError: they are missing or damaged.
+    Raises UserError: they are missing or damaged.
     """
     load_predictions(path, trial)  # whose scores must be finite
     wanted = ("labels", "heldout_scores", "val_scores", "val_labels")

@@ -34,14 +34,13 @@ class TailAccuracy:
 def tail_accuracy(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> TailAccuracy:
     """Compute the tail accuracy of every class, and their mean, at each threshold.
 
+    Raises ValueError: shapes that do not fit, or scores that are not finite.
+
     Args:
         scores: (N, C), logits or probabilities.
         labels: (N, C) of 1 present, -1 absent and 0 only difficult (counts neither way), or of
             booleans; or (N,), the class of each image.
         thresholds: (T,), compared strictly: an image counts if its score is above.
-
-    Raises:
-        ValueError: shapes that do not fit, or scores that are not finite.
     """
     scores, thresholds = np.asarray(scores), np.asarray(thresholds, dtype=float)
     if scores.ndim != 2 or thresholds.ndim != 1:
@@ -74,8 +73,8 @@ def thresholds(scores: np.ndarray, count: int = 15, start: float | None = None) 
     """Choose thresholds by quantiles of all scores above `start`, from it to the highest score.
 
     Equal steps of the quantile put as many scores between neighbours everywhere, where equal steps
-    of the score would leave most thresholds almost without images. Above the highest score
-    nothing is left: the last tail is always empty, and says so.
+    of the score would leave most thresholds almost without images. Above the highest score nothing
+    is left: the last tail is always empty, and says so. Raises ValueError: `count` is below 2.
 
     Args:
         scores: (N, C).
@@ -84,9 +83,6 @@ def thresholds(scores: np.ndarray, count: int = 15, start: float | None = None) 
 
     Returns:
         (count,) rising; fewer where quantiles coincide, `start` alone where no score is above it.
-
-    Raises:
-        ValueError: `count` is below 2.
     """
     if count < 2:
         raise ValueError(f"thresholds: count must be at least 2, got {count}")

@@ -67,8 +67,7 @@ def report(results: Results) -> None:
 def load_watch(path: Path, trial: str) -> dict[str, np.ndarray]:
     """Return the arrays `watch_...` of a trial's predictions, without that prefix.
 
-    Raises:
-        UserError: the file is damaged.
+    Raises UserError: the file is damaged.
     """
     with arrays(path, trial) as stored:
         keys = [key for key in stored if key.startswith("watch_")]

@@ -206,7 +206,8 @@ def make_birds(
 ) -> Path:
     """Write an image folder of drawn birds, and a mask of each bird; return its path.
 
-    Picture k of a class depends on seed, split, class and k alone, whatever else is written.
+    Picture k of a class depends on seed, split, class and k alone, whatever else is written. Raises
+    UserError: `root` is not empty, or a number is out of range; OSError: `root` cannot be written.
 
     Args:
         root: folder to make; it must not hold anything yet.
@@ -214,10 +215,6 @@ def make_birds(
         train_per_class: pictures in each train/<class>/.
         val_per_class: pictures in each val/<class>/.
         seed: of everything that is drawn at random.
-
-    Raises:
-        UserError: `root` is not empty, or a number is out of range.
-        OSError: `root` cannot be written.
     """
     if not 2 <= classes <= len(SPECIES):
         raise UserError(f"make_birds: classes must be 2 to {len(SPECIES)}, got {classes}")

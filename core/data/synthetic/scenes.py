@@ -169,17 +169,14 @@ def make_voc(
 ) -> Path:
     """Write a generated devkit and return its path.
 
-    Picture k of a list depends on seed, list and k alone.
+    Picture k of a list depends on seed, list and k alone. Raises UserError: `root` is not empty, or
+    a number is below 1; OSError: `root` cannot be written.
 
     Args:
         root: folder to make; it must not hold anything yet.
         train: pictures in train.txt.
         val: pictures in val.txt.
         seed: of everything that is drawn at random.
-
-    Raises:
-        UserError: `root` is not empty, or a number is below 1.
-        OSError: `root` cannot be written.
     """
     if min(train, val) < 1:
         raise UserError("make_voc: at least one picture in each list is needed")
