@@ -77,7 +77,7 @@ def test_a_worker_ended_for_want_of_main_memory_is_not_started_again(tmp_path):
     One at a time: the guard may end any worker, not only the one that eats.
     """
     memory = psutil.virtual_memory()
-    room = min(6 * 2**30, memory.available / 2)
+    room = min(4 * 2**30, memory.available / 2)
     limit = (memory.total - memory.available + room) / memory.total
     guard = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
     arguments = ["--seeds", "1", "--set", "kind=eat,train", "--max-concurrent", "1"]
@@ -91,7 +91,7 @@ def test_a_worker_ended_for_want_of_main_memory_is_not_started_again(tmp_path):
 
 def test_a_killed_driver_is_resumed_and_an_interrupted_one_leaves_nothing(tmp_path, monkeypatch):
     """Neither repeats or changes anything; a study of this machine listens on loopback only."""
-    arguments = ["--seeds", "4", "--set", "epochs=5", "hold=3"]
+    arguments = ["--seeds", "3", "--max-concurrent", "1", "--set", "epochs=5", "hold=3"]
     go = tmp_path / "go"
     (go / "0").mkdir(parents=True)  # this one ends
     folder = tmp_path / "toy" / "demo"
@@ -143,7 +143,7 @@ def test_a_killed_driver_is_resumed_and_an_interrupted_one_leaves_nothing(tmp_pa
 def test_ray_and_local_agree_and_failures_are_told(tmp_path):
     """Dead workers start again from their last epoch; what raises is told and not retried."""
     kinds = "kind=train,raise,refuse,die,die-once,oom,hoard"
-    once, spaced = ["--max-retries", "1"], tmp_path / "a path with spaces"
+    once, spaced = ["--max-retries", "1", "--max-concurrent", "1"], tmp_path / "a path with spaces"
     spaced.symlink_to(Path(sys.executable).parents[1])
     done = subprocess.run(
         [spaced / "bin" / "python", *TOY, tmp_path, "--set", kinds, "--seeds", "1", *once],
