@@ -40,7 +40,7 @@ class Remote:
     """A cluster in a process of its own: Ray would change a test's signals and environment.
 
     Args:
-        cards: such as "2x11GB", or "0" for none; a node for each, beside a head without work.
+        cards: such as "2x11GB", or "0" for none; a node for each, the first with the head.
         environment: variables of every node's processes, and of the drivers that join it.
         interpreter: that runs all of them.
 
@@ -86,7 +86,7 @@ class Remote:
 
 def serve(cluster: Cluster, cards: list[str]) -> None:
     """Add nodes, print the address, and do what each line of standard input says."""
-    known = {each: add(cluster, each) for each in cards}
+    known = {each: add(cluster, each) for each in cards[1:]}
     print(cluster.address, flush=True)
     for line in sys.stdin:
         match line.split():
@@ -101,14 +101,14 @@ def serve(cluster: Cluster, cards: list[str]) -> None:
         print("done", flush=True)
 
 
-def add(cluster: Cluster, cards: str, cpus: int = CORES, **more: Any) -> Any:
+def add(cluster: Cluster, cards: str, **more: Any) -> Any:
     """Add a node with cards such as "2x11GB", or without ("0")."""
     # Results in an object store are copied to a folder of each node.
     place = os.environ.get("TOY_MARKER", "/tmp/labtune")
     os.environ["LABTUNE_MIRROR"] = f"{place}-mirror-of-{cards}"
     count, _, memory = cards.partition("x")
     labels = {"labels": {LABEL: memory}} if memory else {}
-    sizes = {"num_cpus": cpus, "num_gpus": int(count), "object_store_memory": 80 * 2**20}
+    sizes = {"num_cpus": CORES, "num_gpus": int(count), "object_store_memory": 80 * 2**20}
     return cluster.add_node(**sizes, **labels, **more)
 
 
@@ -133,7 +133,7 @@ def claim(kept: Any, ray: str, python: str) -> None:
 if __name__ == "__main__":
     with scratch.folder() as folder:
         running, own = Cluster(), {"include_dashboard": False, "no_monitor": True}
-        add(running, "0", cpus=0, temp_dir=str(folder / "r"), include_log_monitor=False, **own)
+        add(running, sys.argv[1], temp_dir=str(folder / "r"), include_log_monitor=False, **own)
         try:
             serve(running, sys.argv[1:])
         finally:

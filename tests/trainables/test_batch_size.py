@@ -24,7 +24,8 @@ SMOKE = ["--smoke", "--seeds", "1"]
 def smoke(tmp_path_factory):
     """Run the whole study at toy size."""
     folder = tmp_path_factory.mktemp("smoke")
-    assert command(batch_size.study, folder, *SMOKE) == 0
+    few = ["train_images=128", "val_images=25"]
+    assert command(batch_size.study, folder, *SMOKE, "--set", *few) == 0
     return folder / "batch_size" / "smoke"
 
 
@@ -77,7 +78,7 @@ def test_one_precision_for_all_cells_is_chosen_for_the_smallest_slot_and_kept(
         monkeypatch.setattr(slots, "this_machine", lambda name="": node)
 
     study = silent(batch_size.study)
-    few = ["epochs=1", "norm=bn", "train_images=128", "val_images=25"]
+    few = ["epochs=1", "norm=bn", "train_images=128", "val_images=25", "channels_last=true"]
     arguments = [*SMOKE, "--set", *few, "--slot-memory", ASKED]
     offer(CARD, bfloat16=False)
     assert command(study, tmp_path, *arguments) == 0

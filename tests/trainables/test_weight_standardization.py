@@ -29,7 +29,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
-    few = ["lr=0.01", "train_images=32", "val_images=24"]
+    few = ["lr=0.01", "train_images=32", "val_images=24", "image_size=32"]
     assert command(study, folder, "--smoke", "--set", *few) == 0
     return folder / "weight_standardization" / "smoke"
 

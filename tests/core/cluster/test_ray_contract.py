@@ -48,7 +48,6 @@ from ray.tune.utils.callback import _create_default_callbacks
 from ray.util import scheduling_strategies
 
 from tests.support.calls import ROOT
-from tests.support.toy import train_toy
 
 
 def parameters(function) -> set[str]:
@@ -220,9 +219,10 @@ def test_a_worker_is_started_by_a_shell_that_reads_the_interpreter_as_it_is(monk
 
 
 def tell(config):
-    """Train the toy as Tune's own trainable, after a row on what the worker is like."""
+    """Report what the worker is like, and one row more for each epoch."""
     trial.report({"nice": os.nice(0), "folder": os.getcwd(), "epoch": 0})
-    train_toy(config)
+    for epoch in range(config["epochs"]):
+        trial.report({"epoch": epoch + 1, "val_accuracy": 0.5})
 
 
 @pytest.fixture(scope="module")
