@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import StorageError, UserError
 from core.storage.mirror import Mirror, is_remote
-from tests.support.calls import copied_process, exit_code, history, refusal, toy, until
+from tests.support.calls import TOY, history, python, refusal, start, toy, until
 from tests.support.s3 import S3_KEYS, s3_client, s3_server
 from tests.support.toy import study
 
@@ -80,8 +80,8 @@ def test_a_killed_study_goes_on_on_a_machine_that_has_only_the_bucket(
 ):
     two = ("--seeds", "2")
     toy(tmp_path / "whole", *two)
-    killed = copied_process(toy, place(server, "killed"), *two, TOY_KILL="kind=train,seed=1:3")
-    assert exit_code(killed) == -signal.SIGKILL
+    killed = [*TOY, place(server, "killed"), "--local", *two]
+    assert python(*killed, TOY_KILL="kind=train,seed=1:3").returncode == -signal.SIGKILL
     left = objects(server, "killed/toy/demo/trials/kind=train,seed=1/")
     assert any("epoch-" in name for name in left)
     monkeypatch.setenv("LABTUNE_MIRROR", str(tmp_path / "another machine"))
@@ -109,19 +109,20 @@ def test_a_second_driver_is_refused_by_the_signs_of_life_of_the_first(server):
 def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_path):
     arguments = (place(server, "busy"), "--set", "kind=gather", "--seeds", "1")
     waiting = {"TOY_MARKER": str(tmp_path / "gathered"), "TOY_GATHER": "2"}  # there is but one
-    first = copied_process(toy, *arguments, **waiting)
+    first = start(*TOY, *arguments, "--local", **waiting)
     until(lambda: (tmp_path / "gathered" / "0-came").exists())
     folder = Mirror(place(server, "busy"), "toy/demo").local
     before = {p: p.stat().st_ino for p in folder.rglob("*") if p.name != "driver.json"}
     error = refusal(study, *arguments, "--resume")
-    assert f"is in use by another run of this study (process {first} on " in error
+    assert f"is in use by another run of this study (process {first.pid} on " in error
     assert toy(*arguments, "--report-only") == 1  # the trial has not ended yet
     assert len(before) > 5 and all(p.stat().st_ino == inode for p, inode in before.items())
     key = "busy/toy/demo/trials.csv"
     table = s3_client(server).get_object(Bucket="lab", Key=key)["Body"].read().decode()
     assert "unfinished" in table
     (tmp_path / "gathered" / "1-came").touch()
-    assert exit_code(first) == 0
+    shown, _ = first.communicate(timeout=150)
+    assert first.returncode == 0, shown
     assert list(history(folder).epoch) == [1, 2, 3, 4]
 
 
