@@ -130,6 +130,8 @@ def test_data_dir_of_a_devkit_and_its_year(name, tmp_path):
     given = ["--data-dir", str(data), "--weights", "none", "--skip-broken"]
     folder = run(name, tmp_path, *given, settings="year=2007")
     assert "train0" in (folder / "study.json").read_text()
+    folder = run(name, tmp_path / "2012", *given, settings="year=2012")
+    assert "train0" not in (folder / "study.json").read_text()
 
 
 # --- downloads, from a server of the test's own ---

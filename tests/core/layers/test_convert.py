@@ -345,6 +345,12 @@ def test_pairs_follow_the_run_and_not_the_names():
     assert relative(convert(model, example=images())(images()), model(images())) < 1e-9
 
 
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 20), ("resnet50", 53)])
+def test_every_convolution_of_the_public_networks_has_its_norm(name, convolutions):
+    found = pairs(torchvision.models.get_model(name).eval(), torch.randn(1, 3, 32, 32))
+    assert len(found.pairs) == convolutions and not found.single
+
+
 def test_failed_self_check_changes_nothing():
     model = conv_norm(nn.Conv2d(3, 4, 3), torch.float32).eval()
     model[1].running_var.fill_(-1.0)  # not a variance: nan before and after

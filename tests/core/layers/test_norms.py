@@ -333,7 +333,7 @@ def test_compiled_layers_are_whole_graphs():
 @pytest.mark.slow
 def test_compiled_to_native_code():
     torch.compiler.reset()
-    model = nn.Sequential(BatchNorm(8), BatchInstanceNorm(8))  # the parts of the others as well
+    model = nn.Sequential(BatchNorm(8), LayerNorm(8), BatchInstanceNorm(8))
     other = copy.deepcopy(model).double()
     x, dy = torch.randn(4, 8, 12, 10) + 1000, torch.randn(4, 8, 12, 10)
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
