@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 600  # seconds for what takes one, beside other load a hundred
 TOY = ("tests/support/toy.py", "--results-dir")
 METRICS = ["trial", "kind", "seed", "epoch", "val_accuracy", "train_loss"]
 
@@ -110,7 +111,7 @@ def python(*arguments: object, **options) -> subprocess.CompletedProcess:
         options: of `subprocess.run`; `interpreter`, if not this one; names with a capital are
             variables of the environment.
     """
-    options = {"capture_output": True, "timeout": 280} | options
+    options = {"capture_output": True, "timeout": PATIENCE} | options
     return subprocess.run(_command(arguments, options), **_options(options))
 
 
@@ -164,7 +165,7 @@ def error_of(call: Callable, *arguments: object, **options) -> str:
     return sentence
 
 
-def until(condition: Callable[[], object], seconds: float = 200) -> float:
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> float:
     """Wait for a condition; return how long it took."""
     started = time.monotonic()
     while not condition():

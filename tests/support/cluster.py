@@ -20,7 +20,7 @@ import psutil
 import core.cluster  # noqa: F401 - Ray reads its settings from the environment
 from core.cluster.fleet import LABEL
 from core.storage import scratch
-from tests.support.calls import TOY, start
+from tests.support.calls import PATIENCE, TOY, start
 
 # isort: split
 from ray._raylet import GcsClient
@@ -76,7 +76,7 @@ class Remote:
     def run(self, folder: Path, *arguments: str) -> tuple[int, str, str]:
         """Run the toy study on the cluster; return its exit code and what it said."""
         process = self.start(folder, *arguments)
-        shown, errors = process.communicate(timeout=280)
+        shown, errors = process.communicate(timeout=PATIENCE)
         return process.returncode, shown, errors
 
     def stop(self) -> None:

@@ -134,7 +134,7 @@ def gather(cfg: Config) -> None:
     place = Path(os.environ["TOY_MARKER"])
     place.mkdir(exist_ok=True)
     (place / f"{cfg.seed}-came").touch()
-    until(lambda: len(list(place.glob("*-came"))) >= int(os.environ["TOY_GATHER"]), 150)
+    until(lambda: len(list(place.glob("*-came"))) >= int(os.environ["TOY_GATHER"]))
 
 
 def write_report(folder: Path) -> None:

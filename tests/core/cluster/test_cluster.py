@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.support.calls import ROOT, history, start, toy, until
+from tests.support.calls import PATIENCE, ROOT, history, start, toy, until
 from tests.support.cluster import Remote
 from tests.support.s3 import S3_KEYS, s3_client, s3_server
 
@@ -91,8 +91,8 @@ def end(process: subprocess.Popen, folder: Path, number: int) -> tuple[str, str]
     workers = [psutil.Process(attempt["pid"]) for attempt in running(folder).values()]
     assert workers
     process.send_signal(number)
-    said = process.communicate(timeout=120)
-    _, alive = psutil.wait_procs(workers, timeout=120)
+    said = process.communicate(timeout=PATIENCE)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
     return said
 
@@ -163,7 +163,7 @@ def test_a_killed_worker_and_a_lost_node_cost_an_epoch_and_a_new_node_gets_trial
         cluster.tell("add", "4x80GiB")  # more slots than others have: the next trial is its
         until(lambda: "has joined" in told.read_text())
         (go / "all").touch()
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=PATIENCE)
         stored()
     shown = told.read_text()
     assert process.returncode == 0, shown + errors
@@ -227,6 +227,6 @@ def test_a_cluster_that_cannot_be_joined_is_refused_in_one_sentence(cluster, tmp
         for given, _ in refused
     ]
     for process, (_, words) in zip(drivers, refused, strict=True):
-        shown, errors = process.communicate(timeout=200)
+        shown, errors = process.communicate(timeout=PATIENCE)
         assert (shown, errors.count("\n")) == ("", 1) and words in errors, errors
     cluster.tell("claim", *own)

@@ -9,14 +9,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from filelock import FileLock
 
 from core.trial import checkpoint, records
-from tests.support.calls import ROOT, TOY, history, python, start, toy, until
+from tests.support.calls import PATIENCE, ROOT, TOY, history, python, start, toy, until
 
 pytestmark = pytest.mark.ray
 
@@ -44,7 +46,7 @@ cp -r "$0/disk/toy" "$0/resumed"
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TOY_FILL": f"{disk}/filler"},
         check=True,
-        timeout=240,
+        timeout=PATIENCE,
     )
     first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
     # No room for the tables either: nothing is written, and the last line says so.
@@ -90,7 +92,7 @@ def test_a_killed_driver_is_resumed_and_an_interrupted_one_leaves_nothing(tmp_pa
     driver.communicate()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/result.json")}
     assert len(before) == 1 and not (folder / "report.html").exists()
-    _, alive = psutil.wait_procs(workers, timeout=120)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert workers and alive == []
 
     (go / "1").touch()
@@ -107,11 +109,11 @@ def test_a_killed_driver_is_resumed_and_an_interrupted_one_leaves_nothing(tmp_pa
     loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
     assert [found for found in listening if found[1] not in loopback] == []
     driver.send_signal(signal.SIGINT)
-    shown, told = driver.communicate(timeout=150)
+    shown, told = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130 and "resuming: 1 done" in shown
     assert "--resume" in told and "Traceback" not in told
     assert not (folder / "report.html").exists()
-    _, alive = psutil.wait_procs(children, timeout=120)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert alive == []
 
     (go / "all").touch()
@@ -128,18 +130,21 @@ def test_ray_and_local_agree_and_failures_are_told(tmp_path):
     Ray's own guard of main memory is set so far above what is used that only `eat` meets it. One
     trial at a time: the guard may end any worker.
     """
-    memory = psutil.virtual_memory()
-    room = min(4 * 2**30, memory.available / 2)
-    limit = (memory.total - memory.available + room) / memory.total
-    guard = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
     kinds = "kind=train,raise,refuse,die,die-once,oom,hoard,eat"
     once, spaced = ["--max-retries", "1", "--max-concurrent", "1"], tmp_path / "a path with spaces"
     spaced.symlink_to(Path(sys.executable).parents[1])
-    done = subprocess.run(
-        [spaced / "bin" / "python", *TOY, tmp_path, "--set", kinds, "--seeds", "1", *once],
-        env=os.environ | guard | {"PYTHONPATH": str(ROOT), "TOY_MARKER": str(tmp_path / "died")},
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    command = [spaced / "bin" / "python", *TOY, tmp_path, "--set", kinds, "--seeds", "1", *once]
+    # Of two runs of the tests at once each guard would see what the other one's trial eats.
+    with FileLock(f"{tempfile.gettempdir()}/labtune-tests-{os.getuid()}.lock"):
+        memory = psutil.virtual_memory()
+        room = min(4 * 2**30, memory.available / 2)
+        limit = (memory.total - memory.available + room) / memory.total
+        guard = {"RAY_memory_usage_threshold": f"{limit:.3f}"}
+        guard |= {"RAY_memory_monitor_refresh_ms": "100", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | guard | {"TOY_MARKER": str(tmp_path / "died")}
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+        )
     assert done.returncode == 1, done.stderr
     assert "6 of 8 trials failed" in done.stdout
     assert "kind=die-once,seed=0: its worker died, retry 1/1 from epoch 1" in done.stdout

@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import StorageError, UserError
 from core.storage.mirror import Mirror, is_remote
-from tests.support.calls import TOY, history, python, refusal, start, toy, until
+from tests.support.calls import PATIENCE, TOY, history, python, refusal, start, toy, until
 from tests.support.s3 import S3_KEYS, s3_client, s3_server
 from tests.support.toy import study
 
@@ -121,7 +121,7 @@ def test_other_commands_on_this_machine_leave_a_running_study_alone(server, tmp_
     table = s3_client(server).get_object(Bucket="lab", Key=key)["Body"].read().decode()
     assert "unfinished" in table
     (tmp_path / "gathered" / "1-came").touch()
-    shown, _ = first.communicate(timeout=150)
+    shown, _ = first.communicate(timeout=PATIENCE)
     assert first.returncode == 0, shown
     assert list(history(folder).epoch) == [1, 2, 3, 4]
 
