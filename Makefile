@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 study: env
 	@$(BIN)/python studies/norms.py $(if $(wildcard results/norms/demo/study.json),--resume) $(ARGS)
 
-# Two at a time; make test ARGS="-m 'not ray and not slow'" takes a minute and a half.
+# Two at a time, whole files each; ARGS="-m 'not ray and not slow'" is the daily loop.
 test: env
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
