@@ -164,9 +164,8 @@ def _with_settings(results: Results) -> pd.DataFrame:
         trials[key] = pd.Series(coded, index=trials.index, dtype=float)
     value = trials[scored].astype(float)
     trials["value"] = value.where(trials["state"].isin(COUNTED) & np.isfinite(value))
-    if (
-        "lr" in trials
-    ):  # a default that is left to the recipe: as noted, or the highest of its epochs
+    # A default that is left to the recipe: as noted, or the highest of its epochs.
+    if "lr" in trials:
         own = (trials["trial"] == DEFAULT) & trials["lr"].isna()
         rates = results.history[results.history["trial"] == DEFAULT].reindex(columns=["lr"]).max()
         trials["lr"] = trials["lr"].mask(own, trials["base_lr"].fillna(rates["lr"]).astype(float))
